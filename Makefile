@@ -1,0 +1,138 @@
+# lowbit: `make help` lists the targets.
+#
+#   PYTHON=python3.12   another interpreter (3.11 to 3.13); it gets an environment of its own, .venv-3.12
+#   VENV=/some/folder   put the environment elsewhere
+#   CONFIG=name         the config that `make demo` runs: experiments/configs/<name>.py
+#   TESTS="tests/core"  what `make pytest` runs; PYTEST_FLAGS="-k lsq -x" how
+
+PYTHON ?= python3
+CONFIG ?= demo
+TESTS ?=
+PYTEST_FLAGS ?=
+# Test processes: XLA compiles on one core, so one process a core, four at most (each takes 1 to 2 GB).
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+
+PYTAG := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+ifeq ($(PYTHON),python3)
+VENV ?= .venv
+else
+VENV ?= .venv-$(PYTAG)
+endif
+
+PIN := constraints/py$(subst .,,$(PYTAG)).txt
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input --quiet
+EXTRAS := experiments,export,dev
+
+# Two stamps: the environment follows the dependency files, the kernels follow their C++ sources.
+DEPS := $(VENV)/.lowbit-deps-$(PYTAG)
+BUILT := $(VENV)/.lowbit-kernels-$(PYTAG)
+DEP_FILES := pyproject.toml kernels/pyproject.toml $(PIN) constraints/data.txt
+CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
+  $(shell find kernels -name tests -prune -o -type f \( -name '*.cc' -o -name '*.cpp' -o -name '*.h' -o -name '*.cmake' \) -print 2>/dev/null)
+
+# Without a compiler the kernels install as pure Python; here, where g++ is asked for, that is an error.
+NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check lint format types imports pytest kernels-test test-jax12 bench pins clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^#   /  /p' $(firstword $(MAKEFILE_LIST))
+
+# ---- environment ------------------------------------------------------------------------------------------------
+ifneq ($(filter-out help clean distclean,$(or $(MAKECMDGOALS),help)),)
+ifeq ($(filter $(PYTAG),3.11 3.12 3.13),)
+$(error lowbit needs Python 3.11 to 3.13 and $(PYTHON) is $(or $(PYTAG),not there); name another: make $(MAKECMDGOALS) PYTHON=python3.12)
+endif
+endif
+
+env: $(BUILT)  ## set up the environment and build the kernels
+
+# A folder made by another minor version is made anew; `--without-pip` is for systems that split ensurepip off.
+$(DEPS): $(DEP_FILES)
+	@echo "== environment: $(VENV), Python $(PYTAG), $(PIN)"
+	@if [ "$$($(PY) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$(PYTAG)" ]; then \
+	  $(PYTHON) -m venv --clear $(VENV) 2>/dev/null \
+	  || { $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) --quiet install pip; } \
+	  || { echo "lowbit: $(PYTHON) cannot make an environment; install its venv module (Debian: python3-venv)" >&2; exit 2; }; \
+	fi
+	$(PIP) install -c $(PIN) --upgrade pip
+	$(PIP) install -c $(PIN) --group build
+	$(PIP) install -c $(PIN) --no-build-isolation -e ./kernels -e '.[$(EXTRAS)]'
+	$(PIP) install --no-deps -r constraints/data.txt
+	@$(NATIVE)
+	@touch $@ $(BUILT)
+
+# Right after the rule above there is nothing to rebuild.
+$(BUILT): $(CPP_FILES) | $(DEPS)
+	@if [ ! -e $@ ] || [ -n "$$(find $^ -newer $@)" ]; then \
+	  echo "== kernels: native code"; \
+	  $(PIP) install --no-build-isolation --no-deps --force-reinstall -e ./kernels && $(NATIVE); \
+	fi
+	@touch $@
+
+# ---- the main job -----------------------------------------------------------------------------------------------
+demo: env  ## set up, then run the main job on real data (CONFIG=name for another)
+	$(BIN)/lowbit run experiments/configs/$(CONFIG).py
+
+bench: env  ## measure the kernels beside float32 (peers too, where kernels[bench] is installed)
+	$(PY) -m lowbit_kernels.bench
+
+# ---- checks -------------------------------------------------------------------------------------------------------
+test: lint types pytest kernels-test  ## every check, as CI runs it
+
+check: lint types  ## the quick part: static checks and the tests that are not slow
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_FLAGS) $(TESTS)
+
+lint: env  ## format, lint, import direction
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+
+types: env  ## pyright, standard mode
+	$(BIN)/basedpyright --pythonpath $(PY)
+
+format: env  ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+pytest: env  ## tests, doctests and documents
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=10 --durations-min=5 $(PYTEST_FLAGS) $(TESTS)
+
+# The Python tests of the kernels are in tests/kernels; these are the algorithms without XLA or Python.
+kernels-test: env  ## C++ unit tests of the kernels
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S kernels -B build/cpp -G Ninja -DLOWBIT_BIND=OFF -DLOWBIT_TESTS=ON >/dev/null
+	$(BIN)/cmake --build build/cpp
+	$(BIN)/ctest --test-dir build/cpp --output-on-failure --no-tests=error
+
+# jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter.
+test-jax12:  ## the tests that are not slow, on the newest interpreter found (jax 0.12)
+	@if [ "$(PYTAG)" != 3.11 ]; then echo "test-jax12: left out, $(PYTHON) runs on jax 0.12 already"; exit 0; fi; \
+	for python in $(PYTHON12) python3.13 python3.12 $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.1[23].*/bin/python3 2>/dev/null); do \
+	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 12), (3, 13)])' 2>/dev/null; then \
+	    echo "== test-jax12: $$python"; \
+	    exec $(MAKE) --no-print-directory pytest kernels-test "PYTHON=$$python" 'PYTEST_FLAGS=-m "not slow" $(PYTEST_FLAGS)' \
+	      $(if $(filter command,$(origin VENV)),VENV=$(VENV)-jax12); \
+	  fi; \
+	done; \
+	echo "test-jax12: left out, no Python 3.12 or 3.13 found (name one: make test-jax12 PYTHON12=...)"
+
+# ---- upkeep -------------------------------------------------------------------------------------------------------
+pins:  ## resolve the newest versions for $(PYTHON) and write its constraints file
+	rm -rf build/pins && $(PYTHON) -m venv build/pins
+	build/pins/bin/pip install --quiet --upgrade pip
+	build/pins/bin/pip install --quiet --group build
+	build/pins/bin/pip install --quiet --no-build-isolation ./kernels '.[$(EXTRAS)]'
+	{ echo "# Python $(PYTAG): every version that the tests run on. Written by: make pins PYTHON=python$(PYTAG)"; \
+	  build/pins/bin/pip freeze --all | sed -n '/==/p' | grep -v '^setuptools==' ; } > $(PIN)
+	rm -rf build/pins
+
+clean:  ## remove build products and caches, keep the environment and runs/
+	rm -rf build dist kernels/build kernels/dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path './.venv*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove the environments
+	rm -rf .venv .venv-3.*

@@ -1,0 +1,1 @@
+"""One file per experiment: ``lowbit run experiments/configs/NAME.py``."""

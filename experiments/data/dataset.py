@@ -1,0 +1,103 @@
+"""What every loader returns, and how files are found, fetched and checked."""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Split(NamedTuple):
+    """Images ``[batch, height, width, channel]`` in float32 and their labels ``[batch]`` in int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def first(self, count: int) -> "Split":
+        """Returns the first ``count`` images, or all if there are fewer."""
+        return Split(self.images[:count], self.labels[:count])
+
+
+class Dataset(NamedTuple):
+    """A data set: its splits, and one line that says where the files came from."""
+
+    name: str
+    source: str
+    train: Split
+    test: Split
+
+
+class DataError(OSError):
+    """Data that is missing or altered; the message is one line and says what to do."""
+
+
+def cache_folder() -> Path:
+    """Returns where fetched files are kept: ``$LOWBIT_DATA``, else ``lowbit`` in the user's cache folder."""
+    if chosen := os.environ.get("LOWBIT_DATA"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
+
+
+def package_file(module: str, relative: str, *, install: str) -> Path:
+    """Returns the path of a file inside an installed package, without importing it.
+
+    Args:
+        module: the top-level import name.
+        relative: path inside the package.
+        install: the command that the error names where the file is absent.
+
+    Raises:
+        DataError: if the package or the file is not there.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise DataError(f"the package {module!r} is not installed: {install}")
+    path = Path(spec.origin).parent / relative
+    if not path.is_file():
+        raise DataError(f"{module!r} is installed but has no {relative}: {install}")
+    return path
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that takes its place if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)  # mkstemp makes it private
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def download(url: str, path: Path, *, timeout: float = 20.0) -> None:
+    """Fetches ``url`` into ``path`` with a progress bar.
+
+    Raises:
+        DataError: if the address cannot be read.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as response, atomic(path) as part, Progress(*columns) as bar:
+            task = bar.add_task(path.name, total=int(response.headers.get("Content-Length", 0)) or None)
+            with part.open("wb") as file:
+                while chunk := response.read(1 << 16):
+                    file.write(chunk)
+                    bar.advance(task, len(chunk))
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise DataError(f"could not fetch {path.name}: {getattr(error, 'reason', error)}") from error

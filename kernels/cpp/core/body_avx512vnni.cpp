@@ -1,0 +1,23 @@
+// The avx512vnni body. Compiled with its own instruction set (CMakeLists.txt); called only where the machine has it.
+#include "core/conv.h"
+#include "core/problem.h"
+#include <immintrin.h>
+
+namespace lowbit {
+namespace body_avx512vnni {
+namespace {
+#include "core/body_bits.h"
+#include "core/vec_avx512.h"
+#include "core/body_quantize.h"
+#include "core/body_store.h"
+#include "core/body_integer.h"
+#include "core/body_float.h"
+#include "core/body_conv.h"
+#include "core/body_table.h"
+}  // namespace
+
+extern const Body kBody;
+const Body kBody = {QuantizeRows, MultiplyRange, ConvQuantize, ConvGather, Depthwise};
+
+}  // namespace body_avx512vnni
+}  // namespace lowbit

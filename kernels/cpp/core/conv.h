@@ -1,0 +1,54 @@
+// A 2-D convolution, NHWC by HWIO, on integer codes: per-tensor static activations, per-channel scales.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/parallel.h"
+#include "core/problem.h"
+
+namespace lowbit {
+
+// y[b, i, j, n] = s_x * s_w[n] * sum over taps and inputs of (q_x - z_x) q_w. A position outside x counts as z_x.
+struct Conv {
+  int64_t batch = 0, height = 0, width = 0, channels = 0;        // of x
+  int64_t out_height = 0, out_width = 0, out = 0;                // of y
+  int64_t kernel_height = 0, kernel_width = 0;
+  int64_t stride_height = 1, stride_width = 1, dilation_height = 1, dilation_width = 1;
+  int64_t pad_top = 0, pad_left = 0;
+  int bits = 8;            // stored: 2, 4, 8 (depthwise: 8)
+  int32_t offset = 0;      // stored code - logical code
+  bool depthwise = false;  // out == channels, one input each
+
+  const void* x = nullptr;
+  Type x_type = Type::kF32;
+  float x_scale = 1.0f;
+  int32_t x_zero = 0, lo = -128, hi = 127;
+  const uint8_t* w = nullptr;      // dense: (tiles, taps * channel blocks, 64), a tap's channels padded to whole blocks
+  const int8_t* taps = nullptr;    // depthwise: codes (taps, channels)
+  const float* scales = nullptr;   // (tiles, 16)
+  const int32_t* sums = nullptr;   // dense: (tiles, 16), sums of stored codes over taps and inputs
+  void* y = nullptr;
+  bool y_bf16 = false;
+
+  // Scratch: x on its grid, with the padding that the kernel reads. int8 codes, or float steps (q_x - z_x) for depthwise.
+  void* padded = nullptr;
+
+  LOWBIT_INLINE int64_t padded_height() const {
+    return (out_height - 1) * stride_height + (kernel_height - 1) * dilation_height + 1;
+  }
+  LOWBIT_INLINE int64_t padded_width() const {
+    return (out_width - 1) * stride_width + (kernel_width - 1) * dilation_width + 1;
+  }
+  LOWBIT_INLINE int64_t taps_count() const { return kernel_height * kernel_width; }
+  LOWBIT_INLINE int64_t span() const { return 4 * (8 / bits); }
+  LOWBIT_INLINE int64_t tap_inputs() const { return (channels + span() - 1) / span() * span(); }
+  LOWBIT_INLINE int32_t shift() const { return hi > 127 ? 128 : 0; }
+  LOWBIT_INLINE int32_t zero() const { return x_zero - shift(); }
+};
+
+size_t ScratchBytes(const Conv& c);
+const char* Check(const Conv& c);
+void Run(const Conv& c, void* scratch, Isa isa, Pool* pool, int64_t threads);
+
+}  // namespace lowbit

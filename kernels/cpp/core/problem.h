@@ -1,0 +1,88 @@
+// The arguments of a matmul in plain C++, and the table of functions that one instruction set provides.
+#pragma once
+
+#include <cstdint>
+
+#include "core/isa.h"
+
+// Bodies are compiled with different instruction sets and linked together. A shared inline function that is not inlined
+// would be kept once, from whichever body the linker likes: always inline what bodies share.
+#define LOWBIT_INLINE inline __attribute__((always_inline))
+
+namespace lowbit {
+
+constexpr int64_t kLanes = 16;       // output channels in a block
+constexpr int64_t kBlockBytes = 64;  // 16 channels of 4 bytes
+constexpr int64_t kRowPadding = 16;  // rows of scratch are padded to this, so that a tile may read past the last
+
+enum class Type : int { kF32, kBF16, kS8, kU8 };
+enum class Activation : int { kFloat = 0, kDynamic = 1, kStatic = 2 };
+
+// One matmul y = x @ W. The order of the weight's bytes is drawn in lowbit_kernels/cpu/prepare.py.
+struct Matmul {
+  // Sizes.
+  int64_t rows = 0, length = 0, out = 0;  // M, K, N
+  int64_t group = 0, groups = 0;          // inputs that share a scale; G
+  int64_t group_blocks = 0, blocks = 0;   // blocks of a whole group; of all groups
+  int bits = 0;                           // stored: 2, 4, 8
+  int32_t offset = 0;                     // stored code - logical code, where there are no zeros
+
+  // Activations.
+  Activation activation = Activation::kFloat;
+  const void* x = nullptr;  // (rows, length)
+  Type x_type = Type::kF32;
+  const float* x_scale = nullptr;  // static: one, or one per row
+  int64_t x_scale_stride = 0;      // 0 or 1
+  int32_t x_zero = 0;              // static
+  int32_t lo = -128, hi = 127;
+
+  // Weights.
+  const uint8_t* w = nullptr;         // (tiles, blocks, 64)
+  const void* scales = nullptr;       // (tiles, groups, 16)
+  bool scales_bf16 = false;
+  const int16_t* zeros = nullptr;     // (tiles, groups, 16) or null
+  const void* column_sums = nullptr;  // (tiles, groups, 16) or null, of stored codes
+  bool column_sums_16 = false;
+  const float* codebook = nullptr;  // 1 << code bits entries, or null
+
+  // Result.
+  void* y = nullptr;  // (rows, out)
+  bool y_bf16 = false;
+
+  // Scratch, carved by Plan().
+  int64_t codes_stride = 0;   // bytes (integers) or floats (weight-only) from row to row
+  int8_t* codes = nullptr;    // (padded rows, codes_stride), order of the blocks
+  float* floats = nullptr;    // the same for weight-only
+  int64_t padded_rows = 0;
+  int32_t* starts = nullptr;  // (groups, padded rows): where the accumulator starts
+  int32_t* sums = nullptr;    // (groups, padded rows): sum of (code - zero)
+  float* row_scales = nullptr;
+
+  LOWBIT_INLINE int64_t tiles() const { return (out + kLanes - 1) / kLanes; }
+  LOWBIT_INLINE int64_t span() const { return 4 * (8 / bits); }  // inputs in a block
+  LOWBIT_INLINE int64_t group_size(int64_t g) const { return g + 1 < groups ? group : length - (groups - 1) * group; }
+  LOWBIT_INLINE int64_t blocks_of(int64_t g) const { return g + 1 < groups ? group_blocks : blocks - (groups - 1) * group_blocks; }
+  // Activations are held as int8: uint8 codes are moved down by this, and so is their zero.
+  LOWBIT_INLINE int32_t shift() const { return hi > 127 ? 128 : 0; }
+  LOWBIT_INLINE int32_t zero() const { return activation == Activation::kStatic ? x_zero - shift() : 0; }
+};
+
+struct Conv;
+
+// What an instruction set provides. Ranges are [begin, end).
+struct Body {
+  // Fills codes (or floats), starts, sums and row_scales of some rows.
+  void (*quantize)(const Matmul&, int64_t row_begin, int64_t row_end);
+  // Computes y for some rows and tiles of 16 channels.
+  void (*matmul)(const Matmul&, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end);
+  // Puts some lines (batch and padded height) of a convolution's x on its grid.
+  void (*conv_quantize)(const Conv&, int64_t line_begin, int64_t line_end);
+  // Gathers the windows of some output positions as rows of a matmul.
+  void (*conv_gather)(const Conv&, const Matmul&, int64_t row_begin, int64_t row_end);
+  // Computes some output lines (batch and height) of a depthwise convolution.
+  void (*depthwise)(const Conv&, int64_t line_begin, int64_t line_end);
+};
+
+const Body& BodyOf(Isa isa);
+
+}  // namespace lowbit

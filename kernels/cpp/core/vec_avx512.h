@@ -1,0 +1,77 @@
+// Sixteen channels in one 512-bit register; the dot product is AVX512-VNNI's. Include inside the body's namespace.
+#pragma once
+
+struct Vec {
+  using I = __m512i;  // 16 int32
+  using F = __m512;   // 16 float32
+  using W = __m512i;  // a block of weights
+  static constexpr int kRowTile = 8;     // rows computed together
+  static constexpr int kTileTile = 2;    // tiles computed together
+  static constexpr int32_t kSeen8 = 0;   // 8-bit stored codes enter the dot product less this
+
+  static I Set(int32_t v) { return _mm512_set1_epi32(v); }
+  static I Load(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static I Load16(const int16_t* p) { return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+  static I Add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I Sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I Mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
+
+  static F SetF(float v) { return _mm512_set1_ps(v); }
+  static F Convert(I a) { return _mm512_cvtepi32_ps(a); }
+  static F LoadF(const float* p) { return _mm512_loadu_ps(p); }
+  static F LoadBF16(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+  }
+  static F MulF(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F AddF(F a, F b) { return _mm512_add_ps(a, b); }
+  static F SubF(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F Fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  // Saturates as `rounded_product` does. The second operand is what min and max return for NaN: it passes.
+  static F Saturate(F v) { return _mm512_min_ps(SetF(3.402823466e38f), _mm512_max_ps(SetF(-3.402823466e38f), v)); }
+  static void Store(float* p, F v) { _mm512_storeu_ps(p, v); }
+
+  // Sum of n codes.
+  static int32_t Sum(const int8_t* q, int64_t n) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512();
+    for (; n >= 64; n -= 64, q += 64) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(q));
+    if (n > 0) sum = _mm512_dpbusd_epi32(sum, ones, _mm512_maskz_loadu_epi8((1ull << n) - 1, q));
+    return _mm512_reduce_add_epi32(sum);
+  }
+
+  static W LoadW(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  template <int kBits>
+  static W Field(W w, int s) {
+    if constexpr (kBits == 8) return w;
+    return _mm512_and_si512(_mm512_srli_epi16(w, kBits * s), _mm512_set1_epi8((1 << kBits) - 1));
+  }
+  template <int kBits>
+  static I Dot(I acc, W w, int32_t x) {
+    // Not the intrinsic: around it GCC 12 copies and spills accumulators in the innermost loop (3 times slower).
+    const I word = _mm512_set1_epi32(x);
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(word));
+    return acc;
+  }
+
+  // Levels of input i of a block as floats: stored code less the offset, or the codebook's entry.
+  template <int kBits, bool kBook>
+  struct Decoder {
+    F table;  // 16 entries; for 2 bits the neighbour's bits in the index do not matter
+    F offset;
+    const float* book;
+    explicit Decoder(const float* codebook, int32_t shift) : offset(SetF(static_cast<float>(shift))), book(codebook) {
+      float entries[16];
+      for (int i = 0; i < 16; ++i) {
+        const int code = kBits == 2 ? i & 3 : i;
+        entries[i] = kBook && kBits < 8 ? codebook[code] : static_cast<float>(code - shift);
+      }
+      table = _mm512_loadu_ps(entries);
+    }
+    F operator()(W w, int i) const {
+      if constexpr (kBits < 8) return _mm512_permutexvar_ps(_mm512_srli_epi32(w, kBits * i), table);
+      const I code = _mm512_and_si512(_mm512_srli_epi32(w, 8 * i), _mm512_set1_epi32(255));
+      if constexpr (kBook) return _mm512_i32gather_ps(code, book, 4);
+      return SubF(Convert(code), offset);
+    }
+  };
+};

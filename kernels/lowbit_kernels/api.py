@@ -1,0 +1,240 @@
+"""`quant_matmul` and `explain`: the checks, the choice of implementation, and the gradients.
+
+STABLE: both signatures.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Num
+
+from lowbit_kernels.cpu.prepare import PreparedMatrix, check_prepared, restore
+from lowbit_kernels.implementations import report, select
+from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix
+from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation
+from lowbit_kernels.spec import MatmulSpec
+
+X_DTYPES = ("float32", "bfloat16", "float16")
+CODE_DTYPES = ("int8", "uint8")
+
+Weights = PackedMatrix | PreparedMatrix
+Activation = StaticActivation | str | None
+
+
+def quant_matmul(
+    x: Num[Array, "*batch in"],
+    packed: Weights,
+    *,
+    activation: Activation = None,
+    out_dtype: Any = None,
+    implementation: str | None = None,
+    config: Any = None,
+) -> Float[Array, "*batch out"]:
+    """`x @ W` for packed low-bit weights `W` of shape `(K, N)`.
+
+    With `activation` None the activations stay float and are summed in float32, in any order (error at most
+    `c * eps * sqrt(K)` of `|x| @ |W|`). Otherwise both operands are integers, the sum over K is exact in int32 per
+    group, and the result is the same to the last bit in every implementation (`numerics.py` says each operation).
+
+    Args:
+        x: `(..., K)` float32, bfloat16 or float16; or int8/uint8 codes with a `StaticActivation` that says their grid.
+        packed: a `PackedMatrix`, or the same `prepare`d once for the CPU kernels.
+        activation: None, "int8" (dynamic: symmetric, one scale per row), or a `StaticActivation`.
+        out_dtype: of the result, cast once at the end; default x's dtype, float32 for codes.
+        implementation: None takes the first that can run (`explain` says which); a name runs or raises.
+        config: an implementation's own options, for instance `CpuConfig`; needs `implementation`.
+
+    Returns:
+        `(..., N)` of `out_dtype`.
+
+    Differentiable in `x`, in `packed.scales` and in `StaticActivation.scale`; rounding passes gradients straight
+    through, and a value clipped by a static grid passes none. Works under `jit`, `vmap` (also over stacked weights)
+    and inside `shard_map`, where a split over K is the caller's `psum`.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit; the message names both sides.
+        NotImplementedError: the named implementation cannot run this; the message says why.
+
+    >>> from lowbit_kernels import pack_matrix
+    >>> w = pack_matrix(jnp.array([[1, -2], [3, 4]]), jnp.array([[0.5, 2.0]]), bits=4)
+    >>> quant_matmul(jnp.array([[1.0, 1.0]]), w).tolist()
+    [[2.0, 4.0]]
+    """
+    x = jnp.asarray(x)
+    spec = matmul_spec(x, packed, activation, out_dtype)
+    if config is not None and implementation is None:
+        raise ValueError("config belongs to one implementation: pass its name as `implementation`")
+    chosen = select(spec, implementation)
+    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(activation, StaticActivation):
+        scale = jnp.asarray(activation.scale, jnp.float32)
+        activation = dataclasses.replace(
+            activation, scale=scale.reshape(-1) if scale.ndim else scale, zero=jnp.asarray(activation.zero, jnp.int32)
+        )
+    call = _Call(chosen.name, spec.out_dtype, config, spec, activation if isinstance(activation, str) else None)
+    traced = activation if isinstance(activation, StaticActivation) else None
+    result: Array = _matmul(call, rows, packed, traced)
+    return jnp.reshape(result, (*x.shape[:-1], packed.shape[1]))
+
+
+def explain(
+    x: Num[Array, "*batch in"] | jax.ShapeDtypeStruct,
+    packed: Weights,
+    *,
+    activation: Activation = None,
+    out_dtype: Any = None,
+    implementation: str | None = None,
+) -> str:
+    """Text that says which implementation `quant_matmul` runs for these arguments and why the others do not.
+
+    Reads shapes and dtypes only: `x` may be a `jax.ShapeDtypeStruct`.
+    """
+    return report(matmul_spec(x, packed, activation, out_dtype), implementation)
+
+
+def matmul_spec(x: Any, packed: Weights, activation: Activation, out_dtype: Any) -> MatmulSpec:
+    """The static description of a call, after checking that its parts fit together."""
+    if isinstance(packed, PreparedMatrix):
+        check_prepared(packed)
+    elif isinstance(packed, PackedMatrix):
+        check_matrix(packed)
+    else:
+        raise TypeError(f"packed must be a PackedMatrix or a PreparedMatrix, got {type(packed).__name__}")
+    length, out = packed.shape
+    if len(x.shape) < 1 or x.shape[-1] != length:
+        raise ValueError(
+            f"x must have shape (..., K) with K = {length} of the packed matrix {packed.shape}, got {x.shape}"
+        )
+    name = x.dtype.name
+    if name not in X_DTYPES + CODE_DTYPES:
+        raise ValueError(f"x must be one of {X_DTYPES + CODE_DTYPES}, got {name}")
+    if name in CODE_DTYPES and not isinstance(activation, StaticActivation):
+        raise ValueError(f"x holds {name} codes: pass their grid as activation=StaticActivation(scale, zero, lo, hi)")
+    if isinstance(activation, StaticActivation):
+        check_activation(activation, x.shape[:-1])
+        if (name == "uint8" and activation.lo < 0) or (name == "int8" and activation.hi > 127):
+            raise ValueError(f"x holds {name} codes but StaticActivation says [{activation.lo}, {activation.hi}]")
+        kind = "static"
+    elif activation is None:
+        kind = "float"
+    elif activation == "int8":
+        kind = "dynamic"
+    else:
+        raise ValueError(f'activation must be None, "int8" or a StaticActivation, got {activation!r}')
+    if kind != "float":
+        _check_integers(packed)
+    if out_dtype is None:
+        out_dtype = x.dtype if name in X_DTYPES else jnp.float32
+    out_name = jnp.dtype(out_dtype).name
+    if out_name not in X_DTYPES:
+        raise ValueError(f"out_dtype must be one of {X_DTYPES}, got {out_name}")
+    return MatmulSpec(
+        rows=int(np.prod(x.shape[:-1], dtype=np.int64)),
+        length=length,
+        out=out,
+        bits=packed.bits,
+        signed=packed.signed,
+        group=packed.group,
+        groups=packed.groups,
+        affine=packed.zeros is not None,
+        codebook=0 if packed.codebook is None else packed.codebook.shape[0],
+        scale_dtype=packed.scales.dtype.name,
+        x_dtype=name,
+        out_dtype=out_name,
+        activation=kind,
+        prepared="cpu" if isinstance(packed, PreparedMatrix) else None,
+        platform=jax.default_backend(),
+    )
+
+
+def _check_integers(packed: Weights) -> None:
+    """Raises ValueError where the sums are not integers that fit in int32, whatever the codes are."""
+    if packed.codebook is not None:
+        raise ValueError("a codebook's levels are not integers: pass activation=None with codebook weights")
+    levels = 1 << packed.bits if packed.zeros is not None or not packed.signed else 1 << (packed.bits - 1)
+    if packed.group * levels * 255 >= 1 << 31:
+        raise ValueError(
+            f"a group of {packed.group} codes of {packed.bits} bits can sum above int32; "
+            f"at most {((1 << 31) - 1) // (levels * 255)} codes can share a scale: use smaller groups"
+        )
+
+
+class _Call(NamedTuple):
+    """The static half of a call: hashable, what custom_vjp does not differentiate."""
+
+    name: str
+    out_dtype: str
+    config: Any
+    spec: MatmulSpec
+    activation: str | None
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul(call: _Call, x: Array, packed: Weights, static: StaticActivation | None) -> Array:
+    chosen = select(call.spec, call.name)
+    if isinstance(packed, PreparedMatrix) and chosen.name != call.spec.prepared:
+        packed = restore(packed)
+    return chosen.run(x, packed, call.activation if static is None else static, call.out_dtype, call.config)
+
+
+def _forward(call: _Call, x: Array, packed: Weights, static: StaticActivation | None):
+    return _matmul(call, x, packed, static), (x, packed, static)
+
+
+def _backward(call: _Call, residuals, grad: Array):
+    x, weights, static = residuals
+    packed = restore(weights) if isinstance(weights, PreparedMatrix) else weights
+    grad = grad.astype(jnp.float32)
+    dx = jnp.dot(grad, dequantize_matrix(packed).T, precision=lax.Precision.HIGHEST)
+    activation = call.activation if static is None else static
+    codes = x
+    if activation is None:
+        steps, scale = x.astype(jnp.float32), jnp.ones((), jnp.float32)
+    else:
+        codes, zero, scale = activation_codes(x, activation)
+        steps = (codes.astype(jnp.int32) - zero).astype(jnp.float32)
+    rows = scale[:, None] if scale.ndim else scale
+    d_scales = _scales_gradient(steps * rows, packed, grad)
+    d_static = None
+    if static is not None:
+        slope = steps
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            inside = jnp.logical_and(codes > static.lo, codes < static.hi)
+            inside = inside | (jnp.abs(x.astype(jnp.float32) / rows - steps) <= 0.5)
+            slope = steps - jnp.where(inside, x.astype(jnp.float32) / rows, 0.0)
+            product, dx = dx * slope, jnp.where(inside, dx, 0.0)
+        else:
+            product = dx * slope
+        d_scale = jnp.sum(product, axis=1) if scale.ndim else jnp.sum(product)
+        d_static = dataclasses.replace(static, scale=d_scale, zero=_no_gradient(static.zero))
+    d_x = dx.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else _no_gradient(x)
+    d_packed = jax.tree.map(lambda leaf: jnp.zeros_like(leaf) if _is_float(leaf) else _no_gradient(leaf), weights)
+    if isinstance(weights, PreparedMatrix):
+        blocks = jnp.pad(d_scales, ((0, 0), (0, weights.scales.shape[0] * 16 - weights.out)))
+        d_scales = blocks.reshape(packed.groups, -1, 16).swapaxes(0, 1)
+    d_packed = dataclasses.replace(d_packed, scales=d_scales.astype(weights.scales.dtype))
+    return d_x, d_packed, d_static
+
+
+def _scales_gradient(x: Array, packed: PackedMatrix, grad: Array) -> Array:
+    """`dL/ds[g, n] = sum_m grad[m, n] * sum over k in g of x[m, k] * level[k, n]`, as `(x^T grad) * level` summed by group."""
+    products = jnp.dot(x.T, grad, precision=lax.Precision.HIGHEST) * levels_matrix(packed).astype(jnp.float32)
+    short = packed.groups * packed.group - packed.length
+    products = jnp.pad(products, ((0, short), (0, 0)))
+    return jnp.sum(products.reshape(packed.groups, packed.group, -1), axis=1)
+
+
+def _is_float(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _no_gradient(leaf: Array) -> np.ndarray:
+    return np.zeros(leaf.shape, jax.dtypes.float0)
+
+
+_matmul.defvjp(_forward, _backward)

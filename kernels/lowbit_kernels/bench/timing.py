@@ -1,0 +1,47 @@
+"""Interleaved timing: every contestant once a round, so that a busy moment of the machine falls on all of them."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Times(NamedTuple):
+    """Milliseconds of one contestant."""
+
+    minimum: float
+    median: float
+    rounds: tuple[float, ...]
+
+
+def interleave(
+    contestants: dict[str, Callable[[], object]], *, seconds: float = 2.0, most: int = 200
+) -> dict[str, Times]:
+    """Times of each contestant over rounds in which every one runs once; each must block until it is done.
+
+    One warm-up call each, then rounds until `seconds` are over (at least 7) or `most` rounds. A contestant's call is
+    repeated within its turn until it takes 0.5 ms, so that a clock read and a thread wake-up weigh little.
+    """
+    repeats = {}
+    for name, call in contestants.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, min(20, int(0.5e-3 / max(time.perf_counter() - start, 1e-7))))
+    rounds: dict[str, list[float]] = {name: [] for name in contestants}
+    end = time.perf_counter() + seconds
+    for index in range(most):
+        if index >= 7 and time.perf_counter() > end:
+            break
+        for name, call in contestants.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            rounds[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
+    return {name: Times(min(t), float(np.median(t)), tuple(t)) for name, t in rounds.items()}
+
+
+def ratio(slow: Times, fast: Times) -> float:
+    """Median over rounds of slow / fast, both measured in the same round."""
+    return float(np.median(np.asarray(slow.rounds) / np.asarray(fast.rounds)))

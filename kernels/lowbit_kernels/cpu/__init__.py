@@ -1,0 +1,1 @@
+"""Native CPU kernels in C++ behind XLA's FFI, and the physical order of weights that they read."""

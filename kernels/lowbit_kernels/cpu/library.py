@@ -1,0 +1,83 @@
+"""Loading the native library and registering its handlers with XLA.
+
+The library is optional. Without it everything still runs in plain XLA operations, slower; `status()` says why.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+LIBRARY = "liblowbit_kernels.so"
+# handler in the library -> name of the XLA custom call
+TARGETS = {
+    "LowbitMatmul": "lowbit_kernels.cpu.matmul",
+    "LowbitConv": "lowbit_kernels.cpu.conv",
+}
+ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "neon", "scalar")  # numbers shared with cpp/core/isa.h
+ISA_VARIABLE = "LOWBIT_KERNELS_ISA"
+
+
+class Status(NamedTuple):
+    """What the native library offers here.
+
+    Attributes:
+        path: of the library, or None where there is none.
+        isas: instruction sets this machine runs, best first; the first is the default.
+        reason: why there is no library, or "".
+    """
+
+    path: str | None
+    isas: tuple[str, ...]
+    reason: str
+
+
+@functools.cache
+def status() -> Status:
+    """The native library's state; loads and registers it on the first call."""
+    paths = [path for path in _candidates() if path.exists()]
+    if not paths:
+        reason = (
+            "the native library is not built (no C++ compiler or CMake was found when lowbit-kernels was installed): "
+            "reinstall with one, `pip install --force-reinstall --no-deps ./kernels`"
+        )
+        return Status(None, (), reason)
+    try:
+        library = ctypes.CDLL(str(paths[0]))
+    except OSError as error:
+        return Status(None, (), f"the native library does not load: {error}")
+    for symbol, target in TARGETS.items():
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
+    usable = tuple(name for number, name in enumerate(ISAS) if library.lowbit_isa_supported(number))
+    return Status(str(paths[0]), usable, "")
+
+
+def isa_number(name: str | None) -> int:
+    """Number of an instruction set; None takes the environment variable LOWBIT_KERNELS_ISA, else the best (-1).
+
+    Raises:
+        ValueError: the name is unknown.
+        NotImplementedError: this machine does not run it.
+    """
+    name = name if name is not None else os.environ.get(ISA_VARIABLE)
+    if name is None:
+        return -1
+    if name not in ISAS:
+        raise ValueError(f"instruction set {name!r} is unknown; the names are {ISAS}")
+    if name not in status().isas:
+        raise NotImplementedError(f"instruction set {name!r} does not run here; this machine runs {status().isas}")
+    return ISAS.index(name)
+
+
+def _candidates() -> list[pathlib.Path]:
+    """Where the library may lie: beside this file, or, in an editable install, in the folder with what was built."""
+    paths = [pathlib.Path(__file__).parent / LIBRARY]
+    try:
+        distribution = importlib.metadata.distribution("lowbit-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return paths
+    return [*paths, pathlib.Path(str(distribution.locate_file(f"lowbit_kernels/cpu/{LIBRARY}")))]

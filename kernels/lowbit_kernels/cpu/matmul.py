@@ -1,0 +1,107 @@
+"""The native CPU matmul as an implementation: what it supports and how it is called."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lowbit_kernels.cpu import library
+from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, stored_bits
+from lowbit_kernels.matrix import PackedMatrix
+from lowbit_kernels.numerics import StaticActivation
+from lowbit_kernels.spec import Implementation, MatmulSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CpuConfig:
+    """Options of the native CPU kernels. Neither changes a result of integer activations.
+
+    Attributes:
+        isa: one of `library.ISAS`; None takes the environment variable LOWBIT_KERNELS_ISA, else the best of the machine.
+        threads: at most so many threads, 1 or more; None takes XLA's pool.
+    """
+
+    isa: str | None = None
+    threads: int | None = None
+
+
+def supports(spec: MatmulSpec) -> str | None:
+    """None where the native library runs `spec`, else the reason."""
+    if spec.platform != "cpu":
+        return f"runs on CPUs, the default platform is {spec.platform}"
+    if library.status().reason:
+        return library.status().reason
+    return None
+
+
+def cost(spec: MatmulSpec) -> str:
+    """What to know when this implementation runs."""
+    isa = library.status().isas[0] if library.status().isas else ""
+    if spec.prepared is None:
+        return f"{isa}; reorders the weight in every call: prepare() it once"
+    return isa
+
+
+def run(x: Array, matrix: PackedMatrix | PreparedMatrix, activation: object, out_dtype: str, config: object) -> Array:
+    """See `Implementation.run`."""
+    if config is None:
+        config = CpuConfig()
+    if not isinstance(config, CpuConfig):
+        raise ValueError(f"implementation 'cpu' takes config=CpuConfig(...), got {type(config).__name__}")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"CpuConfig.threads must be at least 1, got {config.threads}")
+    if isinstance(matrix, PackedMatrix):
+        matrix = prepare(matrix)
+    if x.dtype == jnp.float16:
+        x = x.astype(jnp.float32)
+    static = activation if isinstance(activation, StaticActivation) else None
+    scale = jnp.zeros((0,), jnp.float32) if static is None else jnp.reshape(static.scale, (-1,))
+    zero = jnp.zeros((1,), jnp.int32) if static is None else jnp.reshape(static.zero, (1,)).astype(jnp.int32)
+    if static is not None and matrix.column_sums is None:
+        raise ValueError("static activations need a matrix prepared with column_sums=True")
+    kind = 0 if activation is None else 1 if static is None else 2
+    native = "bfloat16" if out_dtype == "bfloat16" else "float32"
+    rows, length = x.shape
+    out = jax.ShapeDtypeStruct((rows, matrix.out), native)
+    scratch = jax.ShapeDtypeStruct((scratch_bytes(rows, length, matrix.group, matrix.bits, kind),), jnp.uint8)
+    result, _ = jax.ffi.ffi_call(library.TARGETS["LowbitMatmul"], (out, scratch), vmap_method="expand_dims")(
+        x,
+        scale,
+        zero,
+        matrix.blocks,
+        matrix.scales,
+        _or_empty(matrix.zeros, jnp.int16),
+        _or_empty(matrix.column_sums, jnp.int32),
+        _or_empty(matrix.codebook, jnp.float32),
+        activation=np.int64(kind),
+        lo=np.int64(-128 if static is None else static.lo),
+        hi=np.int64(127 if static is None else static.hi),
+        bits=np.int64(stored_bits(matrix.bits)),
+        offset=np.int64(1 << (matrix.bits - 1) if matrix.signed else 0),
+        length=np.int64(length),
+        group=np.int64(matrix.group),
+        isa=np.int64(library.isa_number(config.isa)),
+        threads=np.int64(0 if config.threads is None else config.threads),
+    )
+    return result.astype(out_dtype)
+
+
+def scratch_bytes(rows: int, length: int, group: int, bits: int, kind: int) -> int:
+    """Bytes the kernel works in: codes, sums per row and group, and a scale per row (`Scratch` in cpp/core/matmul.h)."""
+    groups = -(-length // group)
+    _, total = group_blocks(length, group, bits)
+    span = 4 * (8 // stored_bits(bits))
+    padded = -(-rows // 16) * 16
+    width = -(-total * span // 64) * 64 + 64
+    element = 4 if kind == 0 else 1
+    return 64 + padded * width * element + 2 * padded * groups * 4 + padded * 4
+
+
+def _or_empty(table: Array | None, dtype: Any) -> Array:
+    return jnp.zeros((0,), dtype) if table is None else table
+
+
+IMPLEMENTATION = Implementation("cpu", supports, run, cost)

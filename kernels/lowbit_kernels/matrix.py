@@ -1,0 +1,153 @@
+"""A packed weight matrix: bytes, scales and the integers that say how to read them.
+
+STABLE: `PackedMatrix` (fields and meaning), `pack_matrix`, `dequantize_matrix`.
+
+`W[k, n] = (codes[k, n] - zeros[g, n]) * scales[g, n]`, `g = k // group`; with a codebook
+`W[k, n] = codebook[codes[k, n]] * scales[g, n]`. The last group may be short.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
+
+SCALE_DTYPES = ("float32", "bfloat16")
+ZERO_DTYPES = ("int8", "uint8")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedMatrix:
+    """Packed weights of a `(K, N)` matrix; a pytree of arrays with static integers.
+
+    Attributes:
+        codes: uint8 bytes `(packed_length(K, bits), N)`, canonical layout (`layout.py`).
+        scales: `(G, N)` float32 or bfloat16, `G = ceil(K / group)`. Per channel is `group = K`, so `G = 1`.
+        zeros: `(G, N)` int8 or uint8 in units of codes, or None where symmetric.
+        codebook: float32 table of `2**bits` entries read by unsigned codes (NF4: 16), or None.
+        bits: bits of one code, 1 to 8.
+        signed: codes are two's complement.
+        length: K, in codes.
+        group: codes along K that share a scale; 1 to K.
+    """
+
+    # Fields are Any: tree transformations put shapes, specs and sizes in them. `check_matrix` says what arrays must be.
+    codes: Any
+    scales: Any
+    zeros: Any = None
+    codebook: Any = None
+    bits: int = dataclasses.field(metadata={"static": True})
+    signed: bool = dataclasses.field(default=True, metadata={"static": True})
+    length: int = dataclasses.field(metadata={"static": True})
+    group: int = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(K, N)`, in codes."""
+        return self.length, self.codes.shape[-1]
+
+    @property
+    def groups(self) -> int:
+        """G, the number of scales along K."""
+        return math.ceil(self.length / self.group)
+
+
+def pack_matrix(
+    codes: Integer[AnyArray, "in out"],
+    scales: Float[AnyArray, "groups out"],
+    *,
+    bits: int,
+    group: int | None = None,
+    zeros: Integer[AnyArray, "groups out"] | None = None,
+    signed: bool = True,
+    codebook: Float[AnyArray, " levels"] | None = None,
+) -> PackedMatrix:
+    """Packed form of integer codes `(K, N)` and their scales `(G, N)`.
+
+    `group=None` is per channel. Works under `jit`; codes outside the range of `bits` lose their high bits.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together; both are named.
+
+    >>> w = pack_matrix(jnp.array([[1, -2], [3, 4], [5, -8]]), jnp.ones((1, 2)), bits=4)
+    >>> w.shape, w.codes.shape, w.groups
+    ((3, 2), (2, 2), 1)
+    """
+    if jnp.ndim(codes) != 2:
+        raise ValueError(f"pack_matrix: codes must be (K, N), got shape {jnp.shape(codes)}")
+    length = jnp.shape(codes)[0]
+    packed = PackedMatrix(
+        codes=pack_codes(codes, bits),
+        scales=jnp.asarray(scales),
+        zeros=None if zeros is None else jnp.asarray(zeros),
+        codebook=None if codebook is None else jnp.asarray(codebook),
+        bits=bits,
+        signed=signed,
+        length=length,
+        group=length if group is None else group,
+    )
+    check_matrix(packed)
+    return packed
+
+
+def check_matrix(packed: PackedMatrix) -> None:
+    """Raises ValueError where the fields of `packed` do not fit together. Reads shapes and dtypes only."""
+    codes, scales, zeros, codebook = packed.codes, packed.scales, packed.zeros, packed.codebook
+    if not 1 <= packed.bits <= 8:
+        raise ValueError(f"PackedMatrix.bits must be 1 to 8, got {packed.bits}")
+    if packed.length < 1 or not 1 <= packed.group <= packed.length:
+        raise ValueError(f"PackedMatrix.group must be 1 to K = {packed.length}, got {packed.group}")
+    expected = packed_length(packed.length, packed.bits)
+    if codes.ndim != 2 or codes.dtype != jnp.uint8 or codes.shape[0] != expected:
+        raise ValueError(
+            f"PackedMatrix.codes must be uint8 ({expected}, N) for K = {packed.length} codes of {packed.bits} bits, "
+            f"got {codes.dtype} {codes.shape}"
+        )
+    table = (packed.groups, codes.shape[1])
+    if scales.shape != table or scales.dtype.name not in SCALE_DTYPES:
+        raise ValueError(
+            f"PackedMatrix.scales must be (G, N) = {table} of {' or '.join(SCALE_DTYPES)}, "
+            f"got {scales.dtype} {scales.shape}; G = ceil(K / group) = ceil({packed.length} / {packed.group})"
+        )
+    if zeros is not None and (zeros.shape != table or zeros.dtype.name not in ZERO_DTYPES):
+        raise ValueError(
+            f"PackedMatrix.zeros must be (G, N) = {table} of {' or '.join(ZERO_DTYPES)}, got {zeros.dtype} {zeros.shape}"
+        )
+    if codebook is not None:
+        levels = 1 << packed.bits
+        if codebook.shape != (levels,) or codebook.dtype != jnp.float32:
+            raise ValueError(
+                f"PackedMatrix.codebook must be float32 ({levels},) for {packed.bits} bits, "
+                f"got {codebook.dtype} {codebook.shape}"
+            )
+        if packed.signed or zeros is not None:
+            raise ValueError(
+                "PackedMatrix.codebook is read by unsigned codes without zeros: pass signed=False, zeros=None"
+            )
+
+
+def levels_matrix(packed: PackedMatrix) -> Array:
+    """`codes - zeros` as int32 `(K, N)`, exact; for a codebook its float32 entries."""
+    codes = unpack_codes(packed.codes, packed.bits, packed.length, axis=0, signed=packed.signed)
+    if packed.codebook is not None:
+        return packed.codebook[codes.astype(jnp.int32)]
+    codes = codes.astype(jnp.int32)
+    if packed.zeros is not None:
+        codes = codes - expand_groups(packed.zeros.astype(jnp.int32), packed)
+    return codes
+
+
+def dequantize_matrix(packed: PackedMatrix) -> Float[Array, "in out"]:
+    """W as float32 `(K, N)`: one product of an exact level and its scale, rounded once."""
+    scales = expand_groups(packed.scales.astype(jnp.float32), packed)
+    return levels_matrix(packed).astype(jnp.float32) * scales
+
+
+def expand_groups(table: Array, packed: Any) -> Array:
+    """`(G, N)` repeated along K to `(K, N)`; the last group may be short."""
+    return jnp.repeat(table, packed.group, axis=0)[: packed.length]

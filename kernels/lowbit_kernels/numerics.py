@@ -1,0 +1,122 @@
+"""The arithmetic of the integer path, operation by operation: what every implementation reproduces bit for bit.
+
+STABLE: the numbers. A simulation that calls these functions in this order equals every kernel to the last bit.
+
+    inv  = 1 / s_x                                     one float32 division, on the scale
+    q_x  = clip(round_nearest_even(x * inv) + z_x, lo, hi)
+    acc  = sum_k (q_x - z_x) * (q_w - z_w)             int32, exact, per group of K
+    f    = acc[0] * s_w[0];  f = f + acc[g] * s_w[g]   float32, g ascending, product and sum rounded separately
+    y    = f * s_x                                     float32, then one cast to the output dtype
+
+XLA on CPU contracts a product and a sum into one fused operation wherever it fuses them, which rounds once
+instead of twice. `rounded_product` stops that. Float32 subnormals are flushed to zero, as XLA does.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int8, Int32, Num, UInt8
+
+FLOAT_MAX = float(np.finfo(np.float32).max)
+TINY = float(np.finfo(np.float32).tiny)  # 2**-126, the smallest scale
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StaticActivation:
+    """A calibrated grid for the activations: `x ~ (q - zero) * scale`, `q` in `[lo, hi]`.
+
+    Attributes:
+        scale: float32 scalar, or one per row with the shape `x.shape[:-1]`.
+        zero: integer scalar, in units of codes.
+        lo: smallest code, static; -128 <= lo (signed) or 0 <= lo (unsigned).
+        hi: largest code, static; hi <= 127 (signed) or hi <= 255 (unsigned).
+    """
+
+    scale: Any
+    zero: Any = 0
+    lo: int = dataclasses.field(default=-128, metadata={"static": True})
+    hi: int = dataclasses.field(default=127, metadata={"static": True})
+
+
+def check_activation(activation: StaticActivation, rows: tuple[int, ...]) -> None:
+    """Raises ValueError where the grid does not fit 8-bit codes or the scale does not fit the rows of x."""
+    lo, hi = activation.lo, activation.hi
+    if not (lo < hi and ((-128 <= lo and hi <= 127) or (0 <= lo and hi <= 255))):
+        raise ValueError(f"StaticActivation codes [{lo}, {hi}] must lie in [-128, 127] or in [0, 255]")
+    shape = jnp.shape(activation.scale)
+    if shape not in ((), rows):
+        raise ValueError(f"StaticActivation.scale must be a scalar or have x's row shape {rows}, got shape {shape}")
+    if jnp.shape(activation.zero) != ():
+        raise ValueError(f"StaticActivation.zero must be a scalar, got shape {jnp.shape(activation.zero)}")
+
+
+def rounded_product(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """`a * b` in float32, rounded before anything consumes it; an overflow saturates at the largest float32.
+
+    The clamp is what keeps XLA from contracting the product with a following sum. NaN passes.
+    """
+    return lax.clamp(-FLOAT_MAX, a * b, FLOAT_MAX)
+
+
+def quantize_static(
+    x: Float[Array, "... in"], activation: StaticActivation
+) -> Int8[Array, "..."] | UInt8[Array, "..."]:
+    """Codes of `x` on a calibrated grid: int8, or uint8 where `hi > 127`.
+
+    Values outside the grid, infinities included, take the end code; NaN takes the code of 0.0.
+    """
+    scale = jnp.asarray(activation.scale, jnp.float32)
+    inverse = lax.div(jnp.ones_like(scale), scale)
+    inverse = inverse[..., None] if inverse.ndim else inverse
+    steps = lax.round(x.astype(jnp.float32) * inverse, lax.RoundingMethod.TO_NEAREST_EVEN)
+    steps = jnp.where(jnp.isnan(steps), jnp.zeros_like(steps), steps)
+    zero = jnp.asarray(activation.zero).astype(jnp.float32)
+    codes = lax.clamp(float(activation.lo), steps + zero, float(activation.hi))
+    return codes.astype(jnp.uint8 if activation.hi > 127 else jnp.int8)
+
+
+def quantize_dynamic(x: Float[Array, "... in"]) -> tuple[Int8[Array, "... in"], Float32[Array, "..."]]:
+    """int8 codes of each row of `x` and the scale of the row, `absmax * float32(1/127)`.
+
+    An all-zero row has scale 1; no scale is below 2**-126. A row with an infinity or NaN has scale NaN and codes 0,
+    so its output is NaN: loud, and confined to the row.
+    """
+    x = x.astype(jnp.float32)
+    absmax = jnp.max(jnp.abs(x), axis=-1)
+    scale = jnp.maximum(absmax * jnp.float32(1 / 127), jnp.float32(TINY))
+    scale = jnp.where(absmax == 0, jnp.ones_like(scale), scale)
+    scale = jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))
+    return quantize_static(x, StaticActivation(scale)).astype(jnp.int8), scale
+
+
+def scale_groups(
+    acc: Int32[Array, "groups rows out"], scales: Float[Array, "groups out"]
+) -> Float32[Array, "rows out"]:
+    """`sum_g float(acc[g]) * scales[g]`, g ascending, each product and each sum rounded to float32."""
+    scales = scales.astype(jnp.float32)
+    first = rounded_product(acc[0].astype(jnp.float32), scales[0])
+    if acc.shape[0] == 1:
+        return first
+
+    def add(total: Array, term: tuple[Array, Array]) -> tuple[Array, None]:
+        return total + rounded_product(term[0].astype(jnp.float32), term[1]), None
+
+    return lax.scan(add, first, (acc[1:], scales[1:]))[0]
+
+
+def activation_codes(
+    x: Num[Array, "... in"], activation: str | StaticActivation
+) -> tuple[Int8[Array, "... in"] | UInt8[Array, "... in"], Int32[Array, ""], Float32[Array, "..."]]:
+    """(codes, zero, scale) of `x`: quantized here if float, taken as they are if int8 or uint8."""
+    if isinstance(activation, str):
+        codes, scale = quantize_dynamic(x)
+        return codes, jnp.zeros((), jnp.int32), scale
+    scale = jnp.asarray(activation.scale, jnp.float32)
+    zero = jnp.asarray(activation.zero).astype(jnp.int32)
+    codes = x if jnp.issubdtype(x.dtype, jnp.integer) else quantize_static(x, activation)
+    return codes, zero, scale

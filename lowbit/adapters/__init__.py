@@ -1,0 +1,1 @@
+"""Adapters from module libraries to pure functions, one library per file."""

@@ -1,0 +1,71 @@
+"""Flax linen modules as pure functions."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenFunction:
+    """``fn(params, state, *args, rngs=None)`` of a linen module; equal functions compare equal, so caches hold.
+
+    Attributes:
+        module: the module.
+        mutable: collections the call may change; then it returns ``(y, state')``.
+        method: another method than ``__call__``, or None.
+        static: keyword arguments fixed for every call, as sorted items.
+    """
+
+    module: Any
+    mutable: tuple[str, ...] = ()
+    method: Callable[..., Any] | str | None = None
+    static: tuple[tuple[str, Any], ...] = ()
+
+    def __hash__(self) -> int:
+        return hash((type(self.module), self.mutable, self.method))  # modules with sets or dicts do not hash
+
+    def __call__(self, params: Any, state: Mapping[str, Any], *args: Any, rngs: Any = None) -> Any:
+        variables = {"params": params, **state}
+        options = dict(self.static)
+        if not self.mutable:
+            return self.module.apply(variables, *args, rngs=rngs, method=self.method, **options)
+        y, changed = self.module.apply(
+            variables, *args, rngs=rngs, method=self.method, mutable=list(self.mutable), **options
+        )
+        return y, {**state, **changed}
+
+
+def linen(
+    module: Any,
+    variables: Mapping[str, Any],
+    *,
+    mutable: tuple[str, ...] | list[str] = (),
+    method: Callable[..., Any] | str | None = None,
+    **static: Any,
+) -> tuple[LinenFunction, Any, dict[str, Any]]:
+    """Returns ``fn, params, state`` of a linen module.
+
+    ``fn(params, state, *args, rngs=None)`` gives ``y``, or ``(y, state')`` with ``mutable`` collections. ``state`` is
+    every collection that is not ``params`` and gets no gradient. Training and evaluation are two calls of this function
+    that share one plan: ``linen(module, variables, mutable=("batch_stats",), train=True)``.
+
+    Args:
+        module: a `flax.linen.Module`.
+        variables: from ``module.init``.
+        mutable: names of the collections a call may change.
+        method: another method than ``__call__``.
+        **static: keyword arguments of the module that are fixed, such as ``train=False``.
+
+    Raises:
+        TypeError: if ``variables`` is not a mapping.
+        ValueError: if it has no ``params``, or ``mutable`` names a collection it lacks.
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables must be the mapping that module.init returns, got {type(variables).__name__}")
+    if "params" not in variables:
+        raise ValueError(f"variables must hold 'params', got {sorted(variables)}")
+    state = {name: value for name, value in variables.items() if name != "params"}
+    if unknown := [name for name in mutable if name not in state]:
+        raise ValueError(f"mutable names {unknown}, but the variables hold {sorted(state) or 'no such collection'}")
+    fn = LinenFunction(module, tuple(mutable), method, tuple(sorted(static.items())))
+    return fn, variables["params"], state

@@ -1,0 +1,1 @@
+"""Bits per layer under a budget: from a plan to a plan."""

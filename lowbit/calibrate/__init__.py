@@ -1,0 +1,1 @@
+"""Statistics of the operands, folded over batches, and the ranges they give."""

@@ -1,0 +1,116 @@
+"""`init` and `calibrate`: from parameters and batches to the state of every site."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lowbit.core.checks import is_finite, is_traced
+from lowbit.core.paths import leaf_path
+from lowbit.interpret.observe import observer
+from lowbit.interpret.state import QState, empty_statistics, initial_state
+from lowbit.interpret.trace import Model
+from lowbit.plan.rows import Plan
+
+
+def init(fn: Model, plan: Plan, params: Any, *args: Any, key: Array | None = None, **kwargs: Any) -> QState:
+    """Returns the state of every site, inputs measured on one example batch.
+
+    Args:
+        fn: the function of the plan.
+        plan: from `lowbit.bind`.
+        params: float parameters.
+        *args: an example batch; its values set the input ranges.
+        key: a typed key, for quantizers that start at random; `jax.random.key(0)` by default.
+        **kwargs: keyword arguments of ``fn``.
+
+    Returns:
+        ``{"learn": ..., "fixed": ...}``; ``["learn"]`` goes to optax.
+
+    Raises:
+        ValueError: if a weight or an input holds NaN or infinity (not checked under jit).
+    """
+    return calibrate(fn, plan, params, [args], key=key, kwargs=kwargs)
+
+
+def calibrate(
+    fn: Model,
+    plan: Plan,
+    params: Any,
+    batches: Iterable[Any],
+    *,
+    sequential: bool = False,
+    key: Array | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> QState:
+    """Returns the state of every site, inputs measured over ``batches``.
+
+    Args:
+        fn: the function of the plan.
+        plan: from `lowbit.bind`.
+        params: float parameters.
+        batches: argument tuples ``args`` of ``fn(params, *args)``; one is in memory at a time.
+        sequential: measure inputs as earlier operations, already quantized, leave them.
+        key: a typed key; `jax.random.key(0)` by default.
+        kwargs: keyword arguments of ``fn``, the same for every batch.
+        progress: called with the number of batches done.
+
+    Returns:
+        ``{"learn": ..., "fixed": ...}``.
+
+    Raises:
+        ValueError: if there is no batch, or NaN or infinity in weights or inputs (not checked under jit).
+        TypeError: if a batch is not a tuple of arguments.
+    """
+    key = jax.random.key(0) if key is None else key
+    _check_weights(plan, params)
+    statistics = empty_statistics(plan)
+    qstate = initializer(plan)(params, statistics, key) if sequential else {}
+    step = observer(fn, plan, sequential=sequential)
+    count = 0
+    for batch in batches:
+        if not isinstance(batch, tuple | list):
+            raise TypeError(f"a batch must be a tuple of arguments (x,) or (state, x), got {type(batch).__name__}")
+        statistics = step(params, qstate, statistics, tuple(batch), dict(kwargs or {}))
+        count += 1
+        if progress is not None:
+            progress(count)
+    if count == 0:
+        raise ValueError("batches is empty: input ranges need at least one batch")
+    _check_statistics(statistics)
+    return initializer(plan)(params, statistics, key)
+
+
+@functools.lru_cache(maxsize=256)
+def initializer(plan: Plan) -> Callable[..., QState]:
+    """Returns the jitted `initial_state` of a plan."""
+    return jax.jit(lambda params, statistics, key: initial_state(plan, params, statistics, key))
+
+
+def _check_weights(plan: Plan, params: Any) -> None:
+    wanted = {path for row in plan.rows for site in row.sites if site.spec is not None for path in site.leaves}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        path = leaf_path(keys)
+        if path in wanted and not is_finite(leaf):
+            raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
+
+
+def _check_statistics(statistics: Mapping[str, Any]) -> None:
+    for path, roles in statistics.items():
+        for role, states in roles.items():
+            leaves = jax.tree.leaves(states)
+            counts = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
+            if any(bool(jnp.any(count == 0)) for count in counts):
+                raise ValueError(
+                    f"the {role} of {path!r} saw no data: the branch or loop it is in was never taken; calibrate with "
+                    f"batches that take it, or give the operation the rule 'keep'"
+                )
+            if not all(is_finite(leaf) for leaf in leaves):
+                raise ValueError(
+                    f"the {role} of {path!r} held NaN or infinity in the calibration data: it has no range; check the "
+                    f"batches, or give the operation the rule 'keep'"
+                )

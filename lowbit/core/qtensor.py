@@ -1,0 +1,197 @@
+"""`QTensor`: the narrow waist. Everything left of it makes one, everything right of it eats one."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from . import blocks as block_ops
+from .rounding import cast_once, rounded_product
+from .spec import Spec
+
+Nearest = Callable[[Array, "Array | float", "Array | float"], Array]
+"""``(scaled x, low, high) -> levels``: what `lowbit.core.spec.Format.nearest` is."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """A quantized array: codes, scale and, where affine, an integer zero point.
+
+    The value is ``(level - zero) * scale``, computed in float32 and cast once to ``dtype``.
+
+    The same class carries three stages of one array, told apart by ``stage``:
+
+    * ``"levels"``: float32 levels, differentiable: what simulation computes with;
+    * ``"codes"``: one integer per element: what an integer operation computes with;
+    * ``"packed"``: uint8, several codes per byte along ``packed_axis``: what is stored.
+
+    Axes are counted from the end in the static fields, so that slicing a leading axis (a scan over stacked layers,
+    `jax.vmap`) leaves them true.
+
+    Attributes:
+        codes: levels, codes or packed bytes, of the array's shape (packed: shorter along ``packed_axis``).
+        scale: float array of the scale's shape, same rank as ``codes``; or a `QTensor` (double quantization).
+        zero: integer-valued float32 levels of the scale's shape, or None.
+        spec: the static description.
+        dtype: the name of the dtype of the value.
+        groups: ``(axis from the end, elements per scale)`` of every axis with more than one but not all per scale.
+        stage: ``levels``, ``codes`` or ``packed``.
+        packed_axis: ``(axis from the end, length)`` where packed, else None.
+    """
+
+    # `Any`: as a pytree it also holds what `jax.tree.map` and `jax.eval_shape` put in place of arrays.
+    codes: "Shaped[Array, '...'] | Any"
+    scale: "Shaped[Array, '...'] | QTensor | Any"
+    zero: "Shaped[Array, '...'] | Any | None"
+    spec: Spec = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+    groups: tuple[tuple[int, int], ...] = dataclasses.field(default=(), metadata={"static": True})
+    stage: str = dataclasses.field(default="levels", metadata={"static": True})
+    packed_axis: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The logical shape, whatever the stage."""
+        shape = list(self.codes.shape)
+        if self.packed_axis is not None:
+            axis, length = self.packed_axis
+            shape[axis] = length
+        return tuple(shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Elements per scale along every axis."""
+        groups = dict(self.groups)
+        rank = self.ndim
+        scale = self.scale_values.shape
+        return tuple(groups.get(i - rank, n if scale[i] == 1 else 1) for i, n in enumerate(self.shape))
+
+    @property
+    def scale_values(self) -> Float[Array, "..."]:
+        """The scale in float32."""
+        scale = self.scale.dequantize() if isinstance(self.scale, QTensor) else self.scale
+        return scale.astype(jnp.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays it holds. The truth only once packed."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    @property
+    def bits_per_element(self) -> float:
+        """Stored bits per element, scales and zero points included."""
+        return 8 * self.nbytes / max(math.prod(self.shape), 1)
+
+    def levels(self) -> Float[Array, "..."]:
+        """Returns the levels in float32, zero point still in them.
+
+        Raises:
+            ValueError: if packed; `lowbit.packed.unpack` comes first.
+        """
+        if self.stage == "packed":
+            raise ValueError("this QTensor is packed: call lowbit.packed.unpack first")
+        return self.codes if self.stage == "levels" else self.spec.format.decode(self.codes)
+
+    def centered(self) -> Float[Array, "..."]:
+        """Returns ``level - zero`` in float32: integers, exactly, for integer formats."""
+        levels = self.levels()
+        if self.zero is None:
+            return levels
+        return self._blockwise(levels, self.zero.astype(jnp.float32), lambda x, z: x - z)
+
+    def dequantize(self) -> Float[Array, "..."]:
+        """Returns the value in ``dtype``: ``(level - zero) * scale`` in float32, one cast at the end."""
+        value = self._blockwise(self.centered(), self.scale_values, rounded_product)
+        return cast_once(value, self.dtype)
+
+    def encode(self) -> "QTensor":
+        """Returns the same tensor with integer codes: an exact cast of its levels, and of its scale.
+
+        The scale gets the dtype it is stored in: it was rounded to it when the levels were made. NaN has no code in
+        an integer format and becomes 0; a NaN scale keeps the value NaN.
+        """
+        if self.stage != "levels":
+            return self
+        zero = self.zero if self.zero is None else zero_dtype(self.zero, self.spec)
+        codes = self.spec.format.encode(self.codes)
+        return dataclasses.replace(self, codes=codes, scale=_stored(self.scale, self.spec), zero=zero, stage="codes")
+
+    def _blockwise(self, x, scale, function):
+        blocks = self.blocks
+        if all(b == 1 or b == n for b, n in zip(blocks, self.shape, strict=True)):
+            return function(x, scale)
+        cut = function(block_ops.split(x, blocks), block_ops.spread(scale, self.shape, blocks))
+        return block_ops.join(cut, self.shape, blocks)
+
+
+def _stored(scale: "Shaped[Array, '...'] | QTensor", spec: Spec) -> "Shaped[Array, '...'] | QTensor":
+    if isinstance(scale, QTensor):
+        return scale.encode()
+    dtypes = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "e8m0": jnp.float8_e8m0fnu}
+    return scale.astype(dtypes.get(spec.scale_dtype, jnp.float32))
+
+
+def zero_dtype(zero: Shaped[Array, "..."], spec: Spec) -> Shaped[Array, "..."]:
+    """Returns ``zero`` in the integer dtype it is stored in: that of the codes."""
+    narrow, wide = (jnp.int8, jnp.int16) if spec.format.is_signed else (jnp.uint8, jnp.uint16)
+    return zero.astype(wide if spec.format.bits > 8 else narrow)
+
+
+def static_groups(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Returns the ``groups`` field of a `QTensor` of ``shape`` cut into ``blocks``."""
+    rank = len(shape)
+    return tuple((i - rank, b) for i, (n, b) in enumerate(zip(shape, blocks, strict=True)) if 1 < b < n)
+
+
+def quantize_with(
+    x: Float[Array, "..."],
+    spec: Spec,
+    scale: Float[Array, "..."] | QTensor,
+    zero: Float[Array, "..."] | None,
+    blocks: tuple[int, ...],
+    *,
+    nearest: Nearest | None = None,
+) -> QTensor:
+    """Returns ``x`` on the grid of ``scale`` and ``zero``: levels in float32, differentiable in all three.
+
+    ``level = nearest(clip(x * (1 / scale), low - zero, high - zero)) + zero``, all in float32 whatever the dtype of
+    ``x``; the integer zero is added after rounding (Krishnamoorthi, 2018, arXiv 1806.08342, Eq. 1). Scales are floored
+    at 2**-126. NaN stays NaN; infinities saturate.
+
+    Args:
+        x: float array.
+        spec: the static description.
+        scale: positive float32, of the scale's shape; or a `QTensor` of them (see `lowbit.core.scales.stored_scale`).
+        zero: integer-valued float32 of the scale's shape, or None.
+        blocks: elements per scale along every axis.
+        nearest: ``(scaled x, low, high) -> levels``, in place of ``spec.format.nearest``: another rounding or another
+            gradient. Its values must be levels of the format.
+    """
+    wide = x.astype(jnp.float32)
+    nearest = spec.format.nearest if nearest is None else nearest
+    values = scale.dequantize() if isinstance(scale, QTensor) else scale
+    inverse = 1.0 / values.astype(jnp.float32)
+    cut = block_ops.split(wide, blocks) * block_ops.spread(inverse, x.shape, blocks)
+    low, high = spec.format.low, spec.format.high
+    if zero is None:
+        levels = nearest(cut, low, high)
+    else:
+        shift = block_ops.spread(zero.astype(jnp.float32), x.shape, blocks)
+        levels = nearest(cut, low - shift, high - shift) + shift
+    return QTensor(
+        codes=block_ops.join(levels, x.shape, blocks),
+        scale=scale,
+        zero=zero,
+        spec=spec,
+        dtype=str(x.dtype),
+        groups=static_groups(tuple(x.shape), tuple(blocks)),
+    )

@@ -1,0 +1,103 @@
+"""The quantizer protocol: five pure methods on a frozen dataclass."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from .qtensor import QTensor
+from .spec import Operand, Spec
+from .statistics import Statistic
+
+QState = dict[str, Any]
+"""``{"learn": float leaves that an optimizer may change, "fixed": the rest}`` of one site."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer(abc.ABC):
+    """How one operand becomes a `QTensor`. Subclasses are final, frozen dataclasses: a spec and hyper-parameters.
+
+    ``fake`` and ``encode`` are written once, here, for every method.
+    """
+
+    spec: Spec
+
+    def needs(self, operand: Operand) -> tuple[Statistic, ...]:
+        """Returns the statistics folded over batches for an operand that is not a weight. Default: none."""
+        return ()
+
+    @abc.abstractmethod
+    def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
+        """Returns the state of one site.
+
+        Args:
+            operand: shape, dtype and axes.
+            stats: for weights ``{"values": the array}``; for other operands the finished statistics of `needs`.
+            key: a typed key.
+        """
+
+    @abc.abstractmethod
+    def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
+        """Returns ``x`` on the grid that is served; levels in float32, differentiable."""
+
+    def train(
+        self, qstate: QState, x: Float[Array, "..."], operand: Operand, *, key: Array | None, step: Array | None
+    ) -> QTensor:
+        """Returns what training computes with. Default: `quantize`. Noise, soft rounding, delays override this."""
+        return self.quantize(qstate, x, operand)
+
+    def update(self, qstate: QState, stats: Mapping[str, Any]) -> QState:
+        """Returns the state after a training batch. Default: unchanged. Moving averages and freezing override this."""
+        return qstate
+
+    def limit(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> "tuple[Quantizer, QState, int]":
+        """Returns the quantizer, state and step with which `train` is `quantize`, to the last bit.
+
+        A method that overrides `train` overrides this too: the limit of its noise, its delay or its statistics. The
+        contract tests go there.
+        """
+        return self, qstate, 0
+
+    @property
+    def is_projection(self) -> bool:
+        """Whether quantizing twice is quantizing once: ``encode(fake(x)) == encode(x)``.
+
+        True but for methods that bend the values before rounding (DoReFa's tanh). Solvers, which leave parameters on
+        the grid, need it.
+        """
+        return True
+
+    def fake(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> Float[Array, "..."]:
+        """Returns ``x`` rounded to the grid, in its own dtype."""
+        return self.quantize(qstate, x, operand).dequantize()
+
+    def encode(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
+        """Returns ``x`` as integer codes; ``encode(x).dequantize() == fake(x)`` to the last bit."""
+        return self.quantize(qstate, jax.lax.stop_gradient(x), operand).encode()
+
+    @property
+    def text(self) -> str:
+        """The quantizer as text: its class name, its spec, its hyper-parameters."""
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "spec"}
+        arguments = "".join(f", {k}={v!r}" for k, v in rest.items())
+        return f"{type(self).__name__.lower()}({self.spec.text!r}{arguments})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizers:
+    """The quantizers of one rule: for the weight, and for inputs (both operands where there is no weight).
+
+    Attributes:
+        weight: or None, where weights stay in float.
+        input: or None, where inputs stay as computed.
+    """
+
+    weight: Quantizer | None = None
+    input: Quantizer | None = None
+
+
+KEEP = Quantizers()
+"""Leave the operation in float."""

@@ -1,0 +1,250 @@
+"""Range rules: from statistics to a scale and a zero point.
+
+Rules compose with any format and granularity. Two decisions hold for all of them: an all-zero block gets scale 1
+(its codes are zero whatever the scale), and a range is widened to include zero, so that zero is exact.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from . import blocks as block_ops
+from .powers import check_scale_rule, power_of_two_scale
+from .qtensor import quantize_with
+from .scales import largest_scale, smallest_scale
+from .spec import Operand, Spec, Tensor
+from .statistics import MinMax, MovingMinMax, Sample, Statistic
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+ScaleZero = tuple[Float[Array, "..."], Float[Array, "..."] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeRule(abc.ABC):
+    """How a scale (and zero point) follows from what was observed."""
+
+    def check(self, spec: Spec) -> None:
+        """Raises ValueError where the rule cannot serve ``spec``; called when a quantizer is built."""
+        return
+
+    @abc.abstractmethod
+    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
+        """Returns the statistics to fold for an operand that is not a weight."""
+
+    @abc.abstractmethod
+    def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
+        """Returns scale and zero point from the values themselves: weights, and dynamic inputs."""
+
+    @abc.abstractmethod
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        """Returns scale and zero point from finished statistics."""
+
+
+def scale_zero(
+    low: Float[Array, "..."], high: Float[Array, "..."], spec: Spec, *, scale_rule: str = "floor"
+) -> ScaleZero:
+    """Returns the scale and zero point whose grid just covers ``[low, high]`` (float32, the scale's shape).
+
+    Symmetric: ``scale = max(|low|, |high|) / largest level``. Affine: ``scale = (high - low) / (levels - 1)`` and
+    ``zero = round(smallest level - low / scale)``, kept within the levels (Krishnamoorthi, 2018, section 2.1).
+    Power-of-two scales (``e8m0``) follow ``scale_rule``, one of `lowbit.core.powers.SCALE_RULES`, in exponent
+    arithmetic. Infinite bounds count as the largest finite value (affine: a quarter of it, so that ``high - low`` is
+    finite); NaN makes the scale NaN, and with it every value of the block.
+    """
+    reachable = _LARGEST if spec.symmetric else 0.25 * _LARGEST
+    low, high = jnp.maximum(jnp.minimum(low, 0.0), -reachable), jnp.minimum(jnp.maximum(high, 0.0), reachable)
+    top, bottom = spec.format.high, spec.format.low
+    if spec.symmetric:
+        reach = jnp.maximum(-low, high) if bottom < 0 else high
+        if spec.scale_dtype == "e8m0":
+            power = power_of_two_scale(
+                reach, spec.format.reach, rule=scale_rule, mantissa_bits=spec.format.mantissa_bits
+            )
+            return jnp.minimum(jnp.maximum(power, smallest_scale(spec)), largest_scale(spec)), None
+        return _positive(reach * np.float32(1.0 / spec.format.reach), spec), None
+    scale = _positive((high - low) * np.float32(1.0 / (top - bottom)), spec)
+    zero = jnp.clip(jnp.round(bottom - low * (1.0 / scale)), bottom, top)
+    return scale, jax.lax.stop_gradient(zero)
+
+
+def _positive(scale: Float[Array, "..."], spec: Spec) -> Float[Array, "..."]:
+    """Returns ``scale`` with 1 for blocks of zeros, floored.
+
+    Scales that are themselves quantized have the floor there instead: a 1 among small scales would spoil their grid.
+    """
+    floor = smallest_scale(spec)
+    of_zeros = 1.0 if spec.scale_spec is None else floor
+    bounded = jnp.minimum(jnp.maximum(scale, floor), largest_scale(spec))
+    return jnp.where(scale == 0, of_zeros, bounded).astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(RangeRule):
+    """The whole range: absmax where the grid is symmetric, minimum and maximum where it is affine.
+
+    Over batches, the extremes of all of them.
+    """
+
+    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
+        return (MinMax(spec.granularity, operand.contract),)
+
+    def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
+        blocks = spec.granularity.blocks(operand)
+        x = x.astype(jnp.float32)
+        if spec.symmetric and spec.format.low < 0:
+            reach = block_ops.reduce_blocks(jnp.abs(x), blocks, jnp.max)
+            return scale_zero(-reach, reach, spec)
+        low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (jnp.min, jnp.max))
+        return scale_zero(low, high, spec)
+
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        low, high = stats["minmax"]
+        return scale_zero(low, high, spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerOfTwo(Full):
+    """The whole range with power-of-two scales found by a named rule; for specs with ``e8m0`` scales (MX formats).
+
+    Attributes:
+        rule: ``"floor"`` (OCP MX 1.0, saturates; what `Full` does too), ``"ceil"`` (never saturates) or ``"even"``.
+    """
+
+    rule: str = "floor"
+
+    def __post_init__(self):
+        check_scale_rule(self.rule)
+
+    def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
+        reach = block_ops.reduce_blocks(jnp.abs(x.astype(jnp.float32)), spec.granularity.blocks(operand), jnp.max)
+        return self._of_reach(-reach, reach, spec)
+
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        low, high = stats["minmax"]
+        return self._of_reach(low, high, spec)
+
+    def check(self, spec: Spec) -> None:
+        if spec.scale_dtype != "e8m0" or not spec.symmetric:
+            raise ValueError(f"PowerOfTwo needs symmetric e8m0 scales, got {spec.text}; add /e8m0 or use an mx format")
+
+    def _of_reach(self, low: Float[Array, "..."], high: Float[Array, "..."], spec: Spec) -> ScaleZero:
+        self.check(spec)
+        return scale_zero(low, high, spec, scale_rule=self.rule)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToLowest(Full):
+    """The whole range scaled to the *lowest* level: ``absmax / 8`` for 4 bits, so that ``+absmax`` is clipped to 7 / 8.
+
+    A finer step than absmax / 7 for a clipped top: better on blocks of 64 and more.
+    """
+
+    def check(self, spec: Spec) -> None:
+        if not spec.symmetric or -spec.format.low <= spec.format.high or spec.scale_dtype == "e8m0":
+            raise ValueError(f"ToLowest is for symmetric formats whose lowest level is the largest, got {spec.text}")
+
+    def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
+        shrink = np.float32(spec.format.reach / -spec.format.low)
+        return super().of_values(x.astype(jnp.float32) * shrink, operand, spec)
+
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        shrink = np.float32(spec.format.reach / -spec.format.low)
+        low, high = stats["minmax"]
+        return scale_zero(low * shrink, high * shrink, spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingAverage(Full):
+    """Moving average of the per-batch minimum and maximum. For weights, the same as `Full`."""
+
+    decay: float = 0.9
+
+    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
+        return (MovingMinMax(spec.granularity, operand.contract, self.decay),)
+
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        low, high = stats["moving_minmax"]
+        return scale_zero(low, high, spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class MSE(RangeRule):
+    """The clipped range with the least mean squared error, searched over shrunken full ranges, then refined.
+
+    Attributes:
+        steps: candidates tried, evenly spaced between ``smallest`` and 1 times the full range.
+        smallest: the smallest fraction of the full range tried.
+        refine: rounds of eight more candidates around the best, four times closer each round.
+    """
+
+    steps: int = 80
+    smallest: float = 0.02
+    refine: int = 2
+
+    def __post_init__(self):
+        if self.steps < 2 or not 0.0 < self.smallest < 1.0 or self.refine < 0:
+            raise ValueError(
+                "MSE needs steps >= 2, 0 < smallest < 1 and refine >= 0, "
+                f"got {self.steps}, {self.smallest} and {self.refine}"
+            )
+
+    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
+        if not isinstance(spec.granularity, Tensor):
+            raise ValueError(
+                f"the MSE rule sees a sample of an input, so its scale is per tensor; got /{spec.granularity.text}"
+            )
+        return (MinMax(spec.granularity, operand.contract), Sample())
+
+    def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
+        blocks = spec.granularity.blocks(operand)
+        x = x.astype(jnp.float32)
+        low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (jnp.min, jnp.max))
+        return self.search(x, low, high, blocks, spec)
+
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        low, high = stats["minmax"]
+        sample = stats["sample"]
+        shape = low.shape
+        found = self.search(sample, low.reshape(1), high.reshape(1), (sample.size,), spec)
+        return tuple(part if part is None else part.reshape(shape) for part in found)  # pyright: ignore[reportReturnType]
+
+    def search(
+        self,
+        x: Float[Array, "..."],
+        low: Float[Array, "..."],
+        high: Float[Array, "..."],
+        blocks: tuple[int, ...],
+        spec: Spec,
+    ) -> ScaleZero:
+        """Returns the best scale and zero point per block of ``x`` among shrunken ``[low, high]``."""
+
+        def error_at(fraction):
+            scale, zero = scale_zero(low * fraction, high * fraction, spec)
+            value = quantize_with(x, spec, scale, zero, blocks).dequantize()
+            return block_ops.reduce_blocks(jnp.square(value - x), blocks, jnp.sum)
+
+        def try_next(best, fraction):
+            least, chosen = best
+            error = error_at(fraction)
+            better = error < least
+            return (jnp.where(better, error, least), jnp.where(better, fraction, chosen)), None
+
+        def refine(best, spacing):
+            (_, centre) = best
+            return jax.lax.scan(lambda b, o: try_next(b, centre + o * spacing), best, offsets)[0], None
+
+        fractions = jnp.linspace(1.0, self.smallest, self.steps)
+        offsets = jnp.asarray([-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0], jnp.float32)
+        best = (jnp.full(low.shape, jnp.inf), jnp.ones(low.shape))
+        best, _ = jax.lax.scan(try_next, best, fractions)
+        first = (1.0 - self.smallest) / (self.steps - 1)
+        spacings = jnp.asarray([first * 0.25**i for i in range(self.refine)], jnp.float32)
+        (_, chosen), _ = jax.lax.scan(refine, best, spacings)
+        return scale_zero(low * chosen, high * chosen, spec)

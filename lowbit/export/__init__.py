@@ -1,0 +1,1 @@
+"""Export of the executed function to StableHLO and edge compilers, one target per file."""

@@ -1,0 +1,309 @@
+"""`export`: a packed model as a folder that other compilers read, with what it takes to check them.
+
+::
+
+    model.mlir           StableHLO text
+    model.mlirbc         the same as a portable artifact of a chosen version: what compilers take
+    model.zip            that artifact deflated: its size is what the model takes to store or send
+    vectors.safetensors  inputs, and the outputs that `lowbit.execute` gives for them
+    manifest.json        signatures, plan, weights, sizes, tool versions, sha256 of every file
+
+StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and bytecode; deflated they take their bits.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lowbit.adapters.linen import LinenFunction
+from lowbit.adapters.nnx import NNXFunction
+from lowbit.core.qtensor import QTensor
+from lowbit.interpret.execute import execute, execution
+from lowbit.interpret.trace import Model
+from lowbit.packed.bits import unpack
+from lowbit.packed.files import decode_tensors, encode_tensors
+from lowbit.packed.trees import QParams
+from lowbit.plan import serial
+from lowbit.plan.rows import Plan
+
+from . import signature, stablehlo
+from .fold import fold
+
+FORMAT = "lowbit-bundle"
+FORMAT_VERSION = 1
+_DATE = (1980, 1, 1, 0, 0, 0)  # of zip entries: the same model gives the same bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """An exported model on disk.
+
+    Attributes:
+        path: the folder.
+        manifest: what `manifest.json` says.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def artifact(self) -> bytes:
+        """The portable artifact of the served form."""
+        return (self.path / "model.mlirbc").read_bytes()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the deflated artifact."""
+        return self.manifest["files"]["model.zip"]["bytes"]
+
+    def vectors(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Returns the test inputs and the outputs that belong to them, flat, in the order of the signatures."""
+        found = decode_tensors((self.path / "vectors.safetensors").read_bytes())
+        counts = len(self.manifest["inputs"]), len(self.manifest["outputs"])
+        return [found[f"input{i}"] for i in range(counts[0])], [found[f"output{i}"] for i in range(counts[1])]
+
+    def __str__(self) -> str:
+        files = self.manifest["files"]
+        sizes = ", ".join(f"{name} {entry['bytes']:,} B" for name, entry in files.items())
+        return f"{self.path}: {sizes}"
+
+
+def export(
+    fn: Model,
+    plan: Plan,
+    qparams: QParams,
+    args: Sequence[Any],
+    path: str | os.PathLike[str],
+    *,
+    constant_args: Sequence[int] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    version: str = stablehlo.VERSION,
+    name: str = "lowbit",
+) -> Bundle:
+    """Writes a packed model as StableHLO and returns the bundle.
+
+    What is lowered is `lowbit.execute` itself, with ``implementation="reference"``: integer codes, int32 accumulation,
+    its epilogue; the exported numbers are the served numbers. Weights are integer constants of their own width (i2, i4,
+    i8; 3 bits in i4, 5 to 7 in i8; at most 256 bytes stay in i8), everything that depends on constants alone is
+    computed here, and the module's inputs are the data.
+
+    Args:
+        fn: the function the plan was bound for, or another with the same operations.
+        plan: from `lowbit.bind`, or read from a file.
+        qparams: from `lowbit.pack`, or read from a file.
+        args: example arguments after the parameters. Their shapes are those of the module, their values the test
+            vectors; a `jax.ShapeDtypeStruct` gets random ones.
+        path: the folder; an earlier bundle there is replaced.
+        constant_args: positions in ``args`` whose values become constants. By default the state of `lowbit.linen` and
+            `lowbit.nnx` functions (position 0), and none of a plain function.
+        kwargs: keyword arguments, all constant.
+        version: of the StableHLO portable artifact.
+        name: of the module.
+
+    Raises:
+        TypeError: for other types, or a constant argument without values.
+        ValueError: for a version that cannot hold the model, a position that does not exist, a folder that holds
+            something else, or a module whose constants take more than the packed weights.
+
+    Example:
+        >>> import tempfile, lowbit as lb
+        >>> fn, params, x = (
+        ...     lambda p, x: x @ p["w"],
+        ...     {"w": jnp.linspace(-1.0, 1.0, 2048).reshape(64, 32)},
+        ...     jnp.ones((2, 64)),
+        ... )
+        >>> plan = lb.bind(fn, {"**": "w4,a8"}, params, x)
+        >>> qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bundle = export(fn, plan, qparams, (x,), f"{folder}/model")
+        ...     "tensor<64x32xi4>" in (bundle.path / "model.mlir").read_text(), bundle.manifest["inputs"]
+        (True, [{'name': 'x', 'shape': [2, 64], 'dtype': 'float32'}])
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
+    if not isinstance(qparams, QParams):
+        raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"name must be an identifier, got {name!r}")
+    target = _target(path)
+    stablehlo.check_version(version)
+    if constant_args is None:
+        constant_args = (0,) if isinstance(fn, LinenFunction | NNXFunction) and args else ()
+    call = signature.read(fn, args, constant_args, dict(kwargs or {}))
+
+    unpacked = jax.tree.map(_unpacked, qparams, is_leaf=lambda x: isinstance(x, QTensor))
+
+    def served(*leaves):
+        return execution(fn, plan, unpacked, call.arguments(leaves), call.kwargs, implementation="reference")
+
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
+    jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)
+    text = stablehlo.module_text(fold(jaxpr), shapes, name)
+    data = stablehlo.artifact(text, version)
+    found = stablehlo.contents(text)
+    _check_size(found, qparams, call.constants)
+    vectors = call.vectors()
+    want = jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+    tensors = {f"input{i}": x for i, x in enumerate(vectors)} | {f"output{i}": y for i, y in enumerate(want)}
+    files = {
+        "model.mlir": text.encode(),
+        "model.mlirbc": data,
+        "model.zip": _deflated("model.mlirbc", data),
+        "vectors.safetensors": b"".join(encode_tensors(tensors, {"format": FORMAT})),
+    }
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "name": name,
+        "entry": "main",
+        "stablehlo": version,
+        "inputs": signature.described(call.names, shapes),
+        "outputs": signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes)),
+        "constant_args": list(constant_args),
+        "inexact_operations": list(stablehlo.inexact_operations(found)),
+        "constant_bytes": -(-found.constant_bits // 8),
+        "weights": _weights(qparams),
+        "plan": json.loads(serial.to_json(plan)),
+        "tools": {tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib")},
+        "files": {file: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for file, b in files.items()},
+    }
+    files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
+    _write(target, files)
+    return Bundle(target, manifest)
+
+
+def read(path: str | os.PathLike[str]) -> Bundle:
+    """Returns the bundle in a folder, every file checked against its checksum.
+
+    Raises:
+        TypeError: if ``path`` is no path.
+        ValueError: if it is no bundle, of a newer version, or a file is missing or altered.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a string or a path, got {type(path).__name__}")
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        is_ours = manifest["format"] == FORMAT and type(manifest["version"]) is int
+    except (OSError, ValueError, KeyError, TypeError):
+        is_ours, manifest = False, {}
+    if not is_ours:
+        raise ValueError(f"{folder} is not a bundle: it has no manifest.json of lowbit's; lowbit.export writes one")
+    if manifest["version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} is a bundle of version {manifest['version']}; this lowbit reads {FORMAT_VERSION}: update it"
+        )
+    for file, entry in manifest["files"].items():
+        content = (folder / file).read_bytes() if (folder / file).is_file() else b""
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{folder / file} is missing or was altered after the export; export again")
+    return Bundle(folder, manifest)
+
+
+def _unpacked(leaf: Any) -> Any:
+    return unpack(leaf) if isinstance(leaf, QTensor) else leaf
+
+
+def _target(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a string or a path, got {type(path).__name__}")
+    target = Path(path)
+    is_free = not target.exists() or (
+        target.is_dir() and ((target / "manifest.json").exists() or not any(target.iterdir()))
+    )
+    if not is_free:
+        raise ValueError(f"{target} exists and is not a bundle: export to a folder of its own")
+    return target
+
+
+def _write(target: Path, files: Mapping[str, bytes]) -> None:
+    """Writes a folder beside the target, then puts it in its place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    fresh.mkdir()
+    try:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _deflated(name: str, data: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED, 9)
+    return stream.getvalue()
+
+
+def _installed(tool: str) -> str | None:
+    try:
+        return importlib.metadata.version(tool)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def stored_width(bits: int) -> int:
+    """Returns the bits that a constant of ``bits``-bit codes takes: 2, 4, 8 or 16.
+
+    Example:
+        >>> [stored_width(bits) for bits in (1, 2, 3, 4, 5, 8, 16)]
+        [2, 2, 4, 4, 8, 8, 16]
+    """
+    return next(width for width in (2, 4, 8, 16) if bits <= width)
+
+
+def _codes(q: QTensor) -> int:
+    return int(np.prod(q.shape))
+
+
+def _weights(qparams: QParams) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": path,
+            "shape": list(q.shape),
+            "spec": q.spec.text,
+            "bits": q.spec.format.bits,
+            "stored_bits": stored_width(q.spec.format.bits),
+            "bits_per_weight": round(q.bits_per_element, 4),
+        }
+        for path, q in qparams.weights().items()
+    ]
+
+
+def _check_size(found: stablehlo.Contents, qparams: QParams, constants: Any) -> None:
+    """Raises where the module's constants take more than what was packed: a float copy of a weight slipped in."""
+
+    def bits(leaf: Any) -> int:
+        if isinstance(leaf, QTensor):
+            scales = sum(bits(x) for x in jax.tree.leaves((leaf.scale, leaf.zero)))
+            return _codes(leaf) * stored_width(leaf.spec.format.bits) + 4 * scales
+        return leaf.size * leaf.dtype.itemsize * 8
+
+    leaves = jax.tree.leaves((qparams, constants), is_leaf=lambda x: isinstance(x, QTensor))
+    honest = sum(bits(leaf) for leaf in leaves if hasattr(leaf, "dtype"))
+    limit = honest + honest // 4 + 8 * 32768
+    if found.constant_bits > limit:
+        largest = sorted(found.constants, key=lambda c: -c.bits)[:3]
+        listed = ", ".join(f"{'x'.join(map(str, c.shape))} {c.element}" for c in largest)
+        raise ValueError(
+            f"the exported constants take {found.constant_bits // 8:,} bytes and the packed weights {honest // 8:,}; the "
+            f"largest constants: {listed}. Does the function close over arrays, or write a table of constants?"
+        )

@@ -1,0 +1,322 @@
+"""Constants of an exported program: computed once, here, and kept in as few bits as they take.
+
+A program whose parameters are constants holds much that depends on them alone: codes to be unpacked, reciprocals of
+scales, sums of weights for zero points, batch-norm factors. Left in the module, each compiler would compute them in its
+own way, at every call. `fold` computes them by XLA and leaves the rest.
+
+It never writes a wider constant than it must. Integers are stored in the narrowest of i2, i4, i8, i16 and i32 that holds
+their values, and converted in the module. A float array that is cheaper to say than to store (a dequantized weight: codes
+times a few scales) stays the operations that make it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lowbit.interpret import compat
+
+from . import lowering
+
+_INLINED = ("jit", "remat", "custom_jvp", "custom_vjp")
+_CHEAP = frozenset(
+    (
+        "convert_element_type",
+        "broadcast_in_dim",
+        "reshape",
+        "transpose",
+        "squeeze",
+        "expand_dims",
+        "slice",
+        "pad",
+        "iota",
+        "concatenate",
+        "gather",
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "neg",
+        "clamp",
+        "select_n",
+        "reduce_precision",
+        "copy",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and",
+        "or",
+        "shift_left",
+        "bitcast_convert_type",
+    )
+)
+"""What may stay in the program to save a wide constant: how every format decodes its codes, and what moves weights."""
+
+_FIELDS = ("and", "or", "shift_left")
+"""Cut codes into bit fields: as wide as the codes themselves, and never stored beside them."""
+
+_INLINED_BYTES = 256
+"""IREE copies constants of up to this many bytes into the code that uses them, and there cannot read 2 or 4 bits
+("failed to emulate bit width"): integers that would be this small stay in 8 bits."""
+
+_WORTH_BITS = 1024
+"""A conversion or a recipe is written for at least this many bits saved."""
+
+_NARROW = (jnp.int2, jnp.uint2, jnp.int4, jnp.uint4, jnp.int8, jnp.uint8, jnp.int16, jnp.uint16)
+
+
+@dataclasses.dataclass(eq=False)
+class Known:
+    """A value that depends on constants alone.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype.
+        eqn: the equation that makes it, or None for a constant.
+        index: which of the equation's results.
+        inputs: the equation's operands.
+        value: the array, once computed.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    eqn: Any = None
+    index: int = 0
+    inputs: "tuple[Known, ...]" = ()
+    value: Any = None
+
+    @property
+    def is_cheap(self) -> bool:
+        return self.eqn is not None and self.eqn.primitive.name in _CHEAP
+
+    @property
+    def is_integer(self) -> bool:
+        return jnp.issubdtype(self.dtype, jnp.integer)
+
+    @functools.cached_property
+    def store(self) -> Any:
+        """The dtype it is stored in: of integers, the narrowest that holds the values."""
+        count = math.prod(self.shape)
+        if not self.is_integer or not count:
+            return self.dtype
+        host = np.asarray(self.value)
+        low, high, width = int(host.min()), int(host.max()), jnp.iinfo(self.dtype).bits
+        for dtype in _NARROW:
+            limits = jnp.iinfo(dtype)
+            is_inlined = limits.bits < 8 and limits.bits * count <= 8 * _INLINED_BYTES
+            is_worth = (width - limits.bits) * count >= _WORTH_BITS
+            if limits.min <= low and high <= limits.max and is_worth and not is_inlined:
+                return jnp.dtype(dtype)
+        return self.dtype
+
+    @functools.cached_property
+    def bits(self) -> int:
+        """Bits of the constant; of a comparison those of what it selects."""
+        width = 32 if self.is_cheap and self.dtype == jnp.bool_ else bit_width(self.store)
+        return width * math.prod(self.shape)
+
+    @functools.cached_property
+    def sources(self) -> frozenset["Known"]:
+        """The constants it can be computed from in the program."""
+        if not self.is_cheap:
+            return frozenset((self,))
+        return frozenset().union(*(k.sources if k.is_recipe else (k,) for k in self.inputs))
+
+    @functools.cached_property
+    def is_recipe(self) -> bool:
+        """Whether it is computed in the program: where that takes fewer bits of constants."""
+        margin = -_WORTH_BITS if self.is_cheap and self.eqn.primitive.name in _FIELDS else _WORTH_BITS
+        return self.is_cheap and sum(known.bits for known in self.sources) + margin <= self.bits
+
+
+def bit_width(dtype: Any) -> int:
+    """Returns the bits of one element.
+
+    Example:
+        >>> bit_width(jnp.int4), bit_width(jnp.bfloat16), bit_width(bool)
+        (4, 16, 1)
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.bool_:
+        return 1
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).bits
+    return jnp.finfo(dtype).bits if jnp.issubdtype(dtype, jnp.floating) else 8 * dtype.itemsize
+
+
+@dataclasses.dataclass
+class _Program:
+    """What is left: equations in order, every operand a `Known` or the number of an earlier result."""
+
+    steps: list[tuple[Any, list[Any], list[int]]]
+    outs: list[Any]
+    count: int = 0
+    spread: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    """By broadcast result: the equation, and what it broadcasts."""
+
+    def slots(self, n: int) -> list[int]:
+        self.count += n
+        return list(range(self.count - n, self.count))
+
+
+def fold(jaxpr: Any) -> Callable[..., list[Any]]:
+    """Returns the function of a closed jaxpr, to be traced: constants computed, the rest as it is.
+
+    Args:
+        jaxpr: closed; its constants are the parameters.
+    """
+    program = _Program([], [])
+    args = program.slots(len(jaxpr.jaxpr.invars))
+    program.outs = _flatten(program, jaxpr.jaxpr, [_leaf(c) for c in jaxpr.consts], args)
+    used = [v for _, values, _ in program.steps for v in values] + program.outs
+    used = [v for v in dict.fromkeys(used) if isinstance(v, Known)]
+    _evaluate(known for known in _ingredients(used) if known.is_integer)
+    _evaluate(known for known in _ingredients(used, only_needed=True))
+    return functools.partial(_run, program)
+
+
+def _leaf(value: Any) -> Known:
+    return Known(tuple(np.shape(value)), jnp.result_type(value), value=value)
+
+
+def _flatten(program: _Program, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def get(var):
+        return _leaf(np.asarray(var.val, var.aval.dtype)) if compat.is_literal(var) else env[var]
+
+    for eqn in jaxpr.eqns:
+        values = [get(v) for v in eqn.invars]
+        if compat.kind(eqn) in _INLINED:
+            (body,) = compat.bodies(eqn)
+            outs = _flatten(program, body.jaxpr, [_leaf(c) for c in body.consts], values)
+        elif (divisor := _small_divisor(program, eqn, values)) is not None:
+            value, shape, axes = divisor
+            product = lowering.quotient(eqn.outvars[0].aval.shape, shape, axes)
+            outs = _flatten(program, product.jaxpr, [_leaf(c) for c in product.consts], [values[0], value])
+        elif all(isinstance(v, Known) for v in values) and not eqn.effects:
+            outs = [
+                Known(tuple(var.aval.shape), var.aval.dtype, eqn, i, tuple(values)) for i, var in enumerate(eqn.outvars)
+            ]
+        else:
+            outs = program.slots(len(eqn.outvars))
+            program.steps.append((eqn, values, outs))
+        if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1:
+            program.spread[outs[0]] = eqn, values[0]
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [get(v) for v in jaxpr.outvars]
+
+
+def _small_divisor(program: _Program, eqn: Any, values: Sequence[Any]) -> Any:
+    """What a float32 division divides by, its shape and axes, where that is smaller than the result; else None."""
+    if eqn.primitive.name != "div" or eqn.outvars[0].aval.dtype != jnp.float32:
+        return None
+    size = math.prod(eqn.outvars[0].aval.shape)
+    shape = eqn.invars[1].aval.shape
+    if math.prod(shape) < size:
+        return values[1], shape, None
+    if values[1] in program.spread:
+        source, small = program.spread[values[1]]
+        shape = source.invars[0].aval.shape
+        if math.prod(shape) < size:
+            return small, shape, source.params["broadcast_dimensions"]
+    return None
+
+
+def _ingredients(knowns: Iterable[Known], *, only_needed: bool = False) -> list[Known]:
+    """The values themselves and what their recipes may take; ``only_needed``: just the constants that are written."""
+    found: dict[Known, None] = {}
+    todo = list(knowns)
+    while todo:
+        known = todo.pop()
+        if known in found:
+            continue
+        if not only_needed:
+            found[known] = None
+            todo += known.inputs if known.is_cheap else ()
+        elif known.is_recipe:
+            todo += known.inputs
+        else:
+            found[known] = None
+    return list(found)
+
+
+def _evaluate(knowns: Iterable[Known]) -> None:
+    """Computes values, in one compiled program."""
+    wanted = [known for known in knowns if known.value is None]
+    leaves: dict[Known, None] = {}
+    for known in _closure(wanted):
+        if known.value is not None:
+            leaves[known] = None
+
+    @jax.jit
+    def compute(values):
+        env = dict(zip(leaves, values, strict=True))
+        done: dict[tuple[int, tuple[Known, ...]], list[Any]] = {}
+        for known in reversed(_closure(wanted)):
+            if known not in env:
+                key = (id(known.eqn), known.inputs)
+                if key not in done:
+                    done[key] = compat.rebind(known.eqn, [env[k] for k in known.inputs])
+                env[known] = done[key][known.index]
+        return [env[known] for known in wanted]
+
+    if wanted:
+        for known, value in zip(wanted, compute([known.value for known in leaves]), strict=True):
+            known.value = value
+
+
+def _closure(wanted: Sequence[Known]) -> list[Known]:
+    """What the values depend on, up to what is computed already; users before ingredients."""
+    order: dict[Known, None] = {}
+    state: dict[Known, bool] = {}
+    stack = [(known, False) for known in wanted]
+    while stack:
+        known, is_done = stack.pop()
+        if is_done:
+            order[known] = None
+        elif known not in state:
+            state[known] = True
+            stack.append((known, True))
+            stack += [(k, False) for k in known.inputs] if known.value is None else []
+    return list(reversed(order))
+
+
+def _run(program: _Program, *args: Any) -> list[Any]:
+    env: dict[int, Any] = dict(enumerate(args))
+    emitted: dict[Known, Any] = {}
+    shared: dict[Any, np.ndarray] = {}
+
+    def get(value: Any) -> Any:
+        if not isinstance(value, Known):
+            return env[value]
+        if value not in emitted:
+            emitted[value] = _emit(value, get, shared)
+        return emitted[value]
+
+    for eqn, values, slots in program.steps:
+        env.update(zip(slots, lowering.rebind(eqn, [get(v) for v in values]), strict=True))
+    return [get(value) for value in program.outs]
+
+
+def _emit(known: Known, get: Callable[[Any], Any], shared: dict[Any, np.ndarray]) -> Any:
+    """The value in the program being traced: a recipe, a constant, or a narrow constant and its conversion."""
+    if known.is_recipe:
+        return compat.rebind(known.eqn, [get(k) for k in known.inputs])[known.index]
+    if jnp.issubdtype(known.dtype, jax.dtypes.extended):
+        return known.value
+    constant = np.asarray(known.value).astype(known.store)
+    name = (constant.dtype, constant.shape, hashlib.sha256(constant.tobytes()).digest())
+    constant = shared.setdefault(name, constant)  # a shared weight is one constant
+    return constant if known.store == known.dtype else lax.convert_element_type(constant, known.dtype)

@@ -1,0 +1,75 @@
+"""IREE: compile a portable artifact for this machine's CPU, and run it."""
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+BACKENDS = ("llvm-cpu", "vmvx")
+
+FLAGS = (
+    "--iree-opt-const-eval=false",  # else weights are dequantized when compiling: 4-bit models grow to float size
+    "--iree-llvmcpu-debug-symbols=false",
+    "--iree-vm-bytecode-module-strip-source-map=true",
+)
+
+
+def is_installed() -> bool:
+    """Returns whether both IREE wheels are here."""
+    return all(importlib.util.find_spec(name) is not None for name in ("iree.compiler", "iree.runtime"))
+
+
+def compile_artifact(data: bytes, *, backend: str = "llvm-cpu", flags: Sequence[str] = ()) -> bytes:
+    """Returns the compiled module (``.vmfb``) of a StableHLO portable artifact, for the host.
+
+    Args:
+        data: the artifact, or StableHLO text.
+        backend: ``llvm-cpu`` (native code) or ``vmvx`` (portable bytecode; 8-bit weights only).
+        flags: further flags of ``iree-compile``.
+
+    Raises:
+        ImportError: if IREE is not installed.
+        ValueError: for another backend, or if IREE rejects the module.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    try:
+        from iree.compiler import CompilerToolError, compile_file
+    except ImportError:
+        raise ImportError("compiling for IREE needs iree-base-compiler: pip install 'lowbit[export]'") from None
+    options = ["--iree-hal-target-device=local", f"--iree-hal-local-target-device-backends={backend}", *FLAGS]
+    options += ["--iree-llvmcpu-target-cpu=host"] if backend == "llvm-cpu" else []
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "model.mlirbc"), Path(folder, "model.vmfb")
+        source.write_bytes(data)
+        try:
+            compile_file(str(source), input_type="stablehlo", output_file=str(target), extra_args=[*options, *flags])
+        except CompilerToolError as error:
+            errors = [line for line in str(error).splitlines() if "error:" in line]
+            raise ValueError(f"IREE rejects this module: {(errors or [str(error)])[0][:500]}") from None
+        return target.read_bytes()
+
+
+def run(compiled: bytes, args: Sequence[np.ndarray], *, entry: str = "main") -> list[np.ndarray]:
+    """Returns the flat results of a compiled module on this machine.
+
+    Args:
+        compiled: from `compile_artifact`.
+        args: flat inputs.
+        entry: the function.
+
+    Raises:
+        ImportError: if IREE's runtime is not installed.
+    """
+    try:
+        from iree import runtime
+    except ImportError:
+        raise ImportError("running a compiled module needs iree-base-runtime: pip install 'lowbit[export]'") from None
+    context = runtime.SystemContext(config=runtime.Config("local-sync"))
+    module = runtime.VmModule.copy_buffer(context.instance, compiled)
+    context.add_vm_module(module)
+    outs = context.modules[module.name][entry](*[np.ascontiguousarray(x) for x in args])
+    outs = outs if isinstance(outs, list | tuple) else [outs]
+    return [np.asarray(out) for out in outs]

@@ -1,0 +1,228 @@
+"""StableHLO of a traced function: text, portable artifact, and what is inside. The one file that touches jaxlib's MLIR.
+
+jax has no public way to read a module's operations or to choose the version of a portable artifact; the context comes
+from the public `jax.interpreters.mlir.make_ir_context`. Every function here takes and returns text or bytes and parses
+anew, because jaxlib's serializer rewrites the module it is given, in place.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import mlir
+from jaxlib.mlir import ir  # noqa: TID251 - see above
+from jaxlib.mlir.dialects import stablehlo  # noqa: TID251
+from jaxlib.mlir.passmanager import PassManager  # noqa: TID251
+
+VERSION = "1.9.0"
+"""Of portable artifacts, unless asked otherwise: read by every IREE and LiteRT converter tried; 2-bit integers need 1.5.0."""
+
+_LEGALIZE = "builtin.module(func.func(chlo-legalize-to-stablehlo))"
+
+
+def module_text(function: Callable[..., Any], args: Sequence[Any], name: str) -> str:
+    """Returns the StableHLO text of ``function(*args)``, every constant written out, entry point ``main``.
+
+    Args:
+        function: traced with one input per flat argument.
+        args: flat arrays or `jax.ShapeDtypeStruct`.
+        name: of the module.
+    """
+    text = jax.jit(function, keep_unused=True).lower(*args).as_text()
+    _register_passes()
+    with mlir.make_ir_context(), ir.Location.unknown():
+        module = ir.Module.parse(text)
+        PassManager.parse(_LEGALIZE).run(module.operation)  # erf and the like: no compiler but XLA has them
+        module.operation.attributes["sym_name"] = ir.StringAttr.get(name)
+        for attribute in ("mhlo.num_partitions", "mhlo.num_replicas"):
+            if attribute in module.operation.attributes:
+                del module.operation.attributes[attribute]
+        return str(module.operation.get_asm(large_elements_limit=None))
+
+
+@functools.cache
+def _register_passes() -> None:
+    stablehlo.register_stablehlo_passes()
+
+
+def check_version(version: str) -> str:
+    """Returns ``version`` if jaxlib can write it.
+
+    Raises:
+        TypeError: if it is not text.
+        ValueError: if it is not between the oldest and the current one.
+    """
+    if not isinstance(version, str):
+        raise TypeError(f"version must be text such as {VERSION!r}, got {type(version).__name__}")
+    low, high = stablehlo.get_minimum_version(), stablehlo.get_current_version()
+    parts = version.split(".")
+    is_version = len(parts) == 3 and all(part.isdecimal() for part in parts)
+    if not is_version or not _key(low) <= _key(version) <= _key(high):
+        raise ValueError(f"version must be a StableHLO version from {low} to {high}, got {version!r}")
+    return version
+
+
+def _key(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def artifact(text: str, version: str) -> bytes:
+    """Returns the portable artifact (VHLO bytecode) of a module, readable by that version and every newer one.
+
+    Raises:
+        ValueError: if an operation or type of the module did not exist in ``version``.
+    """
+    with mlir.make_ir_context() as context, ir.Location.unknown():
+        try:
+            data = stablehlo.serialize_portable_artifact(ir.Module.parse(text), version)
+        except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
+            newest = stablehlo.get_current_version()
+            raise ValueError(
+                f"this model cannot be written for StableHLO {version}: {_first_line(error)}; pass a newer version=, up "
+                f"to {newest}"
+            ) from None
+        stablehlo.deserialize_portable_artifact(context, data)
+        return data
+
+
+def text_of(data: bytes) -> str:
+    """Returns the StableHLO text of a portable artifact.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    with mlir.make_ir_context() as context, ir.Location.unknown():
+        try:
+            module = stablehlo.deserialize_portable_artifact(context, data)
+        except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
+            raise ValueError(
+                f"not a StableHLO portable artifact that this jaxlib reads: {_first_line(error)}"
+            ) from None
+        return str(module.operation.get_asm(large_elements_limit=None))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def current_version() -> str:
+    """Returns the StableHLO version of the installed jaxlib."""
+    return stablehlo.get_current_version()
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """One constant of a module.
+
+    Attributes:
+        element: MLIR's word for the element type: ``i4``, ``f32``.
+        shape: its shape.
+        bits: that it takes where elements are stored densely; a splat takes one element.
+    """
+
+    element: str
+    shape: tuple[int, ...]
+    bits: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is inside a module.
+
+    Attributes:
+        constants: all of them.
+        operations: how often each operation occurs, by name and element type of its first result: ``("stablehlo.add",
+            "f32")``; a reduction's name goes on with what it reduces by: ``"stablehlo.reduce add"``.
+    """
+
+    constants: tuple[Constant, ...]
+    operations: dict[tuple[str, str], int]
+
+    @property
+    def constant_bits(self) -> int:
+        return sum(constant.bits for constant in self.constants)
+
+
+def contents(text: str) -> Contents:
+    """Returns the constants and operations of a module, nested regions and private functions included."""
+    constants: list[Constant] = []
+    operations: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    def visit(op: Any) -> Any:
+        if len(op.results) and op.name.startswith(("stablehlo.", "chlo.")):
+            kind = op.results[0].type
+            element, shape = _element_and_shape(kind)
+            operations[op.name + _reducer(op), element] += 1
+            if op.name == "stablehlo.constant":
+                value = op.attributes["value"]
+                count = 1 if getattr(value, "is_splat", False) else math.prod(shape)
+                constants.append(Constant(element, shape, _width(element) * count))
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context(), ir.Location.unknown():
+        ir.Module.parse(text).operation.walk(visit)
+    return Contents(tuple(constants), dict(operations))
+
+
+def _reducer(op: Any) -> str:
+    if op.name not in ("stablehlo.reduce", "stablehlo.reduce_window"):
+        return ""
+    names = [inner.operation.name.removeprefix("stablehlo.") for inner in op.regions[0].blocks[0].operations]
+    return " " + " ".join(name for name in names if name != "return")
+
+
+def _element_and_shape(kind: Any) -> tuple[str, tuple[int, ...]]:
+    if not str(kind).startswith("tensor<"):
+        return str(kind), ()
+    ranked = ir.RankedTensorType(kind)
+    return str(ranked.element_type), tuple(ranked.shape)
+
+
+def _width(element: str) -> int:
+    word = element.removeprefix("complex<").rstrip(">")
+    digits = "".join(c for c in word.split("E")[0] if c.isdigit())
+    return int(digits or 32) * (2 if element.startswith("complex") else 1)
+
+
+_ROUNDED = ("exponential", "exponential_minus_one", "log", "log_plus_one", "tanh", "logistic", "power", "rsqrt", "cbrt",
+            "sine", "cosine", "tan", "atan2", "fft", "cholesky", "triangular_solve", "custom_call", "divide")  # fmt: skip
+_SUMMED = ("dot_general", "dot", "convolution")
+_REORDERED = ("maximum", "minimum", "and", "or")
+
+
+def inexact_operations(found: Contents) -> tuple[str, ...]:
+    """Returns the operations whose last bits compilers may choose: transcendental ones, and sums of floats.
+
+    Everything else of IEEE arithmetic rounds the same everywhere.
+    """
+    names = set()
+    for name, element in found.operations:
+        word, *reducer = name.removeprefix("stablehlo.").removeprefix("chlo.").split()
+        is_float = element.startswith(("f", "bf", "complex"))
+        if is_float and (word in _ROUNDED or word in _SUMMED or any(r not in _REORDERED for r in reducer)):
+            names.add(word)
+    return tuple(sorted(names))
+
+
+def run_on_xla(data: bytes, args: Sequence[Any], outputs: Sequence[Any]) -> list[jax.Array]:
+    """Returns the results of a portable artifact compiled by this process's XLA.
+
+    Args:
+        data: the artifact.
+        args: flat arrays.
+        outputs: shapes and dtypes of the flat results, as `jax.ShapeDtypeStruct`.
+    """
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
+
+    def same_signature(*values):
+        del values
+        return [jnp.zeros(out.shape, out.dtype) for out in outputs]
+
+    shell = jax.export.export(jax.jit(same_signature, keep_unused=True))(*shapes)
+    exported = dataclasses.replace(shell, mlir_module_serialized=data)
+    return list(exported.call(*args))

@@ -1,0 +1,1 @@
+"""Number formats: which numbers the codes stand for, one family per file."""

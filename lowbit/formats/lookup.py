@@ -1,0 +1,142 @@
+"""From rule text to typed specs. Formats are found, not listed: a module here with a ``named`` function is one."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable
+from types import ModuleType
+
+from lowbit.core import text as rule_text
+from lowbit.core.spec import SCALE_DTYPES, Channel, Format, Granularity, Group, Spec, Tensor, Tile
+
+
+@functools.cache
+def _modules() -> tuple[ModuleType, ...]:
+    import lowbit.formats as package
+
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(importlib.import_module(f"{package.__name__}.{name}") for name in names if name != "lookup")
+
+
+@functools.cache
+def families() -> tuple[Callable[[str], Format | None], ...]:
+    """Returns the ``named`` function of every module of `lowbit.formats` that has one."""
+    return tuple(module.named for module in _modules() if hasattr(module, "named"))
+
+
+@functools.cache
+def format_words() -> tuple[str, ...]:
+    """Returns the word of every named format and block-scaled shorthand, from the modules' ``FORMATS`` and ``SHORTHANDS``.
+
+    Example:
+        >>> {"int4", "nf4", "mxfp4"} <= set(format_words())
+        True
+    """
+    words = [f.name for module in _modules() for f in getattr(module, "FORMATS", ())]
+    return (*words, *(word for module in _modules() for word in getattr(module, "SHORTHANDS", ())))
+
+
+def format_named(name: str) -> Format:
+    """Returns the format of this name.
+
+    Raises:
+        ValueError: if no family knows it, or it is out of range.
+    """
+    for named in families():
+        if (found := named(name)) is not None:
+            return found
+    close = rule_text.nearest_words(name, format_words())
+    raise ValueError(f"unknown format {name!r}; nearest: {', '.join(close)}; `lowbit formats` lists all")
+
+
+def _expanded(part: rule_text.Part) -> tuple[rule_text.Part, bool]:
+    """Returns ``part`` with a shorthand written out, and whether it was one."""
+    expanders = [module.shorthand for module in _modules() if hasattr(module, "shorthand")]
+    try:
+        full = next((found for expand in expanders if (found := expand(part.format)) is not None), None)
+    except ValueError as error:
+        raise rule_text.error_at(part.text, part.position, str(error)) from None
+    if full is None:
+        return part, False
+    (meant,) = rule_text.parse("w" + full)
+    fixed = [f for f in part.flags if f not in ("sym", "dynamic")]
+    if part.group is not None or part.tile is not None or fixed:
+        raise rule_text.error_at(
+            part.text,
+            part.position,
+            f"{part.format} fixes its block and scale ({full}); write those out to change them",
+        )
+    flags = tuple(dict.fromkeys((*part.flags, *meant.flags)))
+    return dataclasses.replace(part, format=meant.format, flags=flags, group=meant.group), True
+
+
+def _format_of(part: rule_text.Part) -> Format:
+    try:
+        if "narrow" not in part.flags or part.format.endswith("n"):
+            return format_named(part.format)
+        if not format_named(part.format).is_integer or part.format == "ternary":
+            raise ValueError(f"/narrow is for integer formats, got {part.format}")
+        return format_named(part.format + "n")
+    except ValueError as error:
+        raise rule_text.error_at(part.text, part.position, str(error)) from None
+
+
+def _granularity_of(part: rule_text.Part, default: Granularity) -> Granularity:
+    if part.group is not None:
+        return Group(part.group)
+    if part.tile is not None:
+        return Tile(*part.tile)
+    if "tensor" in part.flags:
+        return Tensor()
+    return Channel() if "channel" in part.flags else default
+
+
+def _scale_spec(scale_dtype: str) -> Spec | None:
+    """The spec of a scale that is itself quantized: NVFP4's e4m3 per tensor, QLoRA's 8 bits per 256 scales."""
+    if scale_dtype == "e4m3":
+        return Spec(format_named("fp8_e4m3"), Tensor())
+    return Spec(format_named("uint8"), Group(256)) if scale_dtype == "dq" else None
+
+
+def spec_of(part: rule_text.Part) -> Spec:
+    """Returns the spec of one part of a rule text, with the defaults of its operand.
+
+    Weights: symmetric, per output channel. Inputs: affine, per tensor; symmetric where the format is not an integer
+    or has 16 bits; ``/dynamic`` computes one scale per row at run time, symmetric. Block-scaled shorthands
+    (``amxfp4``) are dynamic for inputs, as the formats mean it.
+    """
+    is_weight = part.letter == "w"
+    part, is_block_scaled = _expanded(part)
+    numbers = _format_of(part)
+    dynamic = "dynamic" in part.flags or (is_block_scaled and not is_weight)
+    if dynamic and is_weight:
+        raise rule_text.error_at(part.text, part.position, "/dynamic is for inputs; a weight's scale is stored")
+    is_plain = numbers.is_integer and 1 < numbers.bits <= 8 and numbers.name != "ternary"
+    default_symmetric = is_weight or dynamic or not is_plain
+    symmetric = "sym" in part.flags or (default_symmetric and "affine" not in part.flags)
+    scale_dtype = next((d for d in SCALE_DTYPES if d in part.flags), "float32")
+    default = Channel() if is_weight or dynamic else Tensor()
+    try:
+        granularity = _granularity_of(part, default)
+        return Spec(numbers, granularity, symmetric, scale_dtype, dynamic, _scale_spec(scale_dtype))
+    except ValueError as error:
+        raise rule_text.error_at(part.text, part.position, str(error)) from None
+
+
+def specs(text: str) -> tuple[Spec | None, Spec | None]:
+    """Returns the weight's and the inputs' spec of a rule text; None where the text has no such part.
+
+    Example:
+        >>> weight, inputs = specs("w4/g32,a8")
+        >>> weight.text, inputs.text
+        ('int4/g32/sym', 'int8/tensor/affine')
+    """
+    found = {part.letter: spec_of(part) for part in rule_text.parse(text)}
+    return found.get("w"), found.get("a")
+
+
+def spec_from_text(text: str, *, is_weight: bool) -> Spec:
+    """Returns the spec that `Spec.text` wrote."""
+    (part,) = rule_text.parse(("w" if is_weight else "a") + text)
+    return spec_of(part)

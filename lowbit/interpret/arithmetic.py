@@ -1,0 +1,247 @@
+"""One operation on two quantized operands: accumulate exactly, then the epilogue.
+
+Two ways to the same int32 accumulator. ``carried``: levels as integers in float32, through the float matmul, cut
+along the contraction wherever a partial sum could pass 2**24: differentiable, and fast where integer matmuls are not.
+``integer``: int8 codes, int32 accumulation: what is exported, and what hardware runs.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from lowbit.core.qtensor import QTensor
+
+from .epilogue import Accumulator, scaled, scaled_groups, scaled_groups_at_once
+from .layout import Layout, grouped_layout, layout_of, reach_of
+
+_EXACT = 2.0**24
+"""Integers up to here are exact in float32, in any order of summation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Matmul:
+    """A dot_general or convolution: the primitive and its parameters, hashable, without the equation.
+
+    Attributes:
+        primitive: the jax primitive.
+        params: its parameters, as sorted items.
+    """
+
+    primitive: Any
+    params: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, eqn: Any) -> "Matmul":
+        return cls(eqn.primitive, tuple(sorted(eqn.params.items(), key=lambda item: item[0])))
+
+    @property
+    def name(self) -> str:
+        return self.primitive.name
+
+    def bind(self, lhs: Array, rhs: Array, **changes: Any) -> Array:
+        """Returns the primitive's result, some parameters changed."""
+        return self.primitive.bind(lhs, rhs, **{**dict(self.params), **changes})
+
+    def accumulate_in(self, lhs: Array, rhs: Array, dtype: Any, **changes: Any) -> Array:
+        """Returns the primitive's result accumulated in ``dtype``, at the highest precision."""
+        changes.setdefault("precision", (lax.Precision.HIGHEST, lax.Precision.HIGHEST))
+        return self.bind(lhs, rhs, preferred_element_type=jnp.dtype(dtype), **changes)
+
+
+def is_integer_pair(lhs: Any, rhs: Any) -> bool:
+    """Returns whether both operands are quantized to integers."""
+    return all(isinstance(q, QTensor) and q.spec.format.is_integer for q in (lhs, rhs))
+
+
+def float_result(matmul: Matmul, lhs: Any, rhs: Any, dtype: Any) -> Array:
+    """Returns the operation on dequantized operands, accumulated in float, in ``dtype``."""
+    values = [q.dequantize() if isinstance(q, QTensor) else q for q in (lhs, rhs)]
+    return matmul.bind(*values).astype(dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
+def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
+    """Returns the operation on two integer operands: exact accumulation on their levels, then the epilogue.
+
+    The derivative is that of the operation on the dequantized operands: straight through the accumulator.
+
+    Args:
+        matmul: the operation.
+        lhs: levels, float32.
+        rhs: levels, float32.
+        dtype: of the result.
+    """
+    return integer_result(matmul, lhs, rhs, dtype, carried=True)
+
+
+@simulated.defjvp
+def _simulated_jvp(matmul, dtype, primals, tangents):
+    out = simulated(matmul, *primals, dtype)
+    _, tangent = jax.jvp(lambda a, b: float_result(matmul, a, b, dtype), primals, tangents)
+    return out, tangent
+
+
+def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, carried: bool) -> Array:
+    """Returns the operation in integers, then the epilogue; the same bits whether ``carried`` in float32 or not."""
+    layout = layout_of(matmul, lhs, rhs)
+    if layout is not None:
+        return scaled(_accumulate(matmul, lhs, rhs, carried=carried), layout.right_scale, layout.left_scale, dtype)
+    flat: Layout = grouped_layout(matmul, lhs, rhs)
+    left, right = flat.grouped_operands()
+    if not carried:
+        accumulators = _batched_dot(left, right, 1.0, is_wide=flat.is_wide, carried=carried)
+        return flat.restore(scaled_groups_at_once(accumulators, flat.right_scale, flat.left_scale, dtype))
+
+    def accumulate(group):
+        a = lax.dynamic_index_in_dim(left, group, keepdims=False)
+        b = lax.dynamic_index_in_dim(right, group, keepdims=False)
+        reach = flat.reach * a.shape[-1]
+        return _batched_dot(a, b, reach, is_wide=flat.is_wide, carried=carried)
+
+    out = scaled_groups(accumulate, flat.right_scale, flat.left_scale, dtype)
+    return flat.restore(out)
+
+
+def _batched_dot(a: Array, b: Array, reach: float, *, is_wide: bool, carried: bool) -> Accumulator:
+    batch = tuple(range(a.ndim - 2))
+    dims = (((a.ndim - 1,), (b.ndim - 2,)), (batch, batch))
+    if is_wide:
+        high = jnp.floor(a * (1.0 / 256.0))
+        low = a - high * 256.0
+        return [
+            (_batched_dot(x, b, 1.0, is_wide=False, carried=carried)[0][0], p) for x, p in ((high, 256.0), (low, 1.0))
+        ]
+    if carried and reach <= _EXACT:
+        return [(lax.dot_general(a, b, dims, precision=lax.Precision.HIGHEST).astype(jnp.int32), 1.0)]
+    wide = [x.astype(jnp.int32) for x in (a, b)]
+    return [(lax.dot_general(wide[0], wide[1], dims, preferred_element_type=jnp.int32), 1.0)]
+
+
+def _accumulate(matmul: Matmul, lhs: QTensor, rhs: QTensor, *, carried: bool) -> Accumulator:
+    for q, other in ((lhs, rhs), (rhs, lhs)):
+        if q.spec.format.bits > 8 and other.spec.format.bits > 8:
+            raise ValueError("16-bit inputs need an operand of 8 bits or less on the other side")
+    if rhs.spec.format.bits > 8:
+        raise ValueError("16 bits are for inputs (the left operand); quantize the right operand to 8 bits or less")
+    if lhs.spec.format.bits > 8:
+        left = lhs.centered()
+        high = jnp.floor(left * (1.0 / 256.0))  # exact: a power of two
+        low = left - high * 256.0
+        right = rhs.centered()
+        return [
+            (_carried(matmul, high, right, 257.0 * reach_of(rhs)), 256.0),
+            (_carried(matmul, low, right, 255.0 * reach_of(rhs)), 1.0),
+        ]
+    if carried:
+        return [(_carried(matmul, lhs.centered(), rhs.centered(), reach_of(lhs) * reach_of(rhs)), 1.0)]
+    return [(_integer(matmul, lhs, rhs), 1.0)]
+
+
+def _carried(matmul: Matmul, left: Array, right: Array, reach: float) -> Array:
+    """The accumulator from integers carried in float32; the contraction cut so that every partial sum is exact."""
+    parts = math.ceil(reach * contracted_size(matmul, left, right) / _EXACT)
+    total = None
+    for a, b in _cut(matmul, left, right, parts):
+        part = matmul.accumulate_in(a, b, jnp.float32).astype(jnp.int32)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def contracted_size(matmul: Matmul, left: Any, right: Any) -> int:
+    """Returns how many products are summed into one result."""
+    params = dict(matmul.params)
+    if matmul.name == "dot_general":
+        return math.prod(left.shape[i] for i in params["dimension_numbers"][0][0])
+    spec = params["dimension_numbers"].rhs_spec
+    return math.prod(right.shape[i] for i in spec[1:])
+
+
+def _cut(matmul: Matmul, left: Array, right: Array, parts: int):
+    """Yields both operands cut along one contracted axis into at least ``parts`` pieces."""
+    if parts <= 1:
+        yield left, right
+        return
+    params = dict(matmul.params)
+    if matmul.name == "dot_general":
+        (lc, rc), _ = params["dimension_numbers"]
+        pairs = list(zip(lc, rc, strict=True))
+    else:
+        numbers = params["dimension_numbers"]
+        if params["feature_group_count"] != 1:
+            raise ValueError(
+                f"a grouped convolution of {right.shape} sums too many products for float32; use fewer bits"
+            )
+        pairs = [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
+    a_axis, b_axis = max(pairs, key=lambda pair: left.shape[pair[0]])
+    length = left.shape[a_axis]
+    step = max(length // min(parts, length), 1)
+    if math.ceil(length / step) < parts <= length:
+        step -= 1
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        yield lax.slice_in_dim(left, start, stop, axis=a_axis), lax.slice_in_dim(right, start, stop, axis=b_axis)
+
+
+def _integer(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
+    """The accumulator from int8 codes; a zero point of the left operand costs one sum over the right one."""
+    lhs, rhs = lhs.encode(), rhs.encode()
+    left, right = lhs.codes, rhs.codes
+    one_zero = lhs.zero is None or lhs.zero.size == 1
+    if rhs.zero is not None or not one_zero or left.dtype != right.dtype or left.dtype != jnp.int8:
+        return _widened(matmul, lhs, rhs)
+    if lhs.zero is None:
+        return matmul.accumulate_in(left, right, jnp.int32)
+    zero = lhs.zero.reshape(())
+    changes: dict[str, Any] = {}
+    if matmul.name == "conv_general_dilated":
+        params = dict(matmul.params)
+        if any(d != 1 for d in params["lhs_dilation"]):
+            return _widened(matmul, lhs, rhs)
+        pads = [(0, 0, 0)] * left.ndim
+        for axis, (before, after) in zip(params["dimension_numbers"].lhs_spec[2:], params["padding"], strict=True):
+            pads[axis] = (before, after, 0)
+        left = lax.pad(left, zero.astype(left.dtype), pads)
+        changes["padding"] = ((0, 0),) * len(params["padding"])
+    product = matmul.accumulate_in(left, right, jnp.int32, **changes)
+    sums = _sum_over_contraction(matmul, left, right)
+    return product - zero.astype(jnp.int32) * sums
+
+
+def _widened(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
+    left, right = (q.centered().astype(jnp.int32) for q in (lhs, rhs))
+    return matmul.accumulate_in(left, right, jnp.int32)
+
+
+def _sum_over_contraction(matmul: Matmul, left: Array, right: Array) -> Array:
+    """The right operand summed over its contracted axes, shaped to broadcast against the result."""
+    params = dict(matmul.params)
+    if matmul.name == "dot_general":
+        (_, rc), _ = params["dimension_numbers"]
+        sums = jnp.sum(right.astype(jnp.int32), axis=tuple(rc), keepdims=True)
+        return right_to_result(params["dimension_numbers"], sums, left.ndim)
+    numbers = params["dimension_numbers"]
+    sums = jnp.sum(right.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]))
+    shape = [1] * left.ndim
+    shape[numbers.out_spec[1]] = sums.shape[0]
+    return sums.reshape(shape)
+
+
+def right_to_result(dimension_numbers: Any, kept: Array, left_rank: int) -> Array:
+    """Returns an array of the right operand's rank (contracted axes of size 1) shaped to broadcast to a dot's result."""
+    (lc, rc), (lb, rb) = dimension_numbers
+    free = [i for i in range(kept.ndim) if i not in (*rc, *rb)]
+    out = jnp.transpose(kept, [*rb, *free, *rc]).reshape([kept.shape[i] for i in (*rb, *free)])
+    left_free = left_rank - len(lc) - len(lb)
+    return out.reshape([*(kept.shape[i] for i in rb), *[1] * left_free, *(kept.shape[i] for i in free)])
+
+
+def result_dtype(eqn: Any) -> Any:
+    """Returns the dtype of an equation's result."""
+    return eqn.outvars[0].aval.dtype

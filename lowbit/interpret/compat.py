@@ -1,0 +1,149 @@
+"""The one file that knows how primitives' parameters differ between jax versions (0.10 to 0.12)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+from jax.extend import core as jex
+
+MATMULS = ("dot_general", "conv_general_dilated")
+"""Primitives that multiply and accumulate, that lowbit reads."""
+
+_UNSEEN = ("pallas_call", "ffi_call", "ragged_dot", "ragged_dot_general", "scaled_matmul", "custom_partitioning")
+_JIT = ("jit", "pjit", "closed_call", "core_call")
+_REMAT = ("remat2", "remat", "checkpoint")
+_CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """One function inside a primitive: a jaxpr, its constants, and which operands it takes."""
+
+    jaxpr: Any
+    consts: tuple[Any, ...]
+
+
+def _body(jaxpr: Any) -> Body:
+    return Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
+
+
+def kind(eqn: Any) -> str | None:
+    """Returns what sort of call an equation is (``jit scan while cond remat custom_jvp custom_vjp shard_map``), or None."""
+    name = eqn.primitive.name
+    if name in _JIT:
+        return "jit"
+    if name in _REMAT:
+        return "remat"
+    if name in _CUSTOM_VJP:
+        return "custom_vjp"
+    if name == "custom_jvp_call":
+        return "custom_jvp"
+    return name if name in ("scan", "while", "cond", "shard_map") else None
+
+
+def bodies(eqn: Any) -> tuple[Body, ...]:
+    """Returns the bodies of a call: one, or (while) condition and body, or (cond) the branches."""
+    what, params = kind(eqn), eqn.params
+    if what == "while":
+        return _body(params["cond_jaxpr"]), _body(params["body_jaxpr"])
+    if what == "cond":
+        return tuple(_body(branch) for branch in params["branches"])
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in params:
+            return (_body(params[name]),)
+    raise TypeError(f"{eqn.primitive.name} has no body that this version of jax shows: {sorted(params)}")
+
+
+def is_unseen(eqn: Any) -> bool:
+    """Returns whether an equation may hide a matrix multiplication that cannot be read."""
+    if eqn.primitive.name in _UNSEEN:
+        return True
+    if kind(eqn) is not None:
+        return False
+    return any(_has_matmul(value) for value in eqn.params.values())
+
+
+def _has_matmul(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_has_matmul(v) for v in value)
+    jaxpr = getattr(value, "jaxpr", value)
+    if not hasattr(jaxpr, "eqns"):
+        return False
+    return any(
+        e.primitive.name in (*MATMULS, *_UNSEEN) or any(_has_matmul(v) for v in e.params.values()) for e in jaxpr.eqns
+    )
+
+
+def rebind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
+    """Returns the results of an equation on other values, its custom derivative rules and parameters kept."""
+    with eqn.ctx.manager:
+        out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params({**eqn.params, **changes}))
+    return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def is_literal(var: Any) -> bool:
+    """Returns whether a jaxpr atom is a literal."""
+    return isinstance(var, jex.Literal)
+
+
+def scan_counts(eqn: Any) -> tuple[int, int]:
+    """Returns (constants, carries) of a scan; the other operands are scanned over.
+
+    jax 0.12 describes the operands by a tree of three parts instead of two numbers.
+    """
+    params = eqn.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    if "ft_in" in params:
+        consts, carries, _ = params["ft_in"].unpack()
+        return len(consts), len(carries)
+    raise TypeError(f"this version of jax describes scan by {sorted(params)}, which lowbit does not know")
+
+
+def scan(eqn: Any, body: Callable[..., Any], init: Any, xs: Any) -> Any:
+    """Returns `lax.scan` with the options of ``eqn`` over another body."""
+    params = eqn.params
+    return lax.scan(body, init, xs, length=params["length"], reverse=params["reverse"], unroll=params.get("unroll", 1))
+
+
+def remat(eqn: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``body`` rematerialized with the options of ``eqn``."""
+    return jax.checkpoint(body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
+
+
+def shard_map(eqn: Any, body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """Returns ``body`` mapped over the mesh of ``eqn``."""
+    params = eqn.params
+    return jax.shard_map(
+        body,
+        mesh=params["mesh"],
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names=set(manual_axes(eqn)),
+        check_vma=params.get("check_vma", True),
+    )
+
+
+def manual_axes(eqn: Any) -> tuple[str, ...]:
+    """Returns the mesh axes that a shard_map splits over."""
+    params = eqn.params
+    return tuple(params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"])
+
+
+def source_line(eqn: Any) -> str:
+    """Returns where in the user's program an equation was written, ``file.py:12``, or an empty string."""
+    frame = _user_frame(eqn)
+    return "" if frame is None else f"{frame[0].rsplit('/', 1)[-1]}:{frame[1]}"
+
+
+def _user_frame(eqn: Any) -> tuple[str, int] | None:
+    traceback = getattr(eqn.source_info, "traceback", None)
+    if traceback is None:
+        return None
+    for frame in traceback.frames:
+        name = frame.file_name
+        if not any(part in name for part in ("/jax/", "/flax/", "/lowbit/", "/contextlib.py", "/functools.py")):
+            return name, frame.line_num
+    return None

@@ -1,0 +1,176 @@
+"""`simulate`: the model on the grid it will be served on, differentiable."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lowbit.core.qtensor import QTensor
+from lowbit.plan.rows import Plan, Site
+
+from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
+from .compat import rebind
+from .graph import Operation
+from .lookup import lookup
+from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
+from .trace import Model, check_same_operations, trace
+from .walk import Walk, plain
+
+
+def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "raise") -> Callable[..., Any]:
+    """Returns ``run(params, qstate, *args, **kwargs)``: ``fn`` with every planned operation on its grid.
+
+    Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
+    results agree to the last bit. Other quantized operations dequantize and accumulate in float. Gradients pass
+    straight through, as each quantizer says.
+
+    Args:
+        fn: the function the plan was bound for, or another with the same operations (training and evaluation).
+        plan: from `lowbit.bind`.
+        train: use the quantizers' training forms; ``run`` then takes ``key=`` and ``step=`` and returns
+            ``(y, qstate')``.
+        custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
+            differentiate the body instead.
+
+    Returns:
+        A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
+
+    Raises:
+        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` lacks a site.
+    """
+    if custom_vjp not in ("raise", "body"):
+        raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan from lowbit.bind, got {type(plan).__name__}")
+    return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
+
+
+@functools.lru_cache(maxsize=256)
+def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callable[..., Any]:
+    @jax.jit
+    def compiled(params, qstate, args, kwargs, key, step):
+        return simulation(
+            fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp
+        )
+
+    if train:
+
+        def run_train(params, qstate, *args, key: Array | None = None, step: Any = None, **kwargs):
+            step = None if step is None else jnp.asarray(step, jnp.int32)
+            return compiled(params, qstate, args, kwargs, key, step)
+
+        return run_train
+
+    def run(params, qstate, *args, **kwargs):
+        return compiled(params, qstate, args, kwargs, None, None)[0]
+
+    return run
+
+
+def simulation(
+    fn: Model,
+    plan: Plan,
+    params: Any,
+    qstate: QState,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    step: Array | None = None,
+    custom_vjp: str = "raise",
+) -> tuple[Any, Any]:
+    """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
+    traced = trace(fn, params, args, dict(kwargs))
+    check_same_operations(traced.graph, plan)
+    forward = _forward(key, step, train=train)
+    leaf_sites = plan.leaf_sites()
+    leaves = list(traced.leaves)
+    updates: dict[str, Any] = {}
+    for i, path in enumerate(traced.paths):
+        if path in leaf_sites:
+            site = leaf_sites[path]
+            state = get(qstate, site.key, site.role)
+            if train:
+                updates[path] = _updated(site, state, {"values": leaves[i]})
+            leaves[i] = forward(site, state, leaves[i], site.operand)
+    rows = {row.path: row for row in plan.rows}
+    sites: dict[str, Any] = {}
+    for row, site in walked_sites(plan):
+        sites.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+
+    def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
+        after = dict(states or {})
+        operands = []
+        for site, value in zip(rows[op.path].sites, values, strict=True):
+            if site.spec is None:
+                operands.append(value if op.eqn.primitive.name == "gather" else plain(value))
+            elif site.kind == "leaf":
+                operands.append(value)
+            else:
+                x, operand = plain(value), layer_operand(site)
+                if train:
+                    after[site.role] = _updated(site, states[site.role], None, x)
+                operands.append(forward(site, states[site.role], x, operand))
+        return compute(op, *operands), after
+
+    walk = Walk(
+        traced.graph,
+        at,
+        frozenset(row.path for row in plan.quantized),
+        writes=train,
+        reduce=_mean_over,
+        is_guarded=True,
+        inside="raise" if custom_vjp == "raise" else "any",
+    )
+    outs, sites = walk.run(traced.jaxpr, leaves, sites)
+    result = jax.tree.unflatten(traced.out_tree, outs)
+    return result, (_collected(plan, updates, sites) if train else qstate)
+
+
+def compute(op: Operation, left: Any, right: Any) -> Any:
+    """Returns the operation on its operands, quantized or not: levels in, the result in its own dtype out."""
+    eqn = op.eqn
+    if eqn.primitive.name == "gather":
+        return lookup(eqn, left, right) if isinstance(left, QTensor) else rebind(eqn, [left, right])[0]
+    if is_integer_pair(left, right):
+        return simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
+    return rebind(eqn, [plain(left), plain(right)])[0]
+
+
+def _forward(key: Array | None, step: Array | None, *, train: bool) -> Callable[..., QTensor]:
+    def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+        quantizer = quantizer_of(site)
+        if not train:
+            return quantizer.quantize(state, x, operand)
+        now = None if key is None else site_key(key, f"{site.key}/{site.role}")
+        return quantizer.train(state, x, operand, key=now, step=step)
+
+    return forward
+
+
+def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
+    """The state after one training batch: statistics of this batch, given to the quantizer's ``update``."""
+    quantizer = quantizer_of(site)
+    if stats is None:
+        operand = layer_operand(site)
+        if site.is_weight:
+            stats = {"values": x}
+        else:
+            x = jax.lax.stop_gradient(x)
+            stats = {s.name: s.finish(s.update(s.init(operand), x)) for s in quantizer.needs(operand)}
+    return quantizer.update(state, stats)
+
+
+def _mean_over(sites: dict[str, Any], axis_names: tuple[str, ...]) -> dict[str, Any]:
+    return jax.tree.map(lambda x: jax.lax.pmean(x, axis_names), sites)
+
+
+def _collected(plan: Plan, leaves: Mapping[str, Any], sites: Mapping[str, Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {"learn": {}, "fixed": {}}
+    for row, site in quantized_sites(plan):
+        put(parts, site.key, site.role, leaves[site.key] if site.kind == "leaf" else sites[row.path][site.role])
+    return parts

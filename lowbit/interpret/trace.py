@@ -1,0 +1,96 @@
+"""From a function and example arguments to a jaxpr and its operations."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.paths import leaf_path
+from lowbit.core.qtensor import QTensor
+from lowbit.packed.trees import Dropped
+from lowbit.plan.rows import Plan
+
+from .graph import Graph, read
+
+Model = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A traced call.
+
+    Attributes:
+        jaxpr: closed; parameter leaves come first.
+        graph: its operations.
+        leaves: flat values, parameters first; quantized ones are `QTensor`.
+        paths: of the parameters.
+        out_tree: structure of the result.
+    """
+
+    jaxpr: Any
+    graph: Graph
+    leaves: list[Any]
+    paths: list[str]
+    out_tree: Any
+
+    @property
+    def count(self) -> int:
+        """How many of the leaves are parameters."""
+        return len(self.paths)
+
+
+def _is_leaf(x: Any) -> bool:
+    return isinstance(x, QTensor | Dropped)
+
+
+def _abstract(leaf: Any) -> Any:
+    if isinstance(leaf, QTensor | Dropped):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype))
+    return leaf
+
+
+def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Trace:
+    """Returns the trace of ``fn(params, *args, **kwargs)``; packed parameters stand for their float values.
+
+    Raises:
+        TypeError: if ``fn`` is not callable, or a parameter is not an array.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be a function of (params, *args), got {type(fn).__name__}")
+    entries, param_tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_leaf)
+    paths = [leaf_path(keys) for keys, _ in entries]
+    for path, (_, leaf) in zip(paths, entries, strict=True):
+        if not (_is_leaf(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
+            raise TypeError(f"parameter {path!r} must be an array, got {type(leaf).__name__}")
+    rest, rest_tree = jax.tree.flatten((tuple(args), kwargs))
+    leaves = [leaf for _, leaf in entries] + rest
+    out_tree = None
+
+    def flat(*leaves):
+        nonlocal out_tree
+        inner_args, inner_kwargs = jax.tree.unflatten(rest_tree, leaves[len(paths) :])
+        out = fn(jax.tree.unflatten(param_tree, leaves[: len(paths)]), *inner_args, **inner_kwargs)
+        flat_out, out_tree = jax.tree.flatten(out)
+        return flat_out
+
+    jaxpr = jax.make_jaxpr(flat)(*[_abstract(leaf) for leaf in leaves])
+    shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
+    return Trace(jaxpr, read(jaxpr, paths, shapes), leaves, paths, out_tree)
+
+
+def check_same_operations(graph: Graph, plan: Plan) -> None:
+    """Raises ValueError, listing both sides, where a traced function has other operations than its plan."""
+    found = [op.path for op in graph.operations]
+    planned = [row.path for row in plan.rows]
+    if found == planned:
+        return
+    if sorted(found) == sorted(planned):
+        return
+    extra = [path for path in found if path not in planned]
+    missing = [path for path in planned if path not in found]
+    raise ValueError(
+        f"this function's operations are not those of the plan: it has {extra or 'no others'}, and lacks "
+        f"{missing or 'none'}. The plan has {planned}; bind a plan for this function"
+    )

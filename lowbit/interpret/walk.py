@@ -1,0 +1,276 @@
+"""The walk: one evaluator of a jaxpr, for every interpretation.
+
+An interpretation says what happens at an operation; the walk does everything else: it re-evaluates the other equations
+unchanged, carries the state of every site through jit, scan, while, cond, remat and shard_map, moves quantized weights
+with their scales, and leaves alone whatever holds no operation of interest.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lowbit.core.qtensor import QTensor
+from lowbit.core.rounding import unfused
+from lowbit.packed.bits import unpack
+from lowbit.packed.trees import Dropped
+
+from . import compat, moves
+from .graph import Address, Graph, Operation
+
+Sites = dict[str, Any]
+"""State by operation path. Inside a scan over layers, of the current layer."""
+
+AtOperation = Callable[[Operation, list[Any], Any], tuple[Any, Any]]
+"""``(operation, operand values, its state or None) -> (result, its new state)``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """One interpretation of one graph.
+
+    Attributes:
+        graph: what `read` found.
+        at: called at every operation of interest.
+        paths: the operations of interest; the rest is re-evaluated as it is.
+        writes: whether ``at`` changes the state, so that loops must carry it.
+        reduce: called with the new states of a shard_map body and its mesh axes, where ``writes``.
+        is_guarded: whether products that are summed are protected from fused multiply-adds.
+        inside: what to do with a function that has its own gradient and holds an operation: look into it (``"any"``),
+            re-evaluate it whole (``"keep"``), or raise (``"raise"``).
+    """
+
+    graph: Graph
+    at: AtOperation
+    paths: frozenset[str]
+    writes: bool = False
+    reduce: Callable[[Sites, tuple[str, ...]], Sites] | None = None
+    is_guarded: bool = False
+    inside: str = "any"
+
+    def run(self, jaxpr: Any, args: Sequence[Any], sites: Sites) -> tuple[list[Any], Sites]:
+        """Returns the results of a closed jaxpr and the states after it.
+
+        Args:
+            jaxpr: the closed jaxpr that ``graph`` was read from.
+            args: flat values; parameters may be `QTensor`.
+            sites: states by path.
+        """
+        run = _Run(self, {op.address: op for op in self.graph.operations if op.path in self.paths})
+        outs, after = run.body(jaxpr.jaxpr, jaxpr.consts, args, (), sites)
+        return [plain(v) for v in outs], after
+
+
+def plain(value: Any) -> Any:
+    """Returns ``value`` as an array: dequantized if quantized."""
+    return unpack(value).dequantize() if isinstance(value, QTensor) else value
+
+
+class _Run:
+    def __init__(self, walk: Walk, operations: Mapping[Address, Operation]):
+        self.walk = walk
+        self.operations = operations
+        self.scopes = {address[:i] for address in operations for i in range(1, len(address))}
+
+    def body(self, jaxpr, consts, args, scope: Address, sites: Sites) -> tuple[list[Any], Sites]:
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        summed = _summed_products(jaxpr) if self.walk.is_guarded else frozenset()
+
+        def get(var):
+            return var.val if compat.is_literal(var) else env[var]
+
+        for index, eqn in enumerate(jaxpr.eqns):
+            address = (*scope, index)
+            values = [get(v) for v in eqn.invars]
+            if address in self.operations:
+                operation = self.operations[address]
+                out, state = self.walk.at(operation, values, sites.get(operation.path))
+                if self.walk.writes:
+                    sites = {**sites, operation.path: state}
+                outs = [out]
+            elif address in self.scopes:
+                outs, sites = getattr(self, "_" + str(compat.kind(eqn)))(eqn, values, address, sites)
+            else:
+                outs = self.other(eqn, values)
+                if index in summed:
+                    outs = [unfused(out) for out in outs]
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [get(v) for v in jaxpr.outvars], sites
+
+    def other(self, eqn, values: list[Any]) -> list[Any]:
+        """An equation that is no operation: a quantized weight moves if it can, else it becomes an array."""
+        if values and isinstance(values[0], QTensor):
+            first = values[0]
+            if moves.track(eqn, moves.leaf_axes(first.shape)) is not None:
+                is_cast = eqn.primitive.name == "convert_element_type"
+                return [moves.move(eqn, first if is_cast else unpack(first), [plain(v) for v in values[1:]])]
+        dropped = next((v for v in values if isinstance(v, Dropped)), None)
+        if dropped is not None:  # only a derived weight, already packed, needs this
+            return [dropped] * len(eqn.outvars)
+        return compat.rebind(eqn, [plain(v) for v in values])
+
+    def inner(self, address: Address, sites: Sites) -> Sites:
+        """The states of the operations inside a call."""
+        depth = len(address)
+        return {
+            op.path: sites[op.path] for a, op in self.operations.items() if a[:depth] == address and op.path in sites
+        }
+
+    def _jit(self, eqn, values, address, sites):
+        (body,) = compat.bodies(eqn)
+        return self.body(body.jaxpr, body.consts, values, (*address, 0), sites)
+
+    def _custom_vjp(self, eqn, values, address, sites):
+        if self.walk.inside == "keep":
+            return self.other(eqn, values), sites
+        if self.walk.inside == "raise":
+            names = sorted(op.path for a, op in self.operations.items() if a[: len(address)] == address)
+            raise ValueError(
+                f"{', '.join(names)} lies inside a function with its own gradient ({compat.kind(eqn)}, "
+                f"{compat.source_line(eqn)}); simulating it would drop that gradient: give it the rule 'keep', or pass "
+                f"custom_vjp='body' to use the gradient of its body"
+            )
+        return self._jit(eqn, values, address, sites)
+
+    _custom_jvp = _custom_vjp
+
+    def _remat(self, eqn, values, address, sites):
+        (body,) = compat.bodies(eqn)
+        inner = self.inner(address, sites)
+
+        def function(values, inner):
+            outs, after = self.body(body.jaxpr, body.consts, values, (*address, 0), inner)
+            return [plain(v) for v in outs], after
+
+        outs, after = compat.remat(eqn, function)(values, inner)
+        return outs, ({**sites, **after} if self.walk.writes else sites)
+
+    def _cond(self, eqn, values, address, sites):
+        index, *operands = values
+        inner = self.inner(address, sites)
+
+        def branch(i, body):
+            def function(operands, inner):
+                outs, after = self.body(body.jaxpr, body.consts, operands, (*address, i), inner)
+                return [plain(v) for v in outs], after
+
+            return function
+
+        functions = [branch(i, body) for i, body in enumerate(compat.bodies(eqn))]
+        index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
+        outs, after = lax.switch(index, functions, operands, inner)
+        return outs, ({**sites, **after} if self.walk.writes else sites)
+
+    def _while(self, eqn, values, address, sites):
+        condition, body = compat.bodies(eqn)
+        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+        cond_consts = [plain(v) for v in values[:n_cond]]
+        body_consts, carry = values[n_cond : n_cond + n_body], values[n_cond + n_body :]
+        inner = self.inner(address, sites) if self.walk.writes else {}
+        fixed = self._fixed(body.jaxpr, n_body, carry)
+
+        def check(state):
+            moving, _ = state
+            full = [plain(v) for v in _merge(moving, fixed)]
+            return self.body(condition.jaxpr, condition.consts, [*cond_consts, *full], (*address, 0), sites)[0][0]
+
+        def step(state):
+            moving, inner = state
+            now = {**sites, **inner}
+            full = _merge(moving, fixed)
+            outs, after = self.body(body.jaxpr, body.consts, [*body_consts, *full], (*address, 1), now)
+            return _moving([plain(v) for v in outs], fixed), {path: after[path] for path in inner}
+
+        moving, after = lax.while_loop(check, step, (_moving([plain(v) for v in carry], fixed), inner))
+        return _merge(moving, fixed), {**sites, **after}
+
+    def _scan(self, eqn, values, address, sites):
+        (body,) = compat.bodies(eqn)
+        n_consts, n_carry = compat.scan_counts(eqn)
+        consts, carry, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
+        inner = self.inner(address, sites)
+        is_layers = address in self.walk.graph.layer_scans
+        fixed = self._fixed(body.jaxpr, n_consts, carry)
+        carried = inner if self.walk.writes and not is_layers else {}
+        scanned = inner if is_layers else {}
+
+        def step(state, slices):
+            moving, carried = state
+            xs, scanned = slices
+            now = {**sites, **carried, **scanned}
+            full = [*consts, *_merge(moving, fixed), *xs]
+            outs, after = self.body(body.jaxpr, body.consts, full, (*address, 0), now)
+            outs = [plain(v) for v in outs]
+            moved = _moving(outs[:n_carry], fixed)
+            stacked = {path: after[path] for path in scanned} if self.walk.writes else {}
+            return (moved, {path: after[path] for path in carried}), (outs[n_carry:], stacked)
+
+        start = _moving([plain(v) for v in carry], fixed), carried
+        (moving, carried), (ys, stacked) = compat.scan(eqn, step, start, (xs, scanned))
+        return [*_merge(moving, fixed), *ys], {**sites, **carried, **stacked}
+
+    def _fixed(self, jaxpr, offset: int, carry: Sequence[Any]) -> dict[int, Any]:
+        """Quantized weights that a loop carries unchanged: they stay outside the carry."""
+        return {
+            i: value
+            for i, value in enumerate(carry)
+            if isinstance(value, QTensor) and jaxpr.outvars[i] is jaxpr.invars[offset + i]
+        }
+
+    def _shard_map(self, eqn, values, address, sites):
+        (body,) = compat.bodies(eqn)
+        inner = self.inner(address, sites)
+        values = [unpack(v) if isinstance(v, QTensor) else v for v in values]  # devices split codes, not bytes
+        flat, treedef = jax.tree.flatten((values, inner))
+        state, state_tree = jax.tree.flatten(inner)
+        specs = [leaf for v, spec in zip(values, eqn.params["in_specs"], strict=True) for leaf in _specs(v, spec)]
+        replicated = [PartitionSpec()] * len(state)
+        out_specs = list(eqn.params["out_specs"])
+
+        def function(*flat):
+            values, inner = jax.tree.unflatten(treedef, flat)
+            outs, after = self.body(body.jaxpr, body.consts, values, (*address, 0), inner)
+            outs = [plain(v) for v in outs]
+            if not self.walk.writes:
+                return outs
+            assert self.walk.reduce is not None
+            return [*outs, *jax.tree.leaves(self.walk.reduce(after, compat.manual_axes(eqn)))]
+
+        all_specs = [*out_specs, *replicated] if self.walk.writes else out_specs
+        outs = compat.shard_map(eqn, function, (*specs, *replicated), all_specs)(*flat)
+        after = jax.tree.unflatten(state_tree, outs[len(out_specs) :]) if self.walk.writes else {}
+        return outs[: len(out_specs)], {**sites, **after}
+
+
+def _merge(moving: Sequence[Any], fixed: Mapping[int, Any]) -> list[Any]:
+    rest = iter(moving)
+    return [fixed[i] if i in fixed else next(rest) for i in range(len(moving) + len(fixed))]
+
+
+def _moving(carry: Sequence[Any], fixed: Mapping[int, Any]) -> list[Any]:
+    return [value for i, value in enumerate(carry) if i not in fixed]
+
+
+def _specs(value: Any, spec: Any) -> list[Any]:
+    """The partition specs of a value's arrays: a weight's scales follow its codes, on the axes along which they vary."""
+    if not isinstance(value, QTensor):
+        return [spec] * len(jax.tree.leaves(value))
+    names = (*spec, *[None] * (value.ndim - len(spec)))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(value)]
+    return [PartitionSpec(*(name if n > 1 else None for name, n in zip(names, shape, strict=True))) for shape in shapes]
+
+
+def _summed_products(jaxpr) -> frozenset[int]:
+    """Equations that multiply floats and whose result meets a sum: a compiler may fuse the two, and round once."""
+    summed = {id(v) for eqn in jaxpr.eqns if eqn.primitive.name in ("add", "sub", "add_any") for v in eqn.invars}
+    return frozenset(
+        i
+        for i, eqn in enumerate(jaxpr.eqns)
+        if eqn.primitive.name == "mul" and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
+        if id(eqn.outvars[0]) in summed
+    )

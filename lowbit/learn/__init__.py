@@ -1,0 +1,1 @@
+"""Training around quantizers: pure pieces for optax users."""

@@ -1,0 +1,1 @@
+"""Packed models: bits, trees, files."""

@@ -1,0 +1,82 @@
+"""One array, quantized: the numerics without a model."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowbit.core.qtensor import QTensor
+from lowbit.core.quantizer import Quantizer, Quantizers
+from lowbit.core.spec import Operand
+from lowbit.formats.lookup import spec_from_text
+from lowbit.quantizers.rtn import RTN
+
+from .bits import pack
+
+
+def quantize_array(
+    x: Float[Array, "..."],
+    how: "str | Quantizer | Quantizers",
+    *,
+    axis: int = -1,
+    packed: bool = False,
+    key: Array | None = None,
+) -> QTensor:
+    """Returns ``x`` as a `QTensor`: integer codes and scales, one code per element, or packed.
+
+    Computed in float32; `QTensor.dequantize` gives back the dtype of ``x``. Works under `jax.jit` and `jax.vmap`, and
+    compiles once per shape, dtype and quantizer.
+
+    Args:
+        x: float array of rank 1 or more.
+        how: the ``w`` part of a rule text without its letter (``"int4/g32"``, ``"mxfp6_e2m3"``, ``"nvfp4"``), rounded to
+            nearest with the full range; or a quantizer; or the weight's of a pair of `Quantizers`.
+        axis: the axis along which groups lie, and which a per-channel scale covers.
+        packed: whether codes share bytes along the best axis (`lowbit.packed.bits.pack`). `QTensor.nbytes` is then what
+            is stored, and `lowbit.packed.bits.unpack` comes before `QTensor.dequantize`.
+        key: a typed key, for quantizers whose start is random.
+
+    Returns:
+        A `QTensor` of the shape of ``x``, in stage ``codes`` or ``packed``.
+
+    Raises:
+        TypeError: if ``x`` is not a float array, or ``how`` none of the above.
+        ValueError: for an axis outside the rank, or a text that is not one, pointing at the character.
+
+    Example:
+        >>> q = quantize_array(jnp.array([[1.5, -2.0, 3.5, 0.1]]), "int4/g2")
+        >>> q.codes.tolist(), q.scale.shape
+        ([[5, -7, 7, 0]], (1, 2))
+        >>> quantize_array(jnp.ones((8, 64)), "nvfp4", packed=True).bits_per_element
+        4.5625
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"x must be a float array, got {x.dtype}; cast it first")
+    if x.ndim == 0 or not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis must be within the rank of x, got axis {axis} for shape {x.shape}")
+    quantizer = _quantizer(how)
+    key = jax.random.key(0) if key is None else key
+    return _quantized(x, key, quantizer, axis % x.ndim, packed=packed)
+
+
+def _quantizer(how: Any) -> Quantizer:
+    if isinstance(how, str):
+        return RTN(spec_from_text(how, is_weight=True))
+    if isinstance(how, Quantizers):
+        if how.weight is None:
+            raise ValueError("these Quantizers have no weight part")
+        return how.weight
+    if not isinstance(how, Quantizer):
+        raise TypeError(f"how must be a rule text such as 'int4/g32' or a quantizer, got {type(how).__name__}")
+    return how
+
+
+@functools.partial(jax.jit, static_argnames=("quantizer", "axis", "packed"))
+def _quantized(x: Array, key: Array, quantizer: Quantizer, axis: int, *, packed: bool) -> QTensor:
+    operand = Operand(tuple(x.shape), str(x.dtype), contract=(axis,))
+    state = quantizer.init(operand, {"values": x}, key)
+    q = quantizer.encode(state, x, operand)
+    return pack(q, contract=(axis,)) if packed else q

@@ -1,0 +1,69 @@
+"""`QParams`: a packed model's parameters."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from lowbit.core.paths import flatten
+from lowbit.core.qtensor import QTensor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """The place of a parameter that a packed model does not need. No arrays.
+
+    Attributes:
+        shape: of the parameter.
+        dtype: its dtype's name.
+    """
+
+    shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dtype: str = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QParams:
+    """Packed parameters, and what the inputs need.
+
+    Attributes:
+        params: the tree of the float parameters, quantized leaves packed as `QTensor`.
+        sites: by operation path, by role: the state of static inputs and the packed derived weights.
+    """
+
+    params: Any
+    sites: dict[str, dict[str, Any]]
+
+    def weights(self) -> dict[str, QTensor]:
+        """Returns the packed weights by path: leaves, then derived weights."""
+        paths, leaves, _ = flatten(self.params)
+        found = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if isinstance(leaf, QTensor)}
+        for path, roles in self.sites.items():
+            if isinstance(derived := roles.get("weight"), QTensor):
+                found[path] = derived
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays: codes, scales, zero points, and the parameters left in float."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per quantized weight, scales and zero points included."""
+        weights = self.weights().values()
+        return 8 * sum(q.nbytes for q in weights) / max(sum(math.prod(q.shape) for q in weights), 1)
+
+
+def nbytes(tree: Any) -> int:
+    """Returns the bytes of all arrays of a tree; a packed code counts its bits, not its dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> nbytes({"a": jnp.zeros((2, 3))})
+        24
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,1 @@
+"""The plan: what is quantized and how, as plain data that prints, saves and loads."""

@@ -1,0 +1,131 @@
+"""The plan: a row per operation. Frozen, hashable data; traced once, checked once, taken by every later step."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lowbit.core.quantizer import Quantizer
+from lowbit.core.spec import Operand, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One operand of one operation.
+
+    Attributes:
+        role: ``weight``, ``input``, ``lhs`` or ``rhs``.
+        kind: ``leaf`` (a parameter, moved at most), ``derived`` (computed from parameters), ``constant`` (an array the
+            function closed over), ``input``, or ``mixed`` (parameters combined with data).
+        key: where its state is kept: the leaf path for leaves, the operation's path for the rest.
+        leaves: paths of the parameters behind a weight.
+        operand: shape, dtype and axes, in leaf coordinates for leaves. Inputs have the batch size they were bound with
+            replaced by 0: only their rank and axes matter.
+        spec: how it is quantized, or None.
+        quantizer: what quantizes it; None where ``spec`` is None, and in a plan read from a file.
+    """
+
+    role: str
+    kind: str
+    key: str
+    leaves: tuple[str, ...]
+    operand: Operand
+    spec: Spec | None = None
+    quantizer: Quantizer | None = dataclasses.field(default=None, compare=True)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether the operand is a weight."""
+        return self.role == "weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One operation.
+
+    Attributes:
+        path: unique path; glob rules match it, and it without ``@0``.
+        primitive: ``dot_general``, ``conv_general_dilated`` or ``gather``.
+        sites: its two operands, in the primitive's order.
+        stack: lengths of the enclosing scans over layers.
+        rule: the rule that took it.
+        feature_groups: of a convolution; 1 elsewhere.
+        macs: multiply-adds at the shapes it was bound with.
+        source: where it was written.
+    """
+
+    path: str
+    primitive: str
+    sites: tuple[Site, Site]
+    stack: tuple[int, ...]
+    rule: str
+    feature_groups: int = 1
+    macs: int = dataclasses.field(default=0, compare=False)
+    source: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def base(self) -> str:
+        """The path without ``@0``."""
+        return self.path.split("@")[0]
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any operand is quantized."""
+        return any(site.spec is not None for site in self.sites)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether both operands are integers, so that the operation accumulates in integers."""
+        return all(site.spec is not None and site.spec.format.is_integer for site in self.sites)
+
+    @property
+    def weight(self) -> Site | None:
+        """The site of the weight, or None where both operands are computed."""
+        return next((site for site in self.sites if site.is_weight), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is quantized, and how.
+
+    Attributes:
+        rows: one per operation, in program order.
+        unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
+        dropped: parameter leaves that only derived weights need: gone once packed.
+        derive: ``params -> {path: derived weight}``, or None where there are none, or in a plan read from a file.
+    """
+
+    rows: tuple[Row, ...]
+    unseen: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    derive: Callable[[Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, path: str) -> Row:
+        for row in self.rows:
+            if row.path == path:
+                return row
+        raise KeyError(f"no operation {path!r}; there are: {', '.join(row.path for row in self.rows)}")
+
+    @property
+    def quantized(self) -> tuple[Row, ...]:
+        """The rows that are not left in float."""
+        return tuple(row for row in self.rows if row.is_quantized)
+
+    def leaf_sites(self) -> dict[str, Site]:
+        """Returns the quantized weight leaves, by leaf path."""
+        found = {}
+        for row in self.rows:
+            for site in row.sites:
+                if site.kind == "leaf" and site.spec is not None:
+                    found[site.key] = site
+        return found
+
+    def __str__(self) -> str:
+        from .show import table
+
+        return table(self)

@@ -1,0 +1,100 @@
+"""The plan as a table."""
+
+import math
+from typing import Any
+
+from .rows import Plan, Row, Site
+
+_HEADS = ("path", "op", "weight", "inputs", "shape", "MACs", "bytes", "bits/w", "rule")
+
+
+def _spec(site: Site | None) -> str:
+    return "float" if site is None or site.spec is None else site.spec.text
+
+
+def _inputs(row: Row) -> str:
+    if row.primitive == "gather":
+        return "-"
+    texts = [_spec(site) for site in row.sites if not site.is_weight]
+    return " x ".join(dict.fromkeys(texts))
+
+
+def weight_bits(site: Site) -> float:
+    """Returns the stored bits of a weight site, scales and zero points included, padding aside."""
+    operand = site.operand
+    elements = math.prod(operand.shape)
+    if site.spec is None:
+        return elements * 8.0 * _itemsize(operand.dtype)
+    return elements * site.spec.format.bits + scale_bits(site)
+
+
+def scale_bits(site: Site) -> float:
+    """Returns the bits of the scales and zero points of a weight site."""
+    spec = site.spec
+    if spec is None:
+        return 0.0
+    blocks = spec.granularity.blocks(site.operand)
+    scales = math.prod(math.ceil(n / b) if n else 1 for n, b in zip(site.operand.shape, blocks, strict=True))
+    widths = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "e8m0": 8.0, "e4m3": 8.0, "dq": 8.0}
+    width = widths[spec.scale_dtype]  # those of the scales themselves; what scales *them* is left out
+    return scales * (width + (0 if spec.symmetric else max(spec.format.bits, 8)))
+
+
+def _itemsize(dtype: str) -> int:
+    return {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}.get(dtype, 4)
+
+
+def _count(n: int | float) -> str:
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g}{suffix}"
+    return f"{n:.0f}"
+
+
+def cells(row: Row) -> dict[str, Any]:
+    """Returns one row of the table, as text by column."""
+    weight = row.weight
+    shape = "x".join(str(n) for n in weight.operand.shape) if weight else "-"
+    stored = weight_bits(weight) if weight else 0.0
+    elements = math.prod(weight.operand.shape) if weight else 0
+    flags = "" if weight is None or weight.kind == "leaf" else f" ({weight.kind})"
+    mixed = " (mixed)" if any(site.kind == "mixed" for site in row.sites) else ""
+    return {
+        "path": row.path + flags + mixed,
+        "op": {"dot_general": "dot", "conv_general_dilated": "conv", "gather": "embed"}[row.primitive],
+        "weight": _spec(weight) if weight else "-",
+        "inputs": _inputs(row),
+        "shape": shape + (f" in {'x'.join(map(str, row.stack))} layers" if row.stack else ""),
+        "MACs": _count(row.macs),
+        "bytes": _count(math.ceil(stored / 8)) if weight else "-",
+        "bits/w": f"{stored / elements:.2f}" if elements else "-",
+        "rule": row.rule,
+    }
+
+
+def table(plan: Plan) -> str:
+    """Returns the plan as text: a line per operation, then totals and everything that is not quantized."""
+    lines = [cells(row) for row in plan.rows]
+    widths = {head: max([len(head), *(len(str(line[head])) for line in lines)]) for head in _HEADS}
+    rule = "  ".join("-" * widths[head] for head in _HEADS)
+    text = ["  ".join(head.ljust(widths[head]) for head in _HEADS).rstrip(), rule]
+    text += ["  ".join(str(line[head]).ljust(widths[head]) for head in _HEADS).rstrip() for line in lines]
+    weights = {site.key: site for row in plan.rows for site in row.sites if site.is_weight}.values()
+    stored = sum(weight_bits(site) for site in weights)
+    elements = sum(math.prod(site.operand.shape) for site in weights)
+    in_float = [row.path for row in plan.rows if not row.is_quantized]
+    text += [
+        rule,
+        f"{len(plan.rows)} operations, {_count(sum(r.macs for r in plan.rows))} MACs, {_count(elements)} weights",
+    ]
+    if elements:
+        text[-1] += f" in {_count(math.ceil(stored / 8))} bytes ({stored / elements:.2f} bits per weight with scales)"
+    if in_float:
+        text.append(f"left in float: {', '.join(in_float)}")
+    if plan.unseen:
+        text.append(
+            "unseen (may hide a matmul): " + ", ".join(f"{name} at {line or '?'}" for name, line in plan.unseen)
+        )
+    if plan.dropped:
+        text.append(f"not stored, only derived weights need them: {', '.join(plan.dropped)}")
+    return "\n".join(text)

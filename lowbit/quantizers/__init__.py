@@ -1,0 +1,1 @@
+"""Quantizers: one paper per file; none imports another."""

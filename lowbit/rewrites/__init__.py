@@ -1,0 +1,1 @@
+"""Rewrites of a model that keep its function, applied before bind, one paper per file."""

@@ -1,0 +1,1 @@
+"""Solvers that move parameters onto the grid, one paper per file."""

@@ -1,0 +1,147 @@
+import dataclasses
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from experiments.configs import demo
+from lowbit import cli
+from tests.experiments import tiny
+
+DEMO = "experiments/configs/demo.py"
+
+
+def failed(capsys, *words: str) -> str:
+    """The one line that a wrong request gets."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert "run" in out
+    assert "show" in out
+    assert cli.main([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["bla"], "invalid choice: 'bla'"),
+        (["run"], "required: CONFIG.py"),
+        (["run", "--sett"], "see lowbit"),
+        (["run", "nowhere/dmo.py"], "does not exist"),
+        (["run", "experiments/configs/dmo.py"], "did you mean experiments/configs/demo.py"),
+        (["run", "experiments/configs"], "is a folder"),
+        (["run", "pyproject.toml"], "is not a Python file"),
+        (["run", DEMO, "--set", "seeds"], "write KEY=VALUE"),
+        (["run", DEMO, "--set", "sed=1"], "no field sed; nearest: seeds"),
+        (["run", DEMO, "--set", "fit.epoch=1"], "no field fit.epoch; nearest: fit.epochs"),
+        (["run", DEMO, "--set", "fit.epochs=1.5"], "must be a whole number, such as 4"),
+        (["run", DEMO, "--set", "fit.lr=fast"], "must be a number"),
+        (["run", DEMO, "--set", "seeds=0,x"], "must be a whole number"),
+        (["run", DEMO, "--set", "seeds=1,1"], "seeds must be distinct"),
+        (["run", DEMO, "--set", "methods.lsq.fit.lr=1"], "nearest: methods.lsq_w4a4"),
+        (["run", DEMO, "--set", "methods.w8a8=1"], "name a field of it"),
+        (["run", DEMO, "--set", "data=x"], "cannot be set from the command line"),
+        (["run", DEMO, "--set", "fit.epochs.x=1"], "there is nothing called x"),
+        (["show", "nowhere.safetensors"], "does not exist"),
+        (["show", "tests"], "is a folder"),
+        (["show", "pyproject.toml"], "pyproject.toml"),
+    ],
+)
+def test_wrong_words(capsys, words, message):
+    assert message in failed(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("config = (", r"line 1: '(' was never closed"),
+        ("import no_such_thing", "needs no_such_thing: pip install 'lowbit[experiments]'"),
+        ("import experiments.no_such_thing", "there is no such file"),
+        ("x = 1", "does not set config"),
+        ("config = 1", "has no run function"),
+        ("\nraise KeyError('k')", "line 2: KeyError: 'k'"),
+        (
+            "from experiments.config import Config\nConfig('x', None, None, None, (), seeds=())",
+            "line 2: ValueError: seeds must be distinct",
+        ),
+    ],
+)
+def test_wrong_configs(capsys, tmp_path, source, message):
+    path = tmp_path / "odd.py"
+    path.write_text(source)
+    assert message in failed(capsys, "run", str(path))
+
+
+def test_errors_of_the_job_are_one_line(capsys, tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(
+        textwrap.dedent("""
+        from tests.experiments.tiny import config
+        def run(config, out, *, fresh):
+            raise FileNotFoundError(2, "No such file", "data.gz")
+        """)
+    )
+    assert failed(capsys, "run", str(path)) == "lowbit: data.gz: No such file\n"
+
+
+def test_rules_that_match_nothing_are_one_line(capsys, tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(
+        textwrap.dedent("""
+        import dataclasses
+        from experiments.config import Method
+        from tests.experiments import tiny
+        from tests.experiments.tiny import run as run
+        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),), fit=None)
+        """)
+    )
+    assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "hed/*" in err
+
+
+def test_changes_are_typed():
+    config = cli.changed(demo.config, ["seeds=3", "fit.lr=1", "methods.lsq_w4a4.fit.epochs=7", "name=other"])
+    assert config.seeds == (3,)
+    assert config.fit.lr == 1.0
+    assert isinstance(config.fit.lr, float)
+    assert config.methods[3].fit.epochs == 7
+    assert config.name == "other"
+    assert demo.config == dataclasses.replace(demo.config)
+    assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
+
+
+def test_run_and_show(capsys, tmp_path):
+    words = [
+        "run",
+        tiny.__file__,
+        "--out",
+        str(tmp_path),
+        "--set",
+        "methods.lsq_w4a4.fit.epochs=1",
+        "--set",
+        "fit.epochs=1",
+    ]
+    assert cli.main(words) == 0
+    assert "lsq_w4a4" in capsys.readouterr().out
+    assert cli.main(["show", str(tmp_path / "seed-0/lsq_w4a4/packed.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "conv_0/kernel" in out
+    assert "bits each, scales included" in out
+
+
+def test_help_needs_no_plots():
+    code = "import sys; from lowbit import cli; cli.parser(); print([m for m in ('matplotlib', 'rich', 'iree') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

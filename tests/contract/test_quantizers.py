@@ -1,0 +1,174 @@
+"""The contracts of every quantizer there is, over cases that are found."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowbit.core.quantizer import Quantizer
+from lowbit.formats.lookup import spec_from_text
+from tests.contract.cases import bits, carries, cases, factories
+
+CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
+
+
+def _zero_signs(x):
+    """Minus zero is zero: an integer code has one zero."""
+    return np.asarray(x) + np.zeros((), np.asarray(x).dtype)
+
+
+def same(a, b):
+    np.testing.assert_array_equal(bits(_zero_signs(a)), bits(_zero_signs(b)))
+
+
+def test_cases_are_found():
+    """Every quantizer module has a factory, and every factory a case."""
+    assert len(factories()) >= 2
+    covered = {case.label.split("(")[0] for case in cases()}
+    assert covered == set(factories())
+    made = {type(case.quantizer) for case in cases()}
+    found = {
+        cls
+        for f in factories().values()
+        for cls in vars(__import__(f.__module__, fromlist=["_"])).values()
+        if isinstance(cls, type) and issubclass(cls, Quantizer) and cls.__module__ == f.__module__
+    }
+    assert {cls for cls in found if not cls.__name__.startswith("_")} <= made
+
+
+def _check_bits(case, dtype, *, eagerly):
+    q, operand = case.quantizer, dataclasses.replace(case.operand, dtype=dtype)
+    x = case.data(dtype)
+    other = jax.random.normal(jax.random.key(9), x.shape)
+    state = jax.jit(case.state)(x)
+
+    def both(x):
+        fake = q.fake(state, x, operand)
+        return fake, q.encode(state, x, operand), q.encode(state, fake, operand)
+
+    @jax.jit
+    def consumed(x):
+        fake, encoded, _ = both(x)
+        # A sum, not a product and a sum: the consumer's own product may or may not become a fused multiply-add.
+        return fake.astype(jnp.float32) + other, encoded.dequantize().astype(jnp.float32) + other
+
+    fake, encoded, again = jax.jit(both)(x)
+    assert fake.dtype == x.dtype
+    assert jnp.issubdtype(encoded.codes.dtype, jnp.integer)
+    assert len(np.unique(np.asarray(encoded.codes))) >= 2
+    same(jax.jit(lambda e: e.dequantize())(encoded), fake)
+    np.testing.assert_array_equal(*consumed(x))
+    levels = encoded.spec.format.decode(encoded.codes)
+    np.testing.assert_array_equal(encoded.spec.format.encode(levels), encoded.codes)
+    if q.is_projection and carries(q.spec, dtype):
+        np.testing.assert_array_equal(again.codes, encoded.codes)
+    if eagerly:
+        eager_fake, eager_encoded = q.fake(state, x, operand), q.encode(state, x, operand)
+        same(eager_fake, fake)
+        same(eager_encoded.dequantize(), fake)
+        np.testing.assert_array_equal(eager_encoded.codes, encoded.codes)
+
+
+@CASES
+def test_bits(case):
+    """encode is an exact cast; what is decoded is what was trained; the grid is idempotent; eagerly and under jit."""
+    _check_bits(case, "float32", eagerly=True)
+
+
+@CASES
+def test_bits_of_half_precision(case):
+    """The same for bfloat16 or float16, in turn: computed in float32, cast once."""
+    _check_bits(case, "bfloat16" if cases().index(case) % 2 else "float16", eagerly=False)
+
+
+@CASES
+def test_gradients(case):
+    """Gradients reach the values and every learned leaf: finite, and not all zero."""
+    q, operand, x = case.quantizer, case.operand, case.data()
+    state = jax.jit(case.state)(x)
+    x = x * 1.25  # some values lie outside the range, where trained ranges get their gradient
+    weights = jax.random.normal(jax.random.key(3), x.shape)
+
+    def loss(x, learn, key):
+        now = {"learn": learn, "fixed": state["fixed"]}
+        served = q.fake(now, x, operand)
+        trained = q.train(now, x, operand, key=key, step=jnp.int32(3)).dequantize()
+        return jnp.sum(weights * served), jnp.sum(weights * trained)
+
+    both = jax.jit(jax.jacrev(lambda *args: jnp.stack(loss(*args, jax.random.key(5))), (0, 1)))(x, state["learn"])
+    for index in (0, 1):
+        for leaf in jax.tree.leaves(both):
+            assert np.isfinite(np.asarray(leaf[index])).all()
+            assert np.asarray(leaf[index]).any()
+
+
+@CASES
+def test_state_is_stable(case):
+    """init gives learn and fixed; update keeps the tree, its shapes and dtypes; the text of the spec parses back."""
+    q, x = case.quantizer, case.data()
+    stats = case.stats(x)
+    state = jax.jit(case.state)(x)
+    assert set(state) == {"learn", "fixed"}
+    for leaf in jax.tree.leaves(state["learn"]):
+        assert leaf.dtype == jnp.float32
+    after = q.update(state, stats)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for before, now in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
+        assert before.shape == now.shape
+        assert before.dtype == now.dtype
+    assert spec_from_text(q.spec.text, is_weight=case.operand.is_weight) == q.spec
+    assert hash(q) == hash(dataclasses.replace(q))
+
+
+@CASES
+def test_vmap_is_a_loop(case):
+    q, operand = case.quantizer, case.operand
+    xs = jnp.stack([case.data(), case.data(seed=1)])
+    state = jax.jit(case.state)(xs[0])
+    mapped = jax.jit(jax.vmap(lambda x: q.encode(state, x, operand).dequantize()))(xs)
+    for i in range(2):
+        same(mapped[i], q.fake(state, xs[i], operand))
+    assert (np.asarray(mapped[0]) != np.asarray(mapped[1])).any()
+
+
+@CASES
+def test_train_has_a_limit(case):
+    """In the limit that a method declares, `train` is `quantize` to the last bit; before it, a method that overrides
+    `train` does something else."""
+    q, operand, x = case.quantizer, case.operand, case.data()
+    state = jax.jit(case.state)(x)
+    key = jax.random.key(5)
+    last, last_state, step = q.limit(state, x, operand)
+    train = jax.jit(lambda x: last.train(last_state, x, operand, key=key, step=jnp.int32(step)).dequantize())
+    same(train(x), last.fake(last_state, x, operand))
+    if type(q).train is not Quantizer.train:
+        assert type(q).limit is not Quantizer.limit, "a quantizer that overrides train declares its limit"
+        y = case.data(seed=4) * 3.0
+        now = jax.jit(lambda y: q.train(state, y, operand, key=key, step=jnp.int32(0)).dequantize())(y)
+        assert (np.asarray(now) != np.asarray(q.fake(state, y, operand))).any()
+
+
+@CASES
+def test_special_values(case):
+    """Zeros stay finite, infinities saturate, NaN stays, tiny values do not vanish."""
+    q, operand, x = case.quantizer, case.operand, case.data()
+
+    def run(v):
+        state = case.state(v)
+        return q.fake(state, v, operand), q.encode(state, v, operand).dequantize()
+
+    several = jnp.stack([jnp.zeros_like(x), x * 1e-20, x.at[0, 0].set(jnp.inf)])
+    fakes, decodeds = jax.jit(jax.vmap(run))(several)
+    same(fakes, decodeds)
+    assert np.isfinite(fakes[:2]).all()
+    if q.spec.format.nearest(jnp.zeros(()), q.spec.format.low, q.spec.format.high) == 0:
+        assert not np.asarray(fakes[0]).any()
+    # The smallest float16 scale is 2**-24; a quantizer without any state has a fixed range.
+    if q.spec.scale_dtype != "float16" and (q.spec.dynamic or jax.tree.leaves(jax.eval_shape(case.state, x))):
+        assert np.asarray(fakes[1]).any()
+    assert not np.isnan(fakes[2]).any()
+    state = jax.jit(case.state)(x)
+    with_nan = jax.jit(q.fake, static_argnums=2)(state, x.at[0, 0].set(jnp.nan), operand)
+    assert np.isnan(with_nan[0, 0])

@@ -1,0 +1,162 @@
+"""Rounding, powers of two, exact means, gradients, metrics, QTensor."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowbit.core.gradients import element_wise, inclusive, straight_through
+from lowbit.core.metrics import cosine, nmse, sqnr_db
+from lowbit.core.powers import ceil_power_of_two, exponent, power_of_two, power_of_two_scale
+from lowbit.core.qtensor import QTensor, quantize_with
+from lowbit.core.rounding import cast_once, rounded_product, stochastic
+from lowbit.core.scales import stored_scale
+from lowbit.core.spec import Channel, Spec
+from lowbit.core.weight_statistics import exact_mean
+from lowbit.formats.integer import Integer
+from lowbit.formats.lookup import spec_from_text
+
+NORMAL_FLOATS = st.floats(2.0**-125, 2.0**125, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(NORMAL_FLOATS)
+def test_exponents_are_exact(x):
+    assert int(exponent(jnp.asarray(x, jnp.float32))) == np.frexp(np.float32(x))[1] - 1
+    up = float(ceil_power_of_two(jnp.asarray(x, jnp.float32)))
+    assert up >= x > up / 2
+    assert float(ceil_power_of_two(jnp.asarray(up, jnp.float32))) == up
+
+
+def test_powers_are_exact():
+    k = np.arange(-126, 128)
+    np.testing.assert_array_equal(np.asarray(power_of_two(jnp.asarray(k))), np.ldexp(np.float32(1), k))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(2.0**-60, 2.0**60, width=32), st.sampled_from([6.0, 7.5, 28.0, 448.0, 57344.0, 127.0]))
+def test_scale_rules(amax, top):
+    """Floor is the specification's formula; ceil is the smallest scale that does not saturate."""
+    a = jnp.asarray(amax, jnp.float32)
+    floor = float(power_of_two_scale(a, top))
+    assert floor == 2.0 ** (np.floor(np.log2(np.float64(a))) - np.floor(np.log2(top)))
+    ceil = float(power_of_two_scale(a, top, rule="ceil"))
+    assert ceil * top >= float(a) > ceil * top / 2
+
+
+def test_scale_rules_at_the_edges():
+    assert float(power_of_two_scale(jnp.float32(0.0), 6.0)) == 1.0
+    assert np.isnan(power_of_two_scale(jnp.float32(np.nan), 6.0))
+    assert np.isfinite(power_of_two_scale(jnp.float32(np.inf), 6.0))
+    with pytest.raises(ValueError, match="floor, ceil, even, got 'round'"):
+        power_of_two_scale(jnp.float32(1.0), 6.0, rule="round")
+
+
+def test_stochastic_rounding_has_no_bias():
+    """Mean error 0 within 5 standard errors; mean squared error step**2 / 6 (Gupta et al., 2015)."""
+    x = jax.random.uniform(jax.random.key(0), (200_000,), minval=-5.0, maxval=5.0)
+    error = np.asarray(stochastic(x, jax.random.key(1)) - x, np.float64)
+    assert abs(error.mean()) < 5 * np.sqrt(1 / 6 / x.size)
+    assert abs(error.var() - 1 / 6) < 5 * np.sqrt(1 / 30 / x.size)
+
+
+def test_casts_are_made_even_where_a_compiler_would_drop_them():
+    x = jax.random.normal(jax.random.key(0), (64,))
+    there_and_back = jax.jit(lambda x: cast_once(x, jnp.bfloat16).astype(jnp.float32) + 1.0)(x)
+    np.testing.assert_array_equal(there_and_back, np.asarray(x.astype(jnp.bfloat16)).astype(np.float32) + 1.0)
+
+
+def test_products_are_rounded_before_a_sum():
+    a, b, c = (jax.random.normal(k, (1000,)) for k in jax.random.split(jax.random.key(0), 3))
+    got = jax.jit(lambda a, b, c: rounded_product(a, b) + c)(a, b, c)
+    np.testing.assert_array_equal(got, np.asarray(a) * np.asarray(b) + np.asarray(c))
+
+
+def test_exact_mean_is_one_number():
+    """The same bits eagerly, under jit and in another order; within 2**-23 of the largest."""
+    x = jnp.abs(jax.random.t(jax.random.key(0), 2.0, (97, 5)))
+    mean = exact_mean(x, (97, 1))
+    np.testing.assert_array_equal(mean, jax.jit(lambda x: exact_mean(x, (97, 1)))(x))
+    np.testing.assert_array_equal(mean, exact_mean(x[::-1], (97, 1)))
+    expected = np.asarray(x, np.float64).mean(0)
+    assert (np.abs(np.asarray(mean)[0] - expected) < 2.0**-22 * np.asarray(x).max(0)).all()
+    masked = exact_mean(x, (97, 1), x > 1.0)
+    inside = np.where(np.asarray(x) > 1, np.asarray(x, np.float64), np.nan)
+    np.testing.assert_allclose(masked[0], np.nanmean(inside, 0), rtol=2e-6)
+    assert not np.asarray(exact_mean(jnp.zeros((4, 2)), (4, 1))).any()
+
+
+def test_gradient_rules():
+    x = jnp.array([-9.0, -8.0, 0.3, 7.0, 7.4])
+    strict, soft = Integer(4).nearest, inclusive(Integer(4).nearest)
+    np.testing.assert_array_equal(jax.grad(lambda x: strict(x, -8.0, 7.0).sum())(x), [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(jax.grad(lambda x: soft(x, -8.0, 7.0).sum())(x), [0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(strict(x, -8.0, 7.0), soft(x, -8.0, 7.0))
+    g = jnp.array([1.0, -2.0, 3.0])
+    y = jnp.array([0.25, 0.25, 1.75])
+    got = jax.grad(lambda y: (g * element_wise(strict, 0.1)(y, -8.0, 7.0)).sum())(y)
+    np.testing.assert_allclose(got, g * (1 + 0.1 * np.sign(g) * (y - np.round(y))), rtol=1e-6)
+    assert float(straight_through(jnp.float32(1.0), jnp.float32(np.pi))) == np.float32(np.pi)
+
+
+def test_metrics():
+    x = jax.random.t(jax.random.key(0), 3.0, (100, 30))
+    y = x * 1.1
+    np.testing.assert_allclose(nmse(x, y), 0.01, rtol=1e-5)
+    np.testing.assert_allclose(sqnr_db(x, y), 20.0, rtol=1e-5)
+    np.testing.assert_allclose(cosine(x, y), 1.0, rtol=1e-5)
+    assert float(sqnr_db(x, x)) == np.inf
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "e8m0"])
+def test_scales_are_stored_as_they_were_used(dtype):
+    spec = spec_from_text(f"int4/g8/{dtype}", is_weight=True)
+    scale = jnp.abs(jax.random.t(jax.random.key(0), 2.0, (4, 3))) * 0.01
+    used = stored_scale(scale, spec)
+    q = quantize_with(jax.random.normal(jax.random.key(1), (32, 3)), spec, used, None, (8, 1)).encode()
+    assert q.scale.dtype.itemsize == (1 if dtype == "e8m0" else 2)
+    np.testing.assert_array_equal(q.scale_values, used)
+    grad = jax.grad(lambda s: stored_scale(s, spec).sum())(scale)
+    np.testing.assert_array_equal(grad, np.ones_like(grad))
+
+
+def test_quantized_scales():
+    """Two-level scales: no scale is zero, the largest is kept within half a unit, encode is exact."""
+    for text, most in (("fp4_e2m1/g16/e4m3", 1 / 16), ("nf4/g16/dq", 1 / 255)):
+        spec = spec_from_text(text, is_weight=True)
+        scale = jnp.abs(jax.random.t(jax.random.key(0), 2.0, (64, 8))) * 0.01
+        q = stored_scale(scale, spec)
+        assert isinstance(q, QTensor)
+        assert (np.asarray(q.dequantize()) > 0).all()
+        np.testing.assert_array_equal(q.encode().dequantize(), q.dequantize())
+        error = np.abs(np.asarray(q.dequantize()) - np.asarray(scale))
+        bound = np.asarray(scale) if "e4m3" in text else np.asarray(scale).max(0)
+        assert (error <= most * bound + 2.0**-9 * np.asarray(q.scale_values).max()).all()
+
+
+def test_specs_are_consistent():
+    with pytest.raises(ValueError, match="needs scale_spec"):
+        Spec(Integer(4), Channel(), scale_dtype="e4m3")
+    with pytest.raises(ValueError, match="one of"):
+        Spec(Integer(4), Channel(), scale_dtype="float64")
+
+
+def test_qtensor():
+    spec = spec_from_text("int4/g8", is_weight=True)
+    x = jax.random.t(jax.random.key(0), 2.0, (3, 20, 5))
+    blocks = (1, 8, 1)
+    q = quantize_with(x, spec, jnp.full((3, 3, 5), 0.25), None, blocks)
+    assert q.blocks == blocks
+    assert q.shape == (3, 20, 5)
+    part = jax.tree.map(lambda a: a[1], q)  # static fields count axes from the end
+    assert part.blocks == (8, 1)
+    np.testing.assert_array_equal(part.dequantize(), q.dequantize()[1])
+    np.testing.assert_array_equal(jax.vmap(lambda q: q.dequantize())(q), q.dequantize())
+    packed = dataclasses.replace(q.encode(), stage="packed")
+    with pytest.raises(ValueError, match="unpack first"):
+        packed.levels()
+    assert q.encode().encode().codes.dtype == jnp.int8

@@ -1,0 +1,245 @@
+"""Models of every kind the interpreter must read, small enough to run in a moment. Found by name, not listed."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+import lowbit as lb
+
+
+class Case(NamedTuple):
+    """A model: ``fn(params, *args)`` and how many operations it has."""
+
+    fn: Any
+    params: Any
+    args: tuple[Any, ...]
+    operations: int
+
+
+def _normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def mlp() -> Case:
+    params = {"a": {"kernel": _normal(0, 12, 12)}, "b": {"kernel": _normal(1, 12, 12), "bias": _normal(2, 12)}}
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"] + p["b"]["bias"]
+
+    return Case(fn, params, (_normal(3, 12, 12),), 2)
+
+
+class _ConvNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(6, (3, 3), strides=2, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Conv(6, (3, 3), feature_group_count=6, name="depthwise")(x)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x))
+        x = nn.ConvTranspose(4, (2, 2), strides=(2, 2))(x)
+        x = nn.Conv(5, (3, 3), kernel_dilation=2, padding="VALID")(x)
+        return nn.Dense(3, name="head")(x.reshape(x.shape[0], -1))
+
+
+def _conv_net(train):
+    x = _normal(4, 2, 8, 8, 3)
+    module = _ConvNet()
+    variables = module.init(jax.random.key(0), x)
+    if train:
+        fn, params, state = lb.linen(module, variables, mutable=("batch_stats",), train=True)
+        return Case(functools.partial(_with_rngs, fn), params, (state, x, jax.random.key(9)), 5)
+    fn, params, state = lb.linen(module, variables)
+    return Case(fn, params, (state, x), 5)
+
+
+def _with_rngs(fn, params, state, x, key):
+    return fn(params, state, x, rngs={"dropout": key})
+
+
+def linen_conv_eval() -> Case:
+    return _conv_net(False)
+
+
+def linen_conv_train() -> Case:
+    return _conv_net(True)
+
+
+class _NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 6, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(96, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)])
+
+    def __call__(self, x):
+        x = self.drop(nnx.relu(self.norm(self.conv(x)))).reshape(x.shape[0], -1)
+        return self.layers[1](nnx.relu(self.layers[0](x)))
+
+
+def _nnx(train):
+    module = _NnxNet(nnx.Rngs(0))
+    module.train() if train else module.eval()
+    fn, params, state = lb.nnx(module, mutable=train)
+    return Case(fn, params, (state, _normal(5, 2, 4, 4, 3)), 3)
+
+
+def nnx_eval() -> Case:
+    return _nnx(False)
+
+
+def nnx_train() -> Case:
+    return _nnx(True)
+
+
+def attention() -> Case:
+    module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)
+    x = _normal(6, 2, 5, 8)
+    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    return Case(fn, params, (state, x), 6)
+
+
+def lstm() -> Case:
+    module = nn.RNN(nn.OptimizedLSTMCell(8))
+    x = _normal(7, 2, 5, 4)
+    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    return Case(fn, params, (state, x), 2)
+
+
+def weight_norm() -> Case:
+    module = nn.WeightNorm(nn.Dense(8))
+    x = _normal(8, 4, 6)
+    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    return Case(fn, params, (state, x), 1)
+
+
+def standardised_conv() -> Case:
+    params = {"conv": {"kernel": _normal(9, 3, 3, 4, 5)}}
+
+    def fn(p, x):
+        w = p["conv"]["kernel"]
+        w = (w - w.mean((0, 1, 2))) / (w.std((0, 1, 2)) + 1e-5)
+        return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    return Case(fn, params, (_normal(10, 2, 6, 6, 4),), 1)
+
+
+def lora() -> Case:
+    params = {"kernel": _normal(11, 8, 8), "a": _normal(12, 8, 2), "b": _normal(13, 2, 8)}
+    return Case(lambda p, x: x @ (p["kernel"] + p["a"] @ p["b"]), params, (_normal(14, 3, 8),), 1)
+
+
+def tied_embedding() -> Case:
+    params = {"embedding": _normal(15, 11, 8), "proj": {"kernel": _normal(16, 8, 8)}}
+
+    def fn(p, tokens):
+        x = jnp.take(p["embedding"], tokens, axis=0) @ p["proj"]["kernel"]
+        return x @ p["embedding"].T
+
+    return Case(fn, params, (jnp.array([[1, 5, 10], [0, 2, 3]]),), 3)
+
+
+class _Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        h = nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+        x = x + h
+        return x + nn.Dense(8, name="down")(nn.gelu(nn.Dense(16, name="up")(x))), None
+
+
+class _Stack(nn.Module):
+    remat: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        block = nn.remat(_Block, prevent_cse=False) if self.remat else _Block
+        scanned = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return nn.Dense(4, name="head")(scanned(name="layers")(x, None)[0])
+
+
+def scanned_remat() -> Case:
+    x = _normal(17, 2, 5, 8)
+    module = _Stack()
+    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    return Case(fn, params, (state, x), 9)
+
+
+def ensemble() -> Case:
+    params = {"kernel": _normal(18, 3, 6, 4)}
+    return Case(lambda p, x: jax.vmap(lambda w: jnp.tanh(x @ w))(p["kernel"]), params, (_normal(19, 5, 6),), 1)
+
+
+@jax.custom_vjp
+def _doubled(x, w):
+    return x @ w
+
+
+_doubled.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (2.0 * g @ r[1].T, 2.0 * r[0].T @ g))
+
+
+def own_gradient() -> Case:
+    params = {"kernel": _normal(20, 6, 6)}
+    return Case(lambda p, x: _doubled(x, p["kernel"]), params, (_normal(21, 4, 6),), 1)
+
+
+def sliced_in_loop() -> Case:
+    params = {"stack": _normal(22, 3, 6, 6)}
+
+    def fn(p, x):
+        return lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c @ p["stack"][i]), x)
+
+    return Case(fn, params, (_normal(23, 4, 6),), 1)
+
+
+def branches() -> Case:
+    params = {"a": _normal(24, 6, 6), "b": _normal(25, 6, 6)}
+
+    def fn(p, x):
+        return lax.cond(x.sum() > 0, lambda x: x @ p["a"], lambda x: jnp.sin(x @ p["b"]), x)
+
+    return Case(fn, params, (_normal(26, 4, 6),), 2)
+
+
+def fused_qkv() -> Case:
+    params = {"qkv": _normal(27, 8, 3, 2, 4), "out": _normal(28, 2, 4, 8)}
+
+    def fn(p, x):
+        q, k, v = jnp.moveaxis(jnp.einsum("btd,dchk->btchk", x, p["qkv"]), 2, 0)
+        scores = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
+        return jnp.einsum("bthk,hkd->btd", jnp.einsum("bhts,bshk->bthk", scores, v), p["out"])
+
+    return Case(fn, params, (_normal(29, 2, 5, 8),), 4)
+
+
+def nested_jit() -> Case:
+    params = {"w": _normal(30, 6, 6)}
+
+    @jax.jit
+    def helper(x, w):
+        return jnp.matmul(x, w)
+
+    return Case(lambda p, x: helper(helper(x, p["w"]), p["w"]), params, (_normal(31, 4, 6),), 2)
+
+
+def half_precision() -> Case:
+    params = {"kernel": _normal(32, 8, 8)}
+
+    def fn(p, x):
+        return (x.astype(jnp.bfloat16) @ p["kernel"].astype(jnp.bfloat16)).astype(jnp.float32)
+
+    return Case(fn, params, (_normal(33, 4, 8),), 1)
+
+
+def _cases() -> dict[str, Any]:
+    return {
+        name: function
+        for name, function in globals().items()
+        if callable(function) and getattr(function, "__annotations__", {}).get("return") is Case
+    }
+
+
+CASES = _cases()
