@@ -1,5 +1,8 @@
 """The peers: ONNX Runtime and torch on two threads, with the same shapes. Each is left out, by name, where not installed."""
 
+# pyright: reportMissingImports=false
+# Not a dependency, not even of development: `absent` says which of them a machine lacks.
+
 import importlib.util
 from collections.abc import Callable
 from typing import Any
