@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from lowbit.core.checks import is_finite, is_traced
+from lowbit.core.checks import is_traced, not_finite
 from lowbit.core.paths import leaf_path
 from lowbit.interpret.observe import observer
 from lowbit.interpret.state import QState, empty_statistics, initial_state
@@ -93,24 +94,22 @@ def initializer(plan: Plan) -> Callable[..., QState]:
 
 def _check_weights(plan: Plan, params: Any) -> None:
     wanted = {path for row in plan.rows for site in row.sites if site.spec is not None for path in site.leaves}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        path = leaf_path(keys)
-        if path in wanted and not is_finite(leaf):
-            raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
+    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    for path in not_finite({path: leaf for path, leaf in leaves.items() if path in wanted}):
+        raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
 
 
 def _check_statistics(statistics: Mapping[str, Any]) -> None:
-    for path, roles in statistics.items():
-        for role, states in roles.items():
-            leaves = jax.tree.leaves(states)
-            counts = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
-            if any(bool(jnp.any(count == 0)) for count in counts):
-                raise ValueError(
-                    f"the {role} of {path!r} saw no data: the branch or loop it is in was never taken; calibrate with "
-                    f"batches that take it, or give the operation the rule 'keep'"
-                )
-            if not all(is_finite(leaf) for leaf in leaves):
-                raise ValueError(
-                    f"the {role} of {path!r} held NaN or infinity in the calibration data: it has no range; check the "
-                    f"batches, or give the operation the rule 'keep'"
-                )
+    named = {f"the {role} of {path!r}": each for path, roles in statistics.items() for role, each in roles.items()}
+    for name, states in named.items():
+        counts = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
+        if any((np.asarray(count) == 0).any() for count in counts):
+            raise ValueError(
+                f"{name} saw no data: the branch or loop it is in was never taken; calibrate with batches that take it, "
+                f"or give the operation the rule 'keep'"
+            )
+    for name in not_finite(named):
+        raise ValueError(
+            f"{name} held NaN or infinity in the calibration data: it has no range; check the batches, or give the "
+            f"operation the rule 'keep'"
+        )

@@ -1,7 +1,9 @@
 """Checks on values, where there are values: under a trace they are skipped."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
@@ -11,8 +13,24 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, Tracer)
 
 
-def is_finite(x: Any) -> bool:
-    """Returns whether a float array holds neither NaN nor infinity; True for traced arrays and for other dtypes."""
-    if is_traced(x) or not jnp.issubdtype(x.dtype, jnp.floating):
-        return True
-    return bool(jnp.all(jnp.isfinite(x)))
+def not_finite(named: Mapping[str, Any]) -> list[str]:
+    """Returns the names of trees with a float array that holds NaN or infinity; traced arrays are passed over.
+
+    One program checks everything: a check per array would compile one per shape.
+
+    Example:
+        >>> not_finite({"a": jnp.ones(2), "b": {"c": jnp.array([1.0, jnp.inf])}})
+        ['b']
+    """
+    floats = {
+        name: [x for x in jax.tree.leaves(tree) if not is_traced(x) and jnp.issubdtype(x.dtype, jnp.floating)]
+        for name, tree in named.items()
+    }
+    floats = {name: arrays for name, arrays in floats.items() if arrays}
+    return [name for name, is_finite in jax.device_get(_are_finite(floats)).items() if not is_finite] if floats else []
+
+
+@jax.jit
+def _are_finite(floats: dict[str, list[Any]]) -> dict[str, Any]:
+    found = {name: [jnp.all(jnp.isfinite(x)) for x in arrays] for name, arrays in floats.items()}
+    return {name: jnp.all(jnp.array(each, bool)) for name, each in found.items()}

@@ -118,7 +118,7 @@ def export(
             something else, or a module whose constants take more than the packed weights.
 
     Example:
-        >>> import tempfile, lowbit as lb
+        >>> import tempfile, lowbit as lb, jax.numpy as jnp
         >>> fn, params, x = (
         ...     lambda p, x: x @ p["w"],
         ...     {"w": jnp.linspace(-1.0, 1.0, 2048).reshape(64, 32)},

@@ -97,10 +97,12 @@ class Known:
 
     @property
     def is_cheap(self) -> bool:
+        """Whether the program may compute it from other constants instead of storing it."""
         return self.eqn is not None and self.eqn.primitive.name in _CHEAP
 
     @property
     def is_integer(self) -> bool:
+        """Whether its dtype is an integer."""
         return jnp.issubdtype(self.dtype, jnp.integer)
 
     @functools.cached_property

@@ -145,6 +145,7 @@ class Contents:
 
     @property
     def constant_bits(self) -> int:
+        """Bits that all constants take at their own width."""
         return sum(constant.bits for constant in self.constants)
 
 

@@ -42,6 +42,7 @@ class Matmul:
 
     @property
     def name(self) -> str:
+        """The primitive's name."""
         return self.primitive.name
 
     def bind(self, lhs: Array, rhs: Array, **changes: Any) -> Array:

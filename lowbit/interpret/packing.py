@@ -1,19 +1,20 @@
 """`pack`: from trained parameters and states to bits."""
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from lowbit.core.checks import is_finite
+from lowbit.core.checks import not_finite
 from lowbit.core.paths import leaf_path
-from lowbit.core.spec import Operand
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
-from lowbit.plan.rows import Plan, Site
+from lowbit.plan.rows import Plan, Row, Site
 
-from .state import QState, get, layer_operand, quantizer_of, walked_sites
+from .state import QState, get, layer_operand, quantized_sites, quantizer_of
 
 
 def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
@@ -27,65 +28,90 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
     Raises:
         ValueError: if a weight holds NaN or infinity (not checked under jit), or the plan came from a file.
     """
+    weights = _weights(plan, params)
+    for key in not_finite(weights):
+        raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
+    states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
+    made = _packer(plan)(weights, states)
     sites = plan.leaf_sites()
 
-    def leaf(keys, x):
+    def leaf(keys: Any, x: Any) -> Any:
         path = leaf_path(keys)
         if path in plan.dropped:
             return Dropped(tuple(x.shape), str(x.dtype))
-        if path not in sites:
-            return x
-        site = sites[path]
-        return _packed(site, get(qstate, site.key, site.role), x, site.operand)
+        return made[_name(sites[path])] if path in sites else x
 
     packed = jax.tree_util.tree_map_with_path(leaf, params)
     found: dict[str, dict[str, Any]] = {}
-    derived: dict[str, Any] | None = None
-    for row, site in walked_sites(plan):
-        state = get(qstate, site.key, site.role)
+    for row, site in quantized_sites(plan):
+        if site.kind != "leaf":
+            found.setdefault(row.path, {})[site.role] = made[_name(site)]
+    return QParams(packed, found)
+
+
+def _name(site: Site) -> str:
+    return f"{site.key}:{site.role}"
+
+
+def _weights(plan: Plan, params: Any) -> dict[str, Any]:
+    """The float values of every quantized weight; derived ones computed here, once."""
+    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    weights, derived = {}, None
+    for row, site in quantized_sites(plan):
         if not site.is_weight:
-            found.setdefault(row.path, {})[site.role] = (
-                {} if _spec(site).dynamic else _static_input(site, state, row.stack)
-            )
+            continue
+        if site.kind == "leaf":
+            weights[site.key] = leaves[site.key]
             continue
         if plan.derive is None:
             raise ValueError(
                 f"{site.key}: a derived weight needs the traced function, which a file does not hold: bind again"
             )
-        if derived is None:
-            derived = plan.derive(params)
-        found.setdefault(row.path, {})[site.role] = _packed(site, state, derived[row.path], site.operand, row.stack)
-    return QParams(packed, found)
+        derived = plan.derive(params) if derived is None else derived
+        weights[site.key] = derived[row.path]
+    return weights
 
 
-def _spec(site: Site):
-    assert site.spec is not None
-    return site.spec
+@functools.lru_cache(maxsize=256)
+def _packer(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, QState]], dict[str, Any]]:
+    """Returns ``(weights, states) -> {site: QTensor, or the range of an input}``: one compiled program a plan."""
+
+    @jax.jit
+    def run(weights: Mapping[str, Any], states: Mapping[str, QState]) -> dict[str, Any]:
+        return {
+            _name(site): _weight(row, site, states[_name(site)], weights[site.key])
+            if site.is_weight
+            else _input(row, site, states[_name(site)])
+            for row, site in quantized_sites(plan)
+        }
+
+    return run
 
 
-def _packed(site: Site, state: Any, x: Any, operand: Operand, stack: tuple[int, ...] = ()):
-    if not is_finite(x):
-        raise ValueError(f"weight {site.key!r} holds NaN or infinity: it cannot be packed")
-    quantizer = quantizer_of(site)
+def _weight(row: Row, site: Site, state: QState, x: Any) -> Any:
+    quantizer, is_leaf = quantizer_of(site), site.kind == "leaf"
+    stack = () if is_leaf else row.stack
 
-    def encode(state, x):
-        return quantizer.encode(state, x, layer_operand(site) if stack else operand)
+    def encode(state: QState, x: Any) -> Any:
+        return quantizer.encode(state, x, layer_operand(site) if stack else site.operand)
 
     for _ in stack:
         encode = jax.vmap(encode)
-    return pack_tensor(jax.jit(encode)(state, x), operand.contract, operand.stack)
+    return pack_tensor(encode(state, x), site.operand.contract, site.operand.stack)
 
 
-def _static_input(site: Site, state: Any, stack: tuple[int, ...]) -> dict[str, Any]:
-    """The scale and zero point a static input is served with, read off the quantizer's own grid."""
-    quantizer = quantizer_of(site)
-    operand = layer_operand(site)
+def _input(row: Row, site: Site, state: QState) -> dict[str, Any]:
+    """The scale and zero point a static input is served with, read off the quantizer's own grid; none if dynamic."""
+    assert site.spec is not None
+    if site.spec.dynamic:
+        return {}
+    quantizer, operand = quantizer_of(site), layer_operand(site)
     probe = jnp.zeros((1,) * len(operand.shape), operand.dtype)
 
-    def grid(state):
+    def grid(state: QState) -> dict[str, Any]:
         q = quantizer.quantize(state, probe, dataclasses.replace(operand, shape=probe.shape))
         return {"scale": q.scale_values} if q.zero is None else {"scale": q.scale_values, "zero": q.zero}
 
-    for _ in stack:
+    for _ in row.stack:
         grid = jax.vmap(grid)
     return grid(state)

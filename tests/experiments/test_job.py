@@ -37,7 +37,8 @@ def test_writes_the_run_folder(first):
     for name in ("float", "w8a8", "lsq_w4a4"):
         plan, qparams = lb.load(first / f"seed-0/{name}/packed.safetensors")
         assert len(plan) == 5
-        assert (qparams.bits_per_weight < 4.5) == (name == "lsq_w4a4")
+        assert (0.0 < qparams.bits_per_weight < 4.5) == (name == "lsq_w4a4")
+        assert bool(qparams.weights()) == (name != "float")
     results = [line for line in numbers(first) if line["kind"] == "result"]
     assert [line["method"] for line in results] == ["float", "w8a8", "lsq_w4a4"]
     assert all(line["difference"]["execute"]["max"] == 0 for line in results)

@@ -8,7 +8,7 @@ import pytest
 import lowbit as lb
 from tests.interpret.zoo import CASES
 
-INTEGER = {"w8,a8": "w8,a8", "w4,a8": "w4,a8", "w2/affine,a4": "w2/affine,a4", "dynamic": "w4/g4,a8/dynamic"}
+INTEGER = {"w8,a8": "w8,a8", "w2/affine,a4": "w2/affine,a4", "dynamic": "w4/g4,a8/dynamic"}
 
 
 def _serve(case, rules):

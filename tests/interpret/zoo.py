@@ -49,7 +49,7 @@ class _ConvNet(nn.Module):
 def _conv_net(train):
     x = _normal(4, 2, 8, 8, 3)
     module = _ConvNet()
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
     if train:
         fn, params, state = lb.linen(module, variables, mutable=("batch_stats",), train=True)
         return Case(functools.partial(_with_rngs, fn), params, (state, x, jax.random.key(9)), 5)
@@ -99,21 +99,21 @@ def nnx_train() -> Case:
 def attention() -> Case:
     module = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)
     x = _normal(6, 2, 5, 8)
-    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    fn, params, state = lb.linen(module, jax.jit(module.init)(jax.random.key(0), x))
     return Case(fn, params, (state, x), 6)
 
 
 def lstm() -> Case:
     module = nn.RNN(nn.OptimizedLSTMCell(8))
     x = _normal(7, 2, 5, 4)
-    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    fn, params, state = lb.linen(module, jax.jit(module.init)(jax.random.key(0), x))
     return Case(fn, params, (state, x), 2)
 
 
 def weight_norm() -> Case:
     module = nn.WeightNorm(nn.Dense(8))
     x = _normal(8, 4, 6)
-    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    fn, params, state = lb.linen(module, jax.jit(module.init)(jax.random.key(0), x))
     return Case(fn, params, (state, x), 1)
 
 
@@ -164,7 +164,7 @@ class _Stack(nn.Module):
 def scanned_remat() -> Case:
     x = _normal(17, 2, 5, 8)
     module = _Stack()
-    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    fn, params, state = lb.linen(module, jax.jit(module.init)(jax.random.key(0), x))
     return Case(fn, params, (state, x), 9)
 
 
@@ -236,7 +236,7 @@ def half_precision() -> Case:
 
 def _cases() -> dict[str, Any]:
     return {
-        name: function
+        name: functools.cache(function)  # building one takes longer than most tests
         for name, function in globals().items()
         if callable(function) and getattr(function, "__annotations__", {}).get("return") is Case
     }
