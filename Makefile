@@ -36,7 +36,7 @@ CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
 NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint format types imports pytest kernels-test test-jax12 bench pins clean distclean
+.PHONY: help env demo test check lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -108,6 +108,10 @@ kernels-test: env  ## C++ unit tests of the kernels
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure --no-tests=error
 
+# aarch64 needs the Debian packages g++-aarch64-linux-gnu and qemu-user.
+kernels-sanitize: env  ## the same under address, undefined and thread sanitizers, and on aarch64 under qemu
+	PATH="$(abspath $(BIN)):$$PATH" sh kernels/cpp/tests/run.sh address thread aarch64
+
 # jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter.
 test-jax12:  ## the tests that are not slow, on the newest interpreter found (jax 0.12)
 	@if [ "$(PYTAG)" != 3.11 ]; then echo "test-jax12: left out, $(PYTHON) runs on jax 0.12 already"; exit 0; fi; \
@@ -119,6 +123,26 @@ test-jax12:  ## the tests that are not slow, on the newest interpreter found (ja
 	  fi; \
 	done; \
 	echo "test-jax12: left out, no Python 3.12 or 3.13 found (name one: make test-jax12 PYTHON12=...)"
+
+# Compilers of accelerators are wheels of 700 MB: each has an environment of its own, made here and nowhere else.
+test-aot: test-aot-tpu test-aot-cuda  ## compile the accelerator kernels without a device, compare with the golden reports
+
+test-aot-tpu: AOT := .venv-aot-tpu-$(PYTAG)
+test-aot-tpu:
+	@[ -x $(AOT)/bin/python ] || $(PYTHON) -m venv $(AOT)
+	$(AOT)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/aot-tpu.txt
+	PYTHONPATH="$(abspath kernels)" $(AOT)/bin/python -m lowbit_kernels.aot tpu --jobs $(JOBS)
+
+# Mosaic GPU needs jax 0.11, so Python 3.12; without one this fails.
+test-aot-cuda:
+	@for python in $(PYTHON) $(PYTHON12) python3.13 python3.12 $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.1[23].*/bin/python3 2>/dev/null); do \
+	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 12), (3, 13)])' 2>/dev/null; then \
+	    [ -x .venv-aot-cuda/bin/python ] || "$$python" -m venv .venv-aot-cuda || exit 1; \
+	    .venv-aot-cuda/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/aot-cuda.txt || exit 1; \
+	    PYTHONPATH="$(abspath kernels)" exec .venv-aot-cuda/bin/python -m lowbit_kernels.aot cuda --jobs $(JOBS); \
+	  fi; \
+	done; \
+	echo "test-aot-cuda: needs Python 3.12 or 3.13, none found (name one: make test-aot PYTHON12=...)" >&2; exit 2
 
 # ---- upkeep -------------------------------------------------------------------------------------------------------
 pins:  ## resolve the newest versions for $(PYTHON) and write its constraints file

@@ -7,11 +7,20 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
 import lowbit as lb
 from experiments.data.dataset import Dataset
 from experiments.models.model import Model
+from lowbit.plan.rows import Plan
+
+Penalty = Callable[[Plan, Any, Any], jax.Array]
+"""``penalty(plan, params, qstate)``: a scalar that is added to the training loss."""
+
+Around = Callable[[optax.GradientTransformation, int], optax.GradientTransformation]
+"""``around(optimizer, steps)``: an optimizer made of another, for so many steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +32,14 @@ class Fit:
         batch: images per step; a last short batch is left out.
         lr: learning rate of the parameters.
         step_lr: learning rate of the quantizers' own learned leaves, such as LSQ's step sizes.
+        step_decay: L2 penalty on them, as the gradient sees it: PACT's clip shrinks by it alone.
     """
 
     epochs: int = 3
     batch: int = 128
     lr: float = 1e-3
     step_lr: float = 1e-3
+    step_decay: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +50,22 @@ class Method:
         name: the row's name and its folder's.
         rules: what `lowbit.bind` takes: glob over operation paths -> rule text or quantizers.
         fit: quantization-aware training from the float parameters, or None: post-training, ranges measured only.
+        penalty: ``penalty(plan, params, qstate)`` is added to the loss, or None.
+        around: ``around(optimizer, steps)`` is the parameters' optimizer, one that leads them to the grid by itself, or
+            None. The float function is trained with it, and ranges are measured afterwards.
     """
 
     name: str
     rules: Mapping[str, str | lb.Quantizers]
     fit: Fit | None = None
+    penalty: Penalty | None = None
+    around: Around | None = None
+
+    def __post_init__(self):
+        if self.fit is None and (self.penalty or self.around):
+            raise ValueError(f"{self.name}: penalty and around are for training; give it a fit")
+        if self.penalty and self.around:
+            raise ValueError(f"{self.name}: penalty needs quantized training and around is without: give one of them")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,13 +19,14 @@ import optax
 
 import lowbit as lb
 from experiments import edge
-from experiments.config import FLOAT, Config, Method, fingerprint, plain
+from experiments.config import FLOAT, Config, Method, Penalty, fingerprint, plain
 from experiments.data.dataset import Dataset
 from experiments.measure import difference, latencies, outputs
 from experiments.models.model import Model
 from experiments.progress import Screen, Training, console
 from experiments.run_folder import TIMES, RunFolder
-from experiments.summary import Row, finish
+from experiments.summary import Finish, Row
+from experiments.summary import finish as standard
 from experiments.train import Loss, train
 from lowbit.plan.rows import Plan
 
@@ -40,13 +41,14 @@ class Trained(NamedTuple):
     qstate: Any
 
 
-def run(config: Config, out: Path, *, fresh: bool = False) -> Path:
+def run(config: Config, out: Path, *, fresh: bool = False, finish: Finish = standard) -> Path:
     """Runs the job and returns its folder.
 
     Args:
         config: what to do.
         out: the folder, made if need be.
         fresh: empty the folder first instead of going on where an earlier run stopped.
+        finish: draws and prints what was found, as `experiments.summary.finish` does.
 
     Raises:
         ImportError: if an optional package the config needs is missing, before anything is computed.
@@ -152,17 +154,24 @@ def _float_model(job: _Job, seed: int) -> Model:
     model = config.model(seed)
     if config.fit is None:
         return model
-    name = f"seed-{seed}/{FLOAT}"
+    here = f"seed-{seed}/{FLOAT}"
+    return _fitted(job, model, Method(FLOAT, {}, config.fit), seed, here, _float_key(job, seed))
+
+
+def _fitted(job: _Job, model: Model, method: Method, seed: int, name: str, key: str) -> Model:
+    """The model after float training, or read back."""
+    assert method.fit is not None
     tree, rest = train(
         _float_loss(model.fn, model.train_fn),
         {"params": model.params},
         {"state": model.state},
         job.data.train,
-        config.fit,
+        method.fit,
         seed=seed,
         path=job.folder.piece(name) / "train.safetensors",
-        key=_float_key(job, seed),
+        key=key,
         watch=_watch(job, name),
+        around=method.around,
         evaluate=lambda tree, rest: _accuracy(job, jax.jit(model.fn), tree["params"], rest["state"]),
     )
     return model._replace(params=tree["params"], state=rest["state"])
@@ -173,15 +182,17 @@ def _trained(job: _Job, method: Method, seed: int) -> Trained:
     config = job.config
     model = _float_model(job, seed)
     name = _name(method, seed)
+    if method.around is not None:
+        model = _fitted(job, model, method, seed, name, _train_key(job, method, seed))
     batches = _calibration(config, job.data)
     plan = lb.bind(model.fn, method.rules, model.params, model.state, jnp.asarray(batches[0]))
     bar = job.screen.start(f"{name} ranges", len(batches))
     key = jax.random.key(seed)
     qstate = lb.calibrate(model.fn, plan, model.params, [(model.state, x) for x in batches], key=key, progress=bar)
-    if method.fit is None:
+    if method.fit is None or method.around is not None:
         return Trained(model.fn, plan, model.params, model.state, qstate)
     tree, rest = train(
-        _quantized_loss(model.fn, model.train_fn, plan),
+        _quantized_loss(model.fn, model.train_fn, plan, method.penalty),
         {"params": model.params, "learn": qstate["learn"]},
         {"state": model.state, "fixed": qstate["fixed"]},
         job.data.train,
@@ -211,7 +222,9 @@ def _float_loss(fn: Callable[..., Any], train_fn: Callable[..., Any] | None) -> 
 
 
 @functools.lru_cache(maxsize=64)
-def _quantized_loss(fn: Callable[..., Any], train_fn: Callable[..., Any] | None, plan: Plan) -> Loss:
+def _quantized_loss(
+    fn: Callable[..., Any], train_fn: Callable[..., Any] | None, plan: Plan, penalty: Penalty | None
+) -> Loss:
     simulated = lb.simulate(fn if train_fn is None else train_fn, plan, train=True)
 
     def loss(tree, rest, images, labels, key, step):
@@ -219,7 +232,10 @@ def _quantized_loss(fn: Callable[..., Any], train_fn: Callable[..., Any] | None,
         rngs = {} if train_fn is None else {"rngs": {"dropout": jax.random.fold_in(key, 1)}}
         y, after = simulated(tree["params"], qstate, rest["state"], images, key=key, step=step, **rngs)
         logits, state = (y, rest["state"]) if train_fn is None else y
-        return _cross_entropy(logits, labels), {"state": state, "fixed": after["fixed"]}
+        value = _cross_entropy(logits, labels)
+        if penalty is not None:
+            value = value + penalty(plan, tree["params"], qstate)
+        return value, {"state": state, "fixed": after["fixed"]}
 
     return loss
 

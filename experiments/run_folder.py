@@ -45,6 +45,7 @@ def environment() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "device": {"platform": device.platform, "kind": device.device_kind, "cpu": _cpu(), "cores": os.cpu_count()},
         "system": platform.platform(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **_commit(),
     }
 

@@ -33,6 +33,10 @@ class Row(NamedTuple):
         return found
 
 
+Finish = Callable[..., None]
+"""How a run ends, with the arguments of `finish`."""
+
+
 def table(rows: Sequence[Row], config: Config) -> tables.Table:
     """Returns the table of the run: a row per method, accuracy as mean and sample standard deviation over seeds."""
     base = {row.name: row for row in rows}[FLOAT]
@@ -110,10 +114,9 @@ def finish(
         folder.log(row.name, "summary", **line, seconds=round(60 * minutes, 1), latency=row.latency)
     found = table(rows, config)
     (folder.path / "table.txt").write_text(tables.text(found) + "\n")
-    sections = [
-        page.table(found, NOTES),
-        page.figure("Accuracy against size", figures.accuracy_against_bytes(_points(rows))),
-    ]
+    size = figures.accuracy_against_bytes(_points(rows))
+    (folder.path / "accuracy.svg").write_text(size)
+    sections = [page.table(found, NOTES), page.figure("Accuracy against size", size)]
     bar = screen.start("report", len(trained))
     for done, (name, get) in enumerate(trained.items()):
         model = get()

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array
 
 from experiments.checkpoint import load_tree, read_meta, save_tree
-from experiments.config import Fit
+from experiments.config import Around, Fit
 from experiments.data.dataset import Split
 
 Loss = Callable[[Any, Any, Array, Array, Array, Array], tuple[Array, Any]]
@@ -26,8 +26,8 @@ class Watch(Protocol):
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None: ...
 
 
-def optimizer(fit: Fit, steps: int) -> optax.GradientTransformation:
-    """Returns Adam with two learning rates: ``tree["learn"]`` gets ``fit.step_lr``, the rest ``fit.lr``."""
+def optimizer(fit: Fit, steps: int, around: Around | None = None) -> optax.GradientTransformation:
+    """Returns Adam with two learning rates: ``tree["learn"]`` gets ``fit.step_lr`` and its decay, the rest ``fit.lr``."""
 
     def adam(lr: float) -> optax.GradientTransformation:
         def cosine(count: Any) -> Array:  # optax's own multiplies integers with floats, which strict promotion refuses
@@ -39,17 +39,24 @@ def optimizer(fit: Fit, steps: int) -> optax.GradientTransformation:
     def label(tree: Mapping[str, Any]) -> dict[str, str]:
         return {name: "learn" if name == "learn" else "params" for name in tree}
 
-    return optax.multi_transform({"params": adam(fit.lr), "learn": adam(fit.step_lr)}, label)
+    params, learn = adam(fit.lr), adam(fit.step_lr)
+    if around is not None:
+        params = around(params, steps)
+    if fit.step_decay:
+        learn = optax.chain(optax.add_decayed_weights(fit.step_decay), learn)
+    return optax.multi_transform({"params": params, "learn": learn}, label)
 
 
 @functools.lru_cache(maxsize=64)
-def stepper(loss: Loss, fit: Fit, steps: int) -> Callable[..., tuple[Any, Any, Any, Array]]:
+def stepper(
+    loss: Loss, fit: Fit, steps: int, around: Around | None = None
+) -> Callable[..., tuple[Any, Any, Any, Array]]:
     """Returns the jitted step, cached so that every seed shares one compilation.
 
     Steps are called from Python, not scanned: XLA runs a convolution inside a loop on one core and without its fast
     kernels (48 s an epoch against 5 s, jax 0.10.2 on 2 cores).
     """
-    update = optimizer(fit, steps).update
+    update = optimizer(fit, steps, around).update
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(tree, rest, moments, images, labels, key, index):
@@ -74,6 +81,7 @@ def train(
     path: Path,
     key: str,
     watch: Watch,
+    around: Around | None = None,
     evaluate: Callable[[Any, Any], float] | None = None,
 ) -> tuple[Any, Any]:
     """Returns ``tree`` and ``rest`` after ``fit.epochs`` epochs.
@@ -91,6 +99,7 @@ def train(
         path: where the state is kept.
         key: what the run depends on; a state with another key is not continued.
         watch: told about every step and epoch.
+        around: makes the parameters' optimizer out of Adam, or None.
         evaluate: accuracy of ``tree, rest``, logged with every epoch.
 
     Raises:
@@ -103,8 +112,8 @@ def train(
             f"{len(data.labels)} training images do not fill one batch of {fit.batch}: set a smaller batch"
         )
     total = steps * fit.epochs
-    step = stepper(loss, fit, total)
-    moments = optimizer(fit, total).init(tree)
+    step = stepper(loss, fit, total, around)
+    moments = optimizer(fit, total, around).init(tree)
     carry = jax.tree.map(jnp.array, (tree, rest, moments))  # copies: the step donates its arguments
     start, carry = _resume(path, key, carry)
     noise = jax.random.key(seed)

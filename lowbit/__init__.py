@@ -13,6 +13,7 @@ from .interpret.execute import execute as execute
 from .interpret.execute import explain as explain
 from .interpret.packing import pack as pack
 from .interpret.simulate import simulate as simulate
+from .packed.arrays import quantize_array as quantize_array
 from .packed.files import load as load
 from .packed.files import save as save
 from .packed.native import prepare as prepare
@@ -20,3 +21,4 @@ from .packed.trees import QParams as QParams
 from .packed.trees import nbytes as nbytes
 from .quantizers.lsq import lsq as lsq
 from .quantizers.rtn import rtn as rtn
+from .rewrites.chain import chain as chain

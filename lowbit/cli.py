@@ -4,6 +4,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import importlib.metadata
 import importlib.util
 import os
 import runpy
@@ -66,11 +67,59 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--traceback", action="store_true", help="show where an error came from")
     show.set_defaults(do=_show)
+
+    check = commands.add_parser(
+        "verify",
+        help="run an exported bundle on every target that is installed, and compare with its test vectors",
+        description=(
+            "Run a bundle that lowbit.export wrote through XLA, StableHLO's interpreter and IREE; print exact or the "
+            "largest difference, and the bits per weight of the compiled file. The exit status is 1 where a target "
+            "differs, fails, or holds wider weights."
+        ),
+        epilog="example: lowbit verify runs/demo/seed-0/w4a8/export --target iree --json",
+    )
+    check.add_argument("bundle", metavar="BUNDLE", help="a folder that lowbit.export wrote")
+    check.add_argument(
+        "--target", dest="targets", metavar="NAME", action="append", help="a target; may be repeated (default: all but slow)"
+    )  # fmt: skip
+    check.add_argument("--json", action="store_true", help="also write certificate.json into the bundle")
+    check.add_argument("--traceback", action="store_true", help="show where an error came from")
+    check.set_defaults(do=_verify)
+
+    formats = commands.add_parser(
+        "formats",
+        help="list the number formats: bits with scales, levels, ranges, errors",
+        description=(
+            "Print what every number format costs and how well it does: bits per element with scales, levels, largest "
+            "and smallest level, and the signal to noise ratio on normal and Laplace data (of magnitudes, for formats "
+            "without negative levels): under its own scales, and under the best single scale. All of it is computed. "
+            "Formats without blocks of their own get groups of 128 and float32 scales."
+        ),
+        epilog="example: lowbit formats int4 nf4 int4/g32/bfloat16",
+    )
+    formats.add_argument("words", metavar="FORMAT", nargs="*", help="a format, with options or without (default: all)")
+    formats.add_argument("--traceback", action="store_true", help="show where an error came from")
+    formats.set_defaults(do=_formats)
+
+    bench = commands.add_parser(
+        "bench",
+        help="time the packed kernels beside their peers, and tune them for this machine",
+        description=(
+            "Run python -m lowbit_kernels.bench: kernels, ONNX Runtime, torch and XLA, interleaved (those not installed "
+            "are left out, by name). With --tune: time and check the kernels' options and write the table they read."
+        ),
+        epilog="example: lowbit bench kernels --tune --case w4a8; lowbit bench kernels --help lists the flags",
+        add_help=False,
+    )
+    bench.add_argument("-h", "--help", action="store_true", help="show this text, or that of kernels")
+    bench.add_argument("what", choices=("kernels",), nargs="?", help="what to time")
+    bench.add_argument("flags", nargs=argparse.REMAINDER, help="flags of python -m lowbit_kernels.bench")
+    bench.set_defaults(do=_bench)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit status: 0, 2 for a wrong request, 130 when stopped.
+    """Runs one command and returns the exit status: 0, 1 for a failed check, 2 for a wrong request, 130 when stopped.
 
     Args:
         arguments: the words after ``lowbit``; those of the process by default.
@@ -80,13 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top = parser()
         chosen = top.parse_args(arguments)
         if chosen.version:
-            from importlib.metadata import version
-
-            print(f"lowbit {version('lowbit')}")
+            print(f"lowbit {importlib.metadata.version('lowbit')}")
         elif chosen.command is None:
             top.print_help()
         else:
-            chosen.do(chosen)
+            return chosen.do(chosen) or 0
     except UsageError as error:
         return _fail(error)
     except USER_ERRORS as error:
@@ -108,6 +155,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> None:
+    _avoid_wrong_pooling()
     path = _config_path(chosen.config)
     module = _executed(path)
     if "config" not in module:
@@ -117,6 +165,18 @@ def _run(chosen: argparse.Namespace) -> None:
     config = changed(module["config"], chosen.changes)
     out = Path(chosen.out) if chosen.out else Path("runs") / config.name
     module["run"](config, out, fresh=chosen.fresh)
+
+
+def _avoid_wrong_pooling() -> None:
+    """Tells XLA not to fuse reductions into its CPU library calls, where that is wrong and nobody chose otherwise.
+
+    In jax 0.10, XLA's CPU backend compiles a max-pool after two residual convolution blocks to other numbers (off by 1.5
+    where the values reach 5; op by op, in IREE and in jax 0.12 they are right). XLA reads this when its backend starts.
+    """
+    flag = "--xla_cpu_experimental_ynn_fusion_type"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if importlib.metadata.version("jaxlib").startswith("0.10.") and flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}=-LIBRARY_FUSION_TYPE_REDUCE".strip()
 
 
 def _config_path(given: str) -> Path:
@@ -269,6 +329,54 @@ def _show(chosen: argparse.Namespace) -> None:
         f"\n{size(os.path.getsize(path))} on disk, {size(qparams.nbytes)} of arrays: {size(packed)} packed weights "
         f"({qparams.bits_per_weight:.3f} bits each, scales included), {size(qparams.nbytes - packed)} the rest"
     )
+
+
+def _formats(chosen: argparse.Namespace) -> None:
+    from lowbit.formats.lookup import format_words, is_format
+    from lowbit.report.formats import as_table, format_table
+    from lowbit.report.tables import text
+
+    for word in chosen.words:
+        name = word.partition("/")[0]
+        if not is_format(name):
+            near = difflib.get_close_matches(name, format_words(), n=3, cutoff=0.0)
+            raise UsageError(f"unknown format {name!r}; nearest: {', '.join(near)}; `lowbit formats` lists all")
+    print(text(as_table(format_table(chosen.words or None))))
+
+
+def _verify(chosen: argparse.Namespace) -> int:
+    from lowbit.export.verify import verify, write
+    from lowbit.report.tables import Table, size, text
+
+    certificate = verify(chosen.bundle, chosen.targets)
+    rows = [
+        [
+            row.target,
+            row.status,
+            "-" if row.difference is None else f"{row.difference:.3g} {row.unit}",
+            "-" if row.bytes is None else size(row.bytes),
+            "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+            row.version,
+            row.detail,
+        ]
+        for row in certificate.rows
+    ]
+    columns = ["target", "result", "difference", "compiled", "bits/w", "tool", "note"]
+    print(text(Table("targets", columns, rows)))
+    if chosen.json:
+        print(f"\nwritten: {write(certificate)}")
+    return 0 if certificate.is_passed else 1
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    import subprocess
+
+    if chosen.what is None:
+        raise UsageError("bench what? lowbit bench kernels (lowbit bench kernels --help lists the flags)")
+    flags = ["--help"] * chosen.help + chosen.flags
+    done = subprocess.run([sys.executable, "-m", "lowbit_kernels.bench", *flags], check=False)
+    if done.returncode:
+        raise UsageError(f"python -m lowbit_kernels.bench stopped with status {done.returncode}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Split(NamedTuple):
-    """Images ``[batch, height, width, channel]`` in float32 and their labels ``[batch]`` in int32."""
+    """Images ``[batch, height, width, channel]``, or signals ``[batch, length, channel]``, in float32; int32 labels."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -30,6 +30,7 @@ from lowbit_kernels.matrix import dequantize_matrix as dequantize_matrix
 from lowbit_kernels.matrix import pack_matrix as pack_matrix
 from lowbit_kernels.numerics import StaticActivation as StaticActivation
 from lowbit_kernels.numerics import quantize_dynamic as quantize_dynamic
+from lowbit_kernels.numerics import quantize_fp8 as quantize_fp8
 from lowbit_kernels.numerics import quantize_static as quantize_static
 from lowbit_kernels.numerics import rounded_product as rounded_product
 from lowbit_kernels.numerics import scale_groups as scale_groups

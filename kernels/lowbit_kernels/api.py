@@ -13,10 +13,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Num
 
+from lowbit_kernels import tuning
 from lowbit_kernels.cpu.prepare import PreparedMatrix, check_prepared, restore
 from lowbit_kernels.implementations import report, select
 from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix
-from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation
+from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation, quantize_fp8, rounded_product
 from lowbit_kernels.spec import MatmulSpec
 
 X_DTYPES = ("float32", "bfloat16", "float16")
@@ -44,10 +45,12 @@ def quant_matmul(
     Args:
         x: `(..., K)` float32, bfloat16 or float16; or int8/uint8 codes with a `StaticActivation` that says their grid.
         packed: a `PackedMatrix`, or the same `prepare`d once for the CPU kernels.
-        activation: None, "int8" (dynamic: symmetric, one scale per row), or a `StaticActivation`.
+        activation: None, "int8" (dynamic: symmetric, one scale per row), "fp8" (the same in float8_e4m3fn), or a
+            `StaticActivation`. "fp8" rounds x and then sums in float32, as None does.
         out_dtype: of the result, cast once at the end; default x's dtype, float32 for codes.
         implementation: None takes the first that can run (`explain` says which); a name runs or raises.
-        config: an implementation's own options, for instance `CpuConfig`; needs `implementation`.
+        config: an implementation's own options, for instance `CpuConfig`; needs `implementation`. None takes what was
+            measured for this shape (`tuning.lookup`), else the implementation's heuristic.
 
     Returns:
         `(..., N)` of `out_dtype`.
@@ -69,7 +72,11 @@ def quant_matmul(
     spec = matmul_spec(x, packed, activation, out_dtype)
     if config is not None and implementation is None:
         raise ValueError("config belongs to one implementation: pass its name as `implementation`")
+    platform = getattr(config, "platform", None)
+    if platform is not None:
+        spec = dataclasses.replace(spec, platform=platform)
     chosen = select(spec, implementation)
+    config = tuning.lookup(chosen, spec) if config is None else config
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(activation, StaticActivation):
         scale = jnp.asarray(activation.scale, jnp.float32)
@@ -120,12 +127,12 @@ def matmul_spec(x: Any, packed: Weights, activation: Activation, out_dtype: Any)
         if (name == "uint8" and activation.lo < 0) or (name == "int8" and activation.hi > 127):
             raise ValueError(f"x holds {name} codes but StaticActivation says [{activation.lo}, {activation.hi}]")
         kind = "static"
-    elif activation is None:
-        kind = "float"
+    elif activation is None or activation == "fp8":
+        kind = "float"  # e4m3 codes are exact in any dtype of x, so that every implementation takes them
     elif activation == "int8":
         kind = "dynamic"
     else:
-        raise ValueError(f'activation must be None, "int8" or a StaticActivation, got {activation!r}')
+        raise ValueError(f'activation must be None, "int8", "fp8" or a StaticActivation, got {activation!r}')
     if kind != "float":
         _check_integers(packed)
     if out_dtype is None:
@@ -179,6 +186,10 @@ def _matmul(call: _Call, x: Array, packed: Weights, static: StaticActivation | N
     chosen = select(call.spec, call.name)
     if isinstance(packed, PreparedMatrix) and chosen.name != call.spec.prepared:
         packed = restore(packed)
+    if call.activation == "fp8":
+        codes, scale = quantize_fp8(x)
+        result = chosen.run(codes.astype(x.dtype), packed, None, "float32", call.config)
+        return rounded_product(result, scale[:, None]).astype(call.out_dtype)
     return chosen.run(x, packed, call.activation if static is None else static, call.out_dtype, call.config)
 
 
@@ -195,6 +206,9 @@ def _backward(call: _Call, residuals, grad: Array):
     codes = x
     if activation is None:
         steps, scale = x.astype(jnp.float32), jnp.ones((), jnp.float32)
+    elif activation == "fp8":
+        codes, scale = quantize_fp8(x)
+        steps = codes.astype(jnp.float32)
     else:
         codes, zero, scale = activation_codes(x, activation)
         steps = (codes.astype(jnp.int32) - zero).astype(jnp.float32)

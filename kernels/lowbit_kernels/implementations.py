@@ -7,6 +7,7 @@ import jax
 
 from lowbit_kernels import reference, xla
 from lowbit_kernels.cpu import matmul as cpu
+from lowbit_kernels.pallas import gpu, tpu
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
 
@@ -16,7 +17,13 @@ def _run_reference(x: jax.Array, packed, activation, out_dtype: str, config: obj
 
 REFERENCE = Implementation("reference", lambda spec: None, _run_reference, lambda spec: "the slow specification")
 
-IMPLEMENTATIONS: tuple[Implementation, ...] = (cpu.IMPLEMENTATION, xla.IMPLEMENTATION, REFERENCE)
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    cpu.IMPLEMENTATION,
+    tpu.IMPLEMENTATION,
+    gpu.IMPLEMENTATION,
+    xla.IMPLEMENTATION,
+    REFERENCE,
+)
 
 
 def select(spec: MatmulSpec, name: str | None) -> Implementation:

@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, Int8, Int32, Num, UInt8
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
+FP8_MAX = 448.0  # of float8_e4m3fn
 TINY = float(np.finfo(np.float32).tiny)  # 2**-126, the smallest scale
 
 
@@ -86,12 +87,26 @@ def quantize_dynamic(x: Float[Array, "... in"]) -> tuple[Int8[Array, "... in"], 
     An all-zero row has scale 1; no scale is below 2**-126. A row with an infinity or NaN has scale NaN and codes 0,
     so its output is NaN: loud, and confined to the row.
     """
-    x = x.astype(jnp.float32)
-    absmax = jnp.max(jnp.abs(x), axis=-1)
-    scale = jnp.maximum(absmax * jnp.float32(1 / 127), jnp.float32(TINY))
-    scale = jnp.where(absmax == 0, jnp.ones_like(scale), scale)
-    scale = jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))
+    scale = dynamic_scale(x)
     return quantize_static(x, StaticActivation(scale)).astype(jnp.int8), scale
+
+
+def quantize_fp8(x: Float[Array, "... in"]) -> tuple[Float[Array, "... in"], Float32[Array, "..."]]:
+    """float8_e4m3fn codes of each row of `x` and the scale of the row, `absmax * float32(1/448)`, as in `quantize_dynamic`.
+
+    Rounded to nearest even once, from float32. A row with an infinity or NaN has scale NaN and codes NaN.
+    """
+    scale = dynamic_scale(x, FP8_MAX)
+    steps = x.astype(jnp.float32) * lax.div(jnp.ones_like(scale), scale)[..., None]
+    return lax.clamp(-FP8_MAX, steps, FP8_MAX).astype(jnp.float8_e4m3fn), scale
+
+
+def dynamic_scale(x: Float[Array, "... in"], largest: float = 127.0) -> Float32[Array, "..."]:
+    """The scale of each row of `x` that puts its largest magnitude at the code `largest`."""
+    absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1)
+    scale = jnp.maximum(absmax * jnp.float32(1 / largest), jnp.float32(TINY))
+    scale = jnp.where(absmax == 0, jnp.ones_like(scale), scale)
+    return jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))
 
 
 def scale_groups(

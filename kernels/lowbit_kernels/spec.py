@@ -38,7 +38,7 @@ class MatmulSpec:
         x_dtype, out_dtype: names.
         activation: "float" (weight-only), "dynamic" (int8 per row) or "static".
         prepared: the weight is in an implementation's own physical order, by that name, or None.
-        platform: "cpu", "gpu" or "tpu".
+        platform: "cpu", "gpu" or "tpu"; "interpret" where the configuration asks for the Pallas interpreter.
     """
 
     rows: int
@@ -66,9 +66,13 @@ class Implementation(NamedTuple):
         supports: `spec -> None`, or the reason why not, as text.
         run: `(x (M, K), matrix, activation, out_dtype, config) -> (M, N)` of `out_dtype`.
         cost: `spec -> text`, what a user should know when this one runs (a fallback, a copy), or "".
+        config: dataclass of its options, all with defaults, or None; `tuning.lookup` finds one for a spec.
+        candidates: `spec -> configs` worth timing for a spec; the heuristic's own choice is timed besides.
     """
 
     name: str
     supports: Callable[[MatmulSpec], str | None]
     run: Callable[..., jax.Array]
     cost: Callable[[MatmulSpec], str]
+    config: type | None = None
+    candidates: Callable[[MatmulSpec], tuple[Any, ...]] = lambda spec: ()

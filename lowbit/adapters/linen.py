@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,8 @@ class LinenFunction:
     mutable: tuple[str, ...] = ()
     method: Callable[..., Any] | str | None = None
     static: tuple[tuple[str, Any], ...] = ()
+
+    takes_state: ClassVar[bool] = True  # the first argument after the parameters is no data
 
     def __hash__(self) -> int:
         return hash((type(self.module), self.mutable, self.method))  # modules with sets or dicts do not hash

@@ -1,7 +1,7 @@
 """Flax nnx modules as pure functions."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -21,6 +21,8 @@ class NNXFunction:
     is_mutable: bool
     method: str | None = None
     static: tuple[tuple[str, Any], ...] = ()
+
+    takes_state: ClassVar[bool] = True  # the first argument after the parameters is no data
 
     def __call__(self, params: Any, state: Any, *args: Any) -> Any:
         from flax import nnx as flax_nnx

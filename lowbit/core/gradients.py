@@ -75,6 +75,26 @@ def inclusive(nearest: Nearest, *, slack: float = 2.0**-20) -> Nearest:
     return masked
 
 
+def unmasked(nearest: Nearest) -> Nearest:
+    """Returns ``nearest`` whose gradient passes straight through everywhere, beyond the bounds too.
+
+    Reference: Bengio, Leonard, Courville, Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+    Computation, 2013, https://arxiv.org/abs/1308.3432.
+
+    Example:
+        >>> from lowbit.formats.integer import Integer
+        >>> def loss(x):
+        ...     return jnp.sum(unmasked(Integer(4).nearest)(x, -8.0, 7.0))
+        >>> jax.grad(loss)(jnp.array([2.4, 7.0, 99.0])).tolist()
+        [1.0, 1.0, 1.0]
+    """
+
+    def through(x: Array, low: Array | float, high: Array | float) -> Array:
+        return straight_through(x, nearest(lax.stop_gradient(x), low, high))
+
+    return through
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _element_wise(x, level, delta):
     return level

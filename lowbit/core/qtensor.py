@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from lowbit_kernels import unpack_codes
+
 from . import blocks as block_ops
 from .rounding import cast_once, rounded_product
 from .spec import Spec
@@ -65,6 +67,7 @@ class QTensor:
 
     @property
     def ndim(self) -> int:
+        """The rank of the logical shape."""
         return len(self.shape)
 
     @property
@@ -83,7 +86,7 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays it holds. The truth only once packed."""
+        """Bytes of the arrays it holds: once packed, what is stored; before, a byte or four per code."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     @property
@@ -92,14 +95,23 @@ class QTensor:
         return 8 * self.nbytes / max(math.prod(self.shape), 1)
 
     def levels(self) -> Float[Array, "..."]:
-        """Returns the levels in float32, zero point still in them.
+        """Returns the levels in float32, zero point still in them, whatever the stage."""
+        return self.codes if self.stage == "levels" else self.spec.format.decode(self.unpacked_codes())
+
+    def unpacked_codes(self) -> Shaped[Array, "..."]:
+        """Returns the integer codes, one per element: what an encoded tensor holds, read out of the bytes of a packed one.
 
         Raises:
-            ValueError: if packed; `lowbit.packed.unpack` comes first.
+            ValueError: in the stage ``levels``; `encode` comes first.
         """
-        if self.stage == "packed":
-            raise ValueError("this QTensor is packed: call lowbit.packed.unpack first")
-        return self.codes if self.stage == "levels" else self.spec.format.decode(self.codes)
+        if self.stage == "levels":
+            raise ValueError("this QTensor holds levels: call encode() first")
+        if self.packed_axis is None:
+            return self.codes
+        axis, length = self.packed_axis
+        numbers = self.spec.format
+        codes = unpack_codes(self.codes, numbers.bits, length, axis, numbers.is_signed)
+        return codes.astype(jnp.int8 if numbers.is_signed else jnp.uint8)
 
     def centered(self) -> Float[Array, "..."]:
         """Returns ``level - zero`` in float32: integers, exactly, for integer formats."""

@@ -47,6 +47,13 @@ class RangeRule(abc.ABC):
         """Returns scale and zero point from finished statistics."""
 
 
+def check_range(rule: object, spec: Spec) -> None:
+    """Raises TypeError unless ``rule`` is a `RangeRule`, ValueError where it cannot serve ``spec``."""
+    if not isinstance(rule, RangeRule):
+        raise TypeError(f"range must be a RangeRule such as Full() or MSE(), got {rule!r}")
+    rule.check(spec)
+
+
 def scale_zero(
     low: Float[Array, "..."], high: Float[Array, "..."], spec: Spec, *, scale_rule: str = "floor"
 ) -> ScaleZero:
@@ -165,6 +172,10 @@ class MovingAverage(Full):
     """Moving average of the per-batch minimum and maximum. For weights, the same as `Full`."""
 
     decay: float = 0.9
+
+    def __post_init__(self):
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
 
     def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
         return (MovingMinMax(spec.granularity, operand.contract, self.decay),)

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -115,7 +116,10 @@ class MovingMinMax(MinMax):
 
 @dataclasses.dataclass(frozen=True)
 class Sample(Statistic):
-    """A sample of the values, spread evenly over every batch and, as a reservoir, over the batches.
+    """A sample of the values: one of every stretch of a batch and, as a reservoir, of every batch.
+
+    Where in its stretch a value is taken is scattered: at equal distances, a stretch that is a multiple of the channels
+    would show one channel only.
 
     Attributes:
         size: values kept. The replacement pattern is fixed, so the same batches give the same sample.
@@ -133,11 +137,16 @@ class Sample(Statistic):
     def update(self, state: State, x: Float[Array, "..."]) -> State:
         kept, seen = state
         flat = x.astype(jnp.float32).reshape(-1)
-        index = jnp.asarray([i * flat.size // self.size for i in range(self.size)], jnp.int32)
-        fresh = flat[index]
+        fresh = flat[self.places(flat.size)]
         turn = (jnp.arange(self.size, dtype=jnp.uint32) * jnp.uint32(2654435761)) >> jnp.uint32(8)
         replace = turn % (seen.astype(jnp.uint32) + jnp.uint32(1)) == 0
         return jnp.where(replace, fresh, kept), seen + 1
+
+    def places(self, count: int) -> np.ndarray:
+        """Returns the indices taken of ``count`` values, the same every time; with repeats where there are fewer."""
+        i = np.arange(self.size, dtype=np.uint64)
+        start, end = i * count // self.size, (i + 1) * count // self.size
+        return (start + (i * 2654435761 % 2**32 >> 8) % np.maximum(end - start, 1)).astype(np.int32)
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
         kept, seen = state

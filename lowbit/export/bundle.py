@@ -12,6 +12,7 @@ StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and byt
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -38,8 +39,10 @@ from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
-from . import signature, stablehlo
+from . import integer, signature, stablehlo
 from .fold import fold
+from .sites import sites
+from .targets import check, lookup, table
 
 FORMAT = "lowbit-bundle"
 FORMAT_VERSION = 1
@@ -91,6 +94,8 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     version: str = stablehlo.VERSION,
     name: str = "lowbit",
+    integer_io: bool = False,
+    targets: Sequence[str] = ("xla", "iree"),
 ) -> Bundle:
     """Writes a packed model as StableHLO and returns the bundle.
 
@@ -111,11 +116,15 @@ def export(
         kwargs: keyword arguments, all constant.
         version: of the StableHLO portable artifact.
         name: of the module.
+        integer_io: of a full-integer plan: the module takes and gives int8 codes; the manifest has their scales and zero
+            points. Without it, the module quantizes at the entry and dequantizes at the exit, and has no other float.
+        targets: names from `lowbit.export.targets.TARGETS` that must be able to take the plan.
 
     Raises:
         TypeError: for other types, or a constant argument without values.
-        ValueError: for a version that cannot hold the model, a position that does not exist, a folder that holds
-            something else, or a module whose constants take more than the packed weights.
+        ValueError: for an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
+            something else, a module whose constants take more than the packed weights, or a full-integer plan's module
+            that computes in floats.
 
     Example:
         >>> import tempfile, lowbit as lb, jax.numpy as jnp
@@ -139,6 +148,8 @@ def export(
         raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"name must be an identifier, got {name!r}")
+    chosen = lookup(targets)
+    check(plan, chosen)
     target = _target(path)
     stablehlo.check_version(version)
     if constant_args is None:
@@ -148,16 +159,30 @@ def export(
     unpacked = jax.tree.map(_unpacked, qparams, is_leaf=lambda x: isinstance(x, QTensor))
 
     def served(*leaves):
-        return execution(fn, plan, unpacked, call.arguments(leaves), call.kwargs, implementation="reference")
+        return execution(
+            fn, plan, unpacked, call.arguments(leaves), call.kwargs,
+            implementation="reference", has_integer_io=integer_io,
+        )  # fmt: skip
 
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
+    if integer_io and not plan.is_full_integer:
+        raise ValueError("integer_io needs a full-integer plan: lowbit.bind(..., integer=True)")
+    boundary = integer.Boundary(fn, plan, qparams, call) if integer_io else None
+    shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
     jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)
     text = stablehlo.module_text(fold(jaxpr), shapes, name)
     data = stablehlo.artifact(text, version)
     found = stablehlo.contents(text)
     _check_size(found, qparams, call.constants)
+    floats = integer.audit(text, has_integer_io=integer_io) if plan.is_full_integer else None
     vectors = call.vectors()
-    want = jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+    if boundary:
+        vectors = boundary.codes(vectors)
+        want = boundary.results(vectors)
+    else:
+        want = jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+    inexact = stablehlo.inexact_operations(found)
+    run = functools.partial(execute(fn, plan), qparams)
+    allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
     tensors = {f"input{i}": x for i, x in enumerate(vectors)} | {f"output{i}": y for i, y in enumerate(want)}
     files = {
         "model.mlir": text.encode(),
@@ -174,13 +199,22 @@ def export(
         "inputs": signature.described(call.names, shapes),
         "outputs": signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes)),
         "constant_args": list(constant_args),
-        "inexact_operations": list(stablehlo.inexact_operations(found)),
+        "inexact_operations": list(inexact),
         "constant_bytes": -(-found.constant_bits // 8),
+        "allowed": allowed,
         "weights": _weights(qparams),
+        "sites": sites(plan, qparams),
+        "targets": {each.name: table(plan, each) for each in chosen},
         "plan": json.loads(serial.to_json(plan)),
         "tools": {tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib")},
         "files": {file: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for file, b in files.items()},
     }
+    if boundary:
+        manifest["inputs"] = boundary.described(manifest["inputs"], boundary.ins)
+        manifest["outputs"] = boundary.described(manifest["outputs"], boundary.outs)
+    if floats is not None:
+        manifest["rounding"] = plan.rounding
+        manifest["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
     files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
     _write(target, files)
     return Bundle(target, manifest)

@@ -13,6 +13,8 @@ FLAGS = (
     "--iree-opt-const-eval=false",  # else weights are dequantized when compiling: 4-bit models grow to float size
     "--iree-llvmcpu-debug-symbols=false",
     "--iree-vm-bytecode-module-strip-source-map=true",
+    "--iree-llvmcpu-vector-pproc-strategy=peel",  # masked loads of i4 have no lowering: 48 columns fail on AVX512
+    "--iree-llvmcpu-stack-allocation-limit=1048576",  # padded int8 convolutions of 28 channels take 473 kB; default 32 kB
 )
 
 

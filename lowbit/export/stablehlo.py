@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import mlir
 from jaxlib.mlir import ir  # noqa: TID251 - see above
 from jaxlib.mlir.dialects import stablehlo  # noqa: TID251
@@ -170,6 +171,55 @@ def contents(text: str) -> Contents:
     return Contents(tuple(constants), dict(operations))
 
 
+def float_operations(text: str) -> dict[str, list[str]]:
+    """Returns the operations that read or make floats, by the function they are in, or the composite it is the body of.
+
+    Constants, and the composites themselves, compute nothing.
+    """
+    found: dict[str, list[str]] = {}
+    with mlir.make_ir_context(), ir.Location.unknown():
+        module = ir.Module.parse(text)
+        functions = {ir.StringAttr(f.operation.attributes["sym_name"]).value: f for f in module.body.operations}
+        names = _composites(functions)
+        for where, function in functions.items():
+
+            def visit(op: Any, where: str = where) -> Any:
+                kinds = [v.type for v in (*op.operands, *op.results)]
+                is_float = any(_element_and_shape(kind)[0].startswith(("f", "bf", "complex")) for kind in kinds)
+                if is_float and op.name.startswith(("stablehlo.", "chlo.")) and op.name not in _COMPUTES_NOTHING:
+                    found.setdefault(names.get(where, where), []).append(op.name)
+                return ir.WalkResult.ADVANCE
+
+            function.operation.walk(visit)
+    return found
+
+
+def _composites(functions: dict[str, Any]) -> dict[str, str]:
+    """The composite that every private function belongs to, called by its body at whatever depth."""
+    names: dict[str, str] = {}
+    callers: dict[str, set[str]] = {}
+    for caller, function in functions.items():
+
+        def visit(op: Any, caller: str = caller) -> Any:
+            if op.name == "stablehlo.composite":
+                body = ir.FlatSymbolRefAttr(op.attributes["decomposition"]).value
+                names[body] = ir.StringAttr(op.attributes["name"]).value
+            if op.name == "func.call":
+                callers.setdefault(ir.FlatSymbolRefAttr(op.attributes["callee"]).value, set()).add(caller)
+            return ir.WalkResult.ADVANCE
+
+        function.operation.walk(visit)
+    for _ in functions:
+        for callee, found in callers.items():
+            owners = {names.get(caller) for caller in found}
+            if callee not in names and len(owners) == 1 and (owner := owners.pop()) is not None:
+                names[callee] = owner
+    return names
+
+
+_COMPUTES_NOTHING = ("stablehlo.constant", "stablehlo.composite", "stablehlo.return")
+
+
 def _reducer(op: Any) -> str:
     if op.name not in ("stablehlo.reduce", "stablehlo.reduce_window"):
         return ""
@@ -227,3 +277,25 @@ def run_on_xla(data: bytes, args: Sequence[Any], outputs: Sequence[Any]) -> list
     shell = jax.export.export(jax.jit(same_signature, keep_unused=True))(*shapes)
     exported = dataclasses.replace(shell, mlir_module_serialized=data)
     return list(exported.call(*args))
+
+
+def run_in_interpreter(text: str, args: Sequence[Any]) -> list[np.ndarray]:
+    """Returns the results of a module in StableHLO's own interpreter: slow, one operation at a time, as specified.
+
+    Its integer ``convolution`` accumulates in the width of its operands: 8-bit sums wrap, in silence.
+
+    Args:
+        text: StableHLO, entry point ``main``.
+        args: flat arrays.
+
+    Raises:
+        ValueError: if it cannot run the module.
+    """
+    with mlir.make_ir_context(), ir.Location.unknown():
+        buffers: list[Any] = [np.ascontiguousarray(x) for x in args]
+        values = [ir.DenseElementsAttr.get(buffer) for buffer in buffers]
+        try:
+            outs = stablehlo.eval_module(ir.Module.parse(text), values)
+        except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
+            raise ValueError(f"the interpreter cannot run this module: {_first_line(error)}") from None
+        return [np.array(ir.DenseElementsAttr(out)) for out in outs]

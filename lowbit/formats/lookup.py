@@ -50,6 +50,20 @@ def format_named(name: str) -> Format:
     raise ValueError(f"unknown format {name!r}; nearest: {', '.join(close)}; `lowbit formats` lists all")
 
 
+def is_format(word: str) -> bool:
+    """Returns whether ``word`` names a format or a block-scaled shorthand.
+
+    Example:
+        >>> is_format("mxfp4"), is_format("int9"), is_format("nf5")
+        (True, False, False)
+    """
+    try:
+        spec_from_text(word, is_weight=True)
+    except ValueError:
+        return False
+    return True
+
+
 def _expanded(part: rule_text.Part) -> tuple[rule_text.Part, bool]:
     """Returns ``part`` with a shorthand written out, and whether it was one."""
     expanders = [module.shorthand for module in _modules() if hasattr(module, "shorthand")]
@@ -119,6 +133,11 @@ def spec_of(part: rule_text.Part) -> Spec:
     default = Channel() if is_weight or dynamic else Tensor()
     try:
         granularity = _granularity_of(part, default)
+        if not is_weight and not dynamic and not isinstance(granularity, Tensor):
+            raise ValueError(
+                f"a calibrated input has one scale, got /{granularity.text}, whose scales depend on the batch; "
+                "use /tensor, or /dynamic"
+            )
         return Spec(numbers, granularity, symmetric, scale_dtype, dynamic, _scale_spec(scale_dtype))
     except ValueError as error:
         raise rule_text.error_at(part.text, part.position, str(error)) from None

@@ -18,13 +18,22 @@ from . import compat
 from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
 from .graph import Data, Graph, Operation, Weight, contraction, leaf_contraction
+from .integer.interpretations import full_integer
 from .layout import reach_of_spec
 from .simulate import simulation
 from .state import abstract_state
 from .trace import Model, Trace, trace
 
 
-def bind(fn: Model, rules: Mapping[str, Any], params: Any, *args: Any, **kwargs: Any) -> Plan:
+def bind(
+    fn: Model,
+    rules: Mapping[str, Any],
+    params: Any,
+    *args: Any,
+    integer: bool = False,
+    rounding: str = "exact",
+    **kwargs: Any,
+) -> Plan:
     """Returns the plan: which operations of ``fn(params, *args, **kwargs)`` are quantized, and how.
 
     Args:
@@ -32,6 +41,10 @@ def bind(fn: Model, rules: Mapping[str, Any], params: Any, *args: Any, **kwargs:
         rules: ``{glob over operation paths: rule text, quantizers, or "keep"}``; the first match wins. Empty is legal.
         params: the parameters (arrays, tracers or `jax.ShapeDtypeStruct`).
         *args: example arguments; only shapes and dtypes matter.
+        integer: whether every tensor that crosses an operation gets a grid, so that the model is served and exported
+            without floats. Rules must then cover every operation, with weights and inputs of at most 8 bits.
+        rounding: of a full-integer plan, where products are cut back to 8 bits: ``"exact"``, ``"tflite_single"`` or
+            ``"gemmlowp_double"``.
         **kwargs: example keyword arguments.
 
     Returns:
@@ -41,7 +54,8 @@ def bind(fn: Model, rules: Mapping[str, Any], params: Any, *args: Any, **kwargs:
         TypeError: for rules of a wrong type, or parameters that are not arrays.
         ValueError: for a rule that matches nothing, a rule text that does not parse, an operation that mixes parameters
             with data and has no rule of its own, a shared weight whose operations disagree, a sum that may overflow
-            int32, or a group that does not line up with how a weight is reshaped.
+            int32, or a group that does not line up with how a weight is reshaped. With ``integer``: for an equation
+            that has no integer form, with its source line, or an operation left in float.
 
     Example:
         >>> plan = bind(lambda p, x: x @ p["w"], {"**": "w4,a8"}, {"w": jnp.ones((8, 4))}, jnp.ones((2, 8)))
@@ -58,6 +72,11 @@ def bind(fn: Model, rules: Mapping[str, Any], params: Any, *args: Any, **kwargs:
     derived = derivation(traced, rows)
     dropped = dropped_leaves(traced, rows) if derived is not None else ()
     plan = Plan(rows, tuple(graph.unseen), dropped, derived)
+    if integer:
+        state = args[0] if getattr(fn, "takes_state", False) and args else ()
+        plan = full_integer(plan, traced, rounding, state)
+    elif rounding != "exact":
+        raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
     _check_moves(fn, plan, params, args, kwargs)
     return plan
 

@@ -38,8 +38,14 @@ def scaled(accumulator: Accumulator, first: Float[Array, "..."], second: Float[A
         second: the input's (left operand's) scale.
         dtype: of the result.
     """
-    value = rounded_product(to_float(accumulator), first)
-    return cast_once(rounded_product(value, second), dtype)
+    return scaled_sum(to_float(accumulator), first, second, dtype)
+
+
+def scaled_sum(
+    value: Float[Array, "..."], first: Float[Array, "..."], second: Float[Array, "..."], dtype: Any
+) -> Array:
+    """Returns `scaled` of an accumulator that is in float32 already; differentiable."""
+    return cast_once(rounded_product(rounded_product(value, first), second), dtype)
 
 
 def scaled_groups(

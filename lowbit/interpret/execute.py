@@ -1,5 +1,6 @@
 """`execute`: the packed model."""
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from lowbit.plan.rows import Plan, Row, Site
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
 from .compat import rebind
 from .graph import Operation
+from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .state import layer_operand
 from .trace import Model, check_same_operations, trace
@@ -46,7 +48,7 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: for an unknown implementation; at the call, if the traced operations differ from the plan, or the
+        ValueError: for an unknown implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -55,6 +57,8 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
     if not isinstance(plan, Plan):
         raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
+    if implementation == "cpu" and plan.is_full_integer:
+        raise ValueError("implementation 'cpu' has no kernels for full-integer plans; use 'carried' or 'reference'")
     return _executor(fn, plan, implementation)
 
 
@@ -68,7 +72,7 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
 
     def run(qparams, *args, **kwargs):
         _check_packed(qparams)
-        if implementation in (None, "cpu"):
+        if implementation in (None, "cpu") and not plan.is_full_integer:
             qparams = prepared(qparams)
         return compiled(qparams, args, kwargs)
 
@@ -115,7 +119,7 @@ def explain(
         **kwargs: example keyword arguments.
     """
     _check_packed(qparams)
-    if implementation in (None, "cpu") and native.status() is None:
+    if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
         qparams = native.prepare(plan, qparams)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
@@ -140,10 +144,29 @@ def execution(
     *,
     implementation: str | None = None,
     report: list[tuple[str, str, str]] | None = None,
+    has_integer_io: bool = False,
 ) -> Any:
-    """Returns ``y`` of one call on packed parameters; `execute` is this under jit."""
-    traced = trace(fn, qparams.params, args, dict(kwargs))
+    """Returns ``y`` of one call on packed parameters; `execute` is this under jit.
+
+    Args:
+        fn: the function of the plan.
+        plan: its plan.
+        qparams: packed parameters.
+        args: arguments; with ``has_integer_io``, int8 codes wherever the function takes floats.
+        kwargs: keyword arguments.
+        implementation: as in `execute`.
+        report: gets a line per operation.
+        has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
+    """
+    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
     check_same_operations(traced.graph, plan)
+    if plan.is_full_integer:
+        outs = integer_execution(
+            plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
+        )
+        if report is not None:
+            report += [(row.path, "reference" if implementation == "reference" else "carried", "") for row in plan]
+        return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
@@ -153,8 +176,10 @@ def execution(
         ]
         reason = _why_not_native(op, row, values) if implementation in (None, "cpu") else f"asked for {implementation}"
         if reason is None:
-            x, weight = plain(values[0]), values[1]
-            where = row.sites[0], states.get("input", {}), result_dtype(op.eqn)
+            site, state, x, weight = row.sites[0], states.get("input", {}), plain(values[0]), values[1]
+            if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
+                x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
+            where = site, state, result_dtype(op.eqn)
             if op.eqn.primitive.name == "dot_general":
                 result = native.matmul(op.eqn.params["dimension_numbers"], x, weight, *where)
             else:
@@ -163,7 +188,10 @@ def execution(
         elif implementation == "cpu":
             raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
         else:
-            operands = [_operand(site, v, states) for site, v in zip(row.sites, values, strict=True)]
+            is_lookup = op.eqn.primitive.name == "gather"
+            operands = [
+                _operand(site, v, states, is_lookup=is_lookup) for site, v in zip(row.sites, values, strict=True)
+            ]
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer else "xla"
             result = _result(op, *operands, carried=implementation != "reference")
@@ -191,14 +219,16 @@ def _why_not_native(op: Operation, row: Row, values: Sequence[Any]) -> str | Non
         return "the weight is moved before use, or its bytes do not line up, or it is not prepared"
     if op.eqn.primitive.name == "conv_general_dilated" and not native.is_plain_conv(op.eqn.params):
         return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    if not row.is_integer:
+        return None
     return None if native.can_take_input(row.sites[0]) else "this input is quantized outside the kernel"
 
 
-def _operand(site: Site, value: Any, states: Mapping[str, Any]) -> Any:
+def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
     if site.spec is None:
         return value if isinstance(value, QTensor) else plain(value)
     if site.is_weight:
-        return unpack(value)
+        return value if is_lookup else unpack(value)
     return quantized_input(site, states.get(site.role, {}), plain(value))
 
 

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
+from lowbit.packed.bits import unpack
 
 from .compat import rebind
 
@@ -19,12 +20,14 @@ def lookup(eqn: Any, table: QTensor, indices: Array) -> Array:
 
     Args:
         eqn: a gather of whole rows along one axis.
-        table: levels or codes.
+        table: levels, codes or packed bytes; bytes are taken apart after the gather, where the rows do not share them.
         indices: as the gather takes them.
     """
     numbers = eqn.params["dimension_numbers"]
     axis = numbers.collapsed_slice_dims[0]
     n = table.shape[axis]
+    if table.packed_axis is not None and table.packed_axis[0] + table.ndim == axis:
+        table = unpack(table)
 
     def rows(x: Array, mode: Any) -> Array:
         sizes = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
@@ -41,7 +44,13 @@ def lookup(eqn: Any, table: QTensor, indices: Array) -> Array:
     rank = codes.ndim
     offsets = list(numbers.offset_dims)
     kept = [i for i in range(table.ndim) if i != axis]
-    groups = tuple(
-        (offsets[kept.index(a + table.ndim)] - rank, size) for a, size in table.groups if a + table.ndim != axis
-    )
-    return dataclasses.replace(table, codes=codes, scale=rows(scale, mode), zero=zero, groups=groups).dequantize()
+
+    def moved(a: int) -> int:
+        return offsets[kept.index(a + table.ndim)] - rank
+
+    groups = tuple((moved(a), size) for a, size in table.groups if a + table.ndim != axis)
+    packed = None if table.packed_axis is None else (moved(table.packed_axis[0]), table.packed_axis[1])
+    scale = rows(scale, mode)
+    return dataclasses.replace(
+        table, codes=codes, scale=scale, zero=zero, groups=groups, packed_axis=packed
+    ).dequantize()

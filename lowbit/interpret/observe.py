@@ -10,6 +10,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.plan.rows import Plan
 
 from .graph import Operation
+from .integer.interpretations import observation as integer_observation
 from .simulate import compute
 from .state import QState, finished, get, layer_operand, quantizer_of, statistics_of, walked_sites
 from .trace import Model, check_same_operations, trace
@@ -47,6 +48,10 @@ def observation(
     """Returns the statistics after one batch: ``{path: {role: {name: state}}}``."""
     traced = trace(fn, params, args, dict(kwargs))
     check_same_operations(traced.graph, plan)
+    if plan.is_full_integer:
+        if qstate is not None:
+            raise ValueError("sequential=True is not for full-integer plans: their grids are measured in float")
+        return integer_observation(plan, traced, statistics)
     rows = {row.path: row for row in plan.rows}
     leaves = list(traced.leaves)
     if qstate is not None:

@@ -12,7 +12,7 @@ from lowbit.core.checks import not_finite
 from lowbit.core.paths import leaf_path
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
-from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.rows import Plan, Row, Site, Step
 
 from .state import QState, get, layer_operand, quantized_sites, quantizer_of
 
@@ -44,8 +44,13 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
     packed = jax.tree_util.tree_map_with_path(leaf, params)
     found: dict[str, dict[str, Any]] = {}
     for row, site in quantized_sites(plan):
-        if site.kind != "leaf":
+        if site.kind not in ("leaf", "grid"):
             found.setdefault(row.path, {})[site.role] = made[_name(site)]
+    if plan.is_full_integer:
+        if plan.freeze is None:
+            raise ValueError("a full-integer plan read from a file can execute, not pack: bind again")
+        for path, integers in plan.freeze(params, qstate).items():
+            found[path] = {**found.get(path, {}), **integers}
     return QParams(packed, found)
 
 
@@ -83,12 +88,13 @@ def _packer(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, QState]], d
             if site.is_weight
             else _input(row, site, states[_name(site)])
             for row, site in quantized_sites(plan)
+            if site.kind != "grid"
         }
 
     return run
 
 
-def _weight(row: Row, site: Site, state: QState, x: Any) -> Any:
+def _weight(row: Row | Step, site: Site, state: QState, x: Any) -> Any:
     quantizer, is_leaf = quantizer_of(site), site.kind == "leaf"
     stack = () if is_leaf else row.stack
 
@@ -100,7 +106,7 @@ def _weight(row: Row, site: Site, state: QState, x: Any) -> Any:
     return pack_tensor(encode(state, x), site.operand.contract, site.operand.stack)
 
 
-def _input(row: Row, site: Site, state: QState) -> dict[str, Any]:
+def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:
     """The scale and zero point a static input is served with, read off the quantizer's own grid; none if dynamic."""
     assert site.spec is not None
     if site.spec.dynamic:

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
+from lowbit.core.quantizer import Quantizer
+from lowbit.core.spec import Operand
 from lowbit.plan.rows import Plan, Site
 
 from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
 from .compat import rebind
 from .graph import Operation
+from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
 from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
 from .trace import Model, check_same_operations, trace
@@ -86,6 +89,12 @@ def simulation(
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     traced = trace(fn, params, args, dict(kwargs))
     check_same_operations(traced.graph, plan)
+    if plan.is_full_integer:
+        outs, changed, sites = integer_simulation(
+            plan, traced, qstate, train=train, key=key, step=step, updated=_updated
+        )
+        result = jax.tree.unflatten(traced.out_tree, outs)
+        return result, (_collected(plan, changed, sites) if train else qstate)
     forward = _forward(key, step, train=train)
     leaf_sites = plan.leaf_sites()
     leaves = list(traced.leaves)
@@ -137,7 +146,7 @@ def compute(op: Operation, left: Any, right: Any) -> Any:
     if eqn.primitive.name == "gather":
         return lookup(eqn, left, right) if isinstance(left, QTensor) else rebind(eqn, [left, right])[0]
     if is_integer_pair(left, right):
-        return simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
+        return _simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
     return rebind(eqn, [plain(left), plain(right)])[0]
 
 
@@ -145,11 +154,27 @@ def _forward(key: Array | None, step: Array | None, *, train: bool) -> Callable[
     def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
-            return quantizer.quantize(state, x, operand)
+            return _quantized(quantizer, operand, state, x)
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
-        return quantizer.train(state, x, operand, key=now, step=step)
+        return _trained(quantizer, operand, state, x, now, step)
 
     return forward
+
+
+# Inner jits, inlined by the compiler: layers alike are traced, and differentiated, once. 60 dense layers: 7 -> 2 times float.
+_simulated = jax.jit(simulated, static_argnums=(0, 3))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _quantized(quantizer: Quantizer, operand: Operand, state: Any, x: Array) -> QTensor:
+    return quantizer.quantize(state, x, operand)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _trained(
+    quantizer: Quantizer, operand: Operand, state: Any, x: Array, key: Array | None, step: Array | None
+) -> QTensor:
+    return quantizer.train(state, x, operand, key=key, step=step)
 
 
 def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:

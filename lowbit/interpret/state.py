@@ -12,7 +12,7 @@ from jaxtyping import Array
 from lowbit.core.paths import leaf_path
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic
-from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.rows import Plan, Row, Site, Step
 
 QState = dict[str, Any]
 
@@ -42,18 +42,21 @@ def layer_operand(site: Site) -> Operand:
     return dataclasses.replace(operand, shape=operand.shape[depth:], contract=contract, stack=0)
 
 
-def quantized_sites(plan: Plan) -> Iterator[tuple[Row, Site]]:
-    """Yields every quantized site once: a shared leaf with the first row that has it."""
+def quantized_sites(plan: Plan) -> Iterator[tuple[Row | Step, Site]]:
+    """Yields every quantized site once: a shared leaf with the first row that has it, a grid with the step it is of."""
     seen = set()
     for row in plan.rows:
         for site in row.sites:
             name = (site.key, site.role)
-            if site.spec is not None and name not in seen:
+            if site.spec is not None and site.kind != "grid" and name not in seen:
                 seen.add(name)
                 yield row, site
+    for step in plan.steps:
+        if step.site is not None:
+            yield step, step.site
 
 
-def walked_sites(plan: Plan) -> Iterator[tuple[Row, Site]]:
+def walked_sites(plan: Plan) -> Iterator[tuple[Row | Step, Site]]:
     """Yields the sites whose state the walk carries: all but the leaves, which are quantized before it."""
     for row, site in quantized_sites(plan):
         if site.kind != "leaf":

@@ -51,8 +51,15 @@ def _abstract(leaf: Any) -> Any:
     return leaf
 
 
-def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Trace:
+def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *, has_codes: bool = False) -> Trace:
     """Returns the trace of ``fn(params, *args, **kwargs)``; packed parameters stand for their float values.
+
+    Args:
+        fn: the function.
+        params: its parameters.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        has_codes: whether int8 arguments are codes that stand for float32 values.
 
     Raises:
         TypeError: if ``fn`` is not callable, or a parameter is not an array.
@@ -75,7 +82,10 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
         flat_out, out_tree = jax.tree.flatten(out)
         return flat_out
 
-    jaxpr = jax.make_jaxpr(flat)(*[_abstract(leaf) for leaf in leaves])
+    shown = [_abstract(leaf) for leaf in leaves]
+    if has_codes:
+        shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype == jnp.int8 else x for x in shown]
+    jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
     return Trace(jaxpr, read(jaxpr, paths, shapes), leaves, paths, out_tree)
 

@@ -70,6 +70,19 @@ def plain(value: Any) -> Any:
     return unpack(value).dequantize() if isinstance(value, QTensor) else value
 
 
+def reevaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
+    """Returns the results of an equation that is no operation: a quantized weight moves if it can, else it is an array."""
+    if values and isinstance(values[0], QTensor):
+        first = values[0]
+        if moves.track(eqn, moves.leaf_axes(first.shape)) is not None:
+            is_cast = eqn.primitive.name == "convert_element_type"
+            return [moves.move(eqn, first if is_cast else unpack(first), [plain(v) for v in values[1:]])]
+    dropped = next((v for v in values if isinstance(v, Dropped)), None)
+    if dropped is not None:  # only a derived weight or an integer constant, already packed, needs this
+        return [dropped] * len(eqn.outvars)
+    return compat.rebind(eqn, [plain(v) for v in values])
+
+
 class _Run:
     def __init__(self, walk: Walk, operations: Mapping[Address, Operation]):
         self.walk = walk
@@ -96,23 +109,11 @@ class _Run:
             elif address in self.scopes:
                 outs, sites = getattr(self, "_" + str(compat.kind(eqn)))(eqn, values, address, sites)
             else:
-                outs = self.other(eqn, values)
+                outs = reevaluate(eqn, values)
                 if index in summed:
                     outs = [unfused(out) for out in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [get(v) for v in jaxpr.outvars], sites
-
-    def other(self, eqn, values: list[Any]) -> list[Any]:
-        """An equation that is no operation: a quantized weight moves if it can, else it becomes an array."""
-        if values and isinstance(values[0], QTensor):
-            first = values[0]
-            if moves.track(eqn, moves.leaf_axes(first.shape)) is not None:
-                is_cast = eqn.primitive.name == "convert_element_type"
-                return [moves.move(eqn, first if is_cast else unpack(first), [plain(v) for v in values[1:]])]
-        dropped = next((v for v in values if isinstance(v, Dropped)), None)
-        if dropped is not None:  # only a derived weight, already packed, needs this
-            return [dropped] * len(eqn.outvars)
-        return compat.rebind(eqn, [plain(v) for v in values])
 
     def inner(self, address: Address, sites: Sites) -> Sites:
         """The states of the operations inside a call."""
@@ -127,7 +128,7 @@ class _Run:
 
     def _custom_vjp(self, eqn, values, address, sites):
         if self.walk.inside == "keep":
-            return self.other(eqn, values), sites
+            return reevaluate(eqn, values), sites
         if self.walk.inside == "raise":
             names = sorted(op.path for a, op in self.operations.items() if a[: len(address)] == address)
             raise ValueError(

@@ -21,10 +21,10 @@ def quantize_array(
     how: "str | Quantizer | Quantizers",
     *,
     axis: int = -1,
-    packed: bool = False,
+    packed: bool = True,
     key: Array | None = None,
 ) -> QTensor:
-    """Returns ``x`` as a `QTensor`: integer codes and scales, one code per element, or packed.
+    """Returns ``x`` as a `QTensor`: packed codes and scales, a few bits per element.
 
     Computed in float32; `QTensor.dequantize` gives back the dtype of ``x``. Works under `jax.jit` and `jax.vmap`, and
     compiles once per shape, dtype and quantizer.
@@ -34,12 +34,12 @@ def quantize_array(
         how: the ``w`` part of a rule text without its letter (``"int4/g32"``, ``"mxfp6_e2m3"``, ``"nvfp4"``), rounded to
             nearest with the full range; or a quantizer; or the weight's of a pair of `Quantizers`.
         axis: the axis along which groups lie, and which a per-channel scale covers.
-        packed: whether codes share bytes along the best axis (`lowbit.packed.bits.pack`). `QTensor.nbytes` is then what
-            is stored, and `lowbit.packed.bits.unpack` comes before `QTensor.dequantize`.
+        packed: whether codes share bytes along the axis that pads least (`lowbit.packed.bits.pack`); else one integer
+            code per element. `QTensor.dequantize` gives the same either way, `QTensor.nbytes` the bytes of the arrays.
         key: a typed key, for quantizers whose start is random.
 
     Returns:
-        A `QTensor` of the shape of ``x``, in stage ``codes`` or ``packed``.
+        A `QTensor` of the shape of ``x``, in stage ``packed`` or ``codes``; 16-bit formats are never packed.
 
     Raises:
         TypeError: if ``x`` is not a float array, or ``how`` none of the above.
@@ -47,10 +47,11 @@ def quantize_array(
 
     Example:
         >>> q = quantize_array(jnp.array([[1.5, -2.0, 3.5, 0.1]]), "int4/g2")
-        >>> q.codes.tolist(), q.scale.shape
-        ([[5, -7, 7, 0]], (1, 2))
-        >>> quantize_array(jnp.ones((8, 64)), "nvfp4", packed=True).bits_per_element
-        4.5625
+        >>> q.unpacked_codes().tolist(), q.scale.shape, q.dequantize().shape
+        ([[5, -7, 7, 0]], (1, 2), (1, 4))
+        >>> q = quantize_array(jnp.ones((8, 64)), "nvfp4")  # 4 bits, 8 per 16 of scale, 32 for the tensor's
+        >>> q.nbytes, q.bits_per_element
+        (292, 4.5625)
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):

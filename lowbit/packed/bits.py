@@ -1,12 +1,10 @@
-"""From codes to bytes and back. The only module that imports `lowbit_kernels` for packing."""
+"""From codes to bytes: which axis they share bytes along, and back to one code per element."""
 
 import dataclasses
 import math
 
-import jax.numpy as jnp
-
 from lowbit.core.qtensor import QTensor, zero_dtype
-from lowbit_kernels import pack_codes, packed_length, unpack_codes
+from lowbit_kernels import pack_codes, packed_length
 
 
 def packing_axis(shape: tuple[int, ...], bits: int, contract: tuple[int, ...] = (), stack: int = 0) -> int:
@@ -58,11 +56,7 @@ def _stored(q: QTensor):
 
 def unpack(q: QTensor) -> QTensor:
     """Returns ``q`` with one integer code per element; anything not packed as it is."""
-    if q.stage != "packed" or q.packed_axis is None:
+    if q.stage != "packed":
         return q
-    axis, length = q.packed_axis
-    numbers = q.spec.format
-    codes = unpack_codes(q.codes, numbers.bits, length, axis, numbers.is_signed)
-    wanted = jnp.int8 if numbers.is_signed else jnp.uint8
     scale = unpack(q.scale) if isinstance(q.scale, QTensor) else q.scale
-    return QTensor(codes.astype(wanted), scale, q.zero, q.spec, q.dtype, q.groups, stage="codes")
+    return QTensor(q.unpacked_codes(), scale, q.zero, q.spec, q.dtype, q.groups, stage="codes")

@@ -231,7 +231,7 @@ def decode_tensors(content: bytes) -> dict[str, np.ndarray]:
     found = {}
     for name, entry in safetensors.deserialize(content):
         dtype = jnp.dtype(_NAMES[entry["dtype"]])
-        host = np.frombuffer(entry["data"], dtype.newbyteorder("<")).astype(dtype, copy=False)
+        host = np.frombuffer(entry["data"], dtype.newbyteorder("<")).astype(dtype, copy=False).view(dtype)  # native
         found[name] = host.reshape(entry["shape"])
     return found
 

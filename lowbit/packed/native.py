@@ -15,7 +15,7 @@ from jaxtyping import Array
 import lowbit_kernels
 from lowbit.core.paths import leaf_path
 from lowbit.core.qtensor import QTensor
-from lowbit.core.spec import Channel, Tensor
+from lowbit.core.spec import Channel, Format, Tensor
 from lowbit.plan.rows import Plan, Row, Site
 
 from .bits import unpack
@@ -48,12 +48,10 @@ def why_not(row: Row, site: Site) -> str | None:
         return f"no kernel for {row.primitive}"
     if row.sites[1] is not site:
         return "the weight is the left operand"
-    if spec.format.bits > 8 or not spec.format.is_integer:
-        return f"no packed matmul for {spec.format.name}"
-    if isinstance(spec.scale_dtype, str) and spec.scale_dtype not in ("float32", "bfloat16"):
-        return f"no packed matmul for {spec.scale_dtype} scales"
+    if spec.format.bits > 8 or not (spec.format.is_integer or spec.symmetric):
+        return f"no packed matmul for {spec.text}"
     inputs = row.sites[0].spec
-    if inputs is not None and (not inputs.format.is_integer or inputs.format.bits > 8):
+    if row.is_integer and inputs is not None and inputs.format.bits > 8:
         return f"no packed matmul for {inputs.format.name} inputs"
     if spec.granularity.text.startswith("t") and spec.granularity.text != "tensor":
         return "the packed matmul has no tiles"
@@ -123,16 +121,24 @@ def matrix_of(q: QTensor, contract: tuple[int, ...]) -> Any:
         inner = math.prod(kept[i] for i in contract)
         return x.reshape(inner, -1) if first else x.reshape(-1, inner).T
 
-    scales = q.scale if not isinstance(q.scale, QTensor) else q.scale_values
+    # Scales in 8 bits, and quantized ones, are widened: a float per group, never per weight.
+    is_plain = q.spec.scale_dtype in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    scales: Any = q.scale if is_plain else q.scale_values
     return lowbit_kernels.PackedMatrix(
         codes=flat(q.codes),
         scales=flat(scales),
         zeros=None if q.zero is None else flat(q.zero),
+        codebook=None if q.spec.format.is_integer else levels_of(q.spec.format),
         bits=q.spec.format.bits,
         signed=q.spec.format.is_signed,
         length=length,
         group=min(group, length),
     )
+
+
+def levels_of(form: Format) -> Array:
+    """Returns the level of every code of a format, ``(2**bits,)`` float32: the kernels' table."""
+    return form.decode(jnp.arange(1 << form.bits, dtype=jnp.uint8))
 
 
 def status() -> str | None:

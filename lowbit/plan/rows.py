@@ -13,10 +13,12 @@ class Site:
     """One operand of one operation.
 
     Attributes:
-        role: ``weight``, ``input``, ``lhs`` or ``rhs``.
+        role: ``weight``, ``input``, ``lhs`` or ``rhs``; ``output`` of a step.
         kind: ``leaf`` (a parameter, moved at most), ``derived`` (computed from parameters), ``constant`` (an array the
-            function closed over), ``input``, or ``mixed`` (parameters combined with data).
-        key: where its state is kept: the leaf path for leaves, the operation's path for the rest.
+            function closed over), ``input``, ``mixed`` (parameters combined with data), or, in a full-integer plan,
+            ``grid`` (it is on the grid of a step, which holds the state).
+        key: where its state is kept: the leaf path for leaves, the grid's path for grids, the operation's path for the
+            rest.
         leaves: paths of the parameters behind a weight.
         operand: shape, dtype and axes, in leaf coordinates for leaves. Inputs have the batch size they were bound with
             replaced by 0: only their rank and axes matter.
@@ -84,6 +86,37 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class Step:
+    """One integer computation of a full-integer plan: from codes on grids to codes on a grid.
+
+    Attributes:
+        path: unique path; that of its row where it is an operation.
+        kind: ``input``, ``constant``, ``dot``, ``conv``, ``affine``, ``sum``, ``product``, ``add``, ``max``, ``min``,
+            ``table``, ``softmax``, ``norm``, ``move``, ``concatenate``, ``select`` or ``scan``.
+        inputs: paths of the steps it reads.
+        grid: path of the step that names the grid its result is on.
+        absorbed: primitives that follow the main one and cost nothing: bias, scale, relu, clip, or those of a table.
+        scope: paths of the scans it is in.
+        site: of the grid, on the step that names it.
+        source: where it was written.
+    """
+
+    path: str
+    kind: str
+    inputs: tuple[str, ...]
+    grid: str
+    absorbed: tuple[str, ...] = ()
+    scope: tuple[str, ...] = ()
+    site: Site | None = None
+    source: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """No grid differs between layers."""
+        return ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What is quantized, and how.
 
@@ -92,12 +125,19 @@ class Plan:
         unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
         dropped: parameter leaves that only derived weights need: gone once packed.
         derive: ``params -> {path: derived weight}``, or None where there are none, or in a plan read from a file.
+        steps: of a full-integer plan, in program order; else none.
+        rounding: the named rounding of a full-integer plan, else "".
+        freeze: of a full-integer plan: ``(params, qstate) -> {path: integer constants}``, or None in a plan read from a
+            file.
     """
 
     rows: tuple[Row, ...]
     unseen: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     derive: Callable[[Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
+    steps: tuple[Step, ...] = ()
+    rounding: str = ""
+    freeze: Callable[[Any, Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -115,6 +155,15 @@ class Plan:
     def quantized(self) -> tuple[Row, ...]:
         """The rows that are not left in float."""
         return tuple(row for row in self.rows if row.is_quantized)
+
+    @property
+    def is_full_integer(self) -> bool:
+        """Whether every tensor that crosses an operation has a grid."""
+        return bool(self.steps)
+
+    def grids(self) -> dict[str, Site]:
+        """Returns the grids of a full-integer plan, by path."""
+        return {step.path: step.site for step in self.steps if step.site is not None}
 
     def leaf_sites(self) -> dict[str, Site]:
         """Returns the quantized weight leaves, by leaf path."""

@@ -7,7 +7,7 @@ from typing import Any
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.lookup import spec_from_text
 
-from .rows import Plan, Row, Site
+from .rows import Plan, Row, Site, Step
 
 VERSION = 1
 
@@ -60,9 +60,21 @@ def to_json(plan: Plan) -> str:
         }
         for row in plan.rows
     ]
-    return json.dumps(
-        {"version": VERSION, "rows": rows, "unseen": plan.unseen, "dropped": plan.dropped}, separators=(",", ":")
-    )
+    data: dict[str, Any] = {"version": VERSION, "rows": rows, "unseen": plan.unseen, "dropped": plan.dropped}
+    if plan.is_full_integer:
+        data |= {"steps": [_step_to_json(step) for step in plan.steps], "rounding": plan.rounding}
+    return json.dumps(data, separators=(",", ":"))
+
+
+def _step_to_json(step: Step) -> dict[str, Any]:
+    site = None if step.site is None else _site_to_json(step.site)
+    return {field.name: getattr(step, field.name) for field in dataclasses.fields(step)} | {"site": site}
+
+
+def _step_from_json(data: dict[str, Any]) -> Step:
+    site = None if data["site"] is None else _site_from_json(data["site"])
+    lists = {name: tuple(data[name]) for name in ("inputs", "absorbed", "scope")}
+    return Step(**{**data, **lists, "site": site})
 
 
 def from_json(text: str) -> Plan:
@@ -91,4 +103,6 @@ def from_json(text: str) -> Plan:
         )
         for row in data["rows"]
     )
-    return Plan(rows, tuple((a, b) for a, b in data["unseen"]), tuple(data["dropped"]))
+    steps = tuple(_step_from_json(step) for step in data.get("steps", ()))
+    unseen = tuple((a, b) for a, b in data["unseen"])
+    return Plan(rows, unseen, tuple(data["dropped"]), steps=steps, rounding=data.get("rounding", ""))

@@ -96,5 +96,37 @@ def table(plan: Plan) -> str:
             "unseen (may hide a matmul): " + ", ".join(f"{name} at {line or '?'}" for name, line in plan.unseen)
         )
     if plan.dropped:
-        text.append(f"not stored, only derived weights need them: {', '.join(plan.dropped)}")
+        text.append(
+            f"not stored, only {'integer constants' if plan.steps else 'derived weights'} need them: {', '.join(plan.dropped)}"
+        )
+    if plan.steps:
+        text += ["", *_steps(plan)]
     return "\n".join(text)
+
+
+def _steps(plan: Plan) -> list[str]:
+    heads = ("step", "kind", "grid", "spec", "reads", "absorbs", "source")
+    grids = plan.grids()
+    lines = [
+        (
+            "  " * len(step.scope) + step.path,
+            step.kind,
+            "own" if step.site is not None else step.grid,
+            _spec(grids.get(step.grid)),
+            ", ".join(step.inputs) or "-",
+            ", ".join(step.absorbed) or "-",
+            step.source,
+        )
+        for step in plan.steps
+    ]
+    widths = [max(len(line[i]) for line in (heads, *lines)) for i in range(len(heads))]
+    text = [
+        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+        for line in (heads, *lines)
+    ]
+    return [
+        text[0],
+        "  ".join("-" * width for width in widths),
+        *text[1:],
+        f"{len(grids)} grids, rounding {plan.rounding}",
+    ]

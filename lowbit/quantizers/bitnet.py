@@ -14,7 +14,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lowbit.core.gradients import straight_through
+from lowbit.core.gradients import unmasked
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizers
 from lowbit.core.spec import Operand
@@ -36,10 +36,7 @@ class BitNet(FromWeights):
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
-
-        def nearest(scaled: Array, low: Array | float, high: Array | float) -> Array:
-            return straight_through(scaled, self.spec.format.nearest(scaled, low, high))  # Eqs. (1), (2)
-
+        nearest = unmasked(self.spec.format.nearest)  # Eqs. (1), (2)
         return quantize_with(x, self.spec, qstate["fixed"]["scale"], None, blocks, nearest=nearest)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from lowbit.core.gradients import inclusive
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
-from lowbit.core.ranges import Full, RangeRule
+from lowbit.core.ranges import Full, RangeRule, check_range
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
 from lowbit.formats.lookup import specs
@@ -53,7 +53,7 @@ class Noise(Quantizer):
             raise ValueError(f"rate must be None or in (0, 1], got {self.rate}")
         if self.until < 0:
             raise ValueError(f"until must be a step >= 0, got {self.until}")
-        self.range.check(self.spec)
+        check_range(self.range, self.spec)
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         if "values" not in stats:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from lowbit.core.gradients import inclusive
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
-from lowbit.core.ranges import Full, RangeRule
+from lowbit.core.ranges import Full, RangeRule, check_range
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic
@@ -36,7 +36,7 @@ class RTN(Quantizer):
 
     def __post_init__(self):
         check_rounds(self.spec.format, self.rounding)
-        self.range.check(self.spec)
+        check_range(self.range, self.spec)
 
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:
         if operand.is_weight or self.spec.dynamic:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowbit.core.gradients import straight_through
+from lowbit.core.gradients import unmasked
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizers
 from lowbit.core.spec import Operand
@@ -37,10 +37,7 @@ class StatsQ(FromWeights):
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
-
-        def nearest(scaled: Array, low: Array | float, high: Array | float) -> Array:
-            return straight_through(scaled, self.spec.format.nearest(scaled, low, high))
-
+        nearest = unmasked(self.spec.format.nearest)
         return quantize_with(x, self.spec, qstate["fixed"]["scale"], None, blocks, nearest=nearest)
 
 

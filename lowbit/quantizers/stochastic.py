@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from lowbit.core.gradients import inclusive
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
-from lowbit.core.ranges import Full, RangeRule
+from lowbit.core.ranges import Full, RangeRule, check_range
 from lowbit.core.rounding import nearest_even
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
@@ -46,7 +46,7 @@ class Stochastic(Quantizer):
             )
         if not 0.0 <= self.width <= 1.0:
             raise ValueError(f"width must be in [0, 1], got {self.width}")
-        self.range.check(self.spec)
+        check_range(self.range, self.spec)
 
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:
         return () if operand.is_weight else self.range.needs(operand, self.spec)

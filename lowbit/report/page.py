@@ -7,12 +7,12 @@ from .tables import Table
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; max-width: 1100px; margin: 2.5rem auto; padding: 0 1.5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c1e21; background: #fff; max-width: 1240px; margin: 2.5rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
 .lead, .note, figcaption { color: #5a6068; font-size: .88rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; margin: 1.4rem 0 .6rem; }
-th, td { padding: .38rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e6ea; }
+th, td { padding: .38rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e6ea; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #1c1e21; font-weight: 600; }
 tbody tr:hover { background: #f5f7fa; }
 figure { margin: 0; } svg { max-width: 100%; height: auto; }

@@ -55,10 +55,20 @@ class Case:
             found[statistic.name] = statistic.finish(state)
         return found
 
+    def start(self, dtype="float32"):
+        """Data and the state made of it, compiled once for all contracts."""
+        return _start(self, dtype)
+
     def state(self, x):
         return self.quantizer.init(
             dataclasses.replace(self.operand, dtype=str(x.dtype)), self.stats(x), jax.random.key(1)
         )
+
+
+@functools.cache
+def _start(case, dtype):
+    x = case.data(dtype)
+    return x, jax.jit(case.state)(x)
 
 
 @functools.cache

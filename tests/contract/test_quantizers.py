@@ -1,11 +1,14 @@
 """The contracts of every quantizer there is, over cases that are found."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lowbit.core.quantizer import Quantizer
 from lowbit.formats.lookup import spec_from_text
@@ -40,9 +43,8 @@ def test_cases_are_found():
 
 def _check_bits(case, dtype, *, eagerly):
     q, operand = case.quantizer, dataclasses.replace(case.operand, dtype=dtype)
-    x = case.data(dtype)
+    x, state = case.start(dtype)
     other = jax.random.normal(jax.random.key(9), x.shape)
-    state = jax.jit(case.state)(x)
 
     def both(x):
         fake = q.fake(state, x, operand)
@@ -86,8 +88,8 @@ def test_bits_of_half_precision(case):
 @CASES
 def test_gradients(case):
     """Gradients reach the values and every learned leaf: finite, and not all zero."""
-    q, operand, x = case.quantizer, case.operand, case.data()
-    state = jax.jit(case.state)(x)
+    q, operand = case.quantizer, case.operand
+    x, state = case.start()
     x = x * 1.25  # some values lie outside the range, where trained ranges get their gradient
     weights = jax.random.normal(jax.random.key(3), x.shape)
 
@@ -107,9 +109,9 @@ def test_gradients(case):
 @CASES
 def test_state_is_stable(case):
     """init gives learn and fixed; update keeps the tree, its shapes and dtypes; the text of the spec parses back."""
-    q, x = case.quantizer, case.data()
+    q = case.quantizer
+    x, state = case.start()
     stats = case.stats(x)
-    state = jax.jit(case.state)(x)
     assert set(state) == {"learn", "fixed"}
     for leaf in jax.tree.leaves(state["learn"]):
         assert leaf.dtype == jnp.float32
@@ -125,8 +127,8 @@ def test_state_is_stable(case):
 @CASES
 def test_vmap_is_a_loop(case):
     q, operand = case.quantizer, case.operand
-    xs = jnp.stack([case.data(), case.data(seed=1)])
-    state = jax.jit(case.state)(xs[0])
+    x, state = case.start()
+    xs = jnp.stack([x, case.data(seed=1)])
     mapped = jax.jit(jax.vmap(lambda x: q.encode(state, x, operand).dequantize()))(xs)
     for i in range(2):
         same(mapped[i], q.fake(state, xs[i], operand))
@@ -137,8 +139,8 @@ def test_vmap_is_a_loop(case):
 def test_train_has_a_limit(case):
     """In the limit that a method declares, `train` is `quantize` to the last bit; before it, a method that overrides
     `train` does something else."""
-    q, operand, x = case.quantizer, case.operand, case.data()
-    state = jax.jit(case.state)(x)
+    q, operand = case.quantizer, case.operand
+    x, state = case.start()
     key = jax.random.key(5)
     last, last_state, step = q.limit(state, x, operand)
     train = jax.jit(lambda x: last.train(last_state, x, operand, key=key, step=jnp.int32(step)).dequantize())
@@ -169,6 +171,40 @@ def test_special_values(case):
     if q.spec.scale_dtype != "float16" and (q.spec.dynamic or jax.tree.leaves(jax.eval_shape(case.state, x))):
         assert np.asarray(fakes[1]).any()
     assert not np.isnan(fakes[2]).any()
-    state = jax.jit(case.state)(x)
+    state = case.start()[1]
     with_nan = jax.jit(q.fake, static_argnums=2)(state, x.at[0, 0].set(jnp.nan), operand)
     assert np.isnan(with_nan[0, 0])
+
+
+FINITE = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+SHAPES = ((1, 1), (7, 3), (33, 2))
+"""Contracted by free axis: alone, odd, and one more than a multiple of most groups."""
+
+
+@functools.cache
+def _round_trip(case, shape):
+    operand = dataclasses.replace(case.operand, shape=shape if case.operand.is_weight else shape[::-1])
+    case = dataclasses.replace(case, operand=operand)
+
+    @jax.jit
+    def run(x):
+        state = case.state(x)
+        fake, encoded = case.quantizer.fake(state, x, operand), case.quantizer.encode(state, x, operand)
+        levels = encoded.spec.format.decode(encoded.codes)
+        return fake, encoded.dequantize(), encoded.spec.format.encode(levels) == encoded.codes
+
+    return run
+
+
+@settings(max_examples=24, deadline=None)
+@given(st.sampled_from(cases()), st.sampled_from(SHAPES), st.data())
+def test_any_values(case, shape, data):
+    """Of any shape and any finite values: what is decoded is what was trained, finite, and its codes are exact."""
+    size = shape[0] * shape[1]
+    values = np.asarray(data.draw(st.lists(FINITE, min_size=size, max_size=size)), np.float32)
+    values = np.abs(values) if case.quantizer.spec.symmetric and case.quantizer.spec.format.low >= 0 else values
+    x = jnp.asarray(values.reshape(shape if case.operand.is_weight else shape[::-1]))
+    fake, decoded, exact = _round_trip(case, shape)(x)
+    same(decoded, fake)
+    assert np.isfinite(fake).all()
+    assert np.asarray(exact).all()

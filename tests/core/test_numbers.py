@@ -1,7 +1,5 @@
 """Rounding, powers of two, exact means, gradients, metrics, QTensor."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.core.gradients import element_wise, inclusive, straight_through
+from lowbit.core.gradients import element_wise, inclusive, straight_through, unmasked
 from lowbit.core.metrics import cosine, nmse, sqnr_db
 from lowbit.core.powers import ceil_power_of_two, exponent, power_of_two, power_of_two_scale
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.rounding import cast_once, rounded_product, stochastic
 from lowbit.core.scales import stored_scale
-from lowbit.core.spec import Channel, Spec
+from lowbit.core.spec import Channel, Operand, Spec
+from lowbit.core.statistics import Sample
 from lowbit.core.weight_statistics import exact_mean
 from lowbit.formats.integer import Integer
 from lowbit.formats.lookup import spec_from_text
@@ -96,6 +95,9 @@ def test_gradient_rules():
     np.testing.assert_array_equal(jax.grad(lambda x: strict(x, -8.0, 7.0).sum())(x), [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(jax.grad(lambda x: soft(x, -8.0, 7.0).sum())(x), [0, 1, 1, 1, 0])
     np.testing.assert_array_equal(strict(x, -8.0, 7.0), soft(x, -8.0, 7.0))
+    through = unmasked(Integer(4).nearest)
+    np.testing.assert_array_equal(jax.grad(lambda x: through(x, -8.0, 7.0).sum())(x), np.ones(5))
+    np.testing.assert_array_equal(through(x, -8.0, 7.0), strict(x, -8.0, 7.0))
     g = jnp.array([1.0, -2.0, 3.0])
     y = jnp.array([0.25, 0.25, 1.75])
     got = jax.grad(lambda y: (g * element_wise(strict, 0.1)(y, -8.0, 7.0)).sum())(y)
@@ -156,7 +158,18 @@ def test_qtensor():
     assert part.blocks == (8, 1)
     np.testing.assert_array_equal(part.dequantize(), q.dequantize()[1])
     np.testing.assert_array_equal(jax.vmap(lambda q: q.dequantize())(q), q.dequantize())
-    packed = dataclasses.replace(q.encode(), stage="packed")
-    with pytest.raises(ValueError, match="unpack first"):
-        packed.levels()
+    with pytest.raises(ValueError, match="call encode"):
+        q.unpacked_codes()
     assert q.encode().encode().codes.dtype == jnp.int8
+
+
+def test_a_sample_sees_every_channel():
+    """One of every stretch of 120 values: at equal distances it would see the first of 24 channels alone."""
+    x = jnp.broadcast_to(jnp.arange(24.0), (5 * 1024, 24))
+    sample = Sample(1024)
+    kept = sample.finish(sample.update(sample.init(Operand(x.shape)), x))
+    counts = np.bincount(np.asarray(kept, int), minlength=24)
+    assert counts.min() > 0
+    assert counts.max() < 3 * 1024 / 24
+    few = sample.places(10)
+    assert set(few.tolist()) == set(range(10))

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit.formats.codebook import NF4, Codebook, learned_codebook, lloyd_max
+from lowbit.formats.density import LAPLACE, NORMAL, density_of, rectified, student_t, uniform
 from lowbit.formats.integer import Integer
 from lowbit.formats.lookup import format_named, format_words, spec_from_text
 from lowbit.formats.minifloat import FORMATS
-from lowbit.formats.optimum import LAPLACE, NORMAL, best_levels, best_scale, levels_of, mean_squared_error
+from lowbit.formats.optimum import best_levels, best_scale, levels_of, mean_squared_error
 from lowbit.formats.rounding import nearest_of, rounding_named, stochastic_nearest
 from lowbit.formats.signs import MidRise, Ternary, mid_rise_of, pack_base3, unpack_base3
 
@@ -175,7 +176,15 @@ NORMAL_TABLE = {
     4: (0.00950101, (0.33520, 0.0115429), (0.35341, 0.0128894), (0.33861, 0.0118640)),
     5: (0.00250467, (0.18814, 0.00349521), (0.19325, 0.00369322), (0.18879, 0.00352596)),
     6: (6.4424e-4, (0.10406, 0.00104005), (0.10549, 0.00106929), (0.10418, 0.00104285)),
+    7: (1.63478e-4, (0.05687, 3.04333e-4), (0.05726, 3.08622e-4), (0.05689, 3.04579e-4)),
+    8: (4.11851e-5, (0.03076, 8.76862e-5), (0.03087, 8.8308e-5), (0.03077, 8.77069e-5)),
 }
+LEVELS = {
+    2: (0.45278, 1.51042),
+    3: (0.24509, 0.75601, 1.34391, 2.15195),
+    4: (0.12840, 0.38805, 0.65676, 0.94234, 1.25623, 1.61805, 2.06902, 2.73259),
+}
+"""Positive halves of the Lloyd-Max levels."""
 
 
 def printed(value, digits):
@@ -189,7 +198,9 @@ def printed(value, digits):
 @pytest.mark.parametrize("bits", NORMAL_TABLE)
 def test_least_errors_on_the_normal_density(bits):
     lloyd, mid, narrow, full = NORMAL_TABLE[bits]
-    assert printed(best_levels(2**bits)[1], lloyd)
+    levels, error = best_levels(2**bits)
+    assert printed(error, lloyd)
+    assert all(printed(a, b) for a, b in zip(levels[2 ** (bits - 1) :], LEVELS.get(bits, ()), strict=False))
     step, error = best_scale(MidRise(bits))
     assert printed(2 * step, mid[0])
     assert printed(error, mid[1])
@@ -214,7 +225,53 @@ def test_least_errors_of_named_rules():
 
 def test_densities():
     """Moments at infinity are 1, 0, 1; Lloyd-Max for Laplace at two bits has its known error, 0.1762."""
-    for density in (NORMAL, LAPLACE):
+    for density in (NORMAL, LAPLACE, uniform()):
         moments = [float(density.moment(order, np.array([np.inf]))[0]) for order in range(3)]
         np.testing.assert_allclose(moments, [1, 0, 1], atol=1e-12)
     assert round(best_levels(4, LAPLACE)[1], 4) == 0.1762
+    for bad, says in (
+        (lambda: uniform(1.0, 1.0), "low < high, got 1.0"),
+        (lambda: student_t(2.0), "above 2"),
+        (lambda: density_of(lambda t: -np.exp(-t * t)), "non-negative"),
+        (lambda: density_of(np.exp, 3.0, 2.0), "low < high"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            bad()
+
+
+def test_densities_by_integration():
+    """Integrated moments are those of the closed forms; a tail of power 4 keeps its variance, 3."""
+    x = np.linspace(-7.0, 7.0, 101)
+    front = 1.0 / np.sqrt(2.0)
+    for closed, function in (
+        (NORMAL, lambda t: np.exp(-t * t / 2)),
+        (LAPLACE, lambda t: front * np.exp(-np.abs(t) / front)),
+    ):
+        integrated = density_of(function)
+        for order in range(3):
+            np.testing.assert_allclose(integrated.moment(order, x), closed.moment(order, x), atol=1e-13)
+    assert student_t(3.0).power == pytest.approx(3.0, rel=1e-10)
+    box = density_of(np.ones_like, -1.0, 2.0)
+    np.testing.assert_allclose(box.moment(2, x), uniform(-1.0, 2.0).moment(2, x), atol=1e-13)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_least_errors_of_other_densities(bits):
+    """Uniform: step**2 / 12 exactly, by Lloyd-Max and by a mid-rise grid; after a relu, the clip of one bit more (narrow)."""
+    count = 2**bits
+    assert best_levels(count, uniform(0.0, 1.0))[1] == pytest.approx(count**-2 / 12, rel=1e-9)
+    scale, error = best_scale(MidRise(bits), uniform())
+    assert error == pytest.approx(4.0**-bits, rel=1e-9)
+    assert 2 * scale == pytest.approx(np.sqrt(12) / count, rel=1e-4)  # flat around the optimum
+    scale, error = best_scale(Integer(bits, signed=False), rectified(NORMAL))
+    step = {1: 1.22401, 2: 0.65077, 4: 0.19325, 8: 0.01653}[bits]
+    assert printed(scale, step)
+    if bits == 8:
+        assert printed(10 * np.log10(rectified(NORMAL).power / error), 46.02)
+
+
+def test_heavy_tails_need_uneven_levels():
+    """On Student's t with 5 degrees: Lloyd-Max below the floating grid, that below the even one; all above the floor."""
+    density = student_t(5.0)
+    even, floating = (best_scale(format_named(name), density)[1] for name in ("int4", "fp4_e2m1"))
+    assert 4.0**-4 * density.power * 0.5 < best_levels(16, density)[1] < floating < even

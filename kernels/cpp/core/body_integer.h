@@ -29,79 +29,89 @@ LOWBIT_INLINE void Accumulate(Vec::I (&acc)[kRows][kTiles], const int8_t* const 
   }
 }
 
+// Exact integer terms: z_x times column sums, z_w times row sums.
+template <int kRows, int kTiles>
+LOWBIT_INLINE void AddTerms(const Matmul& p, Vec::I (&acc)[kRows][kTiles], const int32_t* starts, int64_t index,
+                            int32_t zero) {
+  const int32_t* sums = p.sums + (starts - p.starts);
+  for (int t = 0; t < kTiles; ++t) {
+    const int64_t at = index + t * p.groups * kLanes;
+    if (zero != 0) {
+      const Vec::I term = ColumnTerm(p, at, zero);
+      for (int m = 0; m < kRows; ++m) acc[m][t] = Vec::Sub(acc[m][t], term);
+    }
+    if (p.zeros != nullptr) {
+      const Vec::I zeros = Vec::Load16(p.zeros + at);
+      for (int m = 0; m < kRows; ++m) acc[m][t] = Vec::Sub(acc[m][t], Vec::Mul(zeros, Vec::Set(sums[m])));
+    }
+  }
+}
+
 // kRows rows from `row`, of which `valid` are stored, times kTiles tiles from `tile`.
-//
-// `total` is memory on purpose: with the accumulators it would need more registers than there are, and the compiler
-// then spills inside the innermost loop. One load and store a group costs nothing there.
-template <int kRows, int kTiles, int kBits>
-__attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t valid, int64_t tile, float* total) {
+// kBlocks is the count of blocks of every group where that is known, else 0. What a group needs are pointers that move: with
+// few blocks a group, address arithmetic would cost as much as the dot products.
+template <int kRows, int kTiles, int kBits, int kBlocks>
+__attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t valid, int64_t tile) {
+  constexpr int kSpan = 4 * (8 / kBits);
   const int8_t* x[kRows];
   const uint8_t* w[kTiles];
   for (int m = 0; m < kRows; ++m) x[m] = p.codes + (row + m) * p.codes_stride;
   for (int t = 0; t < kTiles; ++t) w[t] = p.w + (tile + t) * p.blocks * kBlockBytes;
   const int32_t zero = p.zero();
+  const bool terms = zero != 0 || p.zeros != nullptr;
+  const int32_t* starts = p.starts + row;
+  int64_t index = tile * p.groups * kLanes;
+  const int64_t next = p.groups * kLanes;
   // -0.0 is the neutral element of a rounded sum: -0.0 + f is f for every f, zeros of both signs included.
-  for (int i = 0; i < kRows * kTiles; ++i) Vec::Store(total + i * kLanes, Vec::SetF(-0.0f));
-  for (int64_t g = 0; g < p.groups; ++g) {
-    const int64_t blocks = p.blocks_of(g);
-    const int32_t* starts = p.starts + g * p.padded_rows + row;
-    const int32_t* sums = p.sums + g * p.padded_rows + row;
+  Vec::F total[kRows][kTiles];
+  for (int m = 0; m < kRows; ++m) {
+    for (int t = 0; t < kTiles; ++t) total[m][t] = Vec::SetF(-0.0f);
+  }
+  for (int64_t g = 0; g < p.groups; ++g, starts += p.padded_rows, index += kLanes) {
+    const int64_t blocks = kBlocks > 0 ? kBlocks : p.blocks_of(g);
     Vec::I acc[kRows][kTiles];
     for (int m = 0; m < kRows; ++m) {
       for (int t = 0; t < kTiles; ++t) acc[m][t] = Vec::Set(starts[m]);
     }
-    if (zero != 0 || p.zeros != nullptr) {  // exact integer terms: z_x times column sums, z_w times row sums
-      for (int t = 0; t < kTiles; ++t) {
-        const int64_t index = ((tile + t) * p.groups + g) * kLanes;
-        if (zero != 0) {
-          const Vec::I term = ColumnTerm(p, index, zero);
-          for (int m = 0; m < kRows; ++m) acc[m][t] = Vec::Sub(acc[m][t], term);
-        }
-        if (p.zeros != nullptr) {
-          const Vec::I zeros = Vec::Load16(p.zeros + index);
-          for (int m = 0; m < kRows; ++m) {
-            acc[m][t] = Vec::Sub(acc[m][t], Vec::Mul(zeros, Vec::Set(sums[m])));
-          }
-        }
-      }
-    }
-    if (kBits == 4 && blocks == 4) {  // groups of 32, the common case: no loop
-      Accumulate<kRows, kTiles, kBits>(acc, x, w, 4);
-    } else {
-      Accumulate<kRows, kTiles, kBits>(acc, x, w, blocks);
-    }
-    for (int m = 0; m < kRows; ++m) x[m] += blocks * p.span();
+    if (__builtin_expect(terms, 0)) AddTerms<kRows, kTiles>(p, acc, starts, index, zero);
+    Accumulate<kRows, kTiles, kBits>(acc, x, w, blocks);
+    for (int m = 0; m < kRows; ++m) x[m] += blocks * kSpan;
     for (int t = 0; t < kTiles; ++t) {
       w[t] += blocks * kBlockBytes;
-      const Vec::F scale = LoadScales(p, ((tile + t) * p.groups + g) * kLanes);
+      const Vec::F scale = LoadScales(p, index + t * next);
       for (int m = 0; m < kRows; ++m) {
         const Vec::F product = Vec::MulF(Vec::Convert(acc[m][t]), scale);
-        float* sum = total + (m * kTiles + t) * kLanes;
-        Vec::Store(sum, Vec::AddF(Vec::LoadF(sum), product));  // two roundings: never fused
+        total[m][t] = Vec::AddF(total[m][t], product);  // two roundings: never fused
       }
     }
   }
   for (int m = 0; m < kRows && m < valid; ++m) {
-    for (int t = 0; t < kTiles; ++t) {
-      FinishTile(p, row + m, tile + t, Vec::LoadF(total + (m * kTiles + t) * kLanes), p.row_scales[row + m]);
-    }
+    for (int t = 0; t < kTiles; ++t) FinishTile(p, row + m, tile + t, total[m][t], p.row_scales[row + m]);
   }
+}
+
+template <int kBits, int kTiles, int kBlocks>
+void IntegerRows(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile) {
+  constexpr int kFull = Vec::kRowTile;
+  int64_t row = row_begin;
+  for (; row + kFull <= row_end; row += kFull) IntegerTile<kFull, kTiles, kBits, kBlocks>(p, row, kFull, tile);
+  // A tile may compute rows past the end: scratch is padded, and they are not stored.
+  const int64_t left = row_end - row;
+  if (left == 1) return IntegerTile<1, kTiles, kBits, kBlocks>(p, row, left, tile);
+  if constexpr (kFull > 4) {
+    if (left == 2) return IntegerTile<2, kTiles, kBits, kBlocks>(p, row, left, tile);
+    if (left > 0 && left <= 4) return IntegerTile<4, kTiles, kBits, kBlocks>(p, row, left, tile);
+  }
+  if (left > 0) IntegerTile<kFull, kTiles, kBits, kBlocks>(p, row, left, tile);
 }
 
 template <int kBits, int kTiles>
 void IntegerRows(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile) {
-  constexpr int kFull = Vec::kRowTile;
-  alignas(64) float total[kFull * kTiles * kLanes];
-  int64_t row = row_begin;
-  for (; row + kFull <= row_end; row += kFull) IntegerTile<kFull, kTiles, kBits>(p, row, kFull, tile, total);
-  // A tile may compute rows past the end: scratch is padded, and they are not stored.
-  const int64_t left = row_end - row;
-  if (left == 1) return IntegerTile<1, kTiles, kBits>(p, row, left, tile, total);
-  if constexpr (kFull > 4) {
-    if (left == 2) return IntegerTile<2, kTiles, kBits>(p, row, left, tile, total);
-    if (left > 0 && left <= 4) return IntegerTile<4, kTiles, kBits>(p, row, left, tile, total);
+  // Groups of 32 in 4 bits, the common case: no loop over blocks.
+  if (kBits == 4 && p.group_blocks == 4 && p.blocks == 4 * p.groups) {
+    return IntegerRows<kBits, kTiles, kBits == 4 ? 4 : 0>(p, row_begin, row_end, tile);
   }
-  if (left > 0) IntegerTile<kFull, kTiles, kBits>(p, row, left, tile, total);
+  IntegerRows<kBits, kTiles, 0>(p, row_begin, row_end, tile);
 }
 
 template <int kBits>

@@ -3,6 +3,7 @@
 python -m lowbit_kernels.bench                     every case, a few minutes
 python -m lowbit_kernels.bench --case w4a8 --rows 1,128
 python -m lowbit_kernels.bench --json results.jsonl
+python -m lowbit_kernels.bench --tune              which options are fastest here; written where quant_matmul looks
 """
 
 import argparse
@@ -30,9 +31,11 @@ from lowbit_kernels import (
     quant_conv,
     quant_matmul,
     status,
+    tuning,
 )
 from lowbit_kernels.bench import peers
 from lowbit_kernels.bench.timing import interleave, ratio
+from lowbit_kernels.bench.tune import table_path, tune
 from lowbit_kernels.shapes import CONVS, LAYERS, MatmulShape
 
 CASES = ("machine", "w4a8", "stream", "w8a8", "w4a16", "conv")
@@ -52,17 +55,39 @@ def main() -> None:
         "--threads", type=int, default=min(2, os.cpu_count() or 1), help="of the peers, and of the probes"
     )
     parser.add_argument("--json", help="append a JSON line a case to this file")
+    parser.add_argument("--tune", action="store_true", help="time the implementations' options and write the faster")
+    parser.add_argument("--table", help="file that --tune writes (default: the user's cache for this machine)")
     args = parser.parse_args()
     rows = [int(m) for m in args.rows.split(",")] if args.rows else None
     print(f"{device()}, jax {jax.__version__}, {status().isas}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     if peers.absent():
         print(f"left out, not installed: {', '.join(peers.absent())}")
+    if args.tune:
+        tune_cases(args, rows)
+        return
     for case in [args.case] if args.case else CASES:
         if case == "machine":
             print(json.dumps(machine(args.threads)))
             continue
         for shape, contestants in contests(case, rows, args.threads):
             report(case, shape, contestants, args)
+
+
+TUNED = {"w4a8": (4, "int8"), "w8a8": (8, "int8"), "w4a16": (4, None)}
+
+
+def tune_cases(args: argparse.Namespace, rows: list[int] | None) -> None:
+    """Tunes the cases that `TUNED` names, and writes the table."""
+    if args.case is not None and args.case not in TUNED:
+        raise SystemExit(f"--tune takes the cases {', '.join(TUNED)}, not {args.case}")
+    path = table_path(args.table)
+    for case in [args.case] if args.case else TUNED:
+        bits, activation = TUNED[case]
+        for shape in LAYERS:
+            if rows is None or shape.rows in rows:
+                w = weights(shape, bits, shape.length if case == "w8a8" else shape.group)
+                tuning.write(path, tune(_x(shape), w, activation, name=None, seconds=args.seconds))
+    print(f"wrote {path}")
 
 
 def report(case: str, shape: str, contestants: Contestants, args: argparse.Namespace) -> None:
@@ -221,9 +246,10 @@ def machine(threads: int) -> dict[str, float]:
     data = np.ones(512 << 17, np.float32)
     read = min(library.lowbit_probe_read(data.ctypes.data, data.nbytes, threads) for _ in range(8))
     found = {"read_GBps": round(data.nbytes / read / 1e9, 1)}
-    vnni = min(library.lowbit_probe_vnni(20_000, threads) for _ in range(100))
+    rounds = 400_000  # 2 ms: starting a thread weighs nothing
+    vnni = min(library.lowbit_probe_vnni(rounds, threads) for _ in range(100))
     if vnni > 0:
-        found["vnni_GOPS"] = round(20_000 * 1024 * 2 * threads / vnni / 1e9)
+        found["vnni_GOPS"] = round(rounds * 1024 * 2 * threads / vnni / 1e9)
     return found
 
 

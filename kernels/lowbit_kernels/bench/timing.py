@@ -20,21 +20,23 @@ def interleave(
 ) -> dict[str, Times]:
     """Times of each contestant over rounds in which every one runs once; each must block until it is done.
 
-    One warm-up call each, then rounds until `seconds` are over (at least 7) or `most` rounds. A contestant's call is
-    repeated within its turn until it takes 0.5 ms, so that a clock read and a thread wake-up weigh little.
+    One warm-up call each, then rounds until `seconds` are over (at least 7) or `most` rounds. A turn is one call that is
+    not timed, which brings the contestant's own weights back into the caches that the one before it filled, and then
+    calls for 3 ms, at most 20: a clock read and a thread wake-up weigh little.
     """
     repeats = {}
     for name, call in contestants.items():
         call()
         start = time.perf_counter()
         call()
-        repeats[name] = max(1, min(20, int(0.5e-3 / max(time.perf_counter() - start, 1e-7))))
+        repeats[name] = max(1, min(20, int(3e-3 / max(time.perf_counter() - start, 1e-7))))
     rounds: dict[str, list[float]] = {name: [] for name in contestants}
     end = time.perf_counter() + seconds
     for index in range(most):
         if index >= 7 and time.perf_counter() > end:
             break
         for name, call in contestants.items():
+            call()
             start = time.perf_counter()
             for _ in range(repeats[name]):
                 call()

@@ -1,6 +1,7 @@
 """The native CPU matmul as an implementation: what it supports and how it is called."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -43,6 +44,11 @@ def cost(spec: MatmulSpec) -> str:
     if spec.prepared is None:
         return f"{isa}; reorders the weight in every call: prepare() it once"
     return isa
+
+
+def candidates(spec: MatmulSpec) -> tuple[CpuConfig, ...]:
+    """Configurations worth timing: fewer threads, where the work of one call is small."""
+    return tuple(CpuConfig(threads=n) for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1))
 
 
 def run(x: Array, matrix: PackedMatrix | PreparedMatrix, activation: object, out_dtype: str, config: object) -> Array:
@@ -104,4 +110,4 @@ def _or_empty(table: Array | None, dtype: Any) -> Array:
     return jnp.zeros((0,), dtype) if table is None else table
 
 
-IMPLEMENTATION = Implementation("cpu", supports, run, cost)
+IMPLEMENTATION = Implementation("cpu", supports, run, cost, CpuConfig, candidates)

@@ -1,0 +1,26 @@
+"""2-bit weights trained with noise: DiffQ's uniform noise, Quant-Noise's random share, and plain rounding.
+
+Command::
+
+    lowbit run experiments/configs/noise_mnist1d.py
+
+Defossez, Adi, Synnaeve, DiffQ, TMLR 2022; Fan et al., Training with Quantization Noise, ICLR 2021. Inputs stay in float.
+``until``: noise for half of the 1,600 steps, then rounding.
+
+Needs about 2 minutes on 2 CPU cores.
+"""
+
+import lowbit as lb
+from experiments.base import QAT, inner, on_mnist1d
+from experiments.config import Method
+from experiments.job import run as run
+from lowbit.quantizers.noise import noise
+
+config = on_mnist1d(
+    "noise_mnist1d",
+    Method("ptq", inner("w2")),
+    Method("rtn", inner(lb.rtn("w2")), QAT),
+    Method("diffq", inner(noise("w2")), QAT),
+    Method("diffq_until", inner(noise("w2", until=800)), QAT),
+    Method("quant_noise_until", inner(noise("w2", rate=0.5, until=800)), QAT),
+)

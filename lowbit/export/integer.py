@@ -1,0 +1,91 @@
+"""Full-integer export: codes in and out, and the audit that no float is left.
+
+With float arguments and results, the only float arithmetic of the module is inside the functions of two composites,
+``lowbit.quantize`` at the entry and ``lowbit.dequantize`` at the exit. With ``integer_io`` there is none.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.interpret.execute import execution
+from lowbit.interpret.integer.interpretations import boundary, quantized
+from lowbit.interpret.trace import Model, trace
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
+
+from . import stablehlo
+from .signature import Call
+
+
+class Boundary:
+    """The grids of a full-integer model's arguments and results.
+
+    Args:
+        fn: the function.
+        plan: its plan.
+        qparams: its packed parameters.
+        call: the exported call.
+    """
+
+    def __init__(self, fn: Model, plan: Plan, qparams: QParams, call: Call):
+        self.fn, self.plan, self.qparams, self.call = fn, plan, qparams, call
+        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
+        flat, self.outs = boundary(plan, traced)
+        positions = [i for i, arg in enumerate(call.args) for _ in jax.tree.leaves(arg)]
+        kept = [grid for i, grid in zip(positions, flat, strict=False) if i not in call.constant]
+        self.ins = kept
+
+    def shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """Returns the module's inputs: int8 for arguments on a grid."""
+        return [
+            jax.ShapeDtypeStruct(x.shape, jnp.int8 if grid else x.dtype)
+            for x, grid in zip(self.call.leaves, self.ins, strict=True)
+        ]
+
+    def codes(self, leaves: Sequence[Any]) -> list[jax.Array]:
+        """Returns arguments as codes."""
+        specs = {path: site.spec for path, site in self.plan.grids().items()}
+        return [
+            quantized(x, self.qparams.sites[grid], specs[grid]) if grid else x  # pyright: ignore[reportArgumentType]
+            for x, grid in zip(leaves, self.ins, strict=True)
+        ]
+
+    def results(self, codes: Sequence[Any]) -> list[jax.Array]:
+        """Returns the codes that the served model gives for argument codes."""
+
+        @jax.jit
+        def run(qparams: Any, codes: Any) -> Any:
+            args = self.call.arguments(codes)
+            return execution(self.fn, self.plan, qparams, args, self.call.kwargs, has_integer_io=True)
+
+        return jax.tree.leaves(run(self.qparams, list(codes)))
+
+    def described(self, entries: list[dict[str, Any]], grids: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns signature entries with the scale and zero point of each."""
+        sites = self.qparams.sites
+        return [
+            {**entry, "scale": float(sites[grid]["scale"]), "zero_point": int(sites[grid]["zero"])} if grid else entry
+            for entry, grid in zip(entries, grids, strict=True)
+        ]
+
+
+def audit(text: str, *, has_integer_io: bool) -> Mapping[str, list[str]]:
+    """Returns the float operations of a full-integer module by composite: those of its entry and its exit.
+
+    Args:
+        text: StableHLO.
+        has_integer_io: whether there may be none.
+
+    Raises:
+        ValueError: for any other float operation.
+    """
+    found = stablehlo.float_operations(text)
+    allowed = () if has_integer_io else ("lowbit.quantize", "lowbit.dequantize")
+    left = {where: names for where, names in found.items() if where not in allowed}
+    if left:
+        listed = "; ".join(f"{', '.join(sorted(set(names)))} in {where}" for where, names in left.items())
+        raise ValueError(f"this full-integer module still computes in floats: {listed}")
+    return found

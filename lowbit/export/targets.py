@@ -1,0 +1,287 @@
+"""What each target can hold: data, in one place, for the exporter and for a search over bits.
+
+A target takes an operation if its weight and its input are among what the table lists for that primitive. What is not
+listed was tried and failed, or gave wrong numbers without an error; the note says which.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from lowbit.core.spec import Spec
+from lowbit.plan.rows import Plan, Row, Site
+
+_ANY = ("tensor", "channel", "group", "tile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Holds:
+    """What a target takes at one primitive.
+
+    Attributes:
+        weights: names of weight formats; ``"*"`` means all.
+        weight_granularity: ``tensor``, ``channel``, ``group``, ``tile``, by weight format where they differ.
+        has_affine_weights: whether weights may have zero points.
+        inputs: names of input formats; ``"float"``: inputs as computed (weight-only).
+        input_granularity: of inputs.
+        has_dynamic_inputs: whether input scales may be computed at run time.
+        note: what made the rule necessary.
+    """
+
+    weights: tuple[str, ...] = ("*",)
+    weight_granularity: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    has_affine_weights: bool = True
+    inputs: tuple[str, ...] = ("*",)
+    input_granularity: tuple[str, ...] = _ANY
+    has_dynamic_inputs: bool = True
+    note: str = ""
+
+    def granularity(self, name: str) -> tuple[str, ...]:
+        """Returns the granularities of a weight format."""
+        return self.weight_granularity.get(name, self.weight_granularity.get("*", _ANY))
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One way to run an exported model.
+
+    Attributes:
+        name: the word of ``targets=`` and ``--target``.
+        form: which form of the bundle it takes: ``served`` or ``universal``.
+        modules: what must be importable.
+        install: how to get it.
+        holds: by primitive; one that is missing cannot be quantized there.
+        steps: how far a result may be from the test vectors, in steps of the output grid: 0 where the target computes
+            the form's own arithmetic; 1 where its kernels round in their own way.
+        note: what is special about it.
+    """
+
+    name: str
+    form: str
+    modules: tuple[str, ...]
+    install: str
+    holds: Mapping[str, Holds]
+    steps: int = 0
+    note: str = ""
+
+
+_EVERYTHING = {name: Holds() for name in ("dot_general", "conv_general_dilated", "gather")}
+_XNNPACK = {
+    "dot_general": Holds(
+        ("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
+        {"*": ("tensor", "channel")},
+        has_affine_weights=False,
+        inputs=("int8",),
+        input_granularity=("tensor",),
+        has_dynamic_inputs=False,
+        note="int16 inputs convert with 32-bit biases, which the runtime refuses",
+    ),
+    "conv_general_dilated": Holds(
+        ("int3", "int4", "int5", "int6", "int7", "int8"),
+        {"*": ("tensor", "channel")},
+        has_affine_weights=False,
+        inputs=("int8",),
+        input_granularity=("tensor",),
+        has_dynamic_inputs=False,
+        note="a convolution with 2-bit weights does not convert",
+    ),
+}
+_MICRO = {
+    "dot_general": dataclasses.replace(
+        _XNNPACK["dot_general"],
+        weights=("int3", "int4", "int5", "int6", "int7", "int8"),
+        weight_granularity={"int3": ("tensor",), "int4": ("tensor",), "*": ("tensor", "channel")},
+        note="no 2-bit type; 4-bit weights of a dense layer share one scale",
+    ),
+    "conv_general_dilated": dataclasses.replace(_XNNPACK["conv_general_dilated"], note="no 2-bit type"),
+}
+_VELA = {
+    name: dataclasses.replace(holds, weights=("int5", "int6", "int7", "int8"), note="4-bit weights crash the compiler")
+    for name, holds in _XNNPACK.items()
+}
+_BYTES = Holds(("int5", "int6", "int7", "int8", "uint8"), note="2-bit and 4-bit views of memory do not compile")
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("xla", "served", ("jax",), "pip install lowbit", _EVERYTHING),
+        Target(
+            "interpreter", "served", ("jaxlib",), "pip install lowbit", _EVERYTHING,
+            note="of StableHLO; its integer convolution wraps to 8 bits and is not run",
+        ),
+        Target("iree", "served", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING),
+        Target(
+            "iree-vmvx", "served", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+            dict.fromkeys(("dot_general", "conv_general_dilated"), _BYTES),
+            note="portable bytecode",
+        ),
+        Target(
+            "litert", "universal", ("litert_converter", "ai_edge_litert"),
+            "pip install litert-converter==0.5.0 ai-edge-litert==2.3.0", _XNNPACK, steps=1,
+            note="its kernels requantize in fixed point and round in their own way",
+        ),
+        Target(
+            "tflm", "universal", ("litert_converter", "tflite_micro"),
+            "pip install litert-converter==0.5.0 tflite-micro", _MICRO, steps=1,
+            note="TFLite-Micro, the runtime of microcontrollers",
+        ),
+        Target(
+            "vela", "universal", ("litert_converter", "ethosu.vela"),
+            "pip install litert-converter==0.5.0 ethos-u-vela==5.2.0", _VELA,
+            note="Arm Ethos-U; a compiler's report, nothing runs: exported for, not verified",
+        ),
+    )
+}  # fmt: skip
+"""All targets by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """One operand that a target cannot take.
+
+    Attributes:
+        target: the target's name.
+        path: of the operation.
+        primitive: of the operation.
+        role: of the operand.
+        got: its spec, or ``float``.
+        allowed: what the rule allows.
+        nearest: the nearest spec that is allowed.
+        note: why.
+    """
+
+    target: str
+    path: str
+    primitive: str
+    role: str
+    got: str
+    allowed: str
+    nearest: str
+    note: str
+
+    def __str__(self) -> str:
+        what = {"dot_general": "dense layer", "conv_general_dilated": "convolution", "gather": "embedding"}
+        why = f" ({self.note})" if self.note else ""
+        return (
+            f"{self.target} cannot take the {self.role} of {self.path} ({what.get(self.primitive, self.primitive)}): got "
+            f"{self.got}, allowed is {self.allowed}{why}; nearest: {self.nearest}"
+        )
+
+
+def lookup(names: Sequence[str]) -> tuple[Target, ...]:
+    """Returns targets by name.
+
+    Raises:
+        TypeError: if ``names`` is one text.
+        ValueError: for an unknown name.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"targets must be a list of names, such as [{names!r}], got {names!r}")
+    for name in names:
+        if name not in TARGETS:
+            raise ValueError(f"unknown target {name!r}; there are: {', '.join(TARGETS)}")
+    return tuple(TARGETS[name] for name in dict.fromkeys(names))
+
+
+def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
+    """Returns what a target cannot take of a plan; nothing where it takes all.
+
+    Args:
+        plan: the plan.
+        target: one of `TARGETS`.
+
+    Example:
+        >>> import lowbit as lb, jax.numpy as jnp
+        >>> fn, params, x = lambda p, x: x @ p["w"], {"w": jnp.ones((8, 4))}, jnp.ones((2, 8))
+        >>> print(violations(lb.bind(fn, {"**": "w4,a8"}, params, x), TARGETS["tflm"])[0])
+        tflm cannot take the weight of w (dense layer): got int4/channel/sym, allowed is int4 with granularity tensor
+        (no 2-bit type; 4-bit weights of a dense layer share one scale); nearest: int4/tensor/sym
+    """
+    found = []
+    for row in plan.quantized:
+        holds = target.holds.get(row.primitive)
+        for site in row.sites:
+            allowed = "float only" if holds is None else _broken(site, holds)
+            if allowed is not None and (holds is not None or site.spec is not None):
+                nearest = "keep" if holds is None else _nearest(site, holds)
+                got = "float" if site.spec is None else site.spec.text
+                note = "" if holds is None else holds.note
+                found.append(Violation(target.name, row.path, row.primitive, site.role, got, allowed, nearest, note))
+    return tuple(found)
+
+
+FORMS = ("served",)
+"""The forms that `lowbit.export` writes."""
+
+
+def check(plan: Plan, targets: Sequence[Target]) -> None:
+    """Raises ValueError where a target cannot take a plan, naming the operation, the rule and the nearest spec.
+
+    Or where it takes a form that is not written: the table says what such a target could hold, for a search over bits.
+    """
+    found = [each for target in targets for each in violations(plan, target)]
+    if found:
+        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ValueError(f"{found[0]}{more}. Change the rule of this operation, or leave the target out")
+    for target in targets:
+        if target.form not in FORMS:
+            able = ", ".join(name for name, each in TARGETS.items() if each.form in FORMS)
+            raise ValueError(
+                f"target {target.name!r} takes the {target.form} form, and lowbit.export writes only "
+                f"{', '.join(FORMS)}; targets for that: {able}"
+            )
+
+
+def table(plan: Plan, target: Target) -> list[dict[str, str]]:
+    """Returns the rules that were applied to a plan, as JSON entries: one per operation."""
+
+    def rule(row: Row) -> dict[str, str]:
+        holds = target.holds[row.primitive]
+        return {
+            "path": row.path,
+            "operation": row.primitive,
+            "weights": ", ".join(holds.weights),
+            "inputs": ", ".join(holds.inputs),
+            "note": holds.note,
+        }
+
+    return [rule(row) for row in plan.quantized]
+
+
+def _kind(spec: Spec) -> str:
+    text = spec.granularity.text
+    return text if text in ("tensor", "channel") else ("tile" if text.startswith("t") else "group")
+
+
+def _broken(site: Site, holds: Holds) -> str | None:
+    """What the rule allows, where a site breaks it."""
+    spec = site.spec
+    formats = holds.weights if site.is_weight else holds.inputs
+    name = "float" if spec is None else spec.format.name
+    if formats != ("*",) and name not in formats and (spec is not None or not site.is_weight):
+        return " or ".join(formats)
+    if spec is None:
+        return None
+    granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
+    if _kind(spec) not in granularity:
+        return f"{name} with granularity {' or '.join(granularity)}"
+    if site.is_weight and not spec.symmetric and not holds.has_affine_weights:
+        return f"{name} without zero points"
+    if spec.dynamic and not holds.has_dynamic_inputs:
+        return f"{name} with calibrated scales"
+    return None
+
+
+def _nearest(site: Site, holds: Holds) -> str:
+    """The allowed spec that changes least: no fewer bits where there is a choice."""
+    formats = holds.weights if site.is_weight else holds.inputs
+    spec = site.spec
+    if spec is None:
+        return next((name for name in reversed(formats) if name != "*"), "int8")
+    name = spec.format.name
+    if formats != ("*",) and name not in formats:
+        bits = [(int(word.removeprefix("u").removeprefix("int")), word) for word in formats if word != "float"]
+        name = min(bits, key=lambda b: (b[0] < spec.format.bits, abs(b[0] - spec.format.bits)))[1]
+    granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
+    scale = spec.granularity.text if _kind(spec) in granularity else granularity[-1]
+    is_symmetric = spec.symmetric or (site.is_weight and not holds.has_affine_weights)
+    return "/".join([name, scale, "sym" if is_symmetric else "affine"])

@@ -1,0 +1,276 @@
+"""`verify`: a bundle run again on everything that is installed, and compared with its test vectors.
+
+A target passes where its results are exact, or, where the module holds operations whose last bits a compiler may choose,
+within what the export measured for them (`Bundle.manifest["allowed"]`); and where the compiled file still holds
+low-bit weights.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import iree, stablehlo
+from .bundle import Bundle, read
+from .targets import TARGETS, Target, lookup
+
+_CODE_BYTES = 32 * 1024
+_CODE_BYTES_PER_OPERATION = 4 * 1024
+"""What a compiled file may take beside its constants. Measured with IREE 3.13 for x86-64: 11 kB for two dense layers, 20 kB
+for a CNN of two convolutions and two dense layers; 1 to 3 kB for each further operation."""
+
+_SLOW = 20_000_000
+"""Multiply-adds from which StableHLO's interpreter (about a million a second) runs only when asked for."""
+
+VERIFIED = ("xla", "interpreter", "iree", "iree-vmvx")
+"""The targets that `verify` runs."""
+
+DEFAULT = ("xla", "interpreter", "iree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one target did.
+
+    Attributes:
+        target: its name.
+        form: the form of the bundle that it took.
+        status: ``exact``, ``close`` (within what the export allows for inexact operations), ``differs``, ``inflated`` (the
+            compiled file holds wider weights), ``failed`` (it could not compile or run), ``not run``.
+        difference: the largest, over all outputs; None where nothing ran.
+        unit: of the difference: ``steps`` of the output's scale, or ``absolute``.
+        share: of output elements that differ.
+        bytes: of the compiled file; None where there is none.
+        bits_per_weight: of the compiled file, all but other constants counted as weights: an upper bound.
+        detail: why, and what to install.
+        version: of the tool.
+    """
+
+    target: str
+    form: str
+    status: str
+    difference: float | None = None
+    unit: str = ""
+    share: float | None = None
+    bytes: int | None = None
+    bits_per_weight: float | None = None
+    detail: str = ""
+    version: str = ""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it ran and did not pass."""
+        return self.status in ("differs", "inflated", "failed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What was run where.
+
+    Attributes:
+        bundle: the folder.
+        rows: one per target.
+        machine: where.
+        artifact: sha256 of the artifact.
+    """
+
+    bundle: str
+    rows: tuple[Row, ...]
+    machine: str
+    artifact: str
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether something ran, and everything that ran passed."""
+        ran = [row for row in self.rows if row.status != "not run"]
+        return bool(ran) and not any(row.is_failure for row in ran)
+
+    def to_json(self) -> str:
+        """Returns the certificate as JSON text."""
+        content = {"machine": self.machine, "artifact": self.artifact, "passed": self.is_passed}
+        return json.dumps(content | {"rows": [dataclasses.asdict(row) for row in self.rows]}, indent=1) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ran:
+    outputs: list[np.ndarray]
+    compiled: int | None = None
+
+
+def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -> Certificate:
+    """Returns what every target made of a bundle.
+
+    Args:
+        path: the bundle's folder; its checksums are checked first.
+        targets: names from `VERIFIED`; by default those in `DEFAULT`, the interpreter only for small models.
+
+    Raises:
+        TypeError: for other types.
+        ValueError: if the folder holds no bundle, or one that was altered; for a target that cannot be verified here.
+
+    Example:
+        >>> import tempfile, lowbit as lb, jax.numpy as jnp
+        >>> fn, params, x = lambda p, x: x @ p["w"], {"w": jnp.eye(8)}, jnp.ones((2, 8))
+        >>> plan = lb.bind(fn, {"**": "w8,a8"}, params, x)
+        >>> qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     bundle = lb.export(fn, plan, qparams, (x,), f"{folder}/model")
+        ...     verify(bundle.path, ["xla"]).rows[0].status
+        'exact'
+    """
+    bundle = read(path)
+    chosen = lookup(DEFAULT if targets is None else targets)
+    for target in chosen:
+        if target.name not in VERIFIED:
+            raise ValueError(f"target {target.name!r} cannot be run here; verify runs: {', '.join(VERIFIED)}")
+    rows = tuple(_row(bundle, target, is_asked=targets is not None) for target in chosen)
+    return Certificate(str(bundle.path), rows, _machine(), bundle.manifest["files"]["model.mlirbc"]["sha256"])
+
+
+def write(certificate: Certificate) -> Path:
+    """Writes ``certificate.json`` into the bundle and returns its path."""
+    target = Path(certificate.bundle) / "certificate.json"
+    part = target.with_suffix(".part")
+    part.write_text(certificate.to_json())
+    os.replace(part, target)
+    return target
+
+
+def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
+    base = Row(target.name, target.form, "not run")
+    if missing := _missing(target):
+        return dataclasses.replace(base, detail=f"{missing} is not installed: {target.install}")
+    version = _version(target)
+    if target.name == "interpreter" and (reason := _why_not_interpreted(bundle, is_asked=is_asked)):
+        return dataclasses.replace(base, detail=reason, version=version)
+    inputs, wanted = bundle.vectors()
+    try:
+        ran = _RUN[target.name](bundle, inputs)
+    except ValueError as error:  # what a compiler says of a module that it rejects
+        return dataclasses.replace(base, status="failed", detail=str(error), version=version)
+    row = dataclasses.replace(base, version=version, **compared(bundle.manifest, ran.outputs, wanted))
+    if ran.compiled is None:
+        return row
+    row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=stored_bits(bundle.manifest, ran.compiled))
+    if (limit := size_limit(bundle.manifest)) < ran.compiled and not row.is_failure:
+        detail = f"the compiled file takes {ran.compiled:,} bytes, {limit:,} are enough: weights were widened"
+        return dataclasses.replace(row, status="inflated", detail=detail)
+    return row
+
+
+def compared(manifest: dict[str, Any], got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Returns status, difference, unit, share and detail of some results against the test vectors.
+
+    Args:
+        manifest: of the bundle.
+        got: flat results.
+        wanted: what they should be.
+    """
+    allowed = manifest.get("allowed") or [0.0] * len(wanted)
+    largest, count, total, is_within, unit = 0.0, 0, 0, len(got) == len(wanted), "absolute"
+    if not is_within:
+        return {"status": "differs", "detail": f"{len(got)} results, {len(wanted)} wanted"}
+    for a, b, limit, entry in zip(got, wanted, allowed, manifest["outputs"], strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            detail = f"{entry['name']} is {a.dtype}{list(a.shape)}, wanted {b.dtype}{list(b.shape)}"
+            return {"status": "differs", "detail": detail}
+        distance = _distance(a, b)
+        is_code = np.issubdtype(b.dtype, np.integer) and "scale" in entry
+        unit = "steps" if is_code else unit
+        largest = max(largest, float(distance.max(initial=0.0)))
+        count, total = count + int(np.count_nonzero(distance)), total + b.size
+        is_within = is_within and bool((distance <= limit).all())
+    status = "exact" if count == 0 else ("close" if is_within else "differs")
+    detail = "" if count == 0 else f"{count} of {total} elements differ"
+    share = count / max(total, 1)
+    return {"status": status, "difference": largest, "unit": unit, "share": share, "detail": detail}
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Absolute differences in float64; 0 where both are the same, NaN and infinities included, else infinite there."""
+    wide = [x.astype(np.float64) for x in (a, b)]
+    is_same = (wide[0] == wide[1]) | (np.isnan(wide[0]) & np.isnan(wide[1]))
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(wide[0] - wide[1])
+    return np.where(is_same, 0.0, np.where(np.isnan(distance), np.inf, distance))
+
+
+def size_limit(manifest: dict[str, Any]) -> int:
+    """Returns the bytes that a compiled file may take: its constants at their own width, and code."""
+    return manifest["constant_bytes"] + _CODE_BYTES + _CODE_BYTES_PER_OPERATION * len(manifest["plan"]["rows"])
+
+
+def stored_bits(manifest: dict[str, Any], compiled: int) -> float | None:
+    """Returns the bits per weight of a compiled file, code counted in: an upper bound. None without weights."""
+    counts = [int(np.prod(entry["shape"])) for entry in manifest["weights"]]
+    packed = sum(n * entry["stored_bits"] for n, entry in zip(counts, manifest["weights"], strict=True))
+    rest = max(8 * manifest["constant_bytes"] - packed, 0)
+    return (8 * compiled - rest) / sum(counts) if sum(counts) else None
+
+
+def _why_not_interpreted(bundle: Bundle, *, is_asked: bool) -> str:
+    found = stablehlo.contents((bundle.path / "model.mlir").read_text())
+    if ("stablehlo.convolution", "i32") in found.operations:
+        return "its integer convolution wraps to 8 bits (a known bug of StableHLO's interpreter)"
+    work = sum(entry["macs"] for entry in bundle.manifest["plan"]["rows"] if "macs" in entry)
+    if work > _SLOW and not is_asked:
+        return f"{work:,} multiply-adds would take it minutes: ask with --target interpreter"
+    return ""
+
+
+def _missing(target: Target) -> str:
+    for name in target.modules:
+        try:
+            is_there = importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:  # find_spec of a submodule imports its parent
+            is_there = False
+        if not is_there:
+            return name
+    return ""
+
+
+_PACKAGES = {"xla": "jaxlib", "interpreter": "jaxlib", "iree": "iree-base-compiler", "iree-vmvx": "iree-base-compiler"}
+
+
+def _version(target: Target) -> str:
+    package = _PACKAGES[target.name]
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def _machine() -> str:
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def _run_xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> _Ran:
+    outputs = [jax.ShapeDtypeStruct(tuple(o["shape"]), jnp.dtype(o["dtype"])) for o in bundle.manifest["outputs"]]
+    return _Ran([np.asarray(y) for y in stablehlo.run_on_xla(bundle.artifact, inputs, outputs)])
+
+
+def _run_interpreter(bundle: Bundle, inputs: Sequence[np.ndarray]) -> _Ran:
+    return _Ran(stablehlo.run_in_interpreter((bundle.path / "model.mlir").read_text(), inputs))
+
+
+def _on_iree(backend: str) -> Callable[[Bundle, Sequence[np.ndarray]], _Ran]:
+    def run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> _Ran:
+        compiled = iree.compile_artifact(bundle.artifact, backend=backend)
+        return _Ran(iree.run(compiled, inputs), len(compiled))
+
+    return run
+
+
+_RUN = {
+    "xla": _run_xla,
+    "interpreter": _run_interpreter,
+    "iree": _on_iree("llvm-cpu"),
+    "iree-vmvx": _on_iree("vmvx"),
+}
+assert set(_RUN) == set(VERIFIED) <= set(TARGETS)

@@ -1,0 +1,350 @@
+"""The interpretations of a full-integer plan: observe, simulate, freeze, execute. One evaluator, one arithmetic."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from lowbit.core.gradients import straight_through
+from lowbit.core.paths import leaf_path
+from lowbit.core.qtensor import QTensor, quantize_with
+from lowbit.core.quantizer import Quantizer
+from lowbit.core.rounding import cast_once, rounded_product
+from lowbit.core.spec import Spec
+from lowbit.interpret.layout import reach_of_spec
+from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, site_key, statistics_of
+from lowbit.interpret.trace import Trace
+from lowbit.interpret.walk import plain
+from lowbit.packed.bits import unpack
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan, Row, Site
+
+from .compute import moved
+from .constants import constants
+from .fixed import rounding_named
+from .flat import Constants, Var
+from .nodes import Node, Program
+from .plans import program_for, program_of, steps_of
+from .run import Arithmetic, Levels, defined, evaluate
+
+
+def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the statistics of every grid after one batch, the function computed in float."""
+    program = program_for(plan, traced)
+    sites = plan.grids()
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
+    env = _data(program, traced)
+
+    def at(node: Node, values: list[Any], states: Any) -> tuple[list[Any], Any]:
+        outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
+        if node.kind in ("move", "concatenate", "select"):
+            return outs, states
+        path = program.grids[node.out]
+        site = sites[path]
+        folded = {s.name: s.update(states[path]["output"][s.name], outs[0]) for s in statistics_of(site)}
+        return outs, {**states, path: {**states[path], "output": folded}}
+
+    walked = {path: roles for path, roles in statistics.items() if path in sites}
+    _warm(program, known)
+    found = {**statistics, **evaluate(program.nodes, env, at, walked)}
+    for node, site, var in _weight_places(plan, program):
+        if site.kind != "leaf":
+            found[node.path] = {**found[node.path], "weight": {"values": known.value(var)}}
+    return found
+
+
+def _data(program: Program, traced: Trace) -> dict[Var, Any]:
+    flat = program.flat
+    return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
+
+
+def _warm(program: Program, known: Constants) -> None:
+    """Computes what nodes inside scans take from outside, outside."""
+    for node, scope in program.everywhere():
+        if scope:
+            values = [v for e in node.equations for v in e.ins] + [node.details.get("value")]
+            for var in values:
+                if var is not None and not var.is_data:
+                    known.raw(var)
+
+
+def simulation(
+    plan: Plan,
+    traced: Trace,
+    qstate: QState,
+    *,
+    train: bool,
+    key: Array | None,
+    step: Array | None,
+    updated: Callable[..., Any],
+) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """Returns flat results, the new states of weight leaves and those of grids and derived weights.
+
+    The value of every node is that of the integer arithmetic; its gradient is that of the node's definition in float on
+    dequantized operands, then of its grid's quantizer.
+
+    Args:
+        plan: the plan.
+        traced: of this call.
+        qstate: the states.
+        train: whether the quantizers' training forms are used.
+        key: for them.
+        step: for them.
+        updated: ``(site, state, statistics or None, value) -> state`` after a training batch.
+    """
+    program, sites = program_for(plan, traced), plan.grids()
+    states = {path: get(qstate, path, "output") for path in sites}
+
+    def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+        quantizer = quantizer_of(site)
+        if not train:
+            return quantizer.quantize(state, x, operand)
+        now = None if key is None else site_key(key, f"{site.key}/{site.role}")
+        return quantizer.train(state, x, operand, key=now, step=step)
+
+    known, weights, changed = _weights(plan, program, traced, qstate, forward, updated if train else None)
+    is_exact = not train or all(_is_plain(q) for q in _quantizers(plan))
+    grids = {path: _grid(site, states[path]) for path, site in sites.items()}
+    arithmetic = _arithmetic(plan, program, traced, weights, grids) if is_exact else None
+    env = _data(program, traced)
+    _warm(program, known)
+
+    def at(node: Node, values: list[Any], after: Any) -> tuple[list[Any], Any]:
+        if node.kind == "move":
+            return _moved(node, values[0], known), after
+        path = program.grids[node.out]
+        site, state = sites[path], states[path]
+        xs = [value.dequantize(v.dtype) for v, value in zip(node.ins, values, strict=True)]
+        if node.kind == "input":
+            y = env[node.out]
+        else:
+            y = defined(node, xs, lambda v: _at_operation(node, v, known, weights))[0]
+        q = forward(site, state, y, layer_operand(site))
+        levels = q.codes
+        if arithmetic is not None and node.kind != "input":
+            codes = [_codes(v) for v in values]
+            levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
+        if train and node.kind not in ("concatenate", "select"):
+            after = {**after, path: {"output": updated(site, after[path]["output"], None, y)}}
+        return [Levels(levels, *_scalars(q))], after
+
+    start = {path: {"output": state} for path, state in states.items()} if train else {}
+    after = evaluate(program.nodes, env, at, start)
+    outs = [env[v].dequantize(v.dtype) for v in program.outs]
+    leaves = {path: state for path, state in changed.items() if path in plan.leaf_sites()}
+    rest = {path: {"weight": state} for path, state in changed.items() if path not in leaves}
+    for path, roles in after.items():
+        rest.setdefault(path, {}).update(roles)
+    return outs, leaves, rest
+
+
+def _codes(value: Levels) -> Array:
+    return lax.stop_gradient(value.levels).astype(jnp.int8)
+
+
+def _scalars(q: QTensor) -> tuple[Array, Array]:
+    zero = jnp.zeros(()) if q.zero is None else q.zero.astype(jnp.float32).reshape(())
+    return q.scale_values.reshape(()), zero
+
+
+def _grid(site: Site, state: Any) -> tuple[Array, Array]:
+    operand = layer_operand(site)
+    probe = jnp.zeros((1,) * len(operand.shape), operand.dtype)
+    q = quantizer_of(site).quantize(state, probe, dataclasses.replace(operand, shape=probe.shape))
+    return _scalars(q)
+
+
+def _is_plain(quantizer: Quantizer) -> bool:
+    return type(quantizer).train is Quantizer.train
+
+
+def _quantizers(plan: Plan) -> list[Quantizer]:
+    sites = [site for row in plan.rows for site in row.sites if site.quantizer is not None]
+    return [quantizer_of(site) for site in (*sites, *plan.grids().values())]
+
+
+def _weights(
+    plan: Plan, program: Program, traced: Trace, qstate: QState, forward: Callable[..., QTensor], updated: Any
+) -> tuple[Constants, dict[str, QTensor], dict[str, Any]]:
+    """The constants with quantized leaves, the weight of every operation, and the weights' new states."""
+    leaves, changed = list(traced.leaves[: traced.count]), {}
+    for path, site in plan.leaf_sites().items():
+        i = traced.paths.index(path)
+        state = get(qstate, site.key, site.role)
+        if updated is not None:
+            changed[path] = updated(site, state, {"values": leaves[i]}, None)
+        leaves[i] = forward(site, state, leaves[i], site.operand)
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    weights = {}
+    for node, site, var in _weight_places(plan, program):
+        if site.kind == "leaf":
+            weights[node.path] = known.raw(var)
+            continue
+        x, state = known.value(var), get(qstate, site.key, site.role)
+        if updated is not None:
+            changed[node.path] = updated(site, state, None, x)
+        weights[node.path] = forward(site, state, x, layer_operand(site))
+    return known, weights, changed
+
+
+def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Var]]:
+    rows: dict[str, Row] = {row.path: row for row in plan.rows}
+    found = []
+    for node, _ in program.everywhere():
+        if node.op is not None and (site := rows[node.path].weight) is not None:
+            found.append((node, site, next(v for v in node.equations[0].ins if not v.is_data)))
+    return found
+
+
+def _at_operation(node: Node, var: Var, known: Constants, weights: Mapping[str, QTensor]) -> Array:
+    """The value of a constant at a node: the weight of an operation is on its grid."""
+    if node.op is not None and node.path in weights and var in node.equations[0].ins:
+        return plain(weights[node.path])
+    return known.value(var)
+
+
+def _moved(node: Node, value: Levels, known: Constants) -> list[Levels]:
+    equation = node.equations[0]
+    rest = [known.value(v) for v in equation.ins[1:] if equation.name != "pad"]
+    return [value._replace(levels=x) for x in moved(equation, value.levels, value.zero, rest)]
+
+
+def _arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
+    weights, grids = lax.stop_gradient((weights, grids))
+    leaves = lax.stop_gradient(list(traced.leaves[: traced.count]))
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    _warm(program, known)
+    specs = _specs(plan)
+    found = constants(program, specs, known, weights, grids)
+    return Arithmetic(program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=True)
+
+
+def _specs(plan: Plan) -> dict[str, Spec]:
+    return {path: site.spec for path, site in plan.grids().items() if site.spec is not None}
+
+
+def _weight_codes(weights: Mapping[str, QTensor]) -> dict[str, tuple[Array, float]]:
+    return {path: (unpack(q).encode().codes, reach_of_spec(q.spec)) for path, q in weights.items()}
+
+
+def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> Plan:
+    """Returns the plan with a grid for every tensor that crosses an operation.
+
+    Args:
+        plan: of rows alone.
+        traced: what it was bound to.
+        rounding: its name.
+        state: the first argument, where that is a module's state and not data.
+
+    Raises:
+        ValueError: for an equation that has no integer form, an operation left in float, or an unknown rounding.
+    """
+    rounding_named(rounding)
+    program = program_of(traced)
+    kept = program.flat.inputs[traced.count :]
+    for (keys, _), var in zip(jax.tree_util.tree_flatten_with_path(state)[0], kept, strict=False):
+        if var in program.grids:
+            raise ValueError(
+                f"integer=True: the model reads {leaf_path(keys)!r} of its state, which is neither a parameter nor data; "
+                f"fold batch norms into the weights first (lowbit.rewrites)"
+            )
+    rows, steps = steps_of(program, plan.rows)
+    leaves = Plan(rows).leaf_sites()
+    dropped = tuple(path for path in traced.paths if path not in leaves)
+    bare = dataclasses.replace(plan, rows=rows, steps=steps, rounding=rounding, dropped=dropped)
+    return dataclasses.replace(bare, freeze=freezer(bare, traced))
+
+
+def freezer(plan: Plan, traced: Trace) -> Callable[[Any, QState], dict[str, Any]]:
+    """Returns ``(params, qstate) -> {path: integer constants}``: what packing adds to the weights."""
+    bare = dataclasses.replace(traced, leaves=[])
+
+    @jax.jit
+    def freeze(params: Any, qstate: QState) -> dict[str, Any]:
+        leaves = list(jax.tree.leaves(params))
+        now = dataclasses.replace(bare, leaves=leaves)
+        program = program_for(plan, now)
+
+        def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+            return quantizer_of(site).quantize(state, x, operand)
+
+        _, weights, _ = _weights(plan, program, now, qstate, forward, None)
+        grids = {path: _grid(site, get(qstate, path, "output")) for path, site in plan.grids().items()}
+        return dict(_arithmetic(plan, program, now, weights, grids).found)
+
+    return freeze
+
+
+def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has_integer_io: bool) -> list[Any]:
+    """Returns the flat results on packed parameters.
+
+    Args:
+        plan: the plan.
+        traced: of this call.
+        qparams: packed.
+        carried: whether dots are computed on integers carried in float32, exactly, or on int8 codes.
+        has_integer_io: whether the arguments are codes already, and the results stay codes.
+    """
+    program, specs = program_for(plan, traced), _specs(plan)
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
+    weights = {}
+    for node, site, var in _weight_places(plan, program):
+        q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
+        weights[node.path] = q
+    found = qparams.sites
+    arithmetic = Arithmetic(
+        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried
+    )
+    env = _data(program, traced)
+    _warm_selected(program, known)
+
+    def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
+        if node.kind != "input":
+            return arithmetic(node, values), state
+        x, grid = env[node.out], found[program.grids[node.out]]
+        return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]])], state
+
+    evaluate(program.nodes, env, at, ())
+    if has_integer_io:
+        return [env[v] for v in program.outs]
+    return [dequantized(env[v], found[program.grids[v]], v.dtype) for v in program.outs]
+
+
+def _warm_selected(program: Program, known: Constants) -> None:
+    for node, scope in program.everywhere():
+        if scope and node.kind in ("select", "move"):
+            for var in node.equations[0].ins:
+                if not var.is_data:
+                    known.raw(var)
+
+
+def quantized(x: Array, grid: Mapping[str, Any], spec: Spec) -> Array:
+    """Returns codes of an argument: the only float arithmetic at the entry, a composite named ``lowbit.quantize``."""
+
+    def quantize(x: Array, scale: Array, zero: Array) -> Array:
+        shape = (1,) * x.ndim
+        level = zero.astype(jnp.float32).reshape(shape)
+        return quantize_with(x, spec, scale.reshape(shape), level, tuple(x.shape)).encode().codes
+
+    return lax.composite(quantize, name="lowbit.quantize")(x, grid["scale"], grid["zero"])
+
+
+def dequantized(codes: Array, grid: Mapping[str, Any], dtype: Any) -> Array:
+    """Returns the values of codes: the only float arithmetic at the exit, a composite named ``lowbit.dequantize``."""
+
+    def dequantize(codes: Array, scale: Array, zero: Array) -> Array:
+        levels = (codes.astype(jnp.int32) - zero).astype(jnp.float32)
+        return cast_once(rounded_product(levels, scale), dtype)
+
+    return lax.composite(dequantize, name="lowbit.dequantize")(codes, grid["scale"], grid["zero"])
+
+
+def boundary(plan: Plan, traced: Trace) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns the grids of the flat arguments ("" of those without) and of the flat results."""
+    program = program_for(plan, traced)
+    flat = program.flat
+    return [program.grids.get(v, "") for v in flat.inputs[flat.count :]], [program.grids[v] for v in program.outs]

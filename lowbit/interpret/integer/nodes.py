@@ -1,0 +1,105 @@
+"""What the placement makes: integer nodes over a flat program, and what primitives count as what."""
+
+import dataclasses
+from typing import Any
+
+from lowbit.interpret.graph import Operation
+
+from .flat import Equation, Flat, Loop, Var
+
+TABULAR = frozenset(
+    (
+        "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
+        "clamp", "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2",
+        "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt",
+        "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign",
+        "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+    )
+)  # fmt: skip
+"""Elementwise: of one tensor and scalars, any of them is part of a table."""
+
+MOVES = frozenset(
+    (
+        "broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims", "gather",
+        "optimization_barrier", "pad", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "reshape",
+        "rev", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose", "name",
+    )
+)  # fmt: skip
+"""Of data, these change where elements are or choose among them: the result is on the same grid."""
+
+LINEAR = frozenset(("dot", "conv", "affine", "sum", "product", "softmax", "norm"))
+"""Kinds that end in an int32 accumulator, rescaled per channel to the result's grid."""
+
+
+@dataclasses.dataclass(eq=False)
+class Node:
+    """One integer computation, and its definition in float.
+
+    Attributes:
+        kind: as in `lowbit.plan.rows.Step`.
+        path: unique.
+        ins: the data it reads.
+        outs: what it makes; more than one only of scans and splits.
+        equations: in float, from ``ins`` to ``outs``.
+        source: where it was written.
+        op: of a dot or convolution.
+        chain: the affine equations absorbed by a linear node, in order.
+        clips: the bounds absorbed after them: ``("low" or "high", bound)``.
+        details: what the kind needs besides: an axis, a sign, the constant.
+        loop: of a scan.
+        body: its nodes.
+    """
+
+    kind: str
+    path: str
+    ins: list[Var]
+    outs: list[Var]
+    equations: list[Equation]
+    source: str = ""
+    op: Operation | None = None
+    chain: list[tuple[Equation, Var]] = dataclasses.field(default_factory=list)
+    clips: list[tuple[str, Var]] = dataclasses.field(default_factory=list)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    loop: Loop | None = None
+    body: "list[Node]" = dataclasses.field(default_factory=list)
+
+    @property
+    def out(self) -> Var:
+        """Its first result."""
+        return self.outs[0]
+
+    @property
+    def absorbed(self) -> tuple[str, ...]:
+        """The primitives besides the main one."""
+        if self.kind == "table":
+            return tuple(e.name for e in self.equations)
+        return (*(e.name for e, _ in self.chain), *({"low": "max", "high": "min"}[which] for which, _ in self.clips))
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """The integer form of a flat program.
+
+    Attributes:
+        flat: what it is of.
+        nodes: in order.
+        outs: the results: data on grids.
+        grids: the path of the grid of every value that crosses a node.
+    """
+
+    flat: Flat
+    nodes: list[Node]
+    outs: list[Var]
+    grids: dict[Var, str]
+
+    def everywhere(self) -> list[tuple[Node, tuple[str, ...]]]:
+        """Returns all nodes, those inside scans included, each with the paths of the scans it is in."""
+        found: list[tuple[Node, tuple[str, ...]]] = []
+
+        def visit(nodes: list[Node], scope: tuple[str, ...]) -> None:
+            for node in nodes:
+                found.append((node, scope))
+                visit(node.body, (*scope, node.path))
+
+        visit(self.nodes, ())
+        return found

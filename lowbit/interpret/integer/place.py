@@ -1,0 +1,387 @@
+"""Placement: which integer computation every equation becomes, and which values share a grid.
+
+The rules, in the order in which they are tried:
+
+* (e) softmax and normalizations are matched with templates;
+* (a) a dot or convolution, and every other sum, absorbs the affine equations by constants that follow it while nothing else
+  reads what lies between, then relu and clips;
+* (b) movements share one grid; concatenations, selections and loop carries unify theirs;
+* (c) what is elementwise in one tensor becomes a table;
+* (d) sums, products and maxima of two tensors get a grid and absorb a relu or clip that follows;
+* (f) anything else raises, with its source line.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lowbit.core.paths import common_prefix
+from lowbit.interpret.graph import Operation
+
+from . import templates
+from .flat import Equation, Flat, Var, small_shape
+from .nodes import MOVES, TABULAR, Node, Program
+
+_AFFINE = ("add", "sub", "add_any", "mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
+_SUMS = {"reduce_sum": "sum", "reduce_window_sum": "sum"}
+_PAIRS = {"add": "add", "add_any": "add", "sub": "add", "mul": "product", "max": "max", "min": "min"}
+_KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
+
+
+def place(flat: Flat, operations: Mapping[tuple[int, ...], Operation]) -> Program:
+    """Returns the integer form of a flat program.
+
+    Args:
+        flat: the program.
+        operations: its dots and convolutions by address.
+
+    Raises:
+        ValueError: for an equation that has no integer form, with its source line (rule f).
+    """
+    placer = _Placer(flat, operations)
+    for var in flat.inputs[flat.count :]:
+        if var in placer.readers:
+            placer.input(var)
+    placer.run(flat.equations, placer.top)
+    outs = [placer.need(var, placer.top, None) for var in flat.outs]
+    return Program(flat, placer.top, outs, placer.named_grids())
+
+
+class _Placer:
+    def __init__(self, flat: Flat, operations: Mapping[tuple[int, ...], Operation]):
+        self.operations = operations
+        self.readers: dict[Var, list[Any]] = {}
+        self.order: dict[Equation, int] = {}
+        self._read(flat.equations)
+        for var in flat.outs:
+            self.readers.setdefault(var, []).append(None)
+        self.top: list[Node] = []
+        self.home: dict[Var, list[Node]] = {}
+        self.near: dict[Var, frozenset[str]] = {}
+        self.roots: dict[Var, Var] = {}
+        self.parents: dict[Var, Var] = {}
+        self.made: dict[Var, Node] = {}
+        self.counts: dict[tuple[str, str], int] = {}
+        self.done: set[Equation] = set()
+        self.inner: set[Var] = set()  # carries and slices at the start of a turn
+
+    def _read(self, equations: list[Equation]) -> None:
+        for equation in equations:
+            self.order[equation] = len(self.order)
+            for var in equation.ins:
+                self.readers.setdefault(var, []).append(equation)
+            if equation.loop is not None:
+                self._read(equation.loop.equations)
+                for var in (*equation.loop.afters, *equation.loop.ys):
+                    self.readers.setdefault(var, []).append(None)
+
+    # grids
+
+    def _find(self, var: Var) -> Var:
+        while var in self.parents:
+            var = self.parents[var]
+        return var
+
+    def unify(self, *values: Var) -> None:
+        """Puts values on one grid."""
+        first, *rest = [self._find(v) for v in values]
+        for other in rest:
+            if self._find(other) is not self._find(first):
+                self.parents[self._find(other)] = self._find(first)
+
+    def named_grids(self) -> dict[Var, str]:
+        """The path of the first node, constants aside, whose result is on the grid of each value."""
+        names: dict[Var, str] = {}
+        for is_constant in (False, True):
+            for node in self.made_in_order:
+                if (node.kind == "constant") == is_constant and node.kind not in ("move", "scan"):
+                    for out in node.outs:
+                        names.setdefault(self._find(out), node.path)
+        return {var: names[self._find(var)] for var in (*self.made, *self.inner) if self._find(var) in names}
+
+    @property
+    def made_in_order(self) -> list[Node]:
+        return list(dict.fromkeys(self.made.values()))
+
+    # nodes
+
+    def add(
+        self, nodes: list[Node], kind: str, ins: list[Var], outs: list[Var], equations: list[Equation], **rest: Any
+    ):
+        """Makes a node; its path is that of the operation, or the nearest weights' common prefix and the kind."""
+        op: Operation | None = rest.get("op")
+        near = frozenset().union(*(self.near[v] for v in ins)) if ins else frozenset()
+        if op is not None:
+            path, near = op.path, frozenset([op.base])
+        else:
+            prefix = common_prefix(sorted(near))
+            number = self.counts.get((prefix, kind), 0)
+            self.counts[prefix, kind] = number + 1
+            path = f"{prefix}/{kind}_{number}" if prefix else f"{kind}_{number}"
+        source = next((e.source for e in equations if e.source), "")
+        node = Node(kind, path, ins, outs, equations, source, **rest)
+        nodes.append(node)
+        for out in outs:
+            self.near[out], self.home[out], self.made[out] = near, nodes, node
+        return node
+
+    def input(self, var: Var) -> None:
+        if not jnp.issubdtype(var.dtype, jnp.floating):
+            raise ValueError(
+                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, and fix integers and "
+                f"keys by functools.partial"
+            )
+        self.add(self.top, "input", [], [var], [])
+
+    def need(self, var: Var, nodes: list[Node], reader: Equation | None) -> Var:
+        """Returns ``var`` on a grid of its own: makes the table, or the constant, that it takes."""
+        if not var.is_data:
+            if not jnp.issubdtype(var.dtype, jnp.floating):
+                raise self.error(reader, f"a constant of dtype {var.dtype} cannot be on a grid")
+            out = Var(var.shape, var.dtype, True)
+            self.add(nodes, "constant", [], [out], [], details={"value": var})
+            return out
+        if var in self.made or var in self.inner:
+            return var
+        root = self.roots.get(var)
+        if root is None:
+            raise self.error(var.source or reader, "its result is read before it has a grid")
+        self.add(self.home[root], "table", [root], [var], self._region(root, var))
+        return var
+
+    def _region(self, root: Var, out: Var) -> list[Equation]:
+        found: dict[Equation, None] = {}
+        todo = [out]
+        while todo:
+            var = todo.pop()
+            if var is root or not var.is_data or var.source is None or var.source in found:
+                continue
+            found[var.source] = None
+            todo += var.source.ins
+        return sorted(found, key=lambda e: self.order[e])
+
+    def error(self, equation: Equation | None, why: str) -> ValueError:
+        """The error of rule (f)."""
+        name = "this value" if equation is None else equation.name
+        where = "" if equation is None or not equation.source else f" ({equation.source})"
+        return ValueError(f"integer=True cannot place {name}{where}: {why}")
+
+    # rules
+
+    def run(self, equations: list[Equation], nodes: list[Node]) -> None:
+        found = {e: f for e in equations if (f := templates.find(e, self.order, self.readers)) is not None}
+        inside = {e for f in found.values() for e in f.equations}
+        for equation in equations:
+            if equation in found:
+                self.template(equation, found[equation], nodes)
+            elif equation in inside or equation in self.done or not any(v.is_data for v in equation.ins):
+                continue
+            else:
+                self.rule(equation)(equation, nodes)
+
+    def rule(self, equation: Equation) -> Callable[[Equation, list[Node]], None]:
+        """Returns the rule that takes an equation."""
+        name = equation.name
+        data = [v for v in equation.ins if v.is_data]
+        if equation.loop is not None:
+            return self.scan
+        if name in _KINDS:
+            return self.matmul
+        if name in _SUMS:
+            return self.sum
+        is_choice = name == "select_n" and not equation.ins[0].is_data and not self.is_tabular(equation)
+        if name == "concatenate" or is_choice:
+            return self.unified
+        if name in MOVES and not (name in TABULAR and data[0] in self.roots):
+            return self.move
+        if self.is_tabular(equation):
+            return self.tabular
+        if len(data) == 1 and name in _AFFINE and self.is_affine(equation, data[0]):
+            return self.affine
+        if len(equation.ins) == 2 and name in _PAIRS:
+            return self.pair
+        return self.refuse
+
+    def refuse(self, equation: Equation, nodes: list[Node]) -> None:
+        del nodes
+        sorts = ", ".join(f"{v.dtype}[{','.join(map(str, v.shape))}]" for v in equation.ins)
+        raise self.error(
+            equation,
+            f"no integer form of it on {sorts} is known; write it as dots, sums, tables of one tensor, softmax or a "
+            f"layer or RMS norm, or keep this part out of the function",
+        )
+
+    def template(self, equation: Equation, found: templates.Found, nodes: list[Node]) -> None:
+        x = self.need(found.x, nodes, equation)
+        details: dict[str, Any] = {"axis": found.axis, "epsilon": found.epsilon, "is_centered": found.is_centered}
+        chain = []
+        if found.gain is not None:
+            chain.append((equation, found.gain))  # multiplied in the template's own last equation
+        self.linear(found.kind, equation, list(found.equations), [x], nodes, chain=chain, details=details)
+
+    def matmul(self, equation: Equation, nodes: list[Node]) -> None:
+        op = self.operations[equation.address]
+        ins = [self.need(v, nodes, equation) for v in equation.ins if v.is_data]
+        self.linear(_KINDS[equation.name], equation, [equation], ins, nodes, op=op)
+
+    def sum(self, equation: Equation, nodes: list[Node]) -> None:
+        x = self.need(equation.ins[0], nodes, equation)
+        self.linear("sum", equation, [equation], [x], nodes)
+
+    def affine(self, equation: Equation, nodes: list[Node]) -> None:
+        (x,) = (self.need(v, nodes, equation) for v in equation.ins if v.is_data)
+        constant = next((v for v in equation.ins if not v.is_data), x)
+        self.linear("affine", equation, [equation], [x], nodes, chain=[(equation, constant)])
+
+    def linear(
+        self, kind: str, last: Equation, equations: list[Equation], ins: list[Var], nodes: list[Node], **rest: Any
+    ):
+        """A node that ends in a sum: absorbs what follows."""
+        chain = rest.pop("chain", [])
+        out = last.outs[0]
+        while (following := self.follower(out, last)) is not None and self.is_affine(following, out):
+            constant = next((v for v in following.ins if not v.is_data), out)
+            chain.append((following, constant))
+            equations.append(following)
+            out, last = following.outs[0], following
+        out, clips = self.clipped(out, last, equations)
+        self.done |= set(equations)
+        return self.add(nodes, kind, ins, [out], equations, chain=chain, clips=clips, **rest)
+
+    def follower(self, out: Var, last: Equation) -> Equation | None:
+        """The one equation that reads ``out``, in the same loop."""
+        readers = self.readers.get(out, [])
+        if len(readers) != 1 or readers[0] is None or readers[0].scope is not last.scope:
+            return None
+        return readers[0]
+
+    @staticmethod
+    def is_affine(equation: Equation, x: Var) -> bool:
+        """Whether an equation is affine in ``x`` with constants, and keeps its shape."""
+        if equation.name not in _AFFINE or equation.outs[0].shape != x.shape or not _is_float(equation.outs[0]):
+            return False
+        if sum(v.is_data for v in equation.ins) != 1:
+            return False
+        return equation.name != "div" or equation.ins[0] is x
+
+    def clipped(self, out: Var, last: Equation, equations: list[Equation]) -> tuple[Var, list[tuple[str, Var]]]:
+        """Absorbs relu and clips by scalars."""
+        clips: list[tuple[str, Var]] = []
+        while (following := self.follower(out, last)) is not None:
+            bounds = _bounds(following, out)
+            if bounds is None:
+                break
+            clips += bounds
+            equations.append(following)
+            out, last = following.outs[0], following
+        return out, clips
+
+    def unified(self, equation: Equation, nodes: list[Node]) -> None:
+        first = 1 if equation.name == "select_n" else 0
+        ins = [self.need(v, nodes, equation) for v in equation.ins[first:]]
+        kind = "select" if first else "concatenate"
+        self.add(nodes, kind, ins, list(equation.outs), [equation])
+        self.unify(*ins, equation.outs[0])
+
+    def move(self, equation: Equation, nodes: list[Node]) -> None:
+        if any(v.is_data for v in equation.ins[1:]):
+            raise self.error(equation, "only the first operand of a movement may depend on data")
+        if not _is_float(equation.outs[0]):
+            raise self.error(equation, f"its result is {equation.outs[0].dtype}, which has no grid")
+        if equation.name == "pad" and not _is_written(equation.ins[1], 0.0):
+            raise self.error(equation, "only padding with zeros has a code")
+        x = self.need(equation.ins[0], nodes, equation)
+        self.add(nodes, "move", [x], list(equation.outs), [equation])
+        self.unify(x, *equation.outs)
+
+    def is_tabular(self, equation: Equation) -> bool:
+        """Whether an equation is elementwise in one tensor (or in what a region already makes of it) and in scalars."""
+        if equation.name not in TABULAR:
+            return False
+        data = [v for v in equation.ins if v.is_data]
+        roots = {self.roots.get(v, v) for v in data}
+        out = equation.outs[0]
+        return (
+            len(roots) == 1
+            and all(v.shape == out.shape for v in data)
+            and all(math.prod(small_shape(v)) == 1 for v in equation.ins if not v.is_data)
+        )
+
+    def tabular(self, equation: Equation, nodes: list[Node]) -> None:
+        (root,) = {self.roots.get(v, v) for v in equation.ins if v.is_data}
+        self.need(root, nodes, equation)
+        self.roots[equation.outs[0]] = root
+
+    def pair(self, equation: Equation, nodes: list[Node]) -> None:
+        kind = _PAIRS[equation.name]
+        ins = [self.need(v, nodes, equation) for v in equation.ins]
+        if kind == "product":
+            self.linear(kind, equation, [equation], ins, nodes)
+            return
+        equations = [equation]
+        out, clips = self.clipped(equation.outs[0], equation, equations)
+        self.done |= set(equations)
+        details = {"sign": -1 if equation.name == "sub" else 1}
+        self.add(nodes, kind, ins, [out], equations, clips=clips, details=details)
+
+    def scan(self, equation: Equation, nodes: list[Node]) -> None:
+        loop = equation.loop
+        assert loop is not None
+        for var in (*loop.inits, *loop.slices, *loop.ys):
+            if not _is_float(var):
+                raise self.error(equation, f"it carries or scans {var.dtype} values, which have no grid; unroll it")
+        moving = [i for i, (a, b) in enumerate(zip(loop.inits, loop.carries, strict=True)) if a is not b]
+        inits = [self.need(loop.inits[i], nodes, equation) for i in moving]
+        xs = [self.need(v, nodes, equation) for v in loop.xs]
+        carries = [loop.carries[i] for i in moving]
+        body: list[Node] = []
+        for outer, inner in (*zip(inits, carries, strict=True), *zip(xs, loop.slices, strict=True)):
+            self.near[inner], self.home[inner] = self.near[outer], body
+            self.inner.add(inner)
+            self.unify(outer, inner)
+        node = self.add(nodes, "scan", [*inits, *xs], [], [equation], loop=loop)
+        node.body = body
+        self.run(loop.equations, body)
+        afters = [self.need(loop.afters[i], body, equation) for i in moving]
+        ys = [self.need(v, body, equation) for v in loop.ys]
+        count = len(loop.inits)
+        node.outs = [*(equation.outs[i] for i in moving), *equation.outs[count:]]
+        node.details = {"carries": carries, "afters": afters, "ys": ys, "count": len(moving)}
+        for outer, inner, init in zip(node.outs, afters, inits, strict=False):
+            self.unify(init, inner, outer)
+        for outer, inner in zip(node.outs[len(moving) :], ys, strict=True):
+            self.unify(inner, outer)
+        for out, inner in zip(node.outs, (*afters, *ys), strict=True):
+            self.near[out], self.home[out], self.made[out] = self.near[inner], nodes, node
+        for i, var in enumerate(equation.outs[:count]):
+            if i not in moving and var in self.readers:
+                raise self.error(equation, "a value that it carries unchanged is read after it; read the value itself")
+
+
+def _is_float(var: Var) -> bool:
+    return bool(jnp.issubdtype(var.dtype, jnp.floating))
+
+
+def _is_written(var: Var, value: float) -> bool:
+    known = templates.written_value(var)
+    return known is not None and bool(np.all(known == value))
+
+
+def _bounds(equation: Equation, x: Var) -> list[tuple[str, Var]] | None:
+    """The bounds of a clip by scalars, or None."""
+    names = {"max": "low", "min": "high"}
+    others = [v for v in equation.ins if v is not x]
+    if (
+        not others
+        or any(v.is_data or math.prod(small_shape(v)) != 1 for v in others)
+        or not _is_float(equation.outs[0])
+    ):
+        return None
+    if equation.name in names and len(others) == 1 and equation.outs[0].shape == x.shape:
+        return [(names[equation.name], others[0])]
+    if equation.name == "clamp" and equation.ins[1] is x:
+        return [("low", equation.ins[0]), ("high", equation.ins[2])]
+    return None

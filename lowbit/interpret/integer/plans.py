@@ -1,0 +1,162 @@
+"""From a placement to plan rows, and from plan rows back to the placement of another trace."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from lowbit.core.quantizer import Quantizer
+from lowbit.core.spec import Operand, Spec
+from lowbit.interpret.trace import Trace
+from lowbit.plan.rows import Plan, Row, Site, Step
+
+from .flat import flatten
+from .nodes import Node, Program
+from .place import place
+
+
+def program_of(traced: Trace) -> Program:
+    """Returns the integer form of a trace.
+
+    Raises:
+        ValueError: for what has no integer form (rule f).
+    """
+    return place(flatten(traced), traced.graph.by_address)
+
+
+def program_for(plan: Plan, traced: Trace) -> Program:
+    """Returns the integer form of a trace, if it is that of the plan.
+
+    Raises:
+        ValueError: where the two differ, with the first step that does.
+    """
+    program = program_of(traced)
+    found, planned = [_skeleton(s) for s in _bare_steps(program)], [_skeleton(s) for s in plan.steps]
+    if found != planned:
+        pairs = [*zip(found, planned, strict=False)]
+        first = next((p for p in pairs if p[0] != p[1]), None)
+        what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(found)} steps, not {len(planned)}"
+        raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
+    return program
+
+
+def _skeleton(step: Step) -> tuple[object, ...]:
+    return step.path, step.kind, step.inputs, step.grid, step.absorbed, step.scope
+
+
+def _bare_steps(program: Program) -> list[Step]:
+    places = program.everywhere()
+    makers = {out: node.path for node, _ in places for out in node.outs}
+    for node, _ in places:
+        if node.loop is not None:
+            inner = (*node.details["carries"], *node.loop.slices)
+            makers.update(zip(inner, (makers[v] for v in node.ins), strict=True))
+    return [
+        Step(
+            node.path,
+            node.kind,
+            tuple(makers[v] for v in node.ins),
+            program.grids[node.out] if node.outs else "",
+            node.absorbed,
+            scope,
+            None,
+            node.source,
+        )
+        for node, scope in places
+    ]
+
+
+def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[Step, ...]]:
+    """Returns the rows, their inputs on grids, and the steps.
+
+    A grid has the quantizer of the operations that read it; where none does, that of the operation that makes it, or of
+    what it is made from.
+
+    Raises:
+        ValueError: for operations that are not integer, or that want one grid in two ways.
+    """
+    by_path = {row.path: row for row in rows}
+    quantizers = _quantizers(program, by_path)
+    site_of = {
+        node.path: Site(
+            "output",
+            "grid",
+            node.path,
+            (),
+            Operand((0,) * len(node.out.shape), str(node.out.dtype), (), 0, is_weight=False),
+            quantizers[node.path].spec,
+            quantizers[node.path],
+        )
+        for node, _ in program.everywhere()
+        if node.path in quantizers
+    }
+    steps = tuple(dataclasses.replace(step, site=site_of.get(step.path)) for step in _bare_steps(program))
+    return tuple(_on_grids(row, program) for row in rows), steps
+
+
+def _on_grids(row: Row, program: Program) -> Row:
+    (node,) = (node for node, _ in program.everywhere() if node.path == row.path)
+    grids = iter([program.grids[v] for v in node.ins])
+    sites = tuple(s if s.is_weight else dataclasses.replace(s, kind="grid", key=next(grids)) for s in row.sites)
+    return dataclasses.replace(row, sites=sites)
+
+
+def _quantizers(program: Program, rows: dict[str, Row]) -> dict[str, Quantizer]:
+    found: dict[str, tuple[Quantizer, str]] = {}
+    places = [node for node, _ in program.everywhere()]
+    for node in places:
+        if node.op is None:
+            continue
+        row = rows[node.path]
+        data = [site for site in row.sites if not site.is_weight]
+        _check_row(row)
+        for site, var in zip(data, node.ins, strict=True):
+            grid = program.grids[var]
+            assert site.quantizer is not None
+            before = found.setdefault(grid, (site.quantizer, row.path))
+            if before[0] != site.quantizer:
+                raise ValueError(
+                    f"integer=True: {before[1]} and {row.path} read one grid, {grid}, with different inputs "
+                    f"({before[0].text} and {site.quantizer.text}); give both rules the same 'a' part"
+                )
+    default = next((q for q, _ in found.values()), None)
+    if default is None:
+        raise ValueError("integer=True: the function has no quantized matmul or convolution, so nothing says the bits")
+    chosen = {grid: quantizer for grid, (quantizer, _) in found.items()}
+    for node in places:
+        if not node.outs:
+            continue
+        grid = program.grids[node.out]
+        if grid not in chosen:
+            chosen[grid] = _inherited(node, program, rows, chosen) or default
+    return chosen
+
+
+def _inherited(node: Node, program: Program, rows: dict[str, Row], chosen: dict[str, Quantizer]) -> Quantizer | None:
+    if node.op is not None:
+        return next(s.quantizer for s in rows[node.path].sites if not s.is_weight)
+    return next((chosen[program.grids[v]] for v in node.ins if program.grids[v] in chosen), None)
+
+
+def _check_row(row: Row) -> None:
+    """Raises where an operation is not in the integers that integer=True can hold."""
+    for site in row.sites:
+        where = f"integer=True: the {site.role} of {row.path} ({row.source})"
+        if site.spec is None:
+            raise ValueError(f"{where} is left in float by the rule {row.rule!r}; give it a rule such as 'w8,a8'")
+        reason = _why_not(site.spec, is_weight=site.is_weight)
+        if reason:
+            raise ValueError(f"{where} is {site.spec.text}: {reason}")
+
+
+def _why_not(spec: Spec, *, is_weight: bool) -> str | None:
+    numbers = spec.format
+    if not numbers.is_integer or not numbers.is_signed or numbers.low != int(numbers.low) or not numbers.has_rounding:
+        return "codes must be signed integers, int2 to int8"
+    if numbers.bits > 8:
+        return "16 bits need 64-bit accumulators, which integer=True does not have; use a8"
+    if spec.dynamic:
+        return "a scale computed at run time is a float; use a static one"
+    if is_weight and not spec.symmetric:
+        return "weights must be symmetric; use /sym"
+    if is_weight and spec.granularity.text not in ("channel", "tensor"):
+        return "a weight's scale may differ between output channels only; use /channel or /tensor"
+    return None

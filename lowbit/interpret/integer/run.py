@@ -1,0 +1,181 @@
+"""One evaluator of integer programs, for every interpretation: what happens at a node is a function."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lowbit.core.rounding import cast_once, rounded_product
+from lowbit.core.spec import Spec
+from lowbit.interpret import compat
+
+from . import compute
+from .fixed import Rounding
+from .flat import Constants, Equation, Var
+from .nodes import Node, Program
+
+AtNode = Callable[[Node, list[Any], Any], tuple[list[Any], Any]]
+"""``(node, what it reads, state) -> (what it makes, state)``."""
+
+
+class Levels(NamedTuple):
+    """A value on a grid, differentiable: what simulation carries between nodes.
+
+    Attributes:
+        levels: integers in float32.
+        scale: of the grid, a scalar.
+        zero: zero point, a scalar.
+    """
+
+    levels: Array
+    scale: Array
+    zero: Array
+
+    def dequantize(self, dtype: Any) -> Array:
+        """Returns the value."""
+        return cast_once(rounded_product(self.levels - self.zero, self.scale), dtype)
+
+
+def evaluate(nodes: Sequence[Node], env: dict[Var, Any], at: AtNode, state: Any) -> Any:
+    """Adds what the nodes make to ``env`` and returns the state after them. Scans carry the state.
+
+    Args:
+        nodes: in order.
+        env: values; those of `lowbit.interpret.integer.flat.Flat.inputs` and of outer loops are in it.
+        at: what to do at a node that is no scan.
+        state: given to ``at`` and taken from it.
+    """
+    for node in nodes:
+        if node.kind == "scan":
+            state = _scan(node, env, at, state)
+            continue
+        outs, state = at(node, [env[v] for v in node.ins], state)
+        env.update(zip(node.outs, outs, strict=True))
+    return state
+
+
+def _scan(node: Node, env: dict[Var, Any], at: AtNode, state: Any) -> Any:
+    details, loop = node.details, node.loop
+    assert loop is not None
+    count = details["count"]
+    inits, xs = [env[v] for v in node.ins[:count]], [env[v] for v in node.ins[count:]]
+
+    def turn(carry: Any, slices: Any) -> tuple[Any, Any]:
+        values, state = carry
+        inner = {**env, **dict(zip(details["carries"], values, strict=True))}
+        inner |= {
+            v: x._replace(levels=part) if isinstance(x, Levels) else part
+            for v, x, part in zip(loop.slices, xs, slices, strict=True)
+        }
+        state = evaluate(node.body, inner, at, state)
+        return ([inner[v] for v in details["afters"]], state), [inner[v] for v in details["ys"]]
+
+    scanned = [x.levels if isinstance(x, Levels) else x for x in xs]
+    (values, state), ys = compat.scan(node.equations[0].eqn, turn, (inits, state), scanned)
+    ys = [Levels(y.levels, y.scale[0], y.zero[0]) if isinstance(y, Levels) else y for y in ys]
+    env.update(zip(node.outs, (*values, *ys), strict=True))
+    return state
+
+
+def defined(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> list[Any]:
+    """Returns a node's results in float, by its equations; ``get`` has the values of what is not data."""
+    if node.kind == "constant":
+        return [get(node.details["value"])]
+    env: dict[Var, Any] = dict(zip(node.ins, values, strict=True))
+    for equation in node.equations:
+        operands = [env[v] if v in env else get(v) for v in equation.ins]
+        env.update(
+            zip(equation.outs, _clipped(equation, operands) or compat.rebind(equation.eqn, operands), strict=True)
+        )
+    return [env[v] for v in node.outs]
+
+
+def _clipped(equation: Equation, operands: Sequence[Any]) -> list[Any] | None:
+    """A relu or clip by a constant: no gradient on the bound, where a quantized value often is; `max` would pass half."""
+    is_data = [v.is_data for v in equation.ins]
+    if equation.name not in ("max", "min") or sum(is_data) != 1:
+        return None
+    x, bound = (operands[i] for i in ((0, 1) if is_data[0] else (1, 0)))
+    inside = x > bound if equation.name == "max" else x < bound
+    return [jnp.where(inside, x, jnp.broadcast_to(bound, inside.shape))]
+
+
+class Arithmetic:
+    """The integer arithmetic of a program: what `lowbit.execute` runs and what simulation takes its values from.
+
+    Args:
+        program: the integer form.
+        specs: by grid.
+        rounding: how products are cut.
+        found: from `lowbit.interpret.integer.constants.constants`, or packed.
+        weights: codes and zero point by operation.
+        known: values of constants that are no parameters: predicates, indices.
+        carried: whether dots are computed on integers carried in float32.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        specs: Mapping[str, Spec],
+        rounding: Rounding,
+        found: Mapping[str, Mapping[str, Any]],
+        weights: Mapping[str, Any],
+        known: Constants,
+        *,
+        carried: bool,
+    ):
+        self.program, self.specs, self.rounding, self.found = program, specs, rounding, found
+        self.weights, self.known, self.carried = weights, known, carried
+
+    def spec(self, var: Var) -> Spec:
+        """The spec of a value's grid."""
+        return self.specs[self.program.grids[var]]
+
+    def zero(self, var: Var) -> Array:
+        """The zero point of a value's grid, int32."""
+        return self.found[self.program.grids[var]]["zero"]
+
+    def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:
+        """Returns the codes of a node that is neither an input nor a scan."""
+        kind, c = node.kind, self.found.get(node.path, {})
+        zeros = [self.zero(v) for v in node.ins]
+        if kind == "move":
+            rest = [self.known.value(v) for v in node.equations[0].ins[1:] if node.equations[0].name != "pad"]
+            return compute.moved(node.equations[0], codes[0], zeros[0], rest)
+        if kind == "constant":
+            return [jnp.broadcast_to(c["codes"], node.out.shape)]
+        if kind == "concatenate":
+            return compat.rebind(node.equations[0].eqn, list(codes))
+        if kind == "select":
+            return compat.rebind(node.equations[0].eqn, [self.known.value(node.equations[0].ins[0]), *codes])
+        if kind == "table":
+            return [compute.looked_up(codes[0], c, int(self.spec(node.ins[0]).format.low))]
+        if kind in ("add", "max", "min"):
+            return [compute.added(node, codes, zeros, c, self.rounding)]
+        dtype = jnp.int8
+        return [compute.linear(self.accumulator(node, codes, zeros, c), c, self.rounding, dtype)]
+
+    def accumulator(self, node: Node, codes: Sequence[Any], zeros: Sequence[Array], c: Mapping[str, Any]) -> Array:
+        """Returns the int32 accumulator of a linear node."""
+        kind, first = node.kind, node.equations[0]
+        if kind in ("dot", "conv"):
+            operands, offsets = list(codes), list(zeros)
+            reaches = [compute.reach_of_spec(self.spec(v)) for v in node.ins]
+            if len(operands) == 1:
+                at = 0 if first.ins[1].is_data else 1
+                weight, reach = self.weights[node.path]
+                operands.insert(at, weight)
+                offsets.insert(at, jnp.int32(0))
+                reaches.insert(at, reach)
+            return compute.matmul(first, operands, offsets, reaches, carried=self.carried)
+        if kind == "sum":
+            return compute.summed(first, codes[0], zeros[0])
+        if kind == "affine":
+            return (codes[0].astype(jnp.int32) - zeros[0]) << compute.AFFINE_BITS
+        if kind == "product":
+            left, right = (x.astype(jnp.int32) - z for x, z in zip(codes, zeros, strict=True))
+            return left * right
+        if kind == "softmax":
+            return compute.softmax(codes[0], c, node.details["axis"])
+        return compute.normalized(codes[0], c, node, zeros[0])

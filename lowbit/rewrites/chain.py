@@ -1,0 +1,43 @@
+"""`chain`: several rewrites as one."""
+
+from collections.abc import Callable
+from typing import Any
+
+Rewrite = Callable[[Callable[..., Any], Any, Any], tuple[Callable[..., Any], Any, Any]]
+"""``(fn, params, state) -> (fn', params', state')`` with ``fn'(params', state', *args)`` equal to ``fn(params, state, *args)``."""
+
+
+def chain(*rewrites: Rewrite) -> Rewrite:
+    """Returns the rewrite that applies ``rewrites`` from left to right.
+
+    A rewrite takes ``(fn, params, state)`` and returns ``(fn', params', state')``: another model, the same function.
+    It comes before `lowbit.bind`. No rewrite at all is legal and changes nothing.
+
+    Args:
+        *rewrites: such as ``lowbit.rewrites.batch_norm.fold(x)``.
+
+    Raises:
+        TypeError: if one of them is not callable, or does not return three values.
+
+    Example:
+        >>> def doubled(fn, params, state):  # twice the weight, half the input
+        ...     return lambda p, s, x: fn(p, s, 0.5 * x), 2.0 * params, state
+        >>> fn, params, state = chain(doubled, doubled)(lambda p, s, x: p * x, 3.0, {})
+        >>> params, fn(params, state, 1.0)
+        (12.0, 3.0)
+    """
+    for rewrite in rewrites:
+        if not callable(rewrite):
+            raise TypeError(
+                f"a rewrite must be a function (fn, params, state) -> (fn', params', state'), got {type(rewrite).__name__}"
+            )
+
+    def chained(fn: Callable[..., Any], params: Any, state: Any) -> tuple[Callable[..., Any], Any, Any]:
+        model = fn, params, state
+        for rewrite in rewrites:
+            model = rewrite(*model)
+            if not isinstance(model, tuple) or len(model) != 3:
+                raise TypeError(f"a rewrite must return (fn', params', state'), got {type(model).__name__}")
+        return model
+
+    return chained

@@ -1,0 +1,64 @@
+"""Full-integer plans as StableHLO without floats, run by IREE: the same bits as `lowbit.execute`."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowbit as lb
+from lowbit.export import iree
+from lowbit.export.integer import audit
+from tests.interpret.integer_models import WHOLE
+
+
+def _packed(name, rounding="exact"):
+    case = WHOLE[name]()
+    plan = lb.bind(case.fn, {"**": "w8,a8"}, case.params, *case.args, integer=True, rounding=rounding)
+    return case, plan, lb.pack(plan, case.params, lb.init(case.fn, plan, case.params, *case.args))
+
+
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        ("residual_cnn", "gemmlowp_double"),
+        ("lstm", "tflite_single"),
+        pytest.param("transformer_block", "exact", marks=pytest.mark.slow),
+    ],
+)
+def test_codes_in_and_out_leave_no_float(name, rounding, tmp_path):
+    case, plan, qparams = _packed(name, rounding)
+    bundle = lb.export(case.fn, plan, qparams, case.args, tmp_path / "model", integer_io=True)
+    assert bundle.manifest["float_operations"] == {}
+    assert bundle.manifest["rounding"] == rounding
+    inputs, outputs = bundle.vectors()
+    assert [x.dtype for x in (*inputs, *outputs)] == [np.int8, np.int8]
+    got = iree.run(iree.compile_artifact(bundle.artifact), inputs)
+    np.testing.assert_array_equal(got[0], outputs[0])
+    entry = bundle.manifest["outputs"][0]
+    served = lb.execute(case.fn, plan)(qparams, *case.args)
+    values = (outputs[0].astype(np.int32) - entry["zero_point"]).astype(np.float32) * np.float32(entry["scale"])
+    np.testing.assert_array_equal(values, served)
+
+
+def test_floats_in_and_out_have_only_the_named_boundary(tmp_path):
+    case, plan, qparams = _packed("residual_cnn")
+    bundle = lb.export(case.fn, plan, qparams, case.args, tmp_path / "model")
+    assert set(bundle.manifest["float_operations"]) == {"lowbit.quantize", "lowbit.dequantize"}
+    inputs, outputs = bundle.vectors()
+    np.testing.assert_array_equal(outputs[0], lb.execute(case.fn, plan)(qparams, *case.args))
+    got = iree.run(iree.compile_artifact(bundle.artifact), inputs)
+    np.testing.assert_array_equal(got[0], outputs[0])
+    text = (bundle.path / "model.mlir").read_text()
+    with pytest.raises(ValueError, match=r"still computes in floats: .* in lowbit\.quantize"):
+        audit(text, has_integer_io=True)
+
+
+def test_the_audit_finds_a_float(tmp_path):
+    fn, params = (lambda p, x: jnp.tanh(x @ p["w"])), {"w": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}
+    x = jnp.linspace(-2.0, 1.0, 16).reshape(2, 8)
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+    bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"tanh.* in main"):
+        audit((bundle.path / "model.mlir").read_text(), has_integer_io=False)
+    with pytest.raises(ValueError, match="integer_io needs a full-integer plan"):
+        lb.export(fn, plan, qparams, (x,), tmp_path / "other", integer_io=True)

@@ -1,0 +1,63 @@
+"""Small models for full-integer plans: a residual CNN, a transformer block, recurrent nets."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+import lowbit as lb
+
+
+class Model(NamedTuple):
+    """``fn(params, *args)``."""
+
+    fn: Any
+    params: Any
+    args: tuple[Any, ...]
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _linen(module: nn.Module, x: jax.Array) -> Model:
+    fn, params, state = lb.linen(module, module.init(jax.random.key(0), x))
+    params = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), params)  # biases and gains that matter
+    return Model(fn, params, (state, x))
+
+
+class _ResidualCNN(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3))(x))
+        y = nn.relu6(nn.Conv(6, (3, 3), feature_group_count=6)(x))
+        y = nn.Conv(6, (1, 1), use_bias=False)(y)
+        x = nn.max_pool(nn.relu(x + y), (2, 2), (2, 2))
+        return nn.Dense(5)(x.reshape(x.shape[0], -1))
+
+
+def residual_cnn() -> Model:
+    return _linen(_ResidualCNN(), normal(1, 3, 6, 6, 3))
+
+
+class _Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)(nn.LayerNorm()(x))
+        h = nn.Dense(8)(nn.gelu(nn.Dense(12)(nn.LayerNorm()(x))))
+        return (x + h).mean(1)
+
+
+def transformer_block() -> Model:
+    return _linen(_Block(), normal(2, 2, 5, 8))
+
+
+def lstm() -> Model:
+    return _linen(nn.RNN(nn.OptimizedLSTMCell(6)), normal(3, 2, 4, 5))
+
+
+def gru() -> Model:
+    return _linen(nn.RNN(nn.GRUCell(6)), normal(4, 2, 4, 5))
+
+
+WHOLE = {"residual_cnn": residual_cnn, "transformer_block": transformer_block, "lstm": lstm, "gru": gru}

@@ -1,0 +1,94 @@
+"""Packed weights on the native kernels, through `lowbit.execute`: formats, inputs, look-ups, and no float copy."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowbit as lb
+from lowbit.packed.bits import unpack
+from tests.kernels.cases import float_bound
+
+FORMATS = [
+    "wnf4/g32",
+    "wfp8_e4m3",
+    "wmxfp4",
+    "wnvfp4",
+    "w3/g32/bfloat16",
+    "w4/g32,afp8_e4m3/dynamic",
+    "wnf4/g32,a8/dynamic",
+]
+
+
+def dense(rule, rows=3, length=128, out=40):
+    params = {"w": jax.random.t(jax.random.key(0), 3.0, (length, out))}
+    x = jax.random.t(jax.random.key(1), 3.0, (rows, length))
+    return lambda p, x: x @ p["w"], rule, params, (x,)
+
+
+def conv(rule):
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 3, 32, 48))}
+    x = jax.random.normal(jax.random.key(1), (1, 3, 3, 32))
+
+    def fn(p, x):
+        return jax.lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    return fn, rule, params, (x,)
+
+
+def packed(fn, rule, params, args):
+    plan = lb.bind(fn, {"**": rule}, params, *args)
+    return plan, lb.pack(plan, params, lb.calibrate(fn, plan, params, [args]))
+
+
+@pytest.mark.parametrize("rule", FORMATS)
+def test_levels_that_are_no_integers_run_natively(rule):
+    fn, rule, params, args = dense(rule)
+    plan, qparams = packed(fn, rule, params, args)
+    assert lb.explain(fn, plan, qparams, *args).split()[1] == "cpu"
+    got = lb.execute(fn, plan, implementation="cpu")(qparams, *args)
+    want = lb.execute(fn, plan, implementation="reference")(qparams, *args)
+    weights = unpack(qparams.params["w"]).dequantize()
+    bound = 2 * float_bound(args[0], weights)  # either side is that far from the exact sum
+    if "," in rule:
+        bound *= 1 + 2.0**-4  # |x| rounded to e4m3 or to 8 bits
+    assert (np.abs(np.asarray(got, np.float64) - np.asarray(want, np.float64)) <= bound).all()
+    assert float(jnp.max(jnp.abs(want - fn(params, *args)))) > float(np.max(bound))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        dense("w4/g32,a8/dynamic/sym", 1, 512, 512),
+        dense("w4/g32", 1, 512, 512),
+        dense("wnf4/g64", 1, 512, 512),
+        conv("w8/channel,a8"),
+    ],
+    ids=["w4a8", "w4a16", "nf4", "conv"],
+)
+def test_execute_never_holds_a_float_copy_of_a_packed_weight(case):
+    fn, _, params, args = case
+    plan, qparams = packed(*case)
+    run = lb.execute(fn, plan, implementation="cpu")
+    compiled = jax.jit(run).lower(lb.prepare(plan, qparams), *args).compile()
+    size = params["w"].size
+    assert compiled.memory_analysis().temp_size_in_bytes < size  # a quarter of a float32 copy
+    shapes = re.findall(r"\b(?:f32|bf16|f16)\[([\d,]+)\]", compiled.as_text())
+    assert shapes
+    assert all(np.prod([int(n) for n in shape.split(",")]) < size for shape in shapes)
+
+
+@pytest.mark.parametrize("rule", ["w4", "w4/affine", "wnf4/g8", "w2"])
+def test_look_ups_gather_bytes_and_then_take_them_apart(rule):
+    params, ids = {"table": jax.random.normal(jax.random.key(0), (50, 16))}, jnp.asarray([[3, 49], [0, 3]])
+
+    def fn(p, ids):
+        return jnp.take(p["table"], ids, axis=0)
+
+    plan, qparams = packed(fn, rule, params, (ids,))
+    got = lb.execute(fn, plan)(qparams, ids)
+    np.testing.assert_array_equal(got, unpack(qparams.params["table"]).dequantize()[ids])
+    text = jax.jit(lb.execute(fn, plan)).lower(qparams, ids).compile().as_text()
+    assert not re.search(r"\[50,16\]", text)
