@@ -53,6 +53,8 @@ class Method:
         penalty: ``penalty(plan, params, qstate)`` is added to the loss, or None.
         around: ``around(optimizer, steps)`` is the parameters' optimizer, one that leads them to the grid by itself, or
             None. The float function is trained with it, and ranges are measured afterwards.
+        freeze_norms: fold batch norms into the weights before these are quantized (`lowbit.rewrites.batch_norm`), in
+            training with correction up to this step, then with frozen statistics; None leaves them as they are.
     """
 
     name: str
@@ -60,8 +62,11 @@ class Method:
     fit: Fit | None = None
     penalty: Penalty | None = None
     around: Around | None = None
+    freeze_norms: int | None = None
 
     def __post_init__(self):
+        if self.freeze_norms is not None and (self.freeze_norms < 0 or self.fit is None or self.around):
+            raise ValueError(f"{self.name}: freeze_norms is a step >= 0 of quantized training, got {self.freeze_norms}")
         if self.fit is None and (self.penalty or self.around):
             raise ValueError(f"{self.name}: penalty and around are for training; give it a fit")
         if self.penalty and self.around:

@@ -29,6 +29,7 @@ from experiments.summary import Finish, Row
 from experiments.summary import finish as standard
 from experiments.train import Loss, train
 from lowbit.plan.rows import Plan
+from lowbit.rewrites import batch_norm
 
 
 class Trained(NamedTuple):
@@ -185,14 +186,15 @@ def _trained(job: _Job, method: Method, seed: int) -> Trained:
     if method.around is not None:
         model = _fitted(job, model, method, seed, name, _train_key(job, method, seed))
     batches = _calibration(config, job.data)
-    plan = lb.bind(model.fn, method.rules, model.params, model.state, jnp.asarray(batches[0]))
+    fn, params = _served(method, model, batches[0])
+    plan = lb.bind(fn, method.rules, params, model.state, jnp.asarray(batches[0]))
     bar = job.screen.start(f"{name} ranges", len(batches))
     key = jax.random.key(seed)
-    qstate = lb.calibrate(model.fn, plan, model.params, [(model.state, x) for x in batches], key=key, progress=bar)
+    qstate = lb.calibrate(fn, plan, params, [(model.state, x) for x in batches], key=key, progress=bar)
     if method.fit is None or method.around is not None:
-        return Trained(model.fn, plan, model.params, model.state, qstate)
+        return Trained(fn, plan, params, model.state, qstate)
     tree, rest = train(
-        _quantized_loss(model.fn, model.train_fn, plan, method.penalty),
+        _quantized_loss(model.fn, model.train_fn, plan, method.penalty, method.freeze_norms),
         {"params": model.params, "learn": qstate["learn"]},
         {"state": model.state, "fixed": qstate["fixed"]},
         job.data.train,
@@ -202,7 +204,18 @@ def _trained(job: _Job, method: Method, seed: int) -> Trained:
         key=_train_key(job, method, seed),
         watch=_watch(job, name),
     )
-    return Trained(model.fn, plan, tree["params"], rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]})
+    fn, params = _served(method, model._replace(params=tree["params"], state=rest["state"]), batches[0])
+    return Trained(fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]})
+
+
+def _served(method: Method, model: Model, images: np.ndarray) -> tuple[Callable[..., Any], Any]:
+    """The function that is quantized and its parameters: the model's, with batch norms folded where the method says so."""
+    if method.freeze_norms is None:
+        return model.fn, model.params
+    fn, params, _ = batch_norm.fold(jax.ShapeDtypeStruct(images.shape, images.dtype))(
+        model.fn, model.params, model.state
+    )
+    return fn, params
 
 
 def _watch(job: _Job, name: str) -> Training:
@@ -223,14 +236,23 @@ def _float_loss(fn: Callable[..., Any], train_fn: Callable[..., Any] | None) -> 
 
 @functools.lru_cache(maxsize=64)
 def _quantized_loss(
-    fn: Callable[..., Any], train_fn: Callable[..., Any] | None, plan: Plan, penalty: Penalty | None
+    fn: Callable[..., Any],
+    train_fn: Callable[..., Any] | None,
+    plan: Plan,
+    penalty: Penalty | None,
+    freeze_norms: int | None,
 ) -> Loss:
-    simulated = lb.simulate(fn if train_fn is None else train_fn, plan, train=True)
+    called = fn if train_fn is None else train_fn
 
     def loss(tree, rest, images, labels, key, step):
         qstate = {"learn": tree["learn"], "fixed": rest["fixed"]}
-        rngs = {} if train_fn is None else {"rngs": {"dropout": jax.random.fold_in(key, 1)}}
-        y, after = simulated(tree["params"], qstate, rest["state"], images, key=key, step=step, **rngs)
+        run, params = called, tree["params"]
+        given: dict[str, Any] = {} if train_fn is None else {"rngs": {"dropout": jax.random.fold_in(key, 1)}}
+        if freeze_norms is not None:
+            run, params, _ = batch_norm.fold(images, **given)(called, params, rest["state"])
+            given |= {} if train_fn is None else {"frozen": step >= freeze_norms}
+        simulated = lb.simulate(run, plan, train=True)
+        y, after = simulated(params, qstate, rest["state"], images, key=key, step=step, **given)
         logits, state = (y, rest["state"]) if train_fn is None else y
         value = _cross_entropy(logits, labels)
         if penalty is not None:
@@ -321,4 +343,5 @@ def _xla_calls(job: _Job, methods: tuple[Method, ...], seed: int) -> Iterator[tu
     yield FLOAT, functools.partial(jax.jit(model.fn), model.params, model.state, x)
     for method in methods[1:]:
         plan, qparams = lb.load(job.folder.path / _name(method, seed) / "packed.safetensors")
-        yield method.name, functools.partial(lb.execute(model.fn, plan), qparams, model.state, x)
+        fn, _ = _served(method, model, np.asarray(x))
+        yield method.name, functools.partial(lb.execute(fn, plan), qparams, model.state, x)

@@ -10,11 +10,17 @@ import os
 # one device: none (compilation, eager calls and convolutions within 3 %, results bit-identical).
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
 
+import hypothesis
 import jax
 import pytest
 
 # A promotion that lowbit did not write is a bug: see STYLE "Numerics" in CONTRIBUTING.md.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# A shared check must give the same answer twice; on a developer's machine new examples are drawn every time.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

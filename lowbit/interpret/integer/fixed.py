@@ -122,25 +122,31 @@ def _prepared(acc: Array, q: Array, right: Array) -> tuple[Words, Array]:
     return wide_product(acc, q), right
 
 
+def _saturated(x: Array) -> Array:
+    return jnp.clip(x, -_BOUND, _BOUND)
+
+
 def _exact(acc: Array, q: Array, right: Array) -> Array:
     words, right = _prepared(acc, q, right)
     s = right + 31
-    floor = jnp.clip(_floor(words, s), -_BOUND, _BOUND)
-    return floor + (_bit(words, s - 1) & (_has_below(words, s - 1) | (floor & 1)))
+    floor = jnp.clip(_floor(words, s), -_BOUND - 1, _BOUND)
+    return _saturated(floor + (_bit(words, s - 1) & (_has_below(words, s - 1) | (floor & 1))))
 
 
 def _single(acc: Array, q: Array, right: Array) -> Array:
     words, right = _prepared(acc, q, right)
     s = right + 31
-    return jnp.clip(_floor(words, s), -_BOUND, _BOUND) + _bit(words, s - 1)
+    return _saturated(jnp.clip(_floor(words, s), -_BOUND - 1, _BOUND) + _bit(words, s - 1))
 
 
 def _double(acc: Array, q: Array, right: Array) -> Array:
     left = jnp.clip(-right, 0, _MOST_LEFT)
     most = jnp.int32(_LARGEST) >> left
     words, right = _prepared(jnp.clip(acc, -most, most) << left, q, right)
-    doubled = jnp.clip(_floor(words, jnp.full_like(right, 31)), -_BOUND, _BOUND) + _bit(words, jnp.full_like(right, 30))
-    return _shift_away(doubled, jnp.clip(right, 0, 31))
+    doubled = _floor(words, jnp.full_like(right, 31)) + _bit(
+        words, jnp.full_like(right, 30)
+    )  # below 2**31 in magnitude
+    return _saturated(_shift_away(doubled, jnp.clip(right, 0, 31)))
 
 
 def _shift_even(x: Array, k: Array) -> Array:
