@@ -10,7 +10,7 @@ from rich.console import Console
 
 from experiments.config import FLOAT, Config
 from experiments.progress import Screen
-from experiments.run_folder import RunFolder
+from experiments.run_folder import RunFolder, write_json
 from lowbit.report import figures, page, panels, tables
 
 
@@ -112,6 +112,7 @@ def finish(
         line = {"config": config.name, "seeds": list(config.seeds), "mean": float(np.mean(accuracy))}
         line |= {"spread": _deviation(accuracy), **made}
         folder.log(row.name, "summary", **line, seconds=round(60 * minutes, 1), latency=row.latency)
+    write_json(folder.path / "summary.json", _summary(config, rows, minutes) | made)
     found = table(rows, config)
     (folder.path / "table.txt").write_text(tables.text(found) + "\n")
     size = figures.accuracy_against_bytes(_points(rows))
@@ -145,6 +146,24 @@ CAPTION = (
     "Orange lines are the numbers the format can hold; outside them values are clipped. Weights are shown in steps of "
     "their own scale, so channels with different scales share one grid. The operations with most rounding noise."
 )
+
+
+def _summary(config: Config, rows: Sequence[Row], minutes: float) -> dict[str, Any]:
+    """What is kept of a run: accuracy of the packed weights in percent, by row and seed."""
+    found = {}
+    for row in rows:
+        percent = [round(100 * a, 3) for a in row.values("accuracy", "execute")]
+        found[row.name] = {"accuracy": percent, "mean": round(float(np.mean(percent)), 3)}
+        spread = _deviation(percent)
+        found[row.name] |= {} if spread is None else {"spread": round(spread, 3)}
+    return {
+        "config": config.name,
+        "command": f"lowbit run experiments/configs/{config.name}.py",
+        "seeds": list(config.seeds),
+        "rows": found,
+        "spread": "sample standard deviation over seeds",
+        "minutes": round(minutes, 1),
+    }
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -43,6 +43,12 @@ def test_writes_the_run_folder(first):
     assert [line["method"] for line in results] == ["float", "w8a8", "lsq_w4a4"]
     assert all(line["difference"]["execute"]["max"] == 0 for line in results)
     assert results[0]["accuracy"]["execute"] > 0.5
+    summary = json.loads((first / "summary.json").read_text())
+    assert {name: row["accuracy"] for name, row in summary["rows"].items()} == {
+        line["method"]: [round(100 * line["accuracy"]["execute"], 3)] for line in results
+    }
+    assert {"commit", "dirty", "versions", "device", "seeds", "minutes"} <= set(summary)
+    assert "<svg" in (first / "accuracy.svg").read_text()
 
 
 def test_twice_gives_the_same_bits(first, tmp_path):
