@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="time the implementations' options and write the faster")
     parser.add_argument("--table", help="file that --tune writes (default: the user's cache for this machine)")
     args = parser.parse_args()
+    if status().path is None:
+        parser.error(f"there are no native kernels to time: {status().reason}")
     rows = [int(m) for m in args.rows.split(",")] if args.rows else None
     print(f"{device()}, jax {jax.__version__}, {status().isas}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     if peers.absent():
@@ -129,7 +131,8 @@ def contests(case: str, rows: list[int] | None, threads: int) -> Iterator[tuple[
         if rows is None and case == "w4a16" and shape.rows not in (1, 128):
             continue
         if rows is None or shape.rows in rows:
-            yield f"M={shape.rows} K={shape.length} N={shape.out} g{shape.group}", build(shape, threads)
+            scale = "channel" if case == "w8a8" else f"g{shape.group}"
+            yield f"M={shape.rows} K={shape.length} N={shape.out} {scale}", build(shape, threads)
 
 
 def weights(shape: MatmulShape, bits: int, group: int, seed: int = 0) -> PreparedMatrix:
