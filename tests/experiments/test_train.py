@@ -56,8 +56,8 @@ def test_a_penalty_is_added_to_the_loss():
     qstate = lb.init(fn, plan, params, {}, x)
     tree, rest = {"params": params, "learn": qstate["learn"]}, {"state": {}, "fixed": qstate["fixed"]}
     arguments = (tree, rest, x, labels, jax.random.key(0), jnp.int32(0))
-    plain, _ = _quantized_loss(fn, None, plan, None)(*arguments)
-    both, _ = _quantized_loss(fn, None, plan, penalty)(*arguments)
+    plain, _ = _quantized_loss(fn, None, plan, None, None)(*arguments)
+    both, _ = _quantized_loss(fn, None, plan, penalty, None)(*arguments)
     assert float(plain) == float(_cross_entropy(lb.simulate(fn, plan)(params, qstate, {}, x), labels))
     assert float(both) == float(plain + jnp.float32(3.0 * 1.875))
 
