@@ -9,7 +9,9 @@ quantized are those that are served, ``gamma W / sigma``. ``beside``: batch norm
 ``frozen``: long-term statistics from the first step on. ``corrected``: the batch's statistics to the end.
 ``corrected_frozen``: frozen for the last quarter of the 1,600 steps, the paper's best.
 
-Needs about 2 minutes on 2 CPU cores.
+Gives in %, mean ± standard deviation of 3 seeds, in 1.3 minutes on 2 CPU cores: float 93.67 ± 1.02, beside_w4a4
+93.47 ± 0.49, frozen_w4a4 93.20 ± 1.30, corrected_w4a4 91.80 ± 2.62, corrected_frozen_w4a4 93.37 ± 0.25, beside_w3a3
+91.77 ± 1.33, frozen_w3a3 92.13 ± 1.05, corrected_w3a3 90.17 ± 0.98, corrected_frozen_w3a3 91.67 ± 0.75.
 """
 
 import lowbit as lb

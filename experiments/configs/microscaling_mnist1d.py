@@ -7,8 +7,8 @@ Command::
 Rouhani et al., Microscaling Data Formats, 2023; OCP MX 1.0; NVIDIA NVFP4. Blocks of 32 are cut to the layers' 16 inputs.
 Inputs stay in float: a convolution's input may have a scale per example, not per block.
 
-Gives in %, mean ± standard deviation of 3 seeds, in 1.0 minutes on 2 CPU cores: float 93.37 ± 0.12, mxfp8
-93.23 ± 0.29, mxint8 93.37 ± 0.06, mxfp6 93.40 ± 0.30, mxfp4 88.93 ± 1.89, nvfp4 91.67 ± 0.80, int4_g16 92.63 ± 0.64.
+Gives in %, mean ± standard deviation of 3 seeds, in 0.3 minutes on 2 CPU cores: float 93.67 ± 1.02, mxfp8 93.37 ± 0.67,
+mxint8 93.43 ± 0.55, mxfp6 93.37 ± 0.76, mxfp4 91.53 ± 1.14, nvfp4 92.40 ± 0.60, int4_g16 92.60 ± 0.70.
 """
 
 from experiments.base import inner, on_mnist1d

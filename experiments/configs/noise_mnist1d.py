@@ -7,7 +7,8 @@ Command::
 Defossez, Adi, Synnaeve, DiffQ, TMLR 2022; Fan et al., Training with Quantization Noise, ICLR 2021. Inputs stay in float.
 ``until``: noise for half of the 1,600 steps, then rounding.
 
-Needs about 2 minutes on 2 CPU cores.
+Gives in %, mean ± standard deviation of 3 seeds, in 0.6 minutes on 2 CPU cores: float 93.67 ± 1.02, ptq 27.67 ± 1.10,
+rtn 90.80 ± 1.25, diffq 62.23 ± 6.47, diffq_until 87.87 ± 1.35, quant_noise_until 90.60 ± 0.76.
 """
 
 import lowbit as lb
