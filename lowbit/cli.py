@@ -357,7 +357,9 @@ def _verify(chosen: argparse.Namespace) -> int:
             "-" if row.bytes is None else size(row.bytes),
             "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
             row.version,
-            row.detail,
+            "; ".join(
+                [*(f"{number:,.6g} {name}" for name, number in row.measured.items()), *filter(None, [row.detail])]
+            ),
         ]
         for row in certificate.rows
     ]

@@ -7,6 +7,7 @@
     model.zip            that artifact deflated: its size is what the model takes to store or send
     vectors.safetensors  inputs, and the outputs that `lowbit.execute` gives for them
     manifest.json        signatures, plan, weights, sizes, tool versions, sha256 of every file
+    <form>/...           the same model for tools that read no StableHLO, where a target asks for it: `lowbit.export.forms`
 
 StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and bytecode; deflated they take their bits.
 """
@@ -39,7 +40,7 @@ from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
-from . import integer, signature, stablehlo
+from . import forms, integer, signature, stablehlo
 from .fold import fold
 from .sites import sites
 from .targets import check, lookup, table
@@ -169,7 +170,8 @@ def export(
     boundary = integer.Boundary(fn, plan, qparams, call) if integer_io else None
     shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
     jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)
-    text = stablehlo.module_text(fold(jaxpr), shapes, name)
+    folded = fold(jaxpr)
+    text = stablehlo.module_text(folded, shapes, name)
     data = stablehlo.artifact(text, version)
     found = stablehlo.contents(text)
     _check_size(found, qparams, call.constants)
@@ -184,34 +186,46 @@ def export(
     run = functools.partial(execute(fn, plan), qparams)
     allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
     tensors = {f"input{i}": x for i, x in enumerate(vectors)} | {f"output{i}": y for i, y in enumerate(want)}
+    inputs = signature.described(call.names, shapes)
+    outputs = signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes))
+    if boundary:
+        inputs, outputs = boundary.described(inputs, boundary.ins), boundary.described(outputs, boundary.outs)
+    extra = [form for form in dict.fromkeys(target.form for target in chosen) if form != forms.SERVED]
+    written = {}
+    if extra:
+        closed = jax.make_jaxpr(folded)(*shapes)
+        lowered = forms.Lowered(
+            fn, plan, qparams, call, closed, inputs, outputs, vectors, want, integer_io, name, version
+        )  # fmt: skip
+        written = {form: forms.write(form, lowered) for form in extra}
     files = {
         "model.mlir": text.encode(),
         "model.mlirbc": data,
         "model.zip": _deflated("model.mlirbc", data),
         "vectors.safetensors": b"".join(encode_tensors(tensors, {"format": FORMAT})),
     }
+    for found_files in written.values():
+        files |= found_files
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "name": name,
         "entry": "main",
         "stablehlo": version,
-        "inputs": signature.described(call.names, shapes),
-        "outputs": signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes)),
+        "inputs": inputs,
+        "outputs": outputs,
         "constant_args": list(constant_args),
         "inexact_operations": list(inexact),
         "constant_bytes": -(-found.constant_bits // 8),
         "allowed": allowed,
         "weights": _weights(qparams),
         "sites": sites(plan, qparams),
+        "forms": {form: sorted(found_files) for form, found_files in written.items()},
         "targets": {each.name: table(plan, each) for each in chosen},
         "plan": json.loads(serial.to_json(plan)),
         "tools": {tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib")},
         "files": {file: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for file, b in files.items()},
     }
-    if boundary:
-        manifest["inputs"] = boundary.described(manifest["inputs"], boundary.ins)
-        manifest["outputs"] = boundary.described(manifest["outputs"], boundary.outs)
     if floats is not None:
         manifest["rounding"] = plan.rounding
         manifest["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
@@ -271,6 +285,7 @@ def _write(target: Path, files: Mapping[str, bytes]) -> None:
     fresh.mkdir()
     try:
         for name, content in files.items():
+            (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(content)
         if target.exists():
             shutil.rmtree(target)

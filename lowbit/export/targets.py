@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from lowbit.core.spec import Spec
 from lowbit.plan.rows import Plan, Row, Site
 
+from .forms import FORMS
+
 _ANY = ("tensor", "channel", "group", "tile")
 
 
@@ -46,7 +48,8 @@ class Target:
 
     Attributes:
         name: the word of ``targets=`` and ``--target``.
-        form: which form of the bundle it takes: ``served`` or ``universal``.
+        form: which form of the bundle it takes, of `lowbit.export.forms.FORMS`.
+        package: the tool, as installed: its version is reported.
         modules: what must be importable.
         install: how to get it.
         holds: by primitive; one that is missing cannot be quantized there.
@@ -57,6 +60,7 @@ class Target:
 
     name: str
     form: str
+    package: str
     modules: tuple[str, ...]
     install: str
     holds: Mapping[str, Holds]
@@ -103,29 +107,29 @@ _BYTES = Holds(("int5", "int6", "int7", "int8", "uint8"), note="2-bit and 4-bit 
 TARGETS = {
     target.name: target
     for target in (
-        Target("xla", "served", ("jax",), "pip install lowbit", _EVERYTHING),
+        Target("xla", "served", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING),
         Target(
-            "interpreter", "served", ("jaxlib",), "pip install lowbit", _EVERYTHING,
+            "interpreter", "served", "jaxlib", ("jaxlib",), "pip install lowbit", _EVERYTHING,
             note="of StableHLO; its integer convolution wraps to 8 bits and is not run",
         ),
-        Target("iree", "served", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING),
+        Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING),
         Target(
-            "iree-vmvx", "served", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+            "iree-vmvx", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
             dict.fromkeys(("dot_general", "conv_general_dilated"), _BYTES),
             note="portable bytecode",
         ),
         Target(
-            "litert", "universal", ("litert_converter", "ai_edge_litert"),
+            "litert", "universal", "ai-edge-litert", ("litert_converter", "ai_edge_litert"),
             "pip install litert-converter==0.5.0 ai-edge-litert==2.3.0", _XNNPACK, steps=1,
             note="its kernels requantize in fixed point and round in their own way",
         ),
         Target(
-            "tflm", "universal", ("litert_converter", "tflite_micro"),
+            "tflm", "universal", "tflite-micro", ("litert_converter", "tflite_micro"),
             "pip install litert-converter==0.5.0 tflite-micro", _MICRO, steps=1,
             note="TFLite-Micro, the runtime of microcontrollers",
         ),
         Target(
-            "vela", "universal", ("litert_converter", "ethosu.vela"),
+            "vela", "universal", "ethos-u-vela", ("litert_converter", "ethosu.vela"),
             "pip install litert-converter==0.5.0 ethos-u-vela==5.2.0", _VELA,
             note="Arm Ethos-U; a compiler's report, nothing runs: exported for, not verified",
         ),
@@ -207,10 +211,6 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
                 note = "" if holds is None else holds.note
                 found.append(Violation(target.name, row.path, row.primitive, site.role, got, allowed, nearest, note))
     return tuple(found)
-
-
-FORMS = ("served",)
-"""The forms that `lowbit.export` writes."""
 
 
 def check(plan: Plan, targets: Sequence[Target]) -> None:

@@ -11,17 +11,17 @@ import importlib.util
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from . import iree, stablehlo
+from . import stablehlo
 from .bundle import Bundle, read
-from .targets import TARGETS, Target, lookup
+from .forms import SERVED
+from .runners import runners
+from .targets import Target, lookup
 
 _CODE_BYTES = 32 * 1024
 _CODE_BYTES_PER_OPERATION = 4 * 1024
@@ -31,10 +31,8 @@ for a CNN of two convolutions and two dense layers; 1 to 3 kB for each further o
 _SLOW = 20_000_000
 """Multiply-adds from which StableHLO's interpreter (about a million a second) runs only when asked for."""
 
-VERIFIED = ("xla", "interpreter", "iree", "iree-vmvx")
-"""The targets that `verify` runs."""
-
 DEFAULT = ("xla", "interpreter", "iree")
+"""The targets of every bundle; those it was exported for come on top."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Row:
         bits_per_weight: of the compiled file, all but other constants counted as weights: an upper bound.
         detail: why, and what to install.
         version: of the tool.
+        measured: what else the run found, by name with unit: ``flash_bytes``, ``ram_bytes``, ``microseconds``.
     """
 
     target: str
@@ -65,6 +64,7 @@ class Row:
     bits_per_weight: float | None = None
     detail: str = ""
     version: str = ""
+    measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def is_failure(self) -> bool:
@@ -100,18 +100,13 @@ class Certificate:
         return json.dumps(content | {"rows": [dataclasses.asdict(row) for row in self.rows]}, indent=1) + "\n"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ran:
-    outputs: list[np.ndarray]
-    compiled: int | None = None
-
-
 def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -> Certificate:
     """Returns what every target made of a bundle.
 
     Args:
         path: the bundle's folder; its checksums are checked first.
-        targets: names from `VERIFIED`; by default those in `DEFAULT`, the interpreter only for small models.
+        targets: names from `lowbit.export.targets.TARGETS`; by default those in `DEFAULT`, the interpreter only for small
+            models, and those that the bundle was exported for.
 
     Raises:
         TypeError: for other types.
@@ -128,10 +123,17 @@ def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -
         'exact'
     """
     bundle = read(path)
-    chosen = lookup(DEFAULT if targets is None else targets)
+    chosen = lookup([*DEFAULT, *bundle.manifest["targets"]] if targets is None else targets)
+    if targets is None:
+        chosen = [target for target in chosen if target.name in runners()]
     for target in chosen:
-        if target.name not in VERIFIED:
-            raise ValueError(f"target {target.name!r} cannot be run here; verify runs: {', '.join(VERIFIED)}")
+        if target.name not in runners():
+            raise ValueError(f"target {target.name!r} cannot be run here; verify runs: {', '.join(runners())}")
+        if target.form not in (SERVED, *bundle.manifest["forms"]):
+            raise ValueError(
+                f"target {target.name!r} takes the {target.form} form, which {bundle.path} does not hold: export it with "
+                f"targets=[{target.name!r}]"
+            )
     rows = tuple(_row(bundle, target, is_asked=targets is not None) for target in chosen)
     return Certificate(str(bundle.path), rows, _machine(), bundle.manifest["files"]["model.mlirbc"]["sha256"])
 
@@ -154,26 +156,31 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
         return dataclasses.replace(base, detail=reason, version=version)
     inputs, wanted = bundle.vectors()
     try:
-        ran = _RUN[target.name](bundle, inputs)
+        ran = runners()[target.name](bundle, inputs)
     except ValueError as error:  # what a compiler says of a module that it rejects
         return dataclasses.replace(base, status="failed", detail=str(error), version=version)
-    row = dataclasses.replace(base, version=version, **compared(bundle.manifest, ran.outputs, wanted))
+    found = compared(bundle.manifest, ran.outputs, wanted, steps=target.steps)
+    row = dataclasses.replace(base, version=version, measured=ran.measured, **found)
     if ran.compiled is None:
         return row
-    row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=stored_bits(bundle.manifest, ran.compiled))
+    bits = stored_bits(bundle.manifest, ran.compiled) if ran.stored is None else ran.stored
+    row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=bits)
     if (limit := size_limit(bundle.manifest)) < ran.compiled and not row.is_failure:
         detail = f"the compiled file takes {ran.compiled:,} bytes, {limit:,} are enough: weights were widened"
         return dataclasses.replace(row, status="inflated", detail=detail)
     return row
 
 
-def compared(manifest: dict[str, Any], got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> dict[str, Any]:
+def compared(
+    manifest: dict[str, Any], got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], *, steps: int = 0
+) -> dict[str, Any]:
     """Returns status, difference, unit, share and detail of some results against the test vectors.
 
     Args:
         manifest: of the bundle.
         got: flat results.
         wanted: what they should be.
+        steps: of an output's grid that the target may be off.
     """
     allowed = manifest.get("allowed") or [0.0] * len(wanted)
     largest, count, total, is_within, unit = 0.0, 0, 0, len(got) == len(wanted), "absolute"
@@ -186,6 +193,7 @@ def compared(manifest: dict[str, Any], got: Sequence[np.ndarray], wanted: Sequen
         distance = _distance(a, b)
         is_code = np.issubdtype(b.dtype, np.integer) and "scale" in entry
         unit = "steps" if is_code else unit
+        limit = max(limit, steps * (1.0 if is_code else entry.get("scale", 0.0)))
         largest = max(largest, float(distance.max(initial=0.0)))
         count, total = count + int(np.count_nonzero(distance)), total + b.size
         is_within = is_within and bool((distance <= limit).all())
@@ -238,39 +246,12 @@ def _missing(target: Target) -> str:
     return ""
 
 
-_PACKAGES = {"xla": "jaxlib", "interpreter": "jaxlib", "iree": "iree-base-compiler", "iree-vmvx": "iree-base-compiler"}
-
-
 def _version(target: Target) -> str:
-    package = _PACKAGES[target.name]
-    return f"{package} {importlib.metadata.version(package)}"
+    try:
+        return f"{target.package} {importlib.metadata.version(target.package)}"
+    except importlib.metadata.PackageNotFoundError:  # a program, no Python package
+        return target.package
 
 
 def _machine() -> str:
     return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
-
-
-def _run_xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> _Ran:
-    outputs = [jax.ShapeDtypeStruct(tuple(o["shape"]), jnp.dtype(o["dtype"])) for o in bundle.manifest["outputs"]]
-    return _Ran([np.asarray(y) for y in stablehlo.run_on_xla(bundle.artifact, inputs, outputs)])
-
-
-def _run_interpreter(bundle: Bundle, inputs: Sequence[np.ndarray]) -> _Ran:
-    return _Ran(stablehlo.run_in_interpreter((bundle.path / "model.mlir").read_text(), inputs))
-
-
-def _on_iree(backend: str) -> Callable[[Bundle, Sequence[np.ndarray]], _Ran]:
-    def run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> _Ran:
-        compiled = iree.compile_artifact(bundle.artifact, backend=backend)
-        return _Ran(iree.run(compiled, inputs), len(compiled))
-
-    return run
-
-
-_RUN = {
-    "xla": _run_xla,
-    "interpreter": _run_interpreter,
-    "iree": _on_iree("llvm-cpu"),
-    "iree-vmvx": _on_iree("vmvx"),
-}
-assert set(_RUN) == set(VERIFIED) <= set(TARGETS)

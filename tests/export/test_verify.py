@@ -9,6 +9,8 @@ import numpy as np
 
 from lowbit import cli
 from lowbit.export import stablehlo, verify
+from lowbit.export.runners import Ran, runners
+from lowbit.export.targets import TARGETS
 from lowbit.packed.files import decode_tensors, encode_tensors
 
 from . import cases
@@ -84,15 +86,15 @@ def test_an_inflated_file_fails(monkeypatch):
     limit = verify.size_limit(bundle.manifest)
     outputs = bundle.vectors()[1]
     for size, status in ((limit, "exact"), (limit + 1, "inflated")):
-        ran = verify._Ran(outputs, size)
-        monkeypatch.setitem(verify._RUN, "iree", lambda bundle, inputs, ran=ran: ran)
+        ran = Ran(outputs, size)
+        monkeypatch.setitem(runners(), "iree", lambda bundle, inputs, ran=ran: ran)
         (row,) = verify.verify(bundle.path, ["iree"]).rows
         assert row.status == status
         assert row.is_failure == (status == "inflated")
 
 
 def test_a_missing_tool_is_not_run(monkeypatch):
-    target = dataclasses.replace(verify.TARGETS["iree"], modules=("no_such_tool.part",))
+    target = dataclasses.replace(TARGETS["iree"], modules=("no_such_tool.part",))
     monkeypatch.setattr(verify, "lookup", lambda names: (target,))
     certificate = verify.verify(cases.mlp("w4,a8").bundle.path, ["iree"])
     assert certificate.rows[0].status == "not run"

@@ -1,0 +1,62 @@
+"""Further forms of an exported model, one module each: the same integers and scales, written for another family of tools.
+
+A module ``<form>.py`` here has ``write(lowered) -> {file name: bytes}``. The bundle gets those files wherever a target asks
+for that form (`lowbit.export.targets`); nothing else is edited. The served form, StableHLO, is every bundle's own.
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lowbit.export.signature import Call
+from lowbit.interpret.trace import Model
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
+
+SERVED = "served"
+FORMS = (SERVED, *sorted(module.name for module in pkgutil.iter_modules(__path__)))
+"""Every form that `lowbit.export` writes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """What is exported, before it is written.
+
+    Attributes:
+        fn: the function.
+        plan: its plan.
+        qparams: its packed parameters.
+        call: which arguments are inputs.
+        jaxpr: the served model, a closed jaxpr of the flat inputs: codes and scales are its constants.
+        inputs: JSON entries of the flat inputs: name, shape, dtype; scale and zero point where the input is codes.
+        outputs: the same of the flat results.
+        vectors: flat test inputs, as arrays.
+        results: what the served model gives for them.
+        has_integer_io: whether inputs and results are int8 codes.
+        name: of the module, an identifier.
+        version: of StableHLO artifacts.
+    """
+
+    fn: Model
+    plan: Plan
+    qparams: QParams
+    call: Call
+    jaxpr: Any
+    inputs: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]]
+    vectors: Sequence[Any]
+    results: Sequence[Any]
+    has_integer_io: bool
+    name: str
+    version: str
+
+
+def write(form: str, lowered: Lowered) -> Mapping[str, bytes]:
+    """Returns the files of one form but the served one.
+
+    Raises:
+        ValueError: if the form cannot hold the model.
+    """
+    return importlib.import_module(f"{__name__}.{form}").write(lowered)

@@ -1,0 +1,45 @@
+"""What runs a bundle: one module per tool, found here by `lowbit.export.verify`.
+
+A module has ``RUN``: by target name, a function of the bundle and its test inputs. Tools are imported inside the functions.
+"""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lowbit.export.bundle import Bundle
+from lowbit.export.targets import TARGETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What a tool made of a bundle.
+
+    Attributes:
+        outputs: flat results.
+        compiled: bytes of the compiled file; None where there is none.
+        stored: bits per weight found inside the compiled file by the runner itself; None leaves the estimate to its size.
+        measured: what else it found, by name with unit: ``{"flash_bytes": 147_134, "ram_bytes": 3_072}``.
+    """
+
+    outputs: Sequence[np.ndarray]
+    compiled: int | None = None
+    stored: float | None = None
+    measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+Run = Callable[[Bundle, Sequence[Any]], Ran]
+
+
+@functools.cache
+def runners() -> dict[str, Run]:
+    """Returns every runner by target name, in the order of the table of targets."""
+    found: dict[str, Run] = {}
+    for module in pkgutil.iter_modules(__path__):
+        found |= importlib.import_module(f"{__name__}.{module.name}").RUN
+    return {name: found[name] for name in TARGETS if name in found}
