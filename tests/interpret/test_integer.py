@@ -130,6 +130,23 @@ def test_e_templates(name):
     assert _kinds(_check(lambda p, x: function(x @ p["w"] + p["b"]), W, X)) == ["input", "dot", kind]
 
 
+@pytest.mark.parametrize("masked", [-1e9, float(jnp.finfo(jnp.float32).min)])
+def test_e_a_masked_score_takes_no_level(masked):
+    """The mask goes into the softmax: a grid that held -1e9 would have one level left for the scores."""
+    causal = np.tril(np.ones((8, 8), bool))
+    causal[3] = False  # a row without any score is uniform
+
+    def fn(p, x):
+        return jax.nn.softmax(jnp.where(causal[:5], x @ p["w"], masked), -1)
+
+    plan = _check(fn, W, X)
+    assert _kinds(plan) == ["input", "dot", "softmax"]
+    qparams = lb.pack(plan, W, lb.init(fn, plan, W, X))
+    got = np.asarray(lb.execute(fn, plan)(qparams, X))
+    assert not got[:, [0, 1, 2, 4]][:, ~causal[[0, 1, 2, 4]]].any()
+    assert (got[:, 3] == got[0, 3, 0]).all()
+
+
 def test_e_a_norm_of_small_and_of_constant_rows():
     x = jnp.stack([X[0, 0], 0.02 * X[0, 1], jnp.zeros(8), jnp.ones(8), -X[1, 0]])
     plan = lb.bind(lambda p, x: _norm(x @ p["w"]), {"**": "w8,a8"}, W, x, integer=True)

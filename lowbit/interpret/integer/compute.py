@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int32, Integer
+from jaxtyping import Array, Bool, Int32, Integer
 
 from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, contracted_size, exact_sum, right_to_result
@@ -114,11 +114,18 @@ def looked_up(codes: CodeArray, c: Mapping[str, Any], low: int) -> CodeArray:
     return jnp.take(c["table"], codes.astype(jnp.int32) - low, axis=0, mode="clip")
 
 
-def softmax(codes: CodeArray, c: Mapping[str, Any], axis: int) -> Int32[Array, "..."]:
-    """Returns softmax along ``axis`` in steps of 2**-16: a table of exponentials, an integer sum, an integer quotient."""
+def softmax(codes: CodeArray, c: Mapping[str, Any], axis: int, kept: Bool[Array, "..."] | None) -> Int32[Array, "..."]:
+    """Returns softmax along ``axis`` in steps of 2**-16: a table of exponentials, an integer sum, an integer quotient.
+
+    Where ``kept`` is false the result is 0; where it is false along a whole row, all of the row is alike, as in float.
+    """
     wide = codes.astype(jnp.int32)
+    if kept is not None:
+        wide = jnp.where(kept, wide, jnp.iinfo(codes.dtype).min)
     below = jnp.max(wide, axis=axis, keepdims=True) - wide
     parts = jnp.take(c["table"], below, axis=0, mode="clip")
+    if kept is not None:
+        parts = jnp.where(kept | ~jnp.any(kept, axis=axis, keepdims=True), parts, 0)
     total = jnp.sum(parts, axis=axis, keepdims=True)
     return lax.div((parts << 16) + (total >> 1), jnp.broadcast_to(total, parts.shape))
 

@@ -216,7 +216,12 @@ class _Placer:
 
     def template(self, equation: Equation, found: templates.Found, nodes: list[Node]) -> None:
         x = self.need(found.x, nodes, equation)
-        details: dict[str, Any] = {"axis": found.axis, "epsilon": found.epsilon, "is_centered": found.is_centered}
+        details: dict[str, Any] = {
+            "axis": found.axis,
+            "epsilon": found.epsilon,
+            "is_centered": found.is_centered,
+            "mask": found.mask,
+        }
         chain = []
         if found.gain is not None:
             chain.append((equation, found.gain))  # multiplied in the template's own last equation

@@ -14,6 +14,7 @@ from . import compute
 from .fixed import Rounding
 from .flat import Constants, Equation, Var
 from .nodes import Node, Program
+from .templates import is_kept
 
 AtNode = Callable[[Node, list[Any], Any], tuple[list[Any], Any]]
 """``(node, what it reads, state) -> (what it makes, state)``."""
@@ -177,5 +178,7 @@ class Arithmetic:
             left, right = (x.astype(jnp.int32) - z for x, z in zip(codes, zeros, strict=True))
             return left * right
         if kind == "softmax":
-            return compute.softmax(codes[0], c, node.details["axis"])
+            mask = node.details["mask"]
+            kept = None if mask is None else is_kept(mask, self.known.value(mask.ins[0]))
+            return compute.softmax(codes[0], c, node.details["axis"], kept)
         return compute.normalized(codes[0], c, node, zeros[0])

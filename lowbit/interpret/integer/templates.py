@@ -102,6 +102,7 @@ class Found:
         is_centered: whether the mean is subtracted (a norm).
         epsilon: of a norm.
         gain: multiplied inside a norm, or None.
+        mask: of a softmax: the ``select_n`` that puts `MASKED` or less where ``x`` is not read, or None.
     """
 
     kind: str
@@ -111,6 +112,11 @@ class Found:
     is_centered: bool = False
     epsilon: Var | None = None
     gain: Var | None = None
+    mask: Equation | None = None
+
+
+MASKED = -1e4
+"""A constant up to here in front of a softmax is a mask: no grid that holds it would have a second level for the scores."""
 
 
 @functools.lru_cache(maxsize=512)
@@ -153,10 +159,31 @@ def find(root: Equation, order: dict[Equation, int], readers: dict[Var, list[Any
             if _is_closed(equations, root, readers):
                 x = match.bound[flat.inputs[-1]]
                 if pair is None:
-                    return Found("softmax", x, axis, tuple(equations))
+                    mask = _mask(x, equations, readers)
+                    if mask is None:
+                        return Found("softmax", x, axis, tuple(equations))
+                    (x,) = (v for v in mask.ins if v.is_data)
+                    return Found("softmax", x, axis, (mask, *equations), mask=mask)
                 eps, gain = (match.bound.get(c) for c in constants)
                 return Found("norm", x, axis, tuple(equations), pair[0] is _centered, eps, gain)
     return None
+
+
+def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
+    """The selection by a constant predicate between data and `MASKED` or less that makes ``x``, for these alone."""
+    select = x.source
+    if select is None or select.name != "select_n" or len(select.ins) != 3 or select.ins[0].is_data:
+        return None
+    constants = [v for v in select.ins[1:] if not v.is_data]
+    if len(constants) != 1 or any(reader not in equations for reader in readers.get(x, [])):
+        return None
+    value = written_value(constants[0])
+    return select if value is not None and bool(np.all(value <= MASKED)) else None
+
+
+def is_kept(mask: Equation, predicate: Any) -> Any:
+    """Returns where the selection of a masked softmax takes data."""
+    return predicate if mask.ins[2].is_data else ~predicate
 
 
 def _candidates(name: str) -> Iterator[tuple[Template, Any]]:
