@@ -321,4 +321,6 @@ def _emit(known: Known, get: Callable[[Any], Any], shared: dict[Any, np.ndarray]
     constant = np.asarray(known.value).astype(known.store)
     name = (constant.dtype, constant.shape, hashlib.sha256(constant.tobytes()).digest())
     constant = shared.setdefault(name, constant)  # a shared weight is one constant
-    return constant if known.store == known.dtype else lax.convert_element_type(constant, known.dtype)
+    if known.store == known.dtype:
+        return constant
+    return lax.convert_element_type(jnp.asarray(constant), known.dtype)  # jax 0.12 converts numpy arrays at once
