@@ -36,7 +36,7 @@ CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
 NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
+.PHONY: help env demo test fuzz test-edge check lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -111,6 +111,23 @@ kernels-test: env  ## C++ unit tests of the kernels
 # aarch64 needs the Debian packages g++-aarch64-linux-gnu and qemu-user.
 kernels-sanitize: env  ## the same under address, undefined and thread sanitizers, and on aarch64 under qemu
 	PATH="$(abspath $(BIN)):$$PATH" sh kernels/cpp/tests/run.sh address thread aarch64
+
+# `make test` takes 25 random networks, this 500: about half an hour on 2 cores.
+fuzz: env  ## export 500 random networks and compare every target
+	LOWBIT_FUZZ=100 $(PY) -m pytest -q -n $(JOBS) tests/export/test_fuzz.py
+
+# Converters and runtimes are wheels, in an environment of their own; emulators and cross compilers are Debian packages,
+# installed here where this is root.
+EDGE_VENV := .venv-edge-$(PYTAG)
+EDGE_PROGRAMS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
+EDGE_DEBIAN := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+test-edge:  ## install converters, emulators and cross compilers, and run every export target
+	@command -v $(EDGE_PROGRAMS) >/dev/null && [ "$$(command -v $(EDGE_PROGRAMS) | wc -l)" = "$(words $(EDGE_PROGRAMS))" ] || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy $(EDGE_DEBIAN); } || \
+	  { echo "test-edge: needs $(EDGE_PROGRAMS); as root: apt-get install $(EDGE_DEBIAN)" >&2; exit 2; }
+	$(MAKE) --no-print-directory env VENV=$(EDGE_VENV)
+	$(EDGE_VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/edge.txt
+	$(EDGE_VENV)/bin/python -m pytest -q -n $(JOBS) $(PYTEST_FLAGS) tests/edge
 
 # jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter.
 test-jax12:  ## the tests that are not slow, on the newest interpreter found (jax 0.12)

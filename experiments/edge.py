@@ -9,8 +9,12 @@ from experiments.data.dataset import atomic
 from lowbit.export import iree
 
 
-def require() -> None:
-    """Raises ImportError, naming what to install, if the compiler or its runtime is missing."""
+def require(*, without: str = "edge_images=0") -> None:
+    """Raises ImportError, naming what to install, if the compiler or its runtime is missing.
+
+    Args:
+        without: the setting of a config that leaves IREE out.
+    """
     try:
         is_there = iree.is_installed()
     except ModuleNotFoundError:  # find_spec of a submodule imports its parent
@@ -18,7 +22,7 @@ def require() -> None:
     if not is_there:
         raise ImportError(
             "the edge compiler IREE is not installed: pip install 'lowbit[export]', "
-            "or leave that part out with --set edge_images=0"
+            f"or leave that part out with --set {without}"
         )
 
 

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
-from experiments.config import Config, plain
+from experiments.config import plain
 from experiments.data.dataset import atomic
 
 PACKAGES = (
@@ -75,6 +75,13 @@ def _commit() -> dict[str, Any]:
     return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
 
 
+class Seeded(Protocol):
+    """A config: a frozen dataclass with seeds."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+
 class RunFolder:
     """Paths and files of one run.
 
@@ -84,7 +91,7 @@ class RunFolder:
         reused: names of the finished pieces that were found.
     """
 
-    def __init__(self, path: Path, config: Config, *, fresh: bool = False):
+    def __init__(self, path: Path, config: Seeded, *, fresh: bool = False):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path} is a file: choose another folder with --out")
         if fresh and path.exists():

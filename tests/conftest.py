@@ -14,6 +14,9 @@ import hypothesis
 import jax
 import pytest
 
+# Emulators and cross compilers: `make test-edge` names that folder, which runs it.
+collect_ignore = ["edge"]
+
 # A promotion that lowbit did not write is a bug: see STYLE "Numerics" in CONTRIBUTING.md.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

@@ -17,19 +17,13 @@ With jax 0.10's own settings the per-tensor row is 55.0 %: XLA then fuses a max-
 Input ranges are measured on 100 of the 200 images, without labels: the set is too small to split.
 """
 
-import lowbit as lb
 from experiments.config import Config, Method
 from experiments.data import lfw_faces
 from experiments.job import run as run
 from experiments.models import blazeface
+from experiments.ranges import with_inputs
 from lowbit.core.clipping import Percentile
-from lowbit.core.ranges import Full, RangeRule
-
-
-def with_inputs(weight: str, ranges: RangeRule) -> lb.Quantizers:
-    """Returns rounding to nearest, weights by their largest magnitude, 8-bit inputs by a range rule."""
-    return lb.Quantizers(weight=lb.rtn(weight).weight, input=lb.rtn(f"{weight},a8", range=ranges).input)
-
+from lowbit.core.ranges import Full
 
 config = Config(
     name="rtn_blazeface_w8",

@@ -15,7 +15,10 @@ import numpy as np
 
 
 class Split(NamedTuple):
-    """Images ``[batch, height, width, channel]``, or signals ``[batch, length, channel]``, in float32; int32 labels."""
+    """Images ``[batch, height, width, channel]``, or signals ``[batch, length, channel]``, in float32; int32 labels.
+
+    Labels are one class a sample, a class a frame ``[batch, frames]``, or in float32 what is to be forecast.
+    """
 
     images: np.ndarray
     labels: np.ndarray

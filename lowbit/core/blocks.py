@@ -7,12 +7,16 @@ a group, whose last member may be short. One code path serves them all.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+Dim = Any
+"""The length of an axis: an int, or a symbolic dimension of `jax.export` while a model is traced for an open batch."""
 
-def scale_shape(shape: Sequence[int], blocks: Sequence[int]) -> tuple[int, ...]:
+
+def scale_shape(shape: Sequence[Dim], blocks: Sequence[Dim]) -> tuple[Dim, ...]:
     """Returns the shape of the scale of an array of ``shape`` cut into ``blocks`` (elements per scale, per axis).
 
     Example:
@@ -21,18 +25,19 @@ def scale_shape(shape: Sequence[int], blocks: Sequence[int]) -> tuple[int, ...]:
     """
     if len(shape) != len(blocks):
         raise ValueError(f"blocks {tuple(blocks)} must have one entry per axis of the shape {tuple(shape)}")
-    return tuple(math.ceil(n / block) if n else 1 for n, block in zip(shape, blocks, strict=True))
+    return tuple(1 if n in (0, block) else math.ceil(n / block) for n, block in zip(shape, blocks, strict=True))
 
 
-def _is_split(n: int, block: int) -> bool:
-    return 1 < block < n
+def is_split(n: Dim, block: Dim) -> bool:
+    """Returns whether an axis is cut into groups. ``n`` may be a symbolic dimension: it is its own block, and compares."""
+    return block != n and 1 < block < n
 
 
-def split(x: Shaped[Array, "..."], blocks: Sequence[int], fill: float = 0) -> Shaped[Array, "..."]:
+def split(x: Shaped[Array, "..."], blocks: Sequence[Dim], fill: float = 0) -> Shaped[Array, "..."]:
     """Returns ``x`` with every grouped axis ``n`` cut in two, ``(groups, block)``, the end padded with ``fill``."""
     pads, shape = [], []
     for n, block in zip(x.shape, blocks, strict=True):
-        if _is_split(n, block):
+        if is_split(n, block):
             groups = math.ceil(n / block)
             pads.append((0, groups * block - n))
             shape += [groups, block]
@@ -44,25 +49,25 @@ def split(x: Shaped[Array, "..."], blocks: Sequence[int], fill: float = 0) -> Sh
     return x.reshape(shape) if len(shape) != x.ndim else x
 
 
-def join(x: Shaped[Array, "..."], shape: Sequence[int], blocks: Sequence[int]) -> Shaped[Array, "..."]:
+def join(x: Shaped[Array, "..."], shape: Sequence[Dim], blocks: Sequence[Dim]) -> Shaped[Array, "..."]:
     """Returns the inverse of `split`: an array of ``shape``, without the padding."""
-    if not any(_is_split(n, block) for n, block in zip(shape, blocks, strict=True)):
+    if not any(is_split(n, block) for n, block in zip(shape, blocks, strict=True)):
         return x
-    padded = [math.ceil(n / b) * b if _is_split(n, b) else n for n, b in zip(shape, blocks, strict=True)]
+    padded = [math.ceil(n / b) * b if is_split(n, b) else n for n, b in zip(shape, blocks, strict=True)]
     x = x.reshape(padded)
     return x if tuple(padded) == tuple(shape) else x[tuple(slice(n) for n in shape)]
 
 
-def spread(scale: Shaped[Array, "..."], shape: Sequence[int], blocks: Sequence[int]) -> Shaped[Array, "..."]:
+def spread(scale: Shaped[Array, "..."], shape: Sequence[Dim], blocks: Sequence[Dim]) -> Shaped[Array, "..."]:
     """Returns ``scale`` shaped so that it broadcasts against ``split(x, blocks)``."""
     out = []
     for n, block, s in zip(shape, blocks, scale.shape, strict=True):
-        out += [s, 1] if _is_split(n, block) else [s]
+        out += [s, 1] if is_split(n, block) else [s]
     return scale.reshape(out)
 
 
 def reduce_blocks(
-    x: Shaped[Array, "..."], blocks: Sequence[int], reduction: Callable[..., Array]
+    x: Shaped[Array, "..."], blocks: Sequence[Dim], reduction: Callable[..., Array]
 ) -> Shaped[Array, "..."]:
     """Returns ``reduction`` over every block: an array of `scale_shape`.
 
@@ -75,18 +80,18 @@ def reduce_blocks(
     cut = split(x, blocks)
     axes, position = [], 0
     for n, block in zip(x.shape, blocks, strict=True):
-        if _is_split(n, block):
+        if is_split(n, block):
             axes.append(position + 1)
             position += 2
         else:
-            if block >= n:
+            if block == n or (block != 1 and block >= n):  # a symbolic dimension: its own block, or one per row
                 axes.append(position)
             position += 1
     reduced = reduction(cut, axis=tuple(axes), keepdims=True) if axes else cut
     return reduced.reshape(scale_shape(x.shape, blocks))
 
 
-def rows(x: Shaped[Array, "..."], blocks: Sequence[int], fill: float = float("nan")) -> Shaped[Array, "block elements"]:
+def rows(x: Shaped[Array, "..."], blocks: Sequence[Dim], fill: float = float("nan")) -> Shaped[Array, "block elements"]:
     """Returns one row per block, in the order of the flattened scale; short groups end in ``fill``.
 
     Example:
@@ -96,7 +101,7 @@ def rows(x: Shaped[Array, "..."], blocks: Sequence[int], fill: float = float("na
     cut = split(x, blocks, fill)
     outer, inner, position = [], [], 0
     for n, block in zip(x.shape, blocks, strict=True):
-        if _is_split(n, block):
+        if is_split(n, block):
             outer.append(position)
             inner.append(position + 1)
             position += 2

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Shaped
 from lowbit_kernels import unpack_codes
 
 from . import blocks as block_ops
+from .blocks import Dim
 from .rounding import cast_once, rounded_product
 from .spec import Spec
 
@@ -57,7 +58,7 @@ class QTensor:
     packed_axis: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[Dim, ...]:
         """The logical shape, whatever the stage."""
         shape = list(self.codes.shape)
         if self.packed_axis is not None:
@@ -71,7 +72,7 @@ class QTensor:
         return len(self.shape)
 
     @property
-    def blocks(self) -> tuple[int, ...]:
+    def blocks(self) -> tuple[Dim, ...]:
         """Elements per scale along every axis."""
         groups = dict(self.groups)
         rank = self.ndim
@@ -158,10 +159,10 @@ def zero_dtype(zero: Shaped[Array, "..."], spec: Spec) -> Shaped[Array, "..."]:
     return zero.astype(wide if spec.format.bits > 8 else narrow)
 
 
-def static_groups(shape: tuple[int, ...], blocks: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def static_groups(shape: tuple[Dim, ...], blocks: tuple[Dim, ...]) -> tuple[tuple[int, int], ...]:
     """Returns the ``groups`` field of a `QTensor` of ``shape`` cut into ``blocks``."""
     rank = len(shape)
-    return tuple((i - rank, b) for i, (n, b) in enumerate(zip(shape, blocks, strict=True)) if 1 < b < n)
+    return tuple((i - rank, b) for i, (n, b) in enumerate(zip(shape, blocks, strict=True)) if block_ops.is_split(n, b))
 
 
 def quantize_with(
@@ -169,7 +170,7 @@ def quantize_with(
     spec: Spec,
     scale: Float[Array, "..."] | QTensor,
     zero: Float[Array, "..."] | None,
-    blocks: tuple[int, ...],
+    blocks: tuple[Dim, ...],
     *,
     nearest: Nearest | None = None,
 ) -> QTensor:

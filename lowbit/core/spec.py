@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import Array, Float, Shaped
 
+from .blocks import Dim
+
 SCALE_DTYPES = ("float32", "bfloat16", "float16", "e8m0", "e4m3", "dq")
 """What a stored scale is: a float; a power of two in one byte (``e8m0``); one byte of fp8 times one float32 per tensor
 (``e4m3``, NVFP4); one byte with a float32 scale and a zero point per 256 scales (``dq``, double quantization)."""
@@ -98,7 +100,7 @@ class Operand:
         is_weight: whether the operand is a weight.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Dim, ...]
     dtype: str = "float32"
     contract: tuple[int, ...] = ()
     stack: int = 0
@@ -110,7 +112,7 @@ class Granularity(abc.ABC):
     """Which elements share a scale."""
 
     @abc.abstractmethod
-    def blocks(self, operand: Operand) -> tuple[int, ...]:
+    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
         """Returns the elements per scale along every axis of ``operand.shape``."""
 
     @property
@@ -119,7 +121,7 @@ class Granularity(abc.ABC):
         """The option of the rule text: ``tensor``, ``channel``, ``g32``."""
 
 
-def _unstacked(operand: Operand, blocks: Sequence[int]) -> tuple[int, ...]:
+def _unstacked(operand: Operand, blocks: Sequence[Dim]) -> tuple[Dim, ...]:
     return tuple(1 if axis < operand.stack else max(block, 1) for axis, block in enumerate(blocks))
 
 
@@ -127,7 +129,7 @@ def _unstacked(operand: Operand, blocks: Sequence[int]) -> tuple[int, ...]:
 class Tensor(Granularity):
     """One scale for the whole array (for every layer of a scanned stack)."""
 
-    def blocks(self, operand: Operand) -> tuple[int, ...]:
+    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
         return _unstacked(operand, operand.shape)
 
     @property
@@ -139,7 +141,7 @@ class Tensor(Granularity):
 class Channel(Granularity):
     """One scale per index of the axes that are not contracted: per output channel, per row, per token."""
 
-    def blocks(self, operand: Operand) -> tuple[int, ...]:
+    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
         return _unstacked(operand, [n if i in operand.contract else 1 for i, n in enumerate(operand.shape)])
 
     @property
@@ -160,7 +162,7 @@ class Group(Granularity):
         if self.size < 2:
             raise ValueError(f"group size must be at least 2, got {self.size}")
 
-    def blocks(self, operand: Operand) -> tuple[int, ...]:
+    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
         if not operand.contract:
             raise ValueError(f"a group of {self.size} needs a contracted axis; the operand {operand.shape} has none")
         last = operand.contract[-1]
@@ -182,7 +184,7 @@ class Tile(Granularity):
         if self.rows < 1 or self.columns < 1:
             raise ValueError(f"a tile needs positive sides, got {self.rows} x {self.columns}")
 
-    def blocks(self, operand: Operand) -> tuple[int, ...]:
+    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
         free = [i for i in range(len(operand.shape)) if i not in operand.contract and i >= operand.stack]
         if not operand.contract or not free:
             raise ValueError(f"a tile needs a contracted and a free axis; got the operand {operand.shape}")

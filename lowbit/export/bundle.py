@@ -40,7 +40,7 @@ from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
-from . import forms, integer, signature, stablehlo
+from . import forms, integer, signature, stablehlo, symbolic
 from .fold import fold
 from .sites import sites
 from .targets import check, lookup, table
@@ -110,7 +110,8 @@ def export(
         plan: from `lowbit.bind`, or read from a file.
         qparams: from `lowbit.pack`, or read from a file.
         args: example arguments after the parameters. Their shapes are those of the module, their values the test
-            vectors; a `jax.ShapeDtypeStruct` gets random ones.
+            vectors; a `jax.ShapeDtypeStruct` gets random ones, and may have symbolic dimensions
+            (``jax.export.symbolic_shape("batch, 64")``) where every target takes them.
         path: the folder; an earlier bundle there is replaced.
         constant_args: positions in ``args`` whose values become constants. By default the state of `lowbit.linen` and
             `lowbit.nnx` functions (position 0), and none of a plain function.
@@ -165,6 +166,8 @@ def export(
             implementation="reference", has_integer_io=integer_io,
         )  # fmt: skip
 
+    if call.is_symbolic:
+        symbolic.check_plan(call, plan, chosen)
     if integer_io and not plan.is_full_integer:
         raise ValueError("integer_io needs a full-integer plan: lowbit.bind(..., integer=True)")
     boundary = integer.Boundary(fn, plan, qparams, call) if integer_io else None
@@ -174,6 +177,8 @@ def export(
     text = stablehlo.module_text(folded, shapes, name)
     data = stablehlo.artifact(text, version)
     found = stablehlo.contents(text)
+    if call.is_symbolic:
+        symbolic.check_reshapes(found.operations, chosen)
     _check_size(found, qparams, call.constants)
     floats = integer.audit(text, has_integer_io=integer_io) if plan.is_full_integer else None
     vectors = call.vectors()
@@ -185,11 +190,16 @@ def export(
     inexact = stablehlo.inexact_operations(found)
     run = functools.partial(execute(fn, plan), qparams)
     allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
+    is_rounded = any(each.steps for each in chosen) and not plan.is_full_integer
+    conditioning = signature.conditioning(run, call, vectors, want) if is_rounded and allowed is None else allowed
     tensors = {f"input{i}": x for i, x in enumerate(vectors)} | {f"output{i}": y for i, y in enumerate(want)}
     inputs = signature.described(call.names, shapes)
     outputs = signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes))
     if boundary:
         inputs, outputs = boundary.described(inputs, boundary.ins), boundary.described(outputs, boundary.outs)
+    elif plan.is_full_integer:  # floats, but on grids: targets are compared in their steps
+        grids = integer.Boundary(fn, plan, qparams, call).outs
+        outputs = [entry | {"scale": float(qparams.sites[g]["scale"])} for entry, g in zip(outputs, grids, strict=True)]
     extra = [form for form in dict.fromkeys(target.form for target in chosen) if form != forms.SERVED]
     written = {}
     if extra:
@@ -218,6 +228,7 @@ def export(
         "inexact_operations": list(inexact),
         "constant_bytes": -(-found.constant_bits // 8),
         "allowed": allowed,
+        "conditioning": conditioning,
         "weights": _weights(qparams),
         "sites": sites(plan, qparams),
         "forms": {form: sorted(found_files) for form, found_files in written.items()},

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from jax import lax
 
 from lowbit.interpret import compat
+from lowbit.interpret.graph import is_smaller
 
 from . import lowering
 
@@ -65,7 +66,7 @@ _CHEAP = frozenset(
 _FIELDS = ("and", "or", "shift_left")
 """Cut codes into bit fields: as wide as the codes themselves, and never stored beside them."""
 
-_INLINED_BYTES = 256
+INLINED_BYTES = 256
 """IREE copies constants of up to this many bytes into the code that uses them, and there cannot read 2 or 4 bits
 ("failed to emulate bit width"): integers that would be this small stay in 8 bits."""
 
@@ -115,7 +116,7 @@ class Known:
         low, high, width = int(host.min()), int(host.max()), jnp.iinfo(self.dtype).bits
         for dtype in _NARROW:
             limits = jnp.iinfo(dtype)
-            is_inlined = limits.bits < 8 and limits.bits * count <= 8 * _INLINED_BYTES
+            is_inlined = limits.bits < 8 and limits.bits * count <= 8 * INLINED_BYTES
             is_worth = (width - limits.bits) * count >= _WORTH_BITS
             if limits.min <= low and high <= limits.max and is_worth and not is_inlined:
                 return jnp.dtype(dtype)
@@ -162,6 +163,8 @@ class _Program:
 
     steps: list[tuple[Any, list[Any], list[int]]]
     outs: list[Any]
+    kept: frozenset[str]
+    rewritten: frozenset[str]
     count: int = 0
     spread: dict[Any, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     """By broadcast result: the equation, and what it broadcasts."""
@@ -171,14 +174,23 @@ class _Program:
         return list(range(self.count - n, self.count))
 
 
-def fold(jaxpr: Any) -> Callable[..., list[Any]]:
+def fold(
+    jaxpr: Any,
+    constants: Sequence[Any] = (),
+    *,
+    kept: Collection[str] = (),
+    rewritten: Collection[str] = lowering.REWRITTEN,
+) -> Callable[..., list[Any]]:
     """Returns the function of a closed jaxpr, to be traced: constants computed, the rest as it is.
 
     Args:
         jaxpr: closed; its constants are the parameters.
+        constants: the values of its first inputs.
+        kept: names of primitives that stay in the program, of constants too.
+        rewritten: names of primitives that are written as `lowbit.export.lowering` has them.
     """
-    program = _Program([], [])
-    args = program.slots(len(jaxpr.jaxpr.invars))
+    program = _Program([], [], frozenset(kept), frozenset(rewritten))
+    args = [*map(_leaf, constants), *program.slots(len(jaxpr.jaxpr.invars) - len(constants))]
     program.outs = _flatten(program, jaxpr.jaxpr, [_leaf(c) for c in jaxpr.consts], args)
     used = [v for _, values, _ in program.steps for v in values] + program.outs
     used = [v for v in dict.fromkeys(used) if isinstance(v, Known)]
@@ -207,7 +219,7 @@ def _flatten(program: _Program, jaxpr: Any, consts: Sequence[Any], args: Sequenc
             value, shape, axes = divisor
             product = lowering.quotient(eqn.outvars[0].aval.shape, shape, axes)
             outs = _flatten(program, product.jaxpr, [_leaf(c) for c in product.consts], [values[0], value])
-        elif all(isinstance(v, Known) for v in values) and not eqn.effects:
+        elif _is_known(program, eqn, values):
             outs = [
                 Known(tuple(var.aval.shape), var.aval.dtype, eqn, i, tuple(values)) for i, var in enumerate(eqn.outvars)
             ]
@@ -222,18 +234,30 @@ def _flatten(program: _Program, jaxpr: Any, consts: Sequence[Any], args: Sequenc
 
 def _small_divisor(program: _Program, eqn: Any, values: Sequence[Any]) -> Any:
     """What a float32 division divides by, its shape and axes, where that is smaller than the result; else None."""
-    if eqn.primitive.name != "div" or eqn.outvars[0].aval.dtype != jnp.float32:
+    name = eqn.primitive.name
+    if name != "div" or name not in program.rewritten or eqn.outvars[0].aval.dtype != jnp.float32:
         return None
-    size = math.prod(eqn.outvars[0].aval.shape)
+    full = eqn.outvars[0].aval.shape
     shape = eqn.invars[1].aval.shape
-    if math.prod(shape) < size:
+    if is_smaller(shape, full):
         return values[1], shape, None
     if values[1] in program.spread:
         source, small = program.spread[values[1]]
         shape = source.invars[0].aval.shape
-        if math.prod(shape) < size:
+        if is_smaller(shape, full):
             return small, shape, source.params["broadcast_dimensions"]
     return None
+
+
+def _is_known(program: _Program, eqn: Any, values: Sequence[Any]) -> bool:
+    """Whether an equation depends on constants alone, and may be computed here."""
+    is_constant = all(isinstance(v, Known) for v in values) and not eqn.effects and not _is_symbolic(eqn)
+    return is_constant and eqn.primitive.name not in program.kept
+
+
+def _is_symbolic(eqn: Any) -> bool:
+    """Whether a result's shape is not known when exporting: it cannot be a constant."""
+    return any(not isinstance(n, int) for var in eqn.outvars for n in var.aval.shape)
 
 
 def _ingredients(knowns: Iterable[Known], *, only_needed: bool = False) -> list[Known]:
@@ -308,7 +332,8 @@ def _run(program: _Program, *args: Any) -> list[Any]:
         return emitted[value]
 
     for eqn, values, slots in program.steps:
-        env.update(zip(slots, lowering.rebind(eqn, [get(v) for v in values]), strict=True))
+        rebind = lowering.rebind if eqn.primitive.name in program.rewritten else compat.rebind
+        env.update(zip(slots, rebind(eqn, [get(v) for v in values]), strict=True))
     return [get(value) for value in program.outs]
 
 

@@ -16,7 +16,39 @@ def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Returns the results of an equation, for export."""
     if is_depthwise(eqn):
         return [depthwise(eqn, *values)]
+    if axes := _single_steps(eqn):
+        return [_unstrided(eqn, values, axes)]
     return compat.rebind(eqn, values)
+
+
+WINDOWED = ("conv_general_dilated", "reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+
+REWRITTEN = ("div", *WINDOWED)
+"""What this file writes in its own way; divisions are found by `lowbit.export.fold`."""
+
+
+def _single_steps(eqn: Any) -> dict[int, int]:
+    """The axes of a windowed operation's result that have one element and yet a stride, and which stride that is."""
+    if eqn.primitive.name not in WINDOWED:
+        return {}
+    strides, shape = eqn.params["window_strides"], eqn.outvars[0].aval.shape
+    axes = range(len(shape))
+    if eqn.primitive.name == "conv_general_dilated":
+        axes = eqn.params["dimension_numbers"].out_spec[2:]
+    return {axis: i for i, axis in enumerate(axes) if shape[axis] == 1 and strides[i] > 1}
+
+
+def _unstrided(eqn: Any, values: Sequence[Any], axes: dict[int, int]) -> Any:
+    """Returns a windowed operation with stride 1 along axes of which its result keeps the first element.
+
+    IREE 3.13 rejects a window that steps along an axis of one step and leaves a rest ("'linalg.generic' op inferred input/output
+    operand #1 has shape's dimension #1 to be 3, but found 2").
+    """
+    strides = [1 if i in axes.values() else n for i, n in enumerate(eqn.params["window_strides"])]
+    (y,) = compat.rebind(eqn, values, window_strides=tuple(strides))
+    for axis in axes:
+        y = lax.slice_in_dim(y, 0, 1, axis=axis)
+    return y
 
 
 @functools.cache

@@ -2,12 +2,15 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+EXAMPLE = 3
+"""The length of a symbolic dimension in test vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Call:
     tree: Any
 
     @property
+    def is_symbolic(self) -> bool:
+        """Whether a dimension of an input is a symbol."""
+        return any(not isinstance(n, int) for leaf in self.leaves for n in leaf.shape)
+
+    @property
     def constants(self) -> Any:
         """The fixed arguments."""
         return [self.args[i] for i in sorted(self.constant)], self.kwargs
@@ -48,7 +56,8 @@ class Call:
             if not isinstance(x, jax.ShapeDtypeStruct):
                 return jnp.asarray(x)
             is_float = jnp.issubdtype(x.dtype, jnp.floating)
-            return jnp.asarray(rng.normal(size=x.shape) if is_float else rng.integers(0, 2, x.shape), x.dtype)
+            shape = [n if isinstance(n, int) else EXAMPLE for n in x.shape]
+            return jnp.asarray(rng.normal(size=shape) if is_float else rng.integers(0, 2, shape), x.dtype)
 
         return [drawn(x) for x in self.leaves]
 
@@ -78,6 +87,9 @@ def read(fn: Any, args: Sequence[Any], constant_args: Sequence[int], kwargs: dic
             raise TypeError(
                 f"input {words[position.idx]!r} must be an array, got {type(leaf).__name__}; fix it by constant_args, or in fn"
             )
+        for n in leaf.shape:
+            if not (isinstance(n, int) or str(n).isidentifier()):
+                raise ValueError(f"a dimension of {words[position.idx]!r} must be a number or one symbol, got {n}")
         names.append("/".join([words[position.idx], *(_name(key) for key in keys)]))
     return Call(tuple(args), constant, kwargs, [leaf for _, leaf in entries], names, tree)
 
@@ -106,9 +118,20 @@ def output_names(tree: Any) -> list[str]:
 
 
 def described(names: Sequence[str], shapes: Sequence[Any]) -> list[dict[str, Any]]:
-    """Returns one JSON entry per array: name, shape, dtype."""
+    """Returns one JSON entry per array: name, shape (a symbolic dimension is text), dtype."""
     return [
-        {"name": name, "shape": list(x.shape), "dtype": str(x.dtype)} for name, x in zip(names, shapes, strict=True)
+        {"name": name, "shape": [n if isinstance(n, int) else str(n) for n in x.shape], "dtype": str(x.dtype)}
+        for name, x in zip(names, shapes, strict=True)
+    ]
+
+
+def specs(entries: Sequence[Mapping[str, Any]], scope: jax.export.SymbolicScope) -> list[jax.ShapeDtypeStruct]:
+    """Returns the shapes and dtypes that entries describe, symbols in ``scope``."""
+    return [
+        jax.ShapeDtypeStruct(
+            jax.export.symbolic_shape(", ".join(map(str, entry["shape"])), scope=scope), jnp.dtype(entry["dtype"])
+        )
+        for entry in entries
     ]
 
 

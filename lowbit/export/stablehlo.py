@@ -34,16 +34,35 @@ def module_text(function: Callable[..., Any], args: Sequence[Any], name: str) ->
         args: flat arrays or `jax.ShapeDtypeStruct`.
         name: of the module.
     """
-    text = jax.jit(function, keep_unused=True).lower(*args).as_text()
+    jitted = jax.jit(function, keep_unused=True)
+    if any(not isinstance(n, int) for x in args for n in x.shape):
+        text = jax.export.export(jitted)(*args).mlir_module()
+    else:
+        text = jitted.lower(*args).as_text()
     _register_passes()
     with mlir.make_ir_context(), ir.Location.unknown():
         module = ir.Module.parse(text)
         PassManager.parse(_LEGALIZE).run(module.operation)  # erf and the like: no compiler but XLA has them
+        _erase_shape_assertions(module)
         module.operation.attributes["sym_name"] = ir.StringAttr.get(name)
         for attribute in ("mhlo.num_partitions", "mhlo.num_replicas"):
             if attribute in module.operation.attributes:
                 del module.operation.attributes[attribute]
         return str(module.operation.get_asm(large_elements_limit=None))
+
+
+def _erase_shape_assertions(module: Any) -> None:
+    """Removes what jax writes for symbolic dimensions (they are at least 1): calls that only XLA knows."""
+    found = []
+
+    def visit(op: Any) -> Any:
+        if op.name == "stablehlo.custom_call" and "shape_assertion" in str(op.attributes["call_target_name"]):
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    for op in found:
+        op.operation.erase()
 
 
 @functools.cache
@@ -260,21 +279,21 @@ def inexact_operations(found: Contents) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def run_on_xla(data: bytes, args: Sequence[Any], outputs: Sequence[Any]) -> list[jax.Array]:
+def run_on_xla(data: bytes, args: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> list[jax.Array]:
     """Returns the results of a portable artifact compiled by this process's XLA.
 
     Args:
         data: the artifact.
         args: flat arrays.
-        outputs: shapes and dtypes of the flat results, as `jax.ShapeDtypeStruct`.
+        inputs: shapes and dtypes of the module's arguments, as `jax.ShapeDtypeStruct`; dimensions may be symbolic.
+        outputs: likewise of its results.
     """
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
 
     def same_signature(*values):
         del values
         return [jnp.zeros(out.shape, out.dtype) for out in outputs]
 
-    shell = jax.export.export(jax.jit(same_signature, keep_unused=True))(*shapes)
+    shell = jax.export.export(jax.jit(same_signature, keep_unused=True))(*inputs)
     exported = dataclasses.replace(shell, mlir_module_serialized=data)
     return list(exported.call(*args))
 

@@ -56,6 +56,11 @@ class Target:
         steps: how far a result may be from the test vectors, in steps of the output grid: 0 where the target computes
             the form's own arithmetic; 1 where its kernels round in their own way.
         note: what is special about it.
+        has_symbolic: whether a dimension of the inputs may be left open when exporting.
+        is_full_integer: whether it takes full-integer plans only.
+        rounding: of full-integer plans: the one that its kernels compute, where that is known.
+        refuses: kinds of steps of a full-integer plan, and primitives of its tables, that it cannot take, and why.
+        programs: what must be found among the programs of this machine.
     """
 
     name: str
@@ -66,6 +71,11 @@ class Target:
     holds: Mapping[str, Holds]
     steps: int = 0
     note: str = ""
+    has_symbolic: bool = False
+    is_full_integer: bool = False
+    rounding: str = ""
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    programs: tuple[str, ...] = ()
 
 
 _EVERYTHING = {name: Holds() for name in ("dot_general", "conv_general_dilated", "gather")}
@@ -102,36 +112,105 @@ _VELA = {
     name: dataclasses.replace(holds, weights=("int5", "int6", "int7", "int8"), note="4-bit weights crash the compiler")
     for name, holds in _XNNPACK.items()
 }
+_FLOAT = "LiteRT has no integer kernel for it, and would compute it in floats"
+_NO_KERNEL = {
+    "norm": _FLOAT,
+    "affine": _FLOAT,
+    "softmax": "LiteRT's integer softmax writes steps of 1/256 only",
+    **dict.fromkeys(
+        ("exp", "exp2", "expm1", "erf", "erfc", "log", "log1p", "sqrt", "rsqrt", "pow", "sin", "cos"), _FLOAT
+    ),
+}
+_NOT_MICRO = {
+    **_NO_KERNEL,
+    "select": "TFLite-Micro has no kernel that selects integers",
+    "tanh": "TFLite-Micro computes it in steps of 1/128 whatever the grid: wrong numbers, no error",
+    "logistic": "TFLite-Micro computes it in steps of 1/256 whatever the grid: wrong numbers, no error",
+}
+_ONNX = {
+    name: Holds(
+        ("int3", "int4", "int5", "int6", "int7", "int8", "uint8"),
+        {"*": granularity},
+        inputs=("float", "int3", "int4", "int5", "int6", "int7", "int8", "uint8"),
+        note="ONNX Runtime has no 2-bit type",
+    )
+    for name, granularity in (
+        ("dot_general", ("tensor", "channel", "group")),
+        ("conv_general_dilated", ("tensor", "channel")),
+        ("gather", ("tensor", "channel", "group")),
+    )
+}
+_C = {
+    name: Holds(
+        ("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
+        {"*": ("tensor", "channel")},
+        has_affine_weights=False,
+        inputs=("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
+        input_granularity=("tensor",),
+        has_dynamic_inputs=False,
+        note="integers only",
+    )
+    for name in ("dot_general", "conv_general_dilated")
+}
 _BYTES = Holds(("int5", "int6", "int7", "int8", "uint8"), note="2-bit and 4-bit views of memory do not compile")
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("xla", "served", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING),
+        Target("xla", "served", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, has_symbolic=True),
         Target(
             "interpreter", "served", "jaxlib", ("jaxlib",), "pip install lowbit", _EVERYTHING,
             note="of StableHLO; its integer convolution wraps to 8 bits and is not run",
         ),
-        Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING),
+        Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING,
+            has_symbolic=True),
         Target(
             "iree-vmvx", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
             dict.fromkeys(("dot_general", "conv_general_dilated"), _BYTES),
             note="portable bytecode",
         ),
         Target(
-            "litert", "universal", "ai-edge-litert", ("litert_converter", "ai_edge_litert"),
-            "pip install litert-converter==0.5.0 ai-edge-litert==2.3.0", _XNNPACK, steps=1,
-            note="its kernels requantize in fixed point and round in their own way",
+            "xla-universal", "universal", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, steps=1,
+            note="float operations on integer weights: sums are rounded",
         ),
         Target(
-            "tflm", "universal", "tflite-micro", ("litert_converter", "tflite_micro"),
-            "pip install litert-converter==0.5.0 tflite-micro", _MICRO, steps=1,
-            note="TFLite-Micro, the runtime of microcontrollers",
+            "iree-universal", "universal", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+            _EVERYTHING, steps=1, note="float operations on integer weights: sums are rounded",
         ),
         Target(
-            "vela", "universal", "ethos-u-vela", ("litert_converter", "ethosu.vela"),
-            "pip install litert-converter==0.5.0 ethos-u-vela==5.2.0", _VELA,
-            note="Arm Ethos-U; a compiler's report, nothing runs: exported for, not verified",
+            "litert", "litert", "ai-edge-litert", ("litert_converter", "ai_edge_litert"),
+            "pip install 'lowbit[edge]'", _XNNPACK, steps=1, is_full_integer=True, rounding="exact",
+            note="8-bit kernels round once, to even; 4-bit ones are off by a step now and then. What has no integer kernel is float",
+        ),
+        Target(
+            "tflm", "litert", "tflite-micro", ("litert_converter", "tflite_micro"),
+            "pip install 'lowbit[edge]'", _MICRO, steps=1, is_full_integer=True,
+            rounding="gemmlowp_double", refuses=_NOT_MICRO, note="TFLite-Micro, the runtime of microcontrollers",
+        ),
+        Target(
+            "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1,
+            note="its kernels take biases of 32 bits and divide by scales",
+        ),
+        Target(
+            "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, programs=("cc", "size", "nm"),
+            note="C99, compiled for this machine",
+        ),
+        Target(
+            "c-aarch64", "c", "aarch64-linux-gnu-gcc", (), "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
+            _C, is_full_integer=True,
+            programs=("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-size", "aarch64-linux-gnu-nm", "qemu-aarch64"),
+            note="C99 under an emulator of 64-bit Arm",
+        ),
+        Target(
+            "cortex-m4", "c", "arm-none-eabi-gcc", (), "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm",
+            _C, is_full_integer=True,
+            programs=("arm-none-eabi-gcc", "arm-none-eabi-size", "arm-none-eabi-nm", "qemu-system-arm"),
+            note="C99 on an emulated microcontroller",
+        ),
+        Target(
+            "vela", "litert", "ethos-u-vela", ("litert_converter", "ethosu.vela"),
+            "pip install 'lowbit[edge]'", _VELA, is_full_integer=True, refuses=_NO_KERNEL,
+            note="Arm Ethos-U; a compiler's report, nothing runs: reported, not compared. Quantizing arguments stays on the CPU",
         ),
     )
 }  # fmt: skip
@@ -223,12 +302,27 @@ def check(plan: Plan, targets: Sequence[Target]) -> None:
         more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
         raise ValueError(f"{found[0]}{more}. Change the rule of this operation, or leave the target out")
     for target in targets:
+        if reason := _refusal(plan, target):
+            raise ValueError(f"{reason}, or leave the target out")
         if target.form not in FORMS:
             able = ", ".join(name for name, each in TARGETS.items() if each.form in FORMS)
             raise ValueError(
                 f"target {target.name!r} takes the {target.form} form, and lowbit.export writes only "
                 f"{', '.join(FORMS)}; targets for that: {able}"
             )
+
+
+def _refusal(plan: Plan, target: Target) -> str:
+    """Why a target cannot take a plan as a whole, or a step of it; empty where it can."""
+    if target.is_full_integer and not plan.is_full_integer:
+        return f"{target.name} takes full-integer plans only: bind with integer=True"
+    for step in plan.steps:
+        words = (step.kind, *(step.absorbed if step.kind == "table" else ()))
+        word = next((word for word in words if word in target.refuses), None)
+        if word is not None:
+            where = f"{word} at {step.path}" + (f" ({step.source})" if step.source else "")
+            return f"{target.name} cannot take the {where}: {target.refuses[word]}. Write it otherwise"
+    return ""
 
 
 def table(plan: Plan, target: Target) -> list[dict[str, str]]:

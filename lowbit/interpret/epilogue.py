@@ -90,7 +90,14 @@ def scaled_groups_at_once(
         second: the input's scale.
         dtype: of the result.
     """
-    parts = rounded_product(to_float(accumulator), group_scales)
+    return added_groups(to_float(accumulator), group_scales, second, dtype)
+
+
+def added_groups(
+    values: Float[Array, "group ..."], group_scales: Float[Array, "group ..."], second: Float[Array, "..."], dtype: Any
+) -> Array:
+    """Returns `scaled_groups_at_once` of accumulators in float32."""
+    parts = rounded_product(values, group_scales)
     if len(parts) <= _UNROLLED:
         total = functools.reduce(lambda total, part: unfused(total + part), [parts[i] for i in range(len(parts))])
     else:

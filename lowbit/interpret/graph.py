@@ -301,18 +301,26 @@ def _combine(eqn, kinds: Sequence[Kind]) -> Kind:
     name = eqn.primitive.name
     out = eqn.outvars[0].aval.shape if hasattr(eqn.outvars[0].aval, "shape") else ()
     if name == "broadcast_in_dim" and eqn.invars[0].aval.shape != out:
-        spread = spread or _size(eqn.invars[0]) < _size(eqn.outvars[0])
+        spread = spread or is_smaller(eqn.invars[0].aval.shape, out)
     whole = [
         k
         for k, v in zip(kinds, eqn.invars, strict=True)
         if not isinstance(k, Data) and _leaves(k) and v.aval.shape == out and sum(n > 1 for n in out) >= 2
     ]
-    fewer = any(isinstance(k, Data) and _size(v) < math.prod(out) for k, v in zip(kinds, eqn.invars, strict=True))
+    fewer = any(
+        isinstance(k, Data) and is_smaller(getattr(v.aval, "shape", ()), out)
+        for k, v in zip(kinds, eqn.invars, strict=True)
+    )
     if whole and name in ("mul", "add", "sub", "div", "select_n", "max", "min") and (spread or fewer):
         mixed = True
     if name == "gather" and any(_leaves(k) for k in kinds):
         mixed = mixed or not _is_lookup(eqn)
     return Data(near, mixed, spread)
+
+
+def is_smaller(shape: Sequence[Any], full: Sequence[Any]) -> bool:
+    """Returns whether a shape that broadcasts to another has fewer elements; dimensions may be symbolic."""
+    return [n for n in shape if n != 1] != [n for n in full if n != 1]
 
 
 def _size(var) -> int:

@@ -11,9 +11,10 @@ import pytest
 
 import lowbit as lb
 from lowbit.export import bundle as bundles
-from lowbit.export import stablehlo
+from lowbit.export import iree, stablehlo, verify
 
 from . import cases
+from .graphs import Graph, Layer
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,36 @@ def test_names_trees_and_state_are_kept(tmp_path):
         np.testing.assert_array_equal(got, wanted)
 
 
+def test_an_open_batch(tmp_path):
+    """One module for every batch size, the same bits; what cannot be left open is refused by name."""
+    case = cases.mlp("w4,a8")
+    (batch,) = jax.export.symbolic_shape("batch")
+    shape = jax.ShapeDtypeStruct((batch, 64), np.float32)
+    ask = (case.fn, case.plan, case.qparams, (shape,))
+    bundle = bundles.export(*ask, tmp_path / "open")
+    assert bundle.manifest["inputs"] == [{"name": "x", "shape": ["batch", 64], "dtype": "float32"}]
+    assert [row.status for row in verify.verify(bundle.path).rows] == ["exact", "exact", "exact"]
+    compiled = iree.compile_artifact(bundle.artifact)
+    for n in (1, 7):
+        x = np.asarray(cases.normal(n, n, 64))
+        want = lb.execute(case.fn, case.plan)(case.qparams, x)
+        np.testing.assert_array_equal(iree.run(compiled, [x])[0], want)
+
+    params = {"a": cases.normal(0, 64, 48)}
+    fn = lambda p, x: x.reshape(x.shape[0], -1) @ p["a"]  # noqa: E731
+    x = cases.normal(0, 2, 8, 8)
+    plan, qparams = cases.packed(fn, {"**": "w8,a8"}, params, x)
+    flat = jax.ShapeDtypeStruct((batch, 8, 8), np.float32)
+    with pytest.raises(ValueError, match="iree-vmvx cannot take it"):
+        bundles.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["iree-vmvx"])
+    with pytest.raises(ValueError, match="iree cannot reshape"):
+        bundles.export(fn, plan, qparams, (flat,), tmp_path / "b")
+    assert bundles.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["xla"])
+    plan, qparams = cases.packed(fn, {"**": "w8,a8/dynamic"}, params, x)
+    with pytest.raises(ValueError, match="computes its input's scale at run time"):
+        bundles.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["xla"])
+
+
 def test_an_altered_bundle_is_refused(tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(cases.mlp("w4,a8").bundle.path, copy)
@@ -103,3 +134,16 @@ def test_bad_requests(tmp_path):
     with pytest.raises(ValueError, match="name must be an identifier"):
         bundles.export(*ask, tmp_path / "b", name="two words")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("integer", [False, True])
+def test_a_window_of_one_step_compiles(integer, tmp_path):
+    """IREE 3.13 rejects a stride along an axis that has one window and a rest: the export writes it without."""
+    pool = Layer("max", 5, (2, 2), (1, 2), "VALID")
+    graph = Graph((2, 6, 5, 4), (Layer("conv", 5, (3, 3), (2, 2)), pool, Layer("conv", 3, (2, 1), (2, 1), "VALID")), 3)
+    params, x = graph.params(0), cases.normal(0, *graph.shape)
+    plan = lb.bind(graph, {"**": "w8,a8"}, params, x, integer=integer)
+    qparams = lb.pack(plan, params, lb.init(graph, plan, params, x))
+    bundle = bundles.export(graph, plan, qparams, (x,), tmp_path / "b", integer_io=integer)
+    rows = {row.target: row.status for row in verify.verify(bundle.path).rows}
+    assert rows["xla"] == rows["iree"] == "exact"

@@ -1,4 +1,4 @@
-"""Full-integer plans as StableHLO without floats, run by IREE: the same bits as `lowbit.execute`."""
+"""Full-integer plans as StableHLO without floats, run by IREE and as C: the same bits as `lowbit.execute`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +7,7 @@ import pytest
 import lowbit as lb
 from lowbit.export import iree
 from lowbit.export.integer import audit
+from lowbit.export.verify import verify
 from tests.interpret.integer_models import WHOLE
 
 
@@ -26,13 +27,14 @@ def _packed(name, rounding="exact"):
 )
 def test_codes_in_and_out_leave_no_float(name, rounding, tmp_path):
     case, plan, qparams = _packed(name, rounding)
-    bundle = lb.export(case.fn, plan, qparams, case.args, tmp_path / "model", integer_io=True)
+    bundle = lb.export(case.fn, plan, qparams, case.args, tmp_path / "model", integer_io=True, targets=["iree", "c"])
     assert bundle.manifest["float_operations"] == {}
     assert bundle.manifest["rounding"] == rounding
     inputs, outputs = bundle.vectors()
     assert [x.dtype for x in (*inputs, *outputs)] == [np.int8, np.int8]
     got = iree.run(iree.compile_artifact(bundle.artifact), inputs)
     np.testing.assert_array_equal(got[0], outputs[0])
+    assert verify(bundle.path, ["c"]).rows[0].status == "exact"
     entry = bundle.manifest["outputs"][0]
     served = lb.execute(case.fn, plan)(qparams, *case.args)
     values = (outputs[0].astype(np.int32) - entry["zero_point"]).astype(np.float32) * np.float32(entry["scale"])

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 import lowbit as lb
+from lowbit.export.forms import FORMS
 from lowbit.export.targets import TARGETS, check, lookup, violations
 
 from . import cases
@@ -33,6 +34,8 @@ def conv(rule):
         (dense("w8,aint16"), "litert", "input", "int8/tensor/affine"),
         (dense("w8"), "tflm", "input", "int8"),
         (dense("w4,a8"), "iree-vmvx", "weight", "int5/channel/sym"),
+        (dense("w4/g32,a8"), "c", "weight", "int4/channel/sym"),
+        (dense("w8,aint16"), "cortex-m4", "input", "int8/tensor/affine"),
     ],
 )
 def test_refusals_name_the_rule_and_the_nearest_spec(plan, target, role, nearest):
@@ -65,11 +68,11 @@ def test_the_table_is_data():
     for name, target in TARGETS.items():
         assert target.name == name
         assert dataclasses.is_dataclass(target)
-        assert target.install.startswith("pip install ")
-        assert target.form in ("served", "universal")
+        assert target.install.startswith(("pip install ", "apt install "))
+        assert target.form in FORMS
     plan = dense("w4,a8")
     check(plan, lookup(["iree", "xla"]))
-    with pytest.raises(ValueError, match=r"takes the universal form, and lowbit\.export writes only served"):
+    with pytest.raises(ValueError, match="litert takes full-integer plans only: bind with integer=True"):
         check(plan, lookup(["litert"]))
     with pytest.raises(TypeError, match="must be a list of names"):
         lookup("iree")

@@ -21,13 +21,13 @@ class Ran:
     """What a tool made of a bundle.
 
     Attributes:
-        outputs: flat results.
+        outputs: flat results; None of a compiler that only reports.
         compiled: bytes of the compiled file; None where there is none.
         stored: bits per weight found inside the compiled file by the runner itself; None leaves the estimate to its size.
         measured: what else it found, by name with unit: ``{"flash_bytes": 147_134, "ram_bytes": 3_072}``.
     """
 
-    outputs: Sequence[np.ndarray]
+    outputs: Sequence[np.ndarray] | None
     compiled: int | None = None
     stored: float | None = None
     measured: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lowbit.export import stablehlo
+from lowbit.export import signature, stablehlo
 from lowbit.export.bundle import Bundle
 
 from . import Ran
 
 
 def _run_xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
-    outputs = [jax.ShapeDtypeStruct(tuple(o["shape"]), jnp.dtype(o["dtype"])) for o in bundle.manifest["outputs"]]
-    return Ran([np.asarray(y) for y in stablehlo.run_on_xla(bundle.artifact, inputs, outputs)])
+    scope = jax.export.SymbolicScope()
+    ins, outs = (signature.specs(bundle.manifest[which], scope) for which in ("inputs", "outputs"))
+    return Ran([np.asarray(y) for y in stablehlo.run_on_xla(bundle.artifact, inputs, ins, outs)])
 
 
 def _run_interpreter(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:

@@ -117,8 +117,12 @@ def _has_below(words: Words, at: Array) -> Array:
 
 
 def _prepared(acc: Array, q: Array, right: Array) -> tuple[Words, Array]:
-    shape = jnp.broadcast_shapes(acc.shape, q.shape, right.shape)
-    acc, q, right = (jnp.broadcast_to(x, shape) for x in (acc, q, right))
+    """The product, and the shift with the same rank. Neither multiplier nor shift is spread over the accumulator's shape.
+
+    What is computed of them alone would be spread too, and an exported program would hold it as constants of that shape.
+    """
+    rank = len(jnp.broadcast_shapes(acc.shape, q.shape, right.shape))
+    acc, q, right = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (acc, q, right))
     return wide_product(acc, q), right
 
 

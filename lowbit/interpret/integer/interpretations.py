@@ -123,8 +123,8 @@ def simulation(
             y = env[node.out]
         else:
             y = defined(node, xs, lambda v: _at_operation(node, v, known, weights))[0]
-        q = forward(site, state, y, layer_operand(site))
-        levels = q.codes
+        q = forward(site, state, _of_rank(y, len(site.operand.shape)), layer_operand(site))
+        levels = q.codes.reshape(y.shape)
         if arithmetic is not None and node.kind != "input":
             codes = [_codes(v) for v in values]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
@@ -198,6 +198,11 @@ def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Var]]
         if node.op is not None and (site := rows[node.path].weight) is not None:
             found.append((node, site, next(v for v in node.equations[0].ins if not v.is_data)))
     return found
+
+
+def _of_rank(x: Any, rank: int) -> Any:
+    """A value with as many axes as its grid's first, whose rank the scale has: behind a reshape it may have others."""
+    return x if x.ndim == rank else x.reshape((1,) * (rank - 1) + (x.size,))
 
 
 def _at_operation(node: Node, var: Var, known: Constants, weights: Mapping[str, QTensor]) -> Array:

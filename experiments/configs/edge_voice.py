@@ -1,0 +1,37 @@
+"""A microphone hears whether someone speaks: silero-vad, pretrained, in full integers on a microcontroller.
+
+Command::
+
+    lowbit run experiments/configs/edge_voice.py
+
+Needs ``pip install --no-deps silero-vad`` and ``apt-get install pocketsphinx-testdata gcc-arm-none-eabi
+libnewlib-arm-none-eabi qemu-system-arm``; on 2 CPU cores about 5 minutes. Real sentences in noise made here, labels from
+the clean signal: `experiments.data.speech` says how. The spectrum is the device's front end, in front of the network; the
+convolutions, the LSTM (a loop of 64 frames, its states on 8-bit grids) and the output are integers.
+
+102 clips of two seconds, 6,528 frames, all on an emulated Cortex-M4: VOICE
+"""
+
+from experiments.config import Method
+from experiments.data import speech
+from experiments.models import silero_vad
+from experiments.ranges import with_inputs
+from experiments.story import Metric, Story
+from experiments.story_job import run as run
+from lowbit.core.clipping import Percentile
+
+config = Story(
+    name="edge_voice",
+    data=speech.load,
+    model=silero_vad.load,
+    metric=Metric("frames right %", silero_vad.frame_accuracy),
+    methods=(
+        Method("w8_tensor", {"**": with_inputs("w8/tensor", Percentile(99.9))}),
+        Method("w8a8", {"**": with_inputs("w8", Percentile(99.9))}),
+        Method("w4a8", {"**": with_inputs("w4", Percentile(99.9))}),
+    ),
+    baseline=("always speech", speech.always_speech),
+    seeds=(0,),
+    test_batch=51,
+    latency_rounds=50,
+)

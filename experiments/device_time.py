@@ -1,0 +1,116 @@
+"""Time of a model in C: microseconds on this machine, and instructions on an emulated Cortex-M4.
+
+An emulator has no clock of its own. QEMU's ``-icount shift=0`` lets virtual time pass by one nanosecond an instruction, so
+the board's system timer, which counts at 25 MHz, tells instructions in steps of 40. A real Cortex-M4 needs at least one cycle an instruction.
+"""
+
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lowbit.export.bundle import Bundle
+from lowbit.export.runners.c import TOOLCHAINS
+
+_ROUNDS, _SECONDS = 50, 300
+_INSTRUCTIONS_PER_TICK = 40
+_CALLS = """#include <stdio.h>
+{include}
+#include "model.h"
+
+static const int8_t in[] = {{{numbers}}};
+static int8_t out[{size}];
+
+int main(void)
+{{
+    {body}
+    return 0;
+}}
+"""
+_HOST = """for (int round = 0; round < {rounds}; ++round) {
+        struct timespec a, b;
+        {name}_run(in, out);
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        {name}_run(in, out);
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        printf("%.0f\\n", 1e9 * (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec));
+    }"""
+_BOARD = """volatile uint32_t *timer = (volatile uint32_t *)0xE000E010u; /* control, reload, current */
+    {name}_run(in, out);
+    timer[1] = 0xFFFFFFu;
+    timer[2] = 0;
+    timer[0] = 5u;
+    uint32_t before = timer[2];
+    {name}_run(in, out);
+    uint32_t after = timer[2];
+    printf("%lu %lu\\n", (unsigned long)((before - after) & 0xFFFFFFu), (unsigned long)((timer[0] >> 16) & 1u));"""
+
+
+def microseconds(bundle: Bundle, x: np.ndarray) -> float:
+    """Returns the median time of one sample on one core of this machine.
+
+    Args:
+        bundle: of one sample, with the C form.
+        x: its code.
+
+    Raises:
+        ValueError: where the compiler or the program fails.
+    """
+    found = _printed(bundle, x, "c", _HOST, "#include <time.h>", ("-std=gnu99",), ())
+    return float(np.median([float(line) for line in found.splitlines()])) / 1e3
+
+
+def instructions(bundle: Bundle, x: np.ndarray) -> int | None:
+    """Returns the instructions of one sample on a Cortex-M4, to 40; None where they are more than the timer counts (671 million).
+
+    Args:
+        bundle: of one sample, with the C form.
+        x: its code.
+
+    Raises:
+        ValueError: where the compiler or the emulator fails.
+    """
+    found = _printed(bundle, x, "cortex-m4", _BOARD, "", ("-std=c99",), ("-icount", "shift=0"))
+    ticks, has_wrapped = (int(word) for word in found.split())
+    return None if has_wrapped else ticks * _INSTRUCTIONS_PER_TICK
+
+
+def _printed(
+    bundle: Bundle,
+    x: np.ndarray,
+    target: str,
+    body: str,
+    include: str,
+    standard: tuple[str, ...],
+    emulator: tuple[str, ...],
+) -> str:
+    """What a program of ours around the model prints."""
+    tools, name = TOOLCHAINS[target], bundle.manifest["name"]
+    size = int(np.prod(bundle.manifest["outputs"][0]["shape"]))
+    numbers = ",".join(map(str, np.asarray(x).reshape(-1).tolist()))
+    source = _CALLS.format(
+        include=include, numbers=numbers, size=size, body=body.replace("{name}", name).replace("{rounds}", str(_ROUNDS))
+    )
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for file in ("model.h", "model.c"):
+            (folder / file).write_bytes((bundle.path / "c" / file).read_bytes())
+        (folder / "main.c").write_text(source)
+        for file, text in tools.extra:
+            (folder / file).write_text(text)
+        extra = [file for file, _ in tools.extra if file.endswith(".c")]
+        start = [tools.compiler, *tools.flags, *standard]
+        _called([*start, tools.optimization, "-c", "model.c"], folder)
+        _called([*start, "-O1", "main.c", "model.o", *extra, *tools.link, "-o", "program"], folder)
+        launcher = [tools.launcher[0], *emulator, *tools.launcher[1:]] if tools.launcher else []
+        return _called([*launcher, str(folder / "program")], folder)
+
+
+def _called(command: list[str], folder: Path) -> str:
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"{command[0]} ended with {error.returncode}: {error.stderr.strip()[:300]}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ValueError(f"{command[0]} did not finish: {error}") from None

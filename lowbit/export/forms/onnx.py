@@ -1,0 +1,59 @@
+"""``onnx/model.onnx``: the universal form with QuantizeLinear and DequantizeLinear, for ONNX Runtime and whoever reads ONNX.
+
+Channels first, operators in the patterns that runtimes fuse: see `lowbit.export.onnx_graph`. The integers and scales are the
+served ones. Biases of integer products are rounded to 32 bits, and ONNX divides where lowbit multiplies by a reciprocal:
+results may be a step off.
+"""
+
+from collections.abc import Mapping
+
+from lowbit.core.qtensor import QTensor
+from lowbit.export.onnx_graph import finish, serialize, translate
+from lowbit.export.onnx_graph.graph import Graph
+from lowbit.export.sites import ROUNDING
+from lowbit.export.universal import universal_jaxpr
+
+from . import Lowered
+
+FILE = "onnx/model.onnx"
+
+ACCURACY = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""ONNX Runtime's option that keeps the inputs of 4-bit weights in float32; by default it rounds them to 8 bits by itself."""
+
+
+def write(lowered: Lowered) -> Mapping[str, bytes]:
+    """Returns the file.
+
+    Raises:
+        ImportError: if the onnx package is not installed.
+        ValueError: for an operation that has no ONNX form, or one that cannot hold the model.
+    """
+    serialize.library()
+    for path, q in lowered.qparams.weights().items():
+        _check(path, q)
+    g = Graph()
+    inputs = [g.input(entry["name"], entry["shape"], entry["dtype"]) for entry in lowered.inputs]
+    outputs = translate.graph_of(g, universal_jaxpr(lowered), inputs)
+    finish.finish(g, outputs)
+    names = [entry["name"] for entry in lowered.outputs]
+    weights = sorted({q.spec.text for q in lowered.qparams.weights().values()})
+    data = serialize.serialize(
+        inputs,
+        outputs,
+        names,
+        name=lowered.name,
+        text=f"A quantized model exported by lowbit. Weights: {', '.join(weights) or 'none'}.",
+        properties={
+            "lowbit.rounding": lowered.plan.rounding or ROUNDING,
+            "lowbit.session_option": "=".join(ACCURACY),
+        },
+    )
+    return {FILE: data}
+
+
+def _check(path: str, q: QTensor) -> None:
+    if q.spec.format.is_integer and q.spec.format.bits == 2:
+        raise ValueError(
+            f"{path} has 2-bit weights, and opset {serialize.OPSET} has integers of 4 bits and more: quantize it to int3 "
+            f"or int4 (4 bits each in the file), or leave the target out"
+        )

@@ -1,0 +1,212 @@
+"""The universal form as litert-converter takes it: scans written out, and some kernels as rounded floats.
+
+A convolution with one input channel, or with groups, becomes a depthwise one, whose kernel the converter reshapes; it does
+not fold ``quant.dequantize`` through that, and leaves a float convolution. Of a float kernel behind ``quant.fake_quant`` it
+makes integers again, the same ones.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lowbit.core.checks import is_traced
+from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant
+from lowbit.interpret import compat
+
+_UNROLLED = 64
+"""Turns of a scan that are written out; a longer one is refused: the model would grow with every turn."""
+
+
+@dataclasses.dataclass
+class _Weight:
+    """Integers that are dequantized where they are first used as they are."""
+
+    codes: Any
+    grid: Grid
+    value: Any = None
+
+    def plain(self) -> Any:
+        if self.value is None:
+            self.value = dequantize(jnp.asarray(self.codes), self.grid)
+        return self.value
+
+    def expanded(self, axis: int) -> "_Weight":
+        along = self.grid.axis
+        grid = dataclasses.replace(self.grid, axis=along if along is None or along < axis else along + 1)
+        return _Weight(np.expand_dims(np.asarray(self.codes), axis), grid)
+
+    def rounded(self) -> Any:
+        codes = np.asarray(self.codes).astype(np.float32)
+        shape = [1] * codes.ndim
+        if self.grid.axis is not None:
+            shape[self.grid.axis] = codes.shape[self.grid.axis]
+        scale, zero = (np.asarray(x, np.float32).reshape(shape) for x in (self.grid.scale, self.grid.zero_point))
+        return fake_quant(jnp.asarray((codes - zero) * scale), self.grid)
+
+
+@dataclasses.dataclass
+class _Window:
+    """The sums over windows of an image, or what they become once they are divided by a number.
+
+    LiteRT's average pool rounds to the grid of its input, then to its own: two steps off. A depthwise convolution with
+    ones rounds once.
+    """
+
+    eqn: Any
+    x: Any
+    value: Any = None
+
+    def plain(self) -> Any:
+        if self.value is None:
+            (self.value,) = compat.rebind(self.eqn, [self.x])
+        return self.value
+
+    def averaged(self, divisor: float) -> Any:
+        params, channels = self.eqn.params, self.x.shape[-1]
+        grid = Grid("i8", (float(np.float32(1.0 / divisor)),), (0,))
+        kernel = _Weight(np.ones((*params["window_dimensions"][1:3], 1, channels), np.int8), grid).rounded()
+        return lax.conv_general_dilated(
+            self.x, kernel, params["window_strides"][1:3], params["padding"][1:3],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels,
+        )  # fmt: skip
+
+
+def _is_window_sum(eqn: Any) -> bool:
+    """Whether an equation sums windows of height and width, of an image with channels last."""
+    params = eqn.params
+    if eqn.primitive.name != "reduce_window_sum" or len(params["window_dimensions"]) != 4:
+        return False
+    outer = [params[name][i] for name in ("window_dimensions", "window_strides") for i in (0, 3)]
+    dilations = (*params["base_dilation"], *params["window_dilation"])
+    return all(n == 1 for n in (*outer, *dilations)) and all(tuple(params["padding"][i]) == (0, 0) for i in (0, 3))
+
+
+def _plain(value: Any) -> Any:
+    return value.plain() if isinstance(value, _Weight | _Window) else value
+
+
+class Prepared:
+    """The function of a universal jaxpr, to be traced for LiteRT.
+
+    A softmax stays in float between its grids: LiteRT's integer softmax writes steps of 1/256 only, and the runtime refuses
+    any other grid.
+
+    Args:
+        closed: from `lowbit.export.universal.universal_jaxpr`.
+    """
+
+    def __init__(self, closed: Any):
+        self.closed = closed
+        self.found: dict[tuple[int, Grid], _Weight] = {}
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Returns the flat results.
+
+        Raises:
+            ValueError: for a scan that is too long to be written out.
+        """
+        self.found = {}
+        return [_plain(v) for v in self.run(self.closed.jaxpr, self.closed.consts, inputs)]
+
+    @property
+    def weights(self) -> list[tuple[int, int]]:
+        """Elements and bits of every constant behind a ``quant.dequantize``, once traced."""
+        return [(int(np.size(w.codes)), w.grid.bits) for w in self.found.values()]
+
+    def weight(self, codes: Any, grid: Grid) -> "_Weight":
+        """One constant, however often it is read."""
+        return self.found.setdefault((id(codes), grid), _Weight(codes, grid))
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """Returns the results of a jaxpr; weights and sums over windows wait for what reads them."""
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        makers = {v: eqn.primitive.name for eqn in jaxpr.eqns for v in eqn.outvars}
+
+        def get(var: Any) -> Any:
+            return var.val if compat.is_literal(var) else env[var]
+
+        for eqn in jaxpr.eqns:
+            values = [get(v) for v in eqn.invars]
+            outs = self.special(eqn, values, makers)
+            outs = compat.rebind(eqn, [_plain(v) for v in values]) if outs is None else outs
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [get(v) for v in jaxpr.outvars]
+
+    def special(self, eqn: Any, values: Sequence[Any], makers: Mapping[Any, str]) -> list[Any] | None:
+        """Returns the results of an equation that LiteRT gets in another form; None of any other."""
+        name = eqn.primitive.name
+        if eqn.primitive is dequantize_p and not is_traced(values[0]):
+            return [self.weight(values[0], Grid(**eqn.params))]
+        if compat.kind(eqn) == "scan":
+            return self.unrolled(eqn, values)
+        if name == "conv_general_dilated":
+            if len(eqn.params["window_strides"]) == 1:
+                return [_as_image(eqn, _plain(values[0]), values[1])]
+            if _is_reshaped_kernel(eqn) and isinstance(values[1], _Weight):
+                return compat.rebind(eqn, [_plain(values[0]), values[1].rounded()])
+        if _is_window_sum(eqn):
+            return [_Window(eqn, _plain(values[0]))]
+        if name == "div" and compat.is_literal(eqn.invars[1]) and isinstance(values[0], _Window):
+            return [values[0].averaged(float(values[1]))]
+        if name == "div" and not compat.is_literal(eqn.invars[0]) and makers.get(eqn.invars[0]) == "exp":
+            return [_plain(values[0]) * (1.0 / _plain(values[1]))]
+        return None
+
+    def unrolled(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
+        """Returns the results of a scan, its turns written out."""
+        (body,), length = compat.bodies(eqn), eqn.params["length"]
+        if length > _UNROLLED:
+            raise ValueError(
+                f"the litert form writes scans out, up to {_UNROLLED} turns; {compat.source_line(eqn) or 'this one'} has "
+                f"{length}: export one step of it"
+            )
+        n_consts, n_carry = compat.scan_counts(eqn)
+        consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
+        turns: list[list[Any]] = []
+        for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
+            slices = [lax.index_in_dim(_plain(x), i, keepdims=False) for x in xs]
+            outs = self.run(body.jaxpr, body.consts, [*consts, *carry, *slices])
+            carry = outs[:n_carry]
+            turns.append([_plain(y) for y in outs[n_carry:]])
+        if eqn.params["reverse"]:
+            turns.reverse()
+        ys = [jnp.stack(parts) for parts in zip(*turns, strict=True)]
+        return [*carry, *ys]
+
+
+def _as_image(eqn: Any, x: Any, kernel: Any) -> Any:
+    """A convolution along one axis as one of images of height 1: the converter would reshape its kernel at run time."""
+    params, numbers = eqn.params, eqn.params["dimension_numbers"]
+    (axis,), (kernel_axis,), (out_axis,) = numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:]
+
+    def spec(old: Sequence[int], at: int) -> tuple[int, ...]:
+        moved = [i + (i >= at) for i in old]
+        return (*moved[:2], at, moved[2])
+
+    wide = lax.ConvDimensionNumbers(
+        spec(numbers.lhs_spec, axis), spec(numbers.rhs_spec, kernel_axis), spec(numbers.out_spec, out_axis)
+    )
+    changes = {
+        "dimension_numbers": wide,
+        "padding": ((0, 0), *params["padding"]),
+        **{name: (1, *params[name]) for name in ("window_strides", "lhs_dilation", "rhs_dilation")},
+    }
+    x = jnp.expand_dims(x, axis)
+    if isinstance(kernel, _Weight):
+        kernel = kernel.expanded(kernel_axis)
+        kernel = kernel.rounded() if _is_reshaped_kernel(eqn) else kernel.plain()
+    else:
+        kernel = jnp.expand_dims(kernel, kernel_axis)
+    return jnp.squeeze(compat.rebind(eqn, [x, kernel], **changes)[0], out_axis)
+
+
+def _is_reshaped_kernel(eqn: Any) -> bool:
+    if eqn.primitive.name != "conv_general_dilated":
+        return False
+    channels = eqn.invars[0].aval.shape[eqn.params["dimension_numbers"].lhs_spec[1]]
+    return eqn.params["feature_group_count"] > 1 or channels == 1

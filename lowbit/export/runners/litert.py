@@ -1,0 +1,80 @@
+"""LiteRT, TFLite-Micro and Vela's report, each in a process of its own."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lowbit.export.bundle import Bundle
+from lowbit.export.forms.litert import CONTENTS, MODEL
+from lowbit.export.litert import work
+from lowbit.export.litert.audit import Contents
+
+from . import Ran, Run
+
+ACCELERATOR = "ethos-u55-128"
+"""What Vela compiles for: the smallest common Ethos-U with 128 multipliers."""
+
+
+def _outputs(bundle: Bundle, inputs: Sequence[np.ndarray], command: str, what: str) -> tuple[list[np.ndarray], str]:
+    """The flat results of a runtime and what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        np.savez(given, **{f"x{i}": x for i, x in enumerate(inputs)})  # pyright: ignore[reportArgumentType] - numpy's stub takes no such keywords
+        count = len(bundle.manifest["outputs"])
+        said = work(command, str(bundle.path / MODEL), str(given), str(made), str(count), what=what)
+        with np.load(made) as arrays:
+            return [arrays[f"x{i}"] for i in range(len(arrays.files))], said
+
+
+def _contents(bundle: Bundle) -> Contents:
+    return Contents.of((bundle.path / CONTENTS).read_text())
+
+
+def _size(bundle: Bundle) -> int:
+    return (bundle.path / MODEL).stat().st_size
+
+
+def _litert(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    outputs, _ = _outputs(bundle, inputs, "litert", "LiteRT")
+    found = _contents(bundle)
+    floats = sum(op.is_float for op in found.operators)
+    measured = {"kernels": float(len(found.operators)), "float_kernels": float(floats)}
+    return Ran(outputs, _size(bundle), found.bits_per_weight, measured)
+
+
+def _tflm(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    if floats := _contents(
+        bundle
+    ).float_operators:  # per-channel weights, dequantized there, come out wrong, in silence
+        raise ValueError(f"this model computes {', '.join(floats)} in floats: TFLite-Micro is not asked to")
+    outputs, said = _outputs(bundle, inputs, "tflm", "TFLite-Micro")
+    found = re.search(r"Arena allocation total (\d+) bytes", said)
+    return Ran(
+        outputs, _size(bundle), _contents(bundle).bits_per_weight, {"arena_bytes": float(found[1])} if found else {}
+    )
+
+
+_REPORT = {
+    "npu_operators": (r"NPU operators = (\d+)", 1),
+    "cpu_operators": (r"CPU operators = (\d+)", 1),
+    "sram_bytes": (r"Total SRAM used\s+([\d.]+) KiB", 1024),
+    "flash_bytes": (r"Total Off-chip Flash used\s+([\d.]+) KiB", 1024),
+    "macs": (r"Neural network macs\s+(\d+)", 1),
+}
+
+
+def _vela(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    del inputs  # a compiler's report: nothing runs
+    with tempfile.TemporaryDirectory() as folder:
+        said = work("vela", str(bundle.path / MODEL), folder, ACCELERATOR, what="Vela")
+    found = {name: (re.search(pattern, said), unit) for name, (pattern, unit) in _REPORT.items()}
+    measured = {name: float(match[1]) * unit for name, (match, unit) in found.items() if match}
+    if "npu_operators" not in measured:
+        raise ValueError(f"Vela printed no summary that this version of lowbit reads: {said.strip()[-200:]}")
+    return Ran(None, _size(bundle), _contents(bundle).bits_per_weight, measured)
+
+
+RUN: dict[str, Run] = {"litert": _litert, "tflm": _tflm, "vela": _vela}

@@ -1,0 +1,65 @@
+"""ONNX Runtime on this machine's CPU, one thread."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbit.export.bundle import Bundle
+from lowbit.export.forms.onnx import ACCURACY, FILE
+from lowbit.export.onnx_graph.serialize import library
+
+from . import Ran
+
+
+def session(path: Path, *, optimized: Path | None = None) -> Any:
+    """Returns an inference session as `verify` runs it.
+
+    Args:
+        path: the file.
+        optimized: where ONNX Runtime shall write what it made of the graph.
+    """
+    onnxruntime: Any = importlib.import_module("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry(*ACCURACY)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - onnxruntime raises a class of its own per status
+        raise ValueError(f"ONNX Runtime rejects this model: {(str(error).splitlines() or ['?'])[0][:500]}") from None
+
+
+def stored_bits(data: bytes, count: int) -> float | None:
+    """Returns the bits per weight of the constants that are dequantized; None where those are fewer than ``count``.
+
+    Args:
+        data: the file.
+        count: how many weights are quantized.
+    """
+    onnx = library()
+    graph = onnx.load_from_string(data).graph
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    looked_up = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Gather"}
+    taken = {node.input[0] for node in graph.node if node.op_type in ("DequantizeLinear", "Cast")}
+    found = [known[name] for name in {looked_up.get(name, name) for name in taken} if name in known]
+    found = [tensor for tensor in found if tensor.data_type != onnx.TensorProto.INT32]  # biases
+    elements = sum(int(np.prod(tensor.dims)) for tensor in found)
+    return 8 * sum(len(tensor.raw_data) for tensor in found) / elements if elements and elements >= count else None
+
+
+def _run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    path = bundle.path / FILE
+    data = path.read_bytes()
+    ran = session(path)
+    names = [entry.name for entry in ran.get_inputs()]
+    outputs = ran.run(None, dict(zip(names, inputs, strict=True)))
+    count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
+    return Ran([np.asarray(y) for y in outputs], len(data), stored_bits(data, count))
+
+
+RUN = {"onnxruntime": _run}

@@ -1,0 +1,38 @@
+"""Symbolic dimensions: what can be left open when exporting, and what cannot."""
+
+from collections.abc import Collection, Sequence
+
+from lowbit.plan.rows import Plan
+
+from .signature import Call
+from .targets import Target
+
+
+def check_plan(call: Call, plan: Plan, targets: Sequence[Target]) -> None:
+    """Raises ValueError where open dimensions meet what needs numbers.
+
+    Args:
+        call: with symbolic dimensions.
+        plan: its plan.
+        targets: that the model is exported for.
+    """
+    fixed = [target.name for target in targets if not target.has_symbolic]
+    dynamic = [row.path for row in plan.quantized for site in row.sites if site.spec is not None and site.spec.dynamic]
+    for reason in (
+        f"{', '.join(fixed)} cannot take it: leave the target out" if fixed else "",
+        "a full-integer plan fixes every shape" if plan.is_full_integer else "",
+        f"{dynamic[0]} computes its input's scale at run time: calibrate it (a8 for a8/dynamic)" if dynamic else "",
+    ):
+        if reason:
+            raise ValueError(f"an input has a symbolic dimension, and {reason}, or give the dimension a number")
+
+
+def check_reshapes(operations: Collection[tuple[str, str]], targets: Sequence[Target]) -> None:
+    """Raises ValueError where a target cannot reshape along an open dimension, and the module does."""
+    found = any(name == "stablehlo.dynamic_reshape" for name, _ in operations)
+    unable = [target.name for target in targets if target.name.startswith("iree")]
+    if found and unable:
+        raise ValueError(
+            f"{', '.join(unable)} cannot reshape an array with a symbolic dimension, as this function does: contract both "
+            f"axes in one einsum, take a mean, leave the target out, or give the dimension a number"
+        )
