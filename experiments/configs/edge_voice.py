@@ -9,7 +9,10 @@ libnewlib-arm-none-eabi qemu-system-arm``; on 2 CPU cores about 5 minutes. Real 
 the clean signal: `experiments.data.speech` says how. The spectrum is the device's front end, in front of the network; the
 convolutions, the LSTM (a loop of 64 frames, its states on 8-bit grids) and the output are integers.
 
-102 clips of two seconds, 6,528 frames, all on an emulated Cortex-M4: VOICE
+102 clips of two seconds, 6,528 frames, all on an emulated Cortex-M4, every output that of `lowbit.execute` to the last bit.
+Frames right, in %: always speech 64.43, float 94.52, w8a8 with one scale per output channel 93.90 in 261 kB of flash, with
+one per tensor 62.87 (silero's layers differ too much from channel to channel), w4a8 91.67 in 138 kB. 41 kB of memory; 263
+million instructions a clip in 8 bits, which is 131 million a second of sound: more than a Cortex-M4 at 100 MHz keeps up with.
 """
 
 from experiments.config import Method

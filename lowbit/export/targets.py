@@ -189,7 +189,8 @@ TARGETS = {
         ),
         Target(
             "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1,
-            note="its kernels take biases of 32 bits and divide by scales",
+            note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
+            "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here",
         ),
         Target(
             "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, programs=("cc", "size", "nm"),

@@ -31,7 +31,7 @@ def _exported(graph: Graph, rule: str, seed: int, folder, *, integer: bool):
     params, x = graph.params(seed), jax.random.normal(jax.random.key(seed), graph.shape)
     plan = lb.bind(graph, {"**": rule}, params, x, integer=integer)
     qparams = lb.pack(plan, params, lb.init(graph, plan, params, x))
-    targets = ["xla", "iree"]
+    targets = ["xla", "iree", "c"] if integer else ["xla", "iree"]
     return lb.export(graph, plan, qparams, (x,), folder, integer_io=integer, targets=targets)
 
 

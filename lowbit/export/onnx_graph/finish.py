@@ -71,8 +71,9 @@ def _is_wide(product: Value) -> bool:
     Gemm whose weight is turned round, which takes 3.6 ms: 2 of the product in floats, the rest to dequantize.
     """
     q = operand(product, 1).quantized
-    is_float = q is not None and len(product.shape) == 2 and not _is_integer(product)
-    return is_float and bits_of(q.codes.dtype) == 8 and layout(q).block is None
+    if q is None or len(product.shape) != 2 or _is_integer(product):
+        return False
+    return bits_of(q.codes.dtype) == 8 and layout(q).block is None
 
 
 def _turned(g: Graph, weight: Value) -> Value:
