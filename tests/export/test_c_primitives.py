@@ -72,6 +72,7 @@ def _moves(x, i):
     return [
         lax.pad(x, jnp.int8(-5), [(2, 1, 0), (-1, 3, 2), (0, -2, 1)]),
         lax.pad(y, jnp.int8(9), [(0, 0, 1), (1, 0, 0), (0, 0, 3), (0, 1, 0)]),
+        jnp.pad(x, ((1, 0), (0, 2), (0, 0))),  # numpy integers in its parameters
         jnp.concatenate([x, x[:, :1] + 1, x[:, 1:] * 2], 1),
         lax.rev(x, (0, 2)),
         lax.slice(x, (1, 0, 2), (5, 5, 7), (2, 3, 2)),

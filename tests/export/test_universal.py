@@ -133,6 +133,7 @@ def test_a_factor_goes_into_the_scale_where_it_is_positive():
     assert spec is not None
     weight = quantize_with(_normal(0, 16, 3), spec, jnp.asarray([[0.1, 0.2, 0.4]]), None, (16, 1)).encode()
     grid = weight_grid(weight)
+    assert grid is not None
     assert grid == Grid("i8", tuple(float(np.float32(s)) for s in (0.1, 0.2, 0.4)), (0, 0, 0), 1)
     found = absorbed(weight, grid, np.asarray([[2.0, 1.0, 0.5]]), 1, -1)
     assert found is not None

@@ -79,7 +79,8 @@ def undilated(index: Index, step: int) -> tuple[list[tuple[str, int]], Index]:
 def _padded(emitter: Emitter, value: Value, indices: Indices) -> Expr:
     x, fill = value.ins
     conditions, inner = [], []
-    for index, n, (low, _, gap) in zip(indices, x.shape, value.params["padding_config"], strict=True):
+    pads = [(int(low), int(gap)) for low, _, gap in value.params["padding_config"]]  # numpy integers, of jnp.pad
+    for index, n, (low, gap) in zip(indices, x.shape, pads, strict=True):
         index = index - low
         if gap:
             conditions += [(f"{index.operand} >= 0", index.level)] if index.low < 0 else []
