@@ -5,7 +5,7 @@ Command::
     lowbit run experiments/configs/edge_voice.py
 
 Needs ``pip install --no-deps silero-vad`` and ``apt-get install pocketsphinx-testdata gcc-arm-none-eabi
-libnewlib-arm-none-eabi qemu-system-arm``; on 2 CPU cores about 5 minutes. Real sentences in noise made here, labels from
+libnewlib-arm-none-eabi qemu-system-arm``; on 2 CPU cores about 4 minutes. Real sentences in noise made here, labels from
 the clean signal: `experiments.data.speech` says how. The spectrum is the device's front end, in front of the network; the
 convolutions, the LSTM (a loop of 64 frames, its states on 8-bit grids) and the output are integers.
 
