@@ -122,7 +122,7 @@ EDGE_VENV := .venv-edge-$(PYTAG)
 EDGE_PROGRAMS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
 EDGE_DEBIAN := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 test-edge:  ## install converters, emulators and cross compilers, and run every export target
-	@command -v $(EDGE_PROGRAMS) >/dev/null && [ "$$(command -v $(EDGE_PROGRAMS) | wc -l)" = "$(words $(EDGE_PROGRAMS))" ] || \
+	@[ "$$(command -v $(EDGE_PROGRAMS) | wc -l)" = "$(words $(EDGE_PROGRAMS))" ] || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy $(EDGE_DEBIAN); } || \
 	  { echo "test-edge: needs $(EDGE_PROGRAMS); as root: apt-get install $(EDGE_DEBIAN)" >&2; exit 2; }
 	$(MAKE) --no-print-directory env VENV=$(EDGE_VENV)

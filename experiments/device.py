@@ -1,8 +1,6 @@
 """A full-integer model on a device: exported with integer codes at both ends, compiled, and run on an emulator."""
 
-import importlib.util
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from lowbit.export.bundle import Bundle
 from lowbit.export.runners import runners
 from lowbit.export.runners.c import TOOLCHAINS, run_cases
 from lowbit.export.targets import TARGETS
+from lowbit.export.verify import missing
 from lowbit.interpret.integer.interpretations import quantized
 from lowbit.plan import serial
 
@@ -45,11 +44,9 @@ def require(target: str) -> None:
     if target not in runners():
         raise ValueError(f"no device {target!r}: models can be run on {', '.join(runners())}")
     known = TARGETS[target]
-    missing = next((name for name in known.modules if not _is_importable(name)), "")
-    missing = missing or next((name for name in known.programs if shutil.which(name) is None), "")
-    if missing:
+    if needed := missing(known):
         raise ImportError(
-            f"the device {target!r} needs {missing}: {known.install}; or choose another with --set device=c"
+            f"the device {target!r} needs {needed}: {known.install}; or choose another with --set device=c"
         )
 
 
@@ -59,13 +56,6 @@ def version(target: str) -> str:
         return TARGETS[target].package
     said = subprocess.run([TOOLCHAINS[target].compiler, "--version"], capture_output=True, text=True, check=True).stdout
     return said.splitlines()[0]
-
-
-def _is_importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # find_spec of a submodule imports its parent
-        return False
 
 
 def exported(

@@ -4,16 +4,15 @@ An emulator has no clock of its own. QEMU's ``-icount shift=0`` lets virtual tim
 the board's system timer, which counts at 25 MHz, tells instructions in steps of 40. A real Cortex-M4 needs at least one cycle an instruction.
 """
 
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from lowbit.export.bundle import Bundle
-from lowbit.export.runners.c import TOOLCHAINS
+from lowbit.export.runners.c import built, called
 
-_ROUNDS, _SECONDS = 50, 300
+_ROUNDS = 50
 _INSTRUCTIONS_PER_TICK = 40
 _CALLS = """#include <stdio.h>
 {include}
@@ -86,7 +85,7 @@ def _printed(
     emulator: tuple[str, ...],
 ) -> str:
     """What a program of ours around the model prints."""
-    tools, name = TOOLCHAINS[target], bundle.manifest["name"]
+    name = bundle.manifest["name"]
     size = int(np.prod(bundle.manifest["outputs"][0]["shape"]))
     numbers = ",".join(map(str, np.asarray(x).reshape(-1).tolist()))
     source = _CALLS.format(
@@ -94,23 +93,5 @@ def _printed(
     )
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for file in ("model.h", "model.c"):
-            (folder / file).write_bytes((bundle.path / "c" / file).read_bytes())
-        (folder / "main.c").write_text(source)
-        for file, text in tools.extra:
-            (folder / file).write_text(text)
-        extra = [file for file, _ in tools.extra if file.endswith(".c")]
-        start = [tools.compiler, *tools.flags, *standard]
-        _called([*start, tools.optimization, "-c", "model.c"], folder)
-        _called([*start, "-O1", "main.c", "model.o", *extra, *tools.link, "-o", "program"], folder)
-        launcher = [tools.launcher[0], *emulator, *tools.launcher[1:]] if tools.launcher else []
-        return _called([*launcher, str(folder / "program")], folder)
-
-
-def _called(command: list[str], folder: Path) -> str:
-    try:
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
-    except subprocess.CalledProcessError as error:
-        raise ValueError(f"{command[0]} ended with {error.returncode}: {error.stderr.strip()[:300]}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(f"{command[0]} did not finish: {error}") from None
+        program, *rest = built(bundle, target, source, folder, flags=standard)
+        return called([program, *emulator, *rest], folder)

@@ -178,7 +178,7 @@ def export(
     data = stablehlo.artifact(text, version)
     found = stablehlo.contents(text)
     if call.is_symbolic:
-        symbolic.check_reshapes(found.operations, chosen)
+        symbolic.check_operations(found.operations, chosen)
     _check_size(found, qparams, call.constants)
     floats = integer.audit(text, has_integer_io=integer_io) if plan.is_full_integer else None
     vectors = call.vectors()

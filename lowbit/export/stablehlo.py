@@ -135,6 +135,11 @@ def current_version() -> str:
     return stablehlo.get_current_version()
 
 
+def is_older_than(version: str) -> bool:
+    """Returns whether the installed jaxlib's StableHLO is older than ``version``."""
+    return _key(current_version()) < _key(version)
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """One constant of a module.

@@ -27,12 +27,11 @@ def check_plan(call: Call, plan: Plan, targets: Sequence[Target]) -> None:
             raise ValueError(f"an input has a symbolic dimension, and {reason}, or give the dimension a number")
 
 
-def check_reshapes(operations: Collection[tuple[str, str]], targets: Sequence[Target]) -> None:
-    """Raises ValueError where a target cannot reshape along an open dimension, and the module does."""
-    found = any(name == "stablehlo.dynamic_reshape" for name, _ in operations)
-    unable = [target.name for target in targets if target.name.startswith("iree")]
-    if found and unable:
-        raise ValueError(
-            f"{', '.join(unable)} cannot reshape an array with a symbolic dimension, as this function does: contract both "
-            f"axes in one einsum, take a mean, leave the target out, or give the dimension a number"
-        )
+def check_operations(operations: Collection[tuple[str, str]], targets: Sequence[Target]) -> None:
+    """Raises ValueError for an operation of the module that a target's compiler does not take."""
+    names = {name for name, _ in operations}
+    for target in targets:
+        for name in sorted(names & set(target.rejects)):
+            raise ValueError(
+                f"{target.name} cannot {target.rejects[name]}, leave the target out, or give the dimension a number"
+            )

@@ -57,6 +57,7 @@ class Target:
             the form's own arithmetic; 1 where its kernels round in their own way.
         note: what is special about it.
         has_symbolic: whether a dimension of the inputs may be left open when exporting.
+        rejects: StableHLO operations that its compiler does not take, and what to write instead.
         is_full_integer: whether it takes full-integer plans only.
         rounding: of full-integer plans: the one that its kernels compute, where that is known.
         refuses: kinds of steps of a full-integer plan, and primitives of its tables, that it cannot take, and why.
@@ -72,6 +73,7 @@ class Target:
     steps: int = 0
     note: str = ""
     has_symbolic: bool = False
+    rejects: Mapping[str, str] = dataclasses.field(default_factory=dict)
     is_full_integer: bool = False
     rounding: str = ""
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -160,10 +162,13 @@ TARGETS = {
         Target("xla", "served", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, has_symbolic=True),
         Target(
             "interpreter", "served", "jaxlib", ("jaxlib",), "pip install lowbit", _EVERYTHING,
-            note="of StableHLO; its integer convolution wraps to 8 bits and is not run",
+            note="of StableHLO; before jax 0.12 its integer convolution wraps to 8 bits and is not run", has_symbolic=True,
         ),
         Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING,
-            has_symbolic=True),
+            has_symbolic=True,
+            rejects={"stablehlo.dynamic_reshape": "reshape an array with a symbolic dimension: contract both axes in one "
+                     "einsum, take a mean"},
+        ),
         Target(
             "iree-vmvx", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
             dict.fromkeys(("dot_general", "conv_general_dilated"), _BYTES),

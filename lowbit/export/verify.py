@@ -32,7 +32,7 @@ for a CNN of two convolutions and two dense layers; 1 to 3 kB for each further o
 _SLOW = 20_000_000
 """Multiply-adds from which StableHLO's interpreter (about a million a second) runs only when asked for."""
 
-_CONVOLUTION_FIXED = (1, 22, 0)
+_CONVOLUTION_FIXED = "1.22.0"
 """StableHLO of jax 0.12: its interpreter sums int8 convolutions in 32 bits; that of jax 0.10 (1.17) in 8."""
 
 DEFAULT = ("xla", "interpreter", "iree")
@@ -154,8 +154,8 @@ def write(certificate: Certificate) -> Path:
 
 def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
     base = Row(target.name, target.form, "not run")
-    if missing := _missing(target):
-        return dataclasses.replace(base, detail=f"{missing} is not installed: {target.install}")
+    if needed := missing(target):
+        return dataclasses.replace(base, detail=f"{needed} is not installed: {target.install}")
     version = _version(target)
     if target.name == "interpreter" and (reason := _why_not_interpreted(bundle, is_asked=is_asked)):
         return dataclasses.replace(base, detail=reason, version=version)
@@ -240,8 +240,7 @@ def stored_bits(manifest: dict[str, Any], compiled: int) -> float | None:
 
 def _why_not_interpreted(bundle: Bundle, *, is_asked: bool) -> str:
     found = stablehlo.contents((bundle.path / "model.mlir").read_text())
-    is_old = tuple(map(int, stablehlo.current_version().split("."))) < _CONVOLUTION_FIXED
-    if is_old and ("stablehlo.convolution", "i32") in found.operations:
+    if stablehlo.is_older_than(_CONVOLUTION_FIXED) and ("stablehlo.convolution", "i32") in found.operations:
         return "its integer convolution wraps to 8 bits (a bug of StableHLO's interpreter before jax 0.12)"
     work = sum(entry["macs"] for entry in bundle.manifest["plan"]["rows"] if "macs" in entry)
     if work > _SLOW and not is_asked:
@@ -249,7 +248,8 @@ def _why_not_interpreted(bundle: Bundle, *, is_asked: bool) -> str:
     return ""
 
 
-def _missing(target: Target) -> str:
+def missing(target: Target) -> str:
+    """Returns the first package or program of a target that is not here; empty where all are."""
     for name in target.modules:
         try:
             is_there = importlib.util.find_spec(name) is not None

@@ -51,7 +51,7 @@ def test_every_target_agrees(graphs, integer, first, tmp_path):
     def check(graph, rule, seed):
         bundle = _exported(graph, rule, seed, tmp_path / "model", integer=integer)
         rows = verify(bundle.path).rows
-        assert rows[0].status != "not run"
+        assert [row.target for row in rows if row.status == "not run"] in ([], ["interpreter"])
         for row in rows:
             allowed = ("exact", "not run") if integer else ("exact", "close", "not run")
             assert row.status in allowed, (graph, rule, seed, row)

@@ -14,7 +14,9 @@ from lowbit.export.c.source import ports
 
 from . import Ran, Run
 
-_STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
+"""What the generated C compiles with, without a warning."""
+
 _SECONDS = 600
 
 
@@ -96,19 +98,9 @@ def run_cases(bundle: Bundle, cases: Sequence[Sequence[np.ndarray]], target: str
     test = harness.program_source(name, inputs, outputs, [([np.asarray(x) for x in case], unknown) for case in cases])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for file in ("model.h", "model.c"):
-            (folder / file).write_bytes((bundle.path / "c" / file).read_bytes())
-        (folder / "test.c").write_text(test)
-        for file, text in tools.extra:
-            (folder / file).write_text(text)
-        extra = [file for file, _ in tools.extra if file.endswith(".c")]
-        strict = [tools.compiler, *tools.flags, *_STRICT]
-        _called([*strict, tools.optimization, "-fstack-usage", "-c", "model.c"], folder)
-        _called([*strict, "-O1", "-c", "test.c"], folder)
-        _called([tools.compiler, *tools.flags, "model.o", "test.o", *extra, *tools.link, "-o", "program"], folder)
-        printed = _called([*tools.launcher, str(folder / "program")], folder, allowed=(0, 1))
-        sizes = _called([f"{tools.prefix}size", "model.o"], folder).splitlines()[1].split()
-        symbols = _called([f"{tools.prefix}nm", "-S", "--defined-only", "model.o"], folder)
+        printed = called(built(bundle, target, test, folder), folder, allowed=(0, 1))
+        sizes = called([f"{tools.prefix}size", "model.o"], folder).splitlines()[1].split()
+        symbols = called([f"{tools.prefix}nm", "-S", "--defined-only", "model.o"], folder)
         stack = _stack((folder / "model.su").read_text(), f"{name}_run")
         text, data, bss = (int(word) for word in sizes[:3])
         return Outcome(
@@ -120,7 +112,38 @@ def run_cases(bundle: Bundle, cases: Sequence[Sequence[np.ndarray]], target: str
         )
 
 
-def _called(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> str:
+def built(bundle: Bundle, target: str, main: str, folder: Path, *, flags: Sequence[str] = STRICT) -> list[str]:
+    """Compiles a bundle's C model and a program around it, and returns the command that runs the program.
+
+    Args:
+        bundle: that holds the ``c`` form.
+        target: one of `TOOLCHAINS`.
+        main: source of the program.
+        folder: where everything is written: ``model.o``, and ``model.su`` with the stack of every function.
+        flags: of the compiler, beside the toolchain's.
+
+    Raises:
+        ValueError: with what the compiler said, where it fails.
+    """
+    tools = TOOLCHAINS[target]
+    for file in ("model.h", "model.c"):
+        (folder / file).write_bytes((bundle.path / "c" / file).read_bytes())
+    for file, text in (*tools.extra, ("main.c", main)):
+        (folder / file).write_text(text)
+    extra = [file for file, _ in tools.extra if file.endswith(".c")]
+    start = [tools.compiler, *tools.flags, *flags]
+    called([*start, tools.optimization, "-fstack-usage", "-c", "model.c"], folder)
+    called([*start, "-O1", "-c", "main.c"], folder)
+    called([tools.compiler, *tools.flags, "model.o", "main.o", *extra, *tools.link, "-o", "program"], folder)
+    return [*tools.launcher, str(folder / "program")]
+
+
+def called(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> str:
+    """Returns what a command prints, run in ``folder``.
+
+    Raises:
+        ValueError: if it does not finish, or ends with a status that is not allowed.
+    """
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from lowbit.export import iree, signature, stablehlo
+from lowbit.export import iree
 from lowbit.export.bundle import Bundle
 from lowbit.export.forms.universal import ARTIFACT
 
 from . import Ran, Run
+from .xla import on_xla
 
 
 def _xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
-    scope = jax.export.SymbolicScope()
-    ins, outs = (signature.specs(bundle.manifest[which], scope) for which in ("inputs", "outputs"))
-    data = (bundle.path / ARTIFACT).read_bytes()
-    return Ran([np.asarray(y) for y in stablehlo.run_on_xla(data, inputs, ins, outs)])
+    return on_xla(bundle, (bundle.path / ARTIFACT).read_bytes(), inputs)
 
 
 def _iree(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:

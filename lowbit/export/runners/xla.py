@@ -11,10 +11,15 @@ from lowbit.export.bundle import Bundle
 from . import Ran
 
 
-def _run_xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+def on_xla(bundle: Bundle, artifact: bytes, inputs: Sequence[np.ndarray]) -> Ran:
+    """Returns what XLA makes of an artifact with the bundle's signature."""
     scope = jax.export.SymbolicScope()
     ins, outs = (signature.specs(bundle.manifest[which], scope) for which in ("inputs", "outputs"))
-    return Ran([np.asarray(y) for y in stablehlo.run_on_xla(bundle.artifact, inputs, ins, outs)])
+    return Ran([np.asarray(y) for y in stablehlo.run_on_xla(artifact, inputs, ins, outs)])
+
+
+def _run_xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    return on_xla(bundle, bundle.artifact, inputs)
 
 
 def _run_interpreter(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
