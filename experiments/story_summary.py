@@ -1,10 +1,8 @@
 """How an edge story ends: one table, ``summary.json``, ``report.html``. Times are in microseconds throughout."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from rich.console import Console
 
@@ -12,7 +10,7 @@ from experiments import device
 from experiments.config import FLOAT
 from experiments.run_folder import RunFolder, write_json
 from experiments.story import Story
-from experiments.summary import Row
+from experiments.summary import Row, write_report
 from lowbit.report import page, tables
 
 
@@ -79,14 +77,7 @@ def finish(
     write_json(folder.path / "summary.json", _summary(story, rows, guess, tested=tested, minutes=minutes) | made)
     found, note = table(rows, story, guess), notes(story, tested=tested)
     (folder.path / "table.txt").write_text(tables.text(found) + "\n")
-    facts = json.loads((folder.path / "run.json").read_text())
-    commit = "no commit"
-    if made["commit"]:
-        commit = f"commit {made['commit'][:12]}{' with changes' if made['dirty'] else ''}"
-    lead = f"{commit} · {made['device']['cpu']}, {made['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
-    sections = [page.table(found, note), page.details("Config", (folder.path / "config.json").read_text())]
-    sections.append(page.details("Machine and versions", json.dumps(facts, indent=2)))
-    (folder.path / "report.html").write_text(page.page(story.name, lead, sections))
+    write_report(story.name, folder, [page.table(found, note)])
     terminal.width = max(terminal.width, tables.width(found))  # a broken line is better than cells cut short
     terminal.print(tables.rich_table(found))
     terminal.print(note, style="dim")

@@ -127,19 +127,26 @@ def finish(
         sections.append(page.figure(f"{name}: values and their grid", figures.grids(drawn), caption=CAPTION))
         sections.append(page.details(f"{name}: the plan", str(model.plan)))
         bar(done + 1)
-    facts = json.loads((folder.path / "run.json").read_text())
-    sections.append(page.details("Config", (folder.path / "config.json").read_text()))
-    sections.append(page.details("Machine and versions", json.dumps(facts, indent=2)))
-    commit = (
-        f"commit {made['commit'][:12]}{' with changes' if made['dirty'] else ''}" if made["commit"] else "no commit"
-    )
-    lead = f"{commit} · {made['device']['cpu']}, {made['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
-    (folder.path / "report.html").write_text(page.page(config.name, lead, sections))
+    write_report(config.name, folder, sections)
     wide = max(terminal.width, tables.width(found))  # a line that the terminal breaks is better than cells cut short
     terminal.width = wide
     terminal.print(tables.rich_table(found))
     terminal.print(NOTES, style="dim")
     terminal.print(f"{folder.path}/report.html has the plots; {minutes:.1f} minutes", highlight=False, soft_wrap=True)
+
+
+def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
+    """Writes ``report.html``: the sections, then the config and the machine."""
+    made, facts = folder.environment, json.loads((folder.path / "run.json").read_text())
+    commit = (
+        f"commit {made['commit'][:12]}{' with changes' if made['dirty'] else ''}" if made["commit"] else "no commit"
+    )
+    lead = f"{commit} · {made['device']['cpu']}, {made['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
+    last = [
+        page.details("Config", (folder.path / "config.json").read_text()),
+        page.details("Machine and versions", json.dumps(facts, indent=2)),
+    ]
+    (folder.path / "report.html").write_text(page.page(name, lead, [*sections, *last]))
 
 
 CAPTION = (
