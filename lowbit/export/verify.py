@@ -134,7 +134,7 @@ def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -
     for target in chosen:
         if target.name not in runners():
             raise ValueError(f"target {target.name!r} cannot be run here; verify runs: {', '.join(runners())}")
-        if target.form not in (SERVED, *bundle.manifest["forms"]):
+        if target.form not in (SERVED, *bundle.manifest.get("forms", ())):
             raise ValueError(
                 f"target {target.name!r} takes the {target.form} form, which {bundle.path} does not hold: export it with "
                 f"targets=[{target.name!r}]"
