@@ -221,4 +221,4 @@ def test_a_residual_of_the_input(size, tmp_path):
     x = normal(21, 2, size, size, size)
     (tmp_path / "m.onnx").write_bytes(written(residual, x))
     for got, want in zip(session(tmp_path / "m.onnx").run(None, {"x0": x}), jax.jit(residual)(x), strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # 81 float32 products a sum, reaching hundreds
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)  # 72 or 81 float32 products a sum
