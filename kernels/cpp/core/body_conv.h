@@ -45,7 +45,7 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, int64_t line_begin, int64_t 
       __builtin_memset(codes, zero, before);
       if constexpr (kCodes) {
         const uint8_t flip = c.shift() == 128 ? 128 : 0;
-        for (int64_t k = 0; k < inside; ++k) codes[before + k] = static_cast<int8_t>(static_cast<uint8_t>(x[k]) ^ flip);
+        FlipSpan(x, inside, flip, codes + before);
       } else {
         QuantizeSpan(x, inside, inverse, lo, hi, zero, codes + before);
       }

@@ -38,6 +38,15 @@ LOWBIT_INLINE void QuantizeSpan(const T* x, int64_t n, float inverse, float lo, 
   }
 }
 
+// Codes given as such: uint8 is moved to int8.
+LOWBIT_INLINE void FlipSpan(const int8_t* x, int64_t n, uint8_t flip, int8_t* __restrict q) {
+  if (flip == 0) {
+    __builtin_memcpy(q, x, n);
+    return;
+  }
+  for (int64_t k = 0; k < n; ++k) q[k] = static_cast<int8_t>(static_cast<uint8_t>(x[k]) ^ flip);
+}
+
 // Into the order of the blocks: inputs p j + s of a block of 4 p go to 4 s + j.
 template <int kPer>
 LOWBIT_INLINE void Permute(const int8_t* in, int8_t* out, int64_t blocks) {
@@ -106,7 +115,7 @@ LOWBIT_INLINE void QuantizeRow(const Matmul& p, int64_t m) {
     int8_t* q = row + at;
     if constexpr (kCodes) {
       const uint8_t flip = shift == 128 ? 128 : 0;
-      for (int64_t k = 0; k < size; ++k) q[k] = static_cast<int8_t>(static_cast<uint8_t>(x[g * p.group + k]) ^ flip);
+      FlipSpan(x + g * p.group, size, flip, q);
     } else {
       if (!joined) QuantizeSpan(x + g * p.group, size, inverse, lo, hi, zero, q);
     }
