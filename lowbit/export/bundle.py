@@ -42,8 +42,10 @@ from lowbit.plan.rows import Plan
 
 from . import forms, integer, signature, stablehlo, symbolic
 from .fold import fold
+from .refusals import check, table
 from .sites import sites
-from .targets import check, lookup, table
+from .storage import stored_width
+from .targets import lookup
 
 FORMAT = "lowbit-bundle"
 FORMAT_VERSION = 1
@@ -320,16 +322,6 @@ def _installed(tool: str) -> str | None:
         return None
 
 
-def stored_width(bits: int) -> int:
-    """Returns the bits that a constant of ``bits``-bit codes takes: 2, 4, 8 or 16.
-
-    Example:
-        >>> [stored_width(bits) for bits in (1, 2, 3, 4, 5, 8, 16)]
-        [2, 2, 4, 4, 8, 8, 16]
-    """
-    return next(width for width in (2, 4, 8, 16) if bits <= width)
-
-
 def _codes(q: QTensor) -> int:
     return int(np.prod(q.shape))
 
@@ -342,6 +334,7 @@ def _weights(qparams: QParams) -> list[dict[str, Any]]:
             "spec": q.spec.text,
             "bits": q.spec.format.bits,
             "stored_bits": stored_width(q.spec.format.bits),
+            "has_zero_points": q.zero is not None,
             "bits_per_weight": round(q.bits_per_element, 4),
         }
         for path, q in qparams.weights().items()

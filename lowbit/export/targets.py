@@ -7,10 +7,7 @@ listed was tried and failed, or gave wrong numbers without an error; the note sa
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from lowbit.core.spec import Spec
-from lowbit.plan.rows import Plan, Row, Site
-
-from .forms import FORMS
+from .fold import INLINED_BYTES
 
 _ANY = ("tensor", "channel", "group", "tile")
 
@@ -62,6 +59,8 @@ class Target:
         rounding: of full-integer plans: the one that its kernels compute, where that is known.
         refuses: kinds of steps of a full-integer plan, and primitives of its tables, that it cannot take, and why.
         programs: what must be found among the programs of this machine.
+        widths: bits in which it stores integer weights, ascending: one takes the first that holds it.
+        small_bytes: weights of up to so many bytes may take 8 bits each instead.
     """
 
     name: str
@@ -78,6 +77,8 @@ class Target:
     rounding: str = ""
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     programs: tuple[str, ...] = ()
+    widths: tuple[int, ...] = (2, 4, 8, 16)
+    small_bytes: int = INLINED_BYTES
 
 
 _EVERYTHING = {name: Holds() for name in ("dot_general", "conv_general_dilated", "gather")}
@@ -193,23 +194,23 @@ TARGETS = {
             rounding="gemmlowp_double", refuses=_NOT_MICRO, note="TFLite-Micro, the runtime of microcontrollers",
         ),
         Target(
-            "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1,
+            "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1, widths=(4, 8),
             note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
             "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here",
         ),
         Target(
-            "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, programs=("cc", "size", "nm"),
+            "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, small_bytes=0, programs=("cc", "size", "nm"),
             note="C99, compiled for this machine",
         ),
         Target(
             "c-aarch64", "c", "aarch64-linux-gnu-gcc", (), "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
-            _C, is_full_integer=True,
+            _C, is_full_integer=True, small_bytes=0,
             programs=("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-size", "aarch64-linux-gnu-nm", "qemu-aarch64"),
             note="C99 under an emulator of 64-bit Arm",
         ),
         Target(
             "cortex-m4", "c", "arm-none-eabi-gcc", (), "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm",
-            _C, is_full_integer=True,
+            _C, is_full_integer=True, small_bytes=0,
             programs=("arm-none-eabi-gcc", "arm-none-eabi-size", "arm-none-eabi-nm", "qemu-system-arm"),
             note="C99 on an emulated microcontroller",
         ),
@@ -221,39 +222,6 @@ TARGETS = {
     )
 }  # fmt: skip
 """All targets by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Violation:
-    """One operand that a target cannot take.
-
-    Attributes:
-        target: the target's name.
-        path: of the operation.
-        primitive: of the operation.
-        role: of the operand.
-        got: its spec, or ``float``.
-        allowed: what the rule allows.
-        nearest: the nearest spec that is allowed.
-        note: why.
-    """
-
-    target: str
-    path: str
-    primitive: str
-    role: str
-    got: str
-    allowed: str
-    nearest: str
-    note: str
-
-    def __str__(self) -> str:
-        what = {"dot_general": "dense layer", "conv_general_dilated": "convolution", "gather": "embedding"}
-        why = f" ({self.note})" if self.note else ""
-        return (
-            f"{self.target} cannot take the {self.role} of {self.path} ({what.get(self.primitive, self.primitive)}): got "
-            f"{self.got}, allowed is {self.allowed}{why}; nearest: {self.nearest}"
-        )
 
 
 def lookup(names: Sequence[str]) -> tuple[Target, ...]:
@@ -269,119 +237,3 @@ def lookup(names: Sequence[str]) -> tuple[Target, ...]:
         if name not in TARGETS:
             raise ValueError(f"unknown target {name!r}; there are: {', '.join(TARGETS)}")
     return tuple(TARGETS[name] for name in dict.fromkeys(names))
-
-
-def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
-    """Returns what a target cannot take of a plan; nothing where it takes all.
-
-    Args:
-        plan: the plan.
-        target: one of `TARGETS`.
-
-    Example:
-        >>> import lowbit as lb, jax.numpy as jnp
-        >>> fn, params, x = lambda p, x: x @ p["w"], {"w": jnp.ones((8, 4))}, jnp.ones((2, 8))
-        >>> print(violations(lb.bind(fn, {"**": "w4,a8"}, params, x), TARGETS["tflm"])[0])
-        tflm cannot take the weight of w (dense layer): got int4/channel/sym, allowed is int4 with granularity tensor
-        (no 2-bit type; 4-bit weights of a dense layer share one scale); nearest: int4/tensor/sym
-    """
-    found = []
-    for row in plan.quantized:
-        holds = target.holds.get(row.primitive)
-        for site in row.sites:
-            allowed = "float only" if holds is None else _broken(site, holds)
-            if allowed is not None and (holds is not None or site.spec is not None):
-                nearest = "keep" if holds is None else _nearest(site, holds)
-                got = "float" if site.spec is None else site.spec.text
-                note = "" if holds is None else holds.note
-                found.append(Violation(target.name, row.path, row.primitive, site.role, got, allowed, nearest, note))
-    return tuple(found)
-
-
-def check(plan: Plan, targets: Sequence[Target]) -> None:
-    """Raises ValueError where a target cannot take a plan, naming the operation, the rule and the nearest spec.
-
-    Or where it takes a form that is not written: the table says what such a target could hold, for a search over bits.
-    """
-    found = [each for target in targets for each in violations(plan, target)]
-    if found:
-        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(f"{found[0]}{more}. Change the rule of this operation, or leave the target out")
-    for target in targets:
-        if reason := _refusal(plan, target):
-            raise ValueError(f"{reason}, or leave the target out")
-        if target.form not in FORMS:
-            able = ", ".join(name for name, each in TARGETS.items() if each.form in FORMS)
-            raise ValueError(
-                f"target {target.name!r} takes the {target.form} form, and lowbit.export writes only "
-                f"{', '.join(FORMS)}; targets for that: {able}"
-            )
-
-
-def _refusal(plan: Plan, target: Target) -> str:
-    """Why a target cannot take a plan as a whole, or a step of it; empty where it can."""
-    if target.is_full_integer and not plan.is_full_integer:
-        return f"{target.name} takes full-integer plans only: bind with integer=True"
-    for step in plan.steps:
-        words = (step.kind, *(step.absorbed if step.kind == "table" else ()))
-        word = next((word for word in words if word in target.refuses), None)
-        if word is not None:
-            where = f"{word} at {step.path}" + (f" ({step.source})" if step.source else "")
-            return f"{target.name} cannot take the {where}: {target.refuses[word]}. Write it otherwise"
-    return ""
-
-
-def table(plan: Plan, target: Target) -> list[dict[str, str]]:
-    """Returns the rules that were applied to a plan, as JSON entries: one per operation."""
-
-    def rule(row: Row) -> dict[str, str]:
-        holds = target.holds[row.primitive]
-        return {
-            "path": row.path,
-            "operation": row.primitive,
-            "weights": ", ".join(holds.weights),
-            "inputs": ", ".join(holds.inputs),
-            "note": holds.note,
-        }
-
-    return [rule(row) for row in plan.quantized]
-
-
-def _kind(spec: Spec) -> str:
-    text = spec.granularity.text
-    return text if text in ("tensor", "channel") else ("tile" if text.startswith("t") else "group")
-
-
-def _broken(site: Site, holds: Holds) -> str | None:
-    """What the rule allows, where a site breaks it."""
-    spec = site.spec
-    formats = holds.weights if site.is_weight else holds.inputs
-    name = "float" if spec is None else spec.format.name
-    if formats != ("*",) and name not in formats and (spec is not None or not site.is_weight):
-        return " or ".join(formats)
-    if spec is None:
-        return None
-    granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
-    if _kind(spec) not in granularity:
-        return f"{name} with granularity {' or '.join(granularity)}"
-    if site.is_weight and not spec.symmetric and not holds.has_affine_weights:
-        return f"{name} without zero points"
-    if spec.dynamic and not holds.has_dynamic_inputs:
-        return f"{name} with calibrated scales"
-    return None
-
-
-def _nearest(site: Site, holds: Holds) -> str:
-    """The allowed spec that changes least: no fewer bits where there is a choice."""
-    formats = holds.weights if site.is_weight else holds.inputs
-    spec = site.spec
-    if spec is None:
-        return next((name for name in reversed(formats) if name != "*"), "int8")
-    name = spec.format.name
-    if formats != ("*",) and name not in formats:
-        bits = [(int(word.removeprefix("u").removeprefix("int")), word) for word in formats if word != "float"]
-        name = min(bits, key=lambda b: (b[0] < spec.format.bits, abs(b[0] - spec.format.bits)))[1]
-    granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
-    scale = spec.granularity.text if _kind(spec) in granularity else granularity[-1]
-    is_symmetric = spec.symmetric or (site.is_weight and not holds.has_affine_weights)
-    return "/".join([name, scale, "sym" if is_symmetric else "affine"])

@@ -2,7 +2,7 @@
 
 A target passes where its results are exact, or, where the module holds operations whose last bits a compiler may choose,
 within what the export measured for them (`Bundle.manifest["allowed"]`); and where the compiled file still holds
-low-bit weights.
+low-bit weights: by its size, and each in its bits (`lowbit.export.storage`) where the tool shows them.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from . import stablehlo
 from .bundle import Bundle, read
 from .forms import SERVED
 from .runners import runners
+from .storage import bits_per_weight, widened
 from .targets import Target, lookup
 
 _CODE_BYTES = 32 * 1024
@@ -53,7 +54,8 @@ class Row:
         unit: of the difference: ``steps`` of the output's scale, or ``absolute``.
         share: of output elements that differ.
         bytes: of the compiled file; None where there is none.
-        bits_per_weight: of the compiled file, all but other constants counted as weights: an upper bound.
+        bits_per_weight: found in the compiled file, scales not counted; where the tool does not show them, of the whole
+            file but for other constants: an upper bound.
         detail: why, and what to install.
         version: of the tool.
         measured: what else the run found, by name with unit: ``flash_bytes``, ``ram_bytes``, ``microseconds``.
@@ -173,12 +175,12 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
     row = dataclasses.replace(base, version=version, measured=ran.measured, **found)
     if ran.compiled is None:
         return row
-    bits = stored_bits(bundle.manifest, ran.compiled) if ran.stored is None else ran.stored
+    bits = stored_bits(bundle.manifest, ran.compiled) if ran.stored is None else bits_per_weight(ran.stored)
     row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=bits)
-    if (limit := size_limit(bundle.manifest)) < ran.compiled and not row.is_failure:
+    detail = widened(bundle.manifest, target, ran.stored or ())
+    if (limit := size_limit(bundle.manifest)) < ran.compiled:
         detail = f"the compiled file takes {ran.compiled:,} bytes, {limit:,} are enough: weights were widened"
-        return dataclasses.replace(row, status="inflated", detail=detail)
-    return row
+    return dataclasses.replace(row, status="inflated", detail=detail) if detail and not row.is_failure else row
 
 
 def compared(

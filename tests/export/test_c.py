@@ -175,14 +175,20 @@ def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
     assert not np.array_equal(found[1][0], outputs[0])
     np.testing.assert_array_equal(found[2][1], outputs[1])
 
-    source = bundle.path / "c" / "model.c"  # what the program really computes is what is read
-    source.write_text(source.read_text().replace("127)", "3)"))
+    source = bundle.path / "c" / "model.c"  # what the program really holds and computes is what is read
+    monkeypatch.setattr(verify, "read", lambda path: bundle)
+    text = source.read_text()
+    assert "const uint8_t lowbit_x[54] = {" in text
+    source.write_text(text.replace("lowbit_x[54]", "lowbit_x[108]"))  # the same numbers, and as many zeros
+    (row,) = verify.verify(bundle.path, ["c"]).rows
+    assert (row.status, row.difference) == ("inflated", 0.0)
+    assert row.detail == "at least 108 weights take more than the 4 bits that hold them"
+    source.write_text(text.replace("127)", "3)"))
     assert not np.array_equal(run_cases(bundle, [inputs], "c").outputs[0][1], outputs[1])
     source.write_text("#error broken\n")
     with pytest.raises(ValueError, match=r"cc ended with 1: .*broken"):
         run_cases(bundle, [inputs], "c")
     target = dataclasses.replace(TARGETS["c"], programs=("cc", "no-such-compiler"))
     monkeypatch.setattr(verify, "lookup", lambda names: (target,))
-    monkeypatch.setattr(verify, "read", lambda path: bundle)
     (row,) = verify.verify(bundle.path, ["c"]).rows
     assert (row.status, row.detail) == ("not run", "no-such-compiler is not installed: apt install gcc")

@@ -6,7 +6,8 @@ import pytest
 
 import lowbit as lb
 from lowbit.export.forms import FORMS
-from lowbit.export.targets import TARGETS, check, lookup, violations
+from lowbit.export.refusals import check, violations
+from lowbit.export.targets import TARGETS, lookup
 
 from . import cases
 

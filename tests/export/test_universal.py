@@ -16,7 +16,8 @@ from lowbit.core.qtensor import quantize_with
 from lowbit.export import composites, litert, stablehlo
 from lowbit.export.composites import Grid
 from lowbit.export.litert import audit, convert, prepare
-from lowbit.export.targets import TARGETS, check
+from lowbit.export.refusals import check
+from lowbit.export.targets import TARGETS
 from lowbit.export.universal.full_integer import absorbed
 from lowbit.export.universal.values import weight_grid
 from lowbit.export.verify import compared, verify

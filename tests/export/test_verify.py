@@ -6,10 +6,12 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from lowbit import cli
 from lowbit.export import stablehlo, verify
 from lowbit.export.runners import Ran, runners
+from lowbit.export.storage import Stored, widened
 from lowbit.export.targets import TARGETS
 from lowbit.packed.files import decode_tensors, encode_tensors
 
@@ -115,3 +117,48 @@ def test_inexact_operations_have_a_measured_limit():
     codes = {"outputs": [{"name": "y", "scale": 0.5}]}
     result = verify.compared(codes, [np.array([3], np.int8)], [np.array([5], np.int8)])
     assert (result["difference"], result["unit"], result["status"]) == (2.0, "steps", "differs")
+
+
+STORED = {
+    "as they are": ([Stored(3072, 3072 * 4), Stored(480, 480 * 4)], ""),
+    "a last byte is filled": ([Stored(3072, 3072 * 4 + 7), Stored(480, 480 * 4)], ""),
+    "a small one in bytes": ([Stored(3072, 3072 * 4), Stored(480, 480 * 8)], ""),
+    "one that was computed away": ([Stored(3072, 3072 * 4)], ""),
+    "other constants": ([Stored(3072, 3072 * 4), Stored(480, 480 * 4), Stored(48, 48 * 8)], ""),
+    "a large one in bytes": (
+        [Stored(3072, 3072 * 8), Stored(480, 480 * 4)],
+        "at least 2,592 weights take more than the 4 bits",
+    ),
+    "stored twice": (
+        [Stored(3072, 3072 * 8), Stored(480, 480 * 8)],
+        "at least 3,072 weights take more than the 4 bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STORED)
+def test_a_widened_weight_fails(what, monkeypatch):
+    """4-bit weights of 3,072 and 480 elements, as a runner may find them; the smaller one takes 240 bytes."""
+    bundle = cases.mlp("w4,a8").bundle
+    stored, said = STORED[what]
+    ran = Ran(bundle.vectors()[1], 2000, stored)
+    monkeypatch.setitem(runners(), "iree", lambda bundle, inputs: ran)
+    (row,) = verify.verify(bundle.path, ["iree"]).rows
+    assert row.status == ("inflated" if said else "exact")
+    assert said in row.detail
+    assert row.bits_per_weight == sum(bits for _, bits in stored) / sum(n for n, _ in stored)
+
+
+def test_the_widths_of_a_target_are_data():
+    three = {"shape": [64, 64], "bits": 3, "has_zero_points": False}
+    found = {width: [Stored(4096, 4096 * width)] for width in (2, 4, 8)}
+    for entry, widths, allowed in (
+        (three, (2, 4, 8), 4),
+        (three, (8,), 8),
+        (three | {"bits": 4}, (4, 8), 4),
+        (three | {"bits": 4, "has_zero_points": True}, (4, 8), 8),
+        (three | {"bits": 2}, (4, 8), 4),
+    ):
+        target = dataclasses.replace(TARGETS["c"], widths=widths)
+        for width, stored in found.items():
+            assert bool(widened({"weights": [entry]}, target, stored)) == (width > allowed)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lowbit.export.fold import INLINED_BYTES
+from lowbit.export.storage import Stored
 from lowbit.plan.rows import Plan
 
 _WIDTHS = {"INT2": 2, "INT4": 4, "INT8": 8, "UINT8": 8}
@@ -143,11 +144,14 @@ class Contents:
         return tuple(dict.fromkeys(op.name for op in self.operators if op.is_float))
 
     @property
-    def bits_per_weight(self) -> float | None:
-        """The bits that the weights take here, those left out that the converter merged away; None without weights."""
-        constants = self._constants()
-        found = [(n, min(_WIDTHS[t] for t in constants[n])) for n, _ in self.weights if n in constants]
-        return sum(n * bits for n, bits in found) / sum(n for n, _ in found) if found else None
+    def stored(self) -> tuple[Stored, ...]:
+        """The weights as they are here, those left out that the converter merged away."""
+        wanted, found = collections.Counter(n for n, _ in self.weights), self._constants()
+        return tuple(
+            Stored(n, n * width)
+            for n, count in wanted.items()
+            for width in sorted(_WIDTHS[t] for t in found.get(n, collections.Counter()).elements())[:count]
+        )
 
     def _constants(self) -> dict[int, collections.Counter[str]]:
         """By number of elements, the integer types of constants."""

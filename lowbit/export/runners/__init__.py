@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.export.bundle import Bundle
+from lowbit.export.storage import Stored
 from lowbit.export.targets import TARGETS
 
 
@@ -23,13 +24,13 @@ class Ran:
     Attributes:
         outputs: flat results; None of a compiler that only reports.
         compiled: bytes of the compiled file; None where there is none.
-        stored: bits per weight found inside the compiled file by the runner itself; None leaves the estimate to its size.
+        stored: the weights that the runner itself found inside the compiled file; None leaves the estimate to its size.
         measured: what else it found, by name with unit: ``{"flash_bytes": 147_134, "ram_bytes": 3_072}``.
     """
 
     outputs: Sequence[np.ndarray] | None
     compiled: int | None = None
-    stored: float | None = None
+    stored: Sequence[Stored] | None = None
     measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 

@@ -1,16 +1,20 @@
 """C99, compiled and run: on this machine, as 64-bit Arm under an emulator, on an emulated Cortex-M4."""
 
+import collections
 import dataclasses
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowbit.export.bundle import Bundle
 from lowbit.export.c import cortex_m, harness
+from lowbit.export.c.constants import identifier
 from lowbit.export.c.source import ports
+from lowbit.export.storage import Stored
 
 from . import Ran, Run
 
@@ -71,14 +75,19 @@ class Outcome:
         flash_bytes: code and constants of the model: ``text + data`` of its object. The startup code, the C library and
             the test program are not the model's.
         ram_bytes: the model's static memory and the largest stack below its function; not its arguments.
-        weight_bytes: of the weights' arrays in the object.
+        weights: bytes of the weights' arrays in the object, by the identifier of the weight.
     """
 
     outputs: list[list[np.ndarray]]
     object_bytes: int
     flash_bytes: int
     ram_bytes: int
-    weight_bytes: int
+    weights: Mapping[str, int]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.weights.values())
 
 
 def run_cases(bundle: Bundle, cases: Sequence[Sequence[np.ndarray]], target: str) -> Outcome:
@@ -108,7 +117,7 @@ def run_cases(bundle: Bundle, cases: Sequence[Sequence[np.ndarray]], target: str
             (folder / "model.o").stat().st_size,
             text + data,
             data + bss + stack,
-            _weight_bytes(symbols),
+            _weights(symbols, name),
         )
 
 
@@ -165,19 +174,28 @@ def _stack(usage: str, entry: str) -> int:
     return sum(frames.values())
 
 
-def _weight_bytes(symbols: str) -> int:
-    """Bytes of the global constant arrays: only weights are global."""
-    rows = [line.split() for line in symbols.splitlines()]
-    return sum(int(row[1], 16) for row in rows if len(row) == 4 and row[2] == "R")
+def _weights(symbols: str, name: str) -> dict[str, int]:
+    """Bytes of the global constant arrays, by identifier: only weights are global. One that is stored twice counts twice."""
+    found: collections.Counter[str] = collections.Counter()
+    for row in (line.split() for line in symbols.splitlines()):
+        if len(row) == 4 and row[2] == "R":
+            found[row[3].removeprefix(f"{name}_").rstrip("_")] += int(row[1], 16)
+    return dict(found)
+
+
+def _stored(manifest: Mapping[str, Any], found: Mapping[str, int]) -> tuple[Stored, ...]:
+    """The weights that the object holds, those left out that were computed away; equal ones are one array."""
+    counts: collections.Counter[str] = collections.Counter()
+    for entry in manifest["weights"]:
+        counts[identifier(entry["path"])] += int(np.prod(entry["shape"]))
+    return tuple(Stored(counts[word], 8 * size) for word, size in found.items())
 
 
 def _on(target: str) -> Run:
     def run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
         outcome = run_cases(bundle, [inputs], target)
-        count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
-        stored = 8 * outcome.weight_bytes / count if count else None
         measured = {"flash_bytes": float(outcome.flash_bytes), "ram_bytes": float(outcome.ram_bytes)}
-        return Ran(outcome.outputs[0], outcome.object_bytes, stored, measured)
+        return Ran(outcome.outputs[0], outcome.object_bytes, _stored(bundle.manifest, outcome.weights), measured)
 
     return run
 

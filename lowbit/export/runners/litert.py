@@ -42,7 +42,7 @@ def _litert(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
     found = _contents(bundle)
     floats = sum(op.is_float for op in found.operators)
     measured = {"kernels": float(len(found.operators)), "float_kernels": float(floats)}
-    return Ran(outputs, _size(bundle), found.bits_per_weight, measured)
+    return Ran(outputs, _size(bundle), found.stored, measured)
 
 
 def _tflm(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
@@ -52,9 +52,8 @@ def _tflm(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
         raise ValueError(f"this model computes {', '.join(floats)} in floats: TFLite-Micro is not asked to")
     outputs, said = _outputs(bundle, inputs, "tflm", "TFLite-Micro")
     found = re.search(r"Arena allocation total (\d+) bytes", said)
-    return Ran(
-        outputs, _size(bundle), _contents(bundle).bits_per_weight, {"arena_bytes": float(found[1])} if found else {}
-    )
+    measured = {"arena_bytes": float(found[1])} if found else {}
+    return Ran(outputs, _size(bundle), _contents(bundle).stored, measured)
 
 
 _REPORT = {
@@ -74,7 +73,7 @@ def _vela(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
     measured = {name: float(match[1]) * unit for name, (match, unit) in found.items() if match}
     if "npu_operators" not in measured:
         raise ValueError(f"Vela printed no summary that this version of lowbit reads: {said.strip()[-200:]}")
-    return Ran(None, _size(bundle), _contents(bundle).bits_per_weight, measured)
+    return Ran(None, _size(bundle), _contents(bundle).stored, measured)
 
 
 RUN: dict[str, Run] = {"litert": _litert, "tflm": _tflm, "vela": _vela}

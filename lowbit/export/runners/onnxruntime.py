@@ -10,6 +10,7 @@ import numpy as np
 from lowbit.export.bundle import Bundle
 from lowbit.export.forms.onnx import ACCURACY, FILE
 from lowbit.export.onnx_graph.serialize import library
+from lowbit.export.storage import Stored
 
 from . import Ran
 
@@ -34,8 +35,8 @@ def session(path: Path, *, optimized: Path | None = None) -> Any:
         raise ValueError(f"ONNX Runtime rejects this model: {(str(error).splitlines() or ['?'])[0][:500]}") from None
 
 
-def stored_bits(data: bytes, count: int) -> float | None:
-    """Returns the bits per weight of the constants that are dequantized; None where those are fewer than ``count``.
+def stored(data: bytes, count: int) -> tuple[Stored, ...] | None:
+    """Returns the constants that are dequantized; None where those are fewer than ``count`` elements.
 
     Args:
         data: the file.
@@ -48,8 +49,8 @@ def stored_bits(data: bytes, count: int) -> float | None:
     taken = {node.input[0] for node in graph.node if node.op_type in ("DequantizeLinear", "Cast")}
     found = [known[name] for name in {looked_up.get(name, name) for name in taken} if name in known]
     found = [tensor for tensor in found if tensor.data_type != onnx.TensorProto.INT32]  # biases
-    elements = sum(int(np.prod(tensor.dims)) for tensor in found)
-    return 8 * sum(len(tensor.raw_data) for tensor in found) / elements if elements and elements >= count else None
+    integers = tuple(Stored(int(np.prod(tensor.dims)), 8 * len(tensor.raw_data)) for tensor in found)
+    return integers if sum(each.elements for each in integers) >= count else None
 
 
 def _run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
@@ -59,7 +60,7 @@ def _run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
     names = [entry.name for entry in ran.get_inputs()]
     outputs = ran.run(None, dict(zip(names, inputs, strict=True)))
     count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
-    return Ran([np.asarray(y) for y in outputs], len(data), stored_bits(data, count))
+    return Ran([np.asarray(y) for y in outputs], len(data), stored(data, count))
 
 
 RUN = {"onnxruntime": _run}
