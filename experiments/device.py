@@ -11,10 +11,10 @@ import numpy as np
 
 import lowbit as lb
 from lowbit.export.bundle import Bundle
+from lowbit.export.installed import missing
 from lowbit.export.runners import runners
 from lowbit.export.runners.c import TOOLCHAINS, run_cases
 from lowbit.export.targets import TARGETS
-from lowbit.export.verify import missing
 from lowbit.interpret.integer.interpretations import quantized
 from lowbit.plan import serial
 

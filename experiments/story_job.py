@@ -5,10 +5,9 @@ For every seed: float training (or a pretrained net), then every method: ranges,
 when its ``result.json`` is there with the same key, as in `experiments.job`.
 """
 
-import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,14 @@ import numpy as np
 import lowbit as lb
 from experiments import device, device_time, edge
 from experiments.config import FLOAT, Method, fingerprint, plain
-from experiments.data.dataset import Dataset
 from experiments.measure import difference, latencies, outputs
-from experiments.models.model import Model
-from experiments.progress import Screen, Training, console
+from experiments.progress import Screen, console
 from experiments.run_folder import TIMES, RunFolder
 from experiments.story import Story
+from experiments.story_model import Job, calibrated, float_key, float_model, train_key
 from experiments.story_summary import finish
 from experiments.summary import Row
-from experiments.train import Loss, train
 from lowbit.export.bundle import read
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Job:
-    story: Story
-    data: Dataset
-    folder: RunFolder
-    screen: Screen
 
 
 def run(config: Story, out: Path, *, fresh: bool = False) -> Path:
@@ -66,7 +55,7 @@ def run(config: Story, out: Path, *, fresh: bool = False) -> Path:
     screen.say(f"into {folder.path}", style="dim")
     if folder.is_changed:
         screen.say("the config differs from the last run here: pieces that it changes are done again", style="yellow")
-    job = _Job(config, data, folder, screen)
+    job = Job(config, data, folder, screen)
     with screen.shown():
         results = dict(_results(job, methods))
         times = _timed(job, methods)
@@ -84,7 +73,7 @@ def run(config: Story, out: Path, *, fresh: bool = False) -> Path:
     return folder.path
 
 
-def _results(job: _Job, methods: tuple[Method, ...]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
+def _results(job: Job, methods: tuple[Method, ...]) -> Iterator[tuple[tuple[str, int], dict[str, Any]]]:
     done = 0
     for seed in job.story.seeds:
         for method in methods:
@@ -104,77 +93,28 @@ def _results(job: _Job, methods: tuple[Method, ...]) -> Iterator[tuple[tuple[str
             yield (method.name, seed), found
 
 
-def _float_key(job: _Job, seed: int) -> str:
-    story, versions = job.story, job.folder.environment["versions"]
-    sizes = len(job.data.train.labels), len(job.data.test.labels)
-    return fingerprint(story.model, story.data, story.fit, story.error, story.metric, sizes, seed, versions)
-
-
-def _key(job: _Job, method: Method, seed: int) -> str:
+def _key(job: Job, method: Method, seed: int) -> str:
     if method.name == FLOAT:
-        return _float_key(job, seed)
-    return fingerprint(_train_key(job, method, seed), job.story.device, job.story.device_samples)
+        return float_key(job, seed)
+    return fingerprint(train_key(job, method, seed), job.story.device, job.story.device_samples)
 
 
-def _train_key(job: _Job, method: Method, seed: int) -> str:
-    return fingerprint(_float_key(job, seed), method, job.story.calibration_samples)
-
-
-@functools.lru_cache(maxsize=8)
-def _float_model(job: _Job, seed: int) -> Model:
-    """The float model of a seed, trained or read back."""
-    story, name = job.story, f"seed-{seed}/{FLOAT}"
-    model = story.model(seed)
-    if story.fit is None:
-        return model
-    tree, _ = train(
-        _float_loss(model.fn, story.error), {"params": model.params}, {"state": model.state}, job.data.train, story.fit,
-        seed=seed, path=job.folder.piece(name) / "train.safetensors", key=_float_key(job, seed), watch=_watch(job, name),
-    )  # fmt: skip
-    return model._replace(params=tree["params"])
-
-
-def _float_piece(job: _Job, seed: int) -> dict[str, Any]:
-    model, story = _float_model(job, seed), job.story
+def _float_piece(job: Job, seed: int) -> dict[str, Any]:
+    model, story = float_model(job, seed), job.story
     call = jax.jit(model.fn)
     found = outputs(lambda x: call(model.params, model.state, x), job.data.test.images, story.test_batch)
     return {"metric": {"execute": _measured(job, found)}, "bytes": {"weights": lb.nbytes(model.params)}}
 
 
-def _measured(job: _Job, found: np.ndarray) -> float:
+def _measured(job: Job, found: np.ndarray) -> float:
     return job.story.metric.of(found, job.data.test.labels[: len(found)])
 
 
-def _calibrated(job: _Job, method: Method, seed: int) -> tuple[Any, Any, Any]:
-    """Returns plan, parameters and quantizers' state: ranges measured, and trained where the method says so."""
-    story, model, name = job.story, _float_model(job, seed), f"seed-{seed}/{method.name}"
-    images = job.data.train.images[: story.calibration_samples]
-    size = min(len(images), 100)
-    batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    plan = lb.bind(model.fn, method.rules, model.params, model.state, jnp.asarray(batches[0][:1]), integer=True)
-    bar = job.screen.start(f"{name} ranges", len(batches))
-    pairs = [(model.state, x) for x in batches]
-    qstate = lb.calibrate(model.fn, plan, model.params, pairs, key=jax.random.key(seed), progress=bar)
-    if method.fit is None:
-        return plan, model.params, qstate
-    tree, rest = train(
-        _quantized_loss(model.fn, plan, story.error),
-        {"params": model.params, "learn": qstate["learn"]}, {"state": model.state, "fixed": qstate["fixed"]},
-        job.data.train, method.fit,
-        seed=seed, path=job.folder.piece(name) / "train.safetensors", key=_train_key(job, method, seed), watch=_watch(job, name),
-    )  # fmt: skip
-    return plan, tree["params"], {"learn": tree["learn"], "fixed": rest["fixed"]}
-
-
-def _watch(job: _Job, name: str) -> Training:
-    return Training(job.screen, name, lambda epoch, values: job.folder.log(name, "epoch", epoch=epoch, **values))
-
-
-def _piece(job: _Job, method: Method, seed: int) -> dict[str, Any]:
+def _piece(job: Job, method: Method, seed: int) -> dict[str, Any]:
     """Packs one method for one seed, executes it from the file, exports it, and runs it on the device."""
     story, test, name = job.story, job.data.test.images, f"seed-{seed}/{method.name}"
-    here, model = job.folder.piece(name), _float_model(job, seed)
-    plan, params, qstate = _calibrated(job, method, seed)
+    here, model = job.folder.piece(name), float_model(job, seed)
+    plan, params, qstate = calibrated(job, method, seed, integer=True)
     lb.save(here / "packed.safetensors", plan, lb.pack(plan, params, qstate))
     plan, qparams = lb.load(here / "packed.safetensors")
     served = lb.execute(model.fn, plan)
@@ -201,31 +141,12 @@ def _piece(job: _Job, method: Method, seed: int) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=8)
-def _float_loss(fn: Callable[..., Any], error: Callable[..., Any]) -> Loss:
-    def loss(tree, rest, x, labels, key, step):
-        return error(fn(tree["params"], rest["state"], x), labels), rest
-
-    return loss
-
-
-@functools.lru_cache(maxsize=32)
-def _quantized_loss(fn: Callable[..., Any], plan: Any, error: Callable[..., Any]) -> Loss:
-    def loss(tree, rest, x, labels, key, step):
-        qstate = {"learn": tree["learn"], "fixed": rest["fixed"]}
-        simulated = lb.simulate(fn, plan, train=True)
-        y, after = simulated(tree["params"], qstate, rest["state"], x, key=key, step=step)
-        return error(y, labels), {"state": rest["state"], "fixed": after["fixed"]}
-
-    return loss
-
-
-def _timed(job: _Job, methods: tuple[Method, ...]) -> dict[str, dict[str, Any]]:
+def _timed(job: Job, methods: tuple[Method, ...]) -> dict[str, dict[str, Any]]:
     """Time of one sample of the first seed on one core of this machine: IREE, the models in turn, and C; instructions."""
     story, seed = job.story, job.story.seeds[0]
     if not story.latency_rounds:
         return {}
-    x, model, calls = job.data.test.images[:1], _float_model(job, seed), {}
+    x, model, calls = job.data.test.images[:1], float_model(job, seed), {}
     found: dict[str, dict[str, Any]] = {method.name: {} for method in methods}
     bar = job.screen.start("time in C", len(methods))
     for done, method in enumerate(methods):

@@ -59,6 +59,7 @@ class Target:
         rounding: of full-integer plans: the one that its kernels compute, where that is known.
         refuses: kinds of steps of a full-integer plan, and primitives of its tables, that it cannot take, and why.
         programs: what must be found among the programs of this machine.
+        files: programs of other machines: what must be in `lowbit.export.installed.tools_folder`.
         widths: bits in which it stores integer weights, ascending: one takes the first that holds it.
         small_bytes: weights of up to so many bytes may take 8 bits each instead.
     """
@@ -77,6 +78,7 @@ class Target:
     rounding: str = ""
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
     programs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     widths: tuple[int, ...] = (2, 4, 8, 16)
     small_bytes: int = INLINED_BYTES
 
@@ -155,6 +157,15 @@ _C = {
     )
     for name in ("dot_general", "conv_general_dilated")
 }
+_DYNAMIC_RESHAPE = {
+    "stablehlo.dynamic_reshape": "reshape an array with a symbolic dimension: contract both axes in one einsum, take a mean"
+}
+_AARCH64_INSTALL = (
+    "pip install 'lowbit[export]'; apt install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross; pip install --no-deps "
+    "--only-binary=:all: --platform manylinux_2_28_aarch64 --target ~/.cache/lowbit/tools/iree-aarch64 iree-base-runtime"
+)
+_AARCH64_PROGRAMS = "qemu-aarch64", "aarch64-linux-gnu-gcc"  # the second comes with the libraries that the first loads
+_AARCH64_FILES = ("iree-aarch64/iree/_runtime_libs/iree-run-module",)
 _BYTES = Holds(("int5", "int6", "int7", "int8", "uint8"), note="2-bit and 4-bit views of memory do not compile")
 
 TARGETS = {
@@ -166,9 +177,12 @@ TARGETS = {
             note="of StableHLO; before jax 0.12 its integer convolution wraps to 8 bits and is not run", has_symbolic=True,
         ),
         Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING,
-            has_symbolic=True,
-            rejects={"stablehlo.dynamic_reshape": "reshape an array with a symbolic dimension: contract both axes in one "
-                     "einsum, take a mean"},
+            has_symbolic=True, rejects=_DYNAMIC_RESHAPE,
+        ),
+        Target(
+            "iree-aarch64", "served", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,
+            has_symbolic=True, rejects=_DYNAMIC_RESHAPE, programs=_AARCH64_PROGRAMS, files=_AARCH64_FILES,
+            note="a Cortex-A76 under an emulator of 64-bit Arm",
         ),
         Target(
             "iree-vmvx", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
@@ -184,6 +198,11 @@ TARGETS = {
             _EVERYTHING, steps=1, note="float operations on integer weights: sums are rounded",
         ),
         Target(
+            "iree-aarch64-universal", "universal", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,
+            steps=1, programs=_AARCH64_PROGRAMS, files=_AARCH64_FILES,
+            note="float operations on integer weights, on a Cortex-A76 under an emulator",
+        ),
+        Target(
             "litert", "litert", "ai-edge-litert", ("litert_converter", "ai_edge_litert"),
             "pip install 'lowbit[edge]'", _XNNPACK, steps=1, is_full_integer=True, rounding="exact",
             note="8-bit kernels round once, to even; 4-bit ones are off by a step now and then. What has no integer kernel is float",
@@ -197,6 +216,10 @@ TARGETS = {
             "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1, widths=(4, 8),
             note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
             "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here",
+        ),
+        Target(
+            "openvino", "onnx", "openvino", ("onnx", "openvino"), "pip install 'lowbit[edge]'", _ONNX, steps=1, widths=(4, 8),
+            note="the ONNX form; 4-bit weights with 8-bit inputs are unpacked to bytes when loading, with float inputs they are not",
         ),
         Target(
             "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, small_bytes=0, programs=("cc", "size", "nm"),

@@ -6,12 +6,9 @@ low-bit weights: by its size, and each in its bits (`lowbit.export.storage`) whe
 """
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import numpy as np
 from . import stablehlo
 from .bundle import Bundle, read
 from .forms import SERVED
+from .installed import missing, version
 from .runners import runners
 from .storage import bits_per_weight, widened
 from .targets import Target, lookup
@@ -158,21 +156,21 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
     base = Row(target.name, target.form, "not run")
     if needed := missing(target):
         return dataclasses.replace(base, detail=f"{needed} is not installed: {target.install}")
-    version = _version(target)
+    tool = version(target)
     if target.name == "interpreter" and (reason := _why_not_interpreted(bundle, is_asked=is_asked)):
-        return dataclasses.replace(base, detail=reason, version=version)
+        return dataclasses.replace(base, detail=reason, version=tool)
     inputs, wanted = bundle.vectors()
     try:
         ran = runners()[target.name](bundle, inputs)
     except ValueError as error:  # what a compiler says of a module that it rejects
-        return dataclasses.replace(base, status="failed", detail=str(error), version=version)
+        return dataclasses.replace(base, status="failed", detail=str(error), version=tool)
     if ran.outputs is None:
         found = {"status": "reported", "detail": "a compiler's report: nothing was run"}
     else:
         found = compared(bundle.manifest, ran.outputs, wanted, steps=target.steps)
     if found["status"] in ("close", "differs") and target.rounding not in ("", bundle.manifest.get("rounding", "")):
         found["detail"] += f"; its kernels compute plans bound with integer=True, rounding={target.rounding!r}"
-    row = dataclasses.replace(base, version=version, measured=ran.measured, **found)
+    row = dataclasses.replace(base, version=tool, measured=ran.measured, **found)
     if ran.compiled is None:
         return row
     bits = stored_bits(bundle.manifest, ran.compiled) if ran.stored is None else bits_per_weight(ran.stored)
@@ -248,25 +246,6 @@ def _why_not_interpreted(bundle: Bundle, *, is_asked: bool) -> str:
     if work > _SLOW and not is_asked:
         return f"{work:,} multiply-adds would take it minutes: ask with --target interpreter"
     return ""
-
-
-def missing(target: Target) -> str:
-    """Returns the first package or program of a target that is not here; empty where all are."""
-    for name in target.modules:
-        try:
-            is_there = importlib.util.find_spec(name) is not None
-        except ModuleNotFoundError:  # find_spec of a submodule imports its parent
-            is_there = False
-        if not is_there:
-            return name
-    return next((name for name in target.programs if shutil.which(name) is None), "")
-
-
-def _version(target: Target) -> str:
-    try:
-        return f"{target.package} {importlib.metadata.version(target.package)}"
-    except importlib.metadata.PackageNotFoundError:  # a program, no Python package
-        return target.package
 
 
 def _machine() -> str:

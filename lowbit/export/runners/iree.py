@@ -1,13 +1,51 @@
-"""IREE on this machine: native code and portable bytecode."""
+"""IREE on this machine, as native code and portable bytecode, and as 64-bit Arm under an emulator."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from lowbit.export import iree
 from lowbit.export.bundle import Bundle
+from lowbit.export.installed import tools_folder
+from lowbit.export.targets import TARGETS
 
 from . import Ran, Run
+from .c import called
+
+_EMULATOR = ("qemu-aarch64", "-cpu", "cortex-a76", "-L", "/usr/aarch64-linux-gnu")
+
+
+def run_on_aarch64(compiled: bytes, args: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Returns the flat results of a module compiled for ``aarch64``, run by IREE's own program under an emulator.
+
+    Args:
+        compiled: from `lowbit.export.iree.compile_artifact`.
+        args: flat inputs.
+        count: of results.
+
+    Raises:
+        ValueError: with what the program said, where it fails.
+    """
+    (program,) = TARGETS["iree-aarch64"].files
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "model.vmfb").write_bytes(compiled)
+        for i, x in enumerate(args):
+            np.save(folder / f"x{i}.npy", np.ascontiguousarray(x))
+        given = [f"--input=@x{i}.npy" for i in range(len(args))]
+        made = [f"y{i}.npy" for i in range(count)]
+        flags = ["--module=model.vmfb", "--device=local-sync", "--function=main", *given]
+        command = [*_EMULATOR, str(tools_folder() / program), *flags, *(f"--output=@{name}" for name in made)]
+        called(command, folder)
+        return [np.load(folder / name) for name in made]
+
+
+def on_aarch64(bundle: Bundle, artifact: bytes, inputs: Sequence[np.ndarray]) -> Ran:
+    """Returns what 64-bit Arm makes of an artifact with the bundle's signature."""
+    compiled = iree.compile_artifact(artifact, machine="aarch64")
+    return Ran(run_on_aarch64(compiled, inputs, len(bundle.manifest["outputs"])), len(compiled))
 
 
 def _on(backend: str) -> Run:
@@ -18,4 +56,8 @@ def _on(backend: str) -> Run:
     return run
 
 
-RUN = {"iree": _on("llvm-cpu"), "iree-vmvx": _on("vmvx")}
+def _aarch64(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    return on_aarch64(bundle, bundle.artifact, inputs)
+
+
+RUN: dict[str, Run] = {"iree": _on("llvm-cpu"), "iree-vmvx": _on("vmvx"), "iree-aarch64": _aarch64}

@@ -9,6 +9,7 @@ from lowbit.export.bundle import Bundle
 from lowbit.export.forms.universal import ARTIFACT
 
 from . import Ran, Run
+from .iree import on_aarch64
 from .xla import on_xla
 
 
@@ -21,4 +22,8 @@ def _iree(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
     return Ran(iree.run(compiled, inputs), len(compiled))
 
 
-RUN: dict[str, Run] = {"xla-universal": _xla, "iree-universal": _iree}
+def _aarch64(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+    return on_aarch64(bundle, (bundle.path / ARTIFACT).read_bytes(), inputs)
+
+
+RUN: dict[str, Run] = {"xla-universal": _xla, "iree-universal": _iree, "iree-aarch64-universal": _aarch64}

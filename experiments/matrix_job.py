@@ -1,0 +1,172 @@
+"""The job of the matrix: every plan of every model exported for every target that takes it, and verified.
+
+A piece is one plan of one model; it is finished when its ``result.json`` is there with the same key. What a target refuses
+is asked of the table of targets, or said by the form that cannot be written; nothing of it is written here.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowbit as lb
+from experiments.config import FLOAT, fingerprint, plain
+from experiments.matrix import Case, Matrix, Variant
+from experiments.matrix_table import finish
+from experiments.measure import outputs
+from experiments.progress import Screen, console
+from experiments.run_folder import TIMES, RunFolder
+from experiments.story_model import Job, calibrated, float_key, float_model, train_key
+from lowbit.export import installed
+from lowbit.export.forms import SERVED
+from lowbit.export.refusals import check
+from lowbit.export.runners import runners
+from lowbit.export.targets import TARGETS, Target
+from lowbit.export.verify import Row, verify
+
+REFUSED = "refused"
+"""The status of a target that cannot hold a plan; the others are those of `lowbit.export.verify.Row`."""
+
+
+def run(config: Matrix, out: Path, *, fresh: bool = False) -> Path:
+    """Runs the matrix and returns its folder.
+
+    Args:
+        config: what to do.
+        out: the folder, made if need be.
+        fresh: empty the folder first instead of going on where an earlier run stopped.
+
+    Raises:
+        DataError: if a data set cannot be had.
+        ValueError: if rules do not fit a network.
+    """
+    started = time.perf_counter()
+    folder = RunFolder(out, config, fresh=fresh)
+    terminal = console()
+    screen = Screen(terminal, sum(1 + len(case.variants) for case in config.cases))
+    screen.say(f"{config.name}: {len(config.cases)} models, {len(runners())} targets, into {folder.path}")
+    results, reused = [], 0
+    with screen.shown():
+        for case in config.cases:
+            job = Job(case.story, case.story.data(), RunFolder(folder.path / case.name, case.story), screen)
+            results.append(_case(job, case, config.seeds[0], len(results)))
+            reused += len(job.folder.reused)
+    if reused:
+        screen.say(f"{reused} pieces were finished by an earlier run and taken as they are (--fresh does all again)", style="yellow")  # fmt: skip
+    minutes = (time.perf_counter() - started) / 60
+    finish(config, folder, terminal, results, list(runners()), _tools(), minutes=minutes)
+    return folder.path
+
+
+def _case(job: Job, case: Case, seed: int, index: int) -> dict[str, Any]:
+    """Every plan of a model, and the float model's metric."""
+    found = {}
+    for name, variant in ((FLOAT, None), *((variant.name, variant) for variant in case.variants)):
+        key = float_key(job, seed) if variant is None else _key(job, case, variant, seed)
+        result = job.folder.finished(f"seed-{seed}/{name}", key)
+        if result is None:
+            before = time.perf_counter()
+            result = _float(job, seed) if variant is None else _piece(job, case, variant, seed)
+            result[TIMES] = round(time.perf_counter() - before, 1)
+            job.folder.finish(f"seed-{seed}/{name}", key, result)
+        said = _said(result.get("targets", {}))
+        job.screen.say(f"{case.name} {name:<12} {result['metric']:7.2f}   {said}   {result[TIMES]:.1f} s")
+        found[name] = result
+    metric = case.story.metric
+    return {
+        "name": case.name, "title": case.title, "data": job.data.name, "metric": metric.name, "digits": metric.digits,
+        "batch": case.batch, "plans": found,
+    }  # fmt: skip
+
+
+def _said(targets: Mapping[str, Mapping[str, Any]]) -> str:
+    statuses = [row["status"] for row in targets.values()]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+
+
+def _key(job: Job, case: Case, variant: Variant, seed: int) -> str:
+    return fingerprint(
+        train_key(job, variant.method, seed), variant, case.batch, plain(list(TARGETS.values())), _tools()
+    )
+
+
+def _tools() -> dict[str, str]:
+    """By target, its tool, or what is missing of it."""
+    targets = (TARGETS[name] for name in runners())
+    return {t.name: f"without {needed}" if (needed := installed.missing(t)) else installed.version(t) for t in targets}
+
+
+def _float(job: Job, seed: int) -> dict[str, Any]:
+    model, test = float_model(job, seed), job.data.test
+    call = jax.jit(model.fn)
+    found = outputs(lambda x: call(model.params, model.state, x), test.images, job.story.test_batch)
+    return {"metric": job.story.metric.of(found, test.labels), "weights": _count(model.params)}
+
+
+def _count(params: Any) -> int:
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def _piece(job: Job, case: Case, variant: Variant, seed: int) -> dict[str, Any]:
+    """Packs one plan, executes it on the test set, and runs it on every target that takes it."""
+    story, test, model = job.story, job.data.test, float_model(job, seed)
+    options = {"integer": True, "rounding": variant.rounding} if variant.is_integer else {}
+    plan, params, qstate = calibrated(job, variant.method, seed, **options)
+    qparams = lb.pack(plan, params, qstate)
+    served = lb.execute(model.fn, plan)
+    found = outputs(lambda x: served(qparams, model.state, x), test.images, story.test_batch)
+    rows: dict[str, dict[str, Any]] = {}
+    accepted: dict[str, list[str]] = {}
+    for name in runners():
+        target = TARGETS[name]
+        if refusal := _refusal(plan, target):
+            rows[name] = {"status": REFUSED, "detail": refusal}
+        elif needed := installed.missing(target):
+            rows[name] = {"status": "not run", "detail": f"{needed} is not installed: {target.install}"}
+        else:
+            accepted.setdefault(target.form, []).append(name)
+    args = model.state, jnp.asarray(test.images[: case.batch])
+    place = job.folder.piece(f"seed-{seed}/{variant.name}")
+    bar = job.screen.start(f"{case.name} {variant.name}", len(accepted))
+    for done, (form, names) in enumerate(accepted.items()):
+        try:
+            bundle = lb.export(
+                model.fn, plan, qparams, args, place / form, integer_io=variant.is_integer, targets=names
+            )  # fmt: skip
+        except ValueError as error:  # what a form says of a model that it cannot hold
+            rows |= {name: {"status": REFUSED, "detail": str(error)} for name in names}
+        else:  # StableHLO's interpreter is left out of large models unless it is asked for
+            rows |= _verified(bundle.path, names, is_asked=form != SERVED)
+        bar(done + 1)
+    return {
+        "metric": story.metric.of(found, test.labels),
+        "bits_per_weight": qparams.bits_per_weight,
+        "rules": plain(variant.method.rules),
+        "is_integer": variant.is_integer,
+        "rounding": variant.rounding if variant.is_integer else None,
+        "targets": {name: rows[name] for name in runners()},
+    }
+
+
+def _refusal(plan: Any, target: Target) -> str:
+    try:
+        check(plan, [target])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _verified(path: Path, names: Sequence[str], *, is_asked: bool) -> dict[str, dict[str, Any]]:
+    rows = verify(path, names if is_asked else None).rows
+    return {row.target: _kept(row) for row in rows if row.target in names}
+
+
+def _kept(row: Row) -> dict[str, Any]:
+    """A row of the certificate as it is kept: without what was not found."""
+    fields = {"difference": row.difference, "unit": row.unit, "share": row.share, "bytes": row.bytes}
+    fields |= {"bits_per_weight": row.bits_per_weight, "measured": dict(row.measured), "detail": row.detail}
+    return {"status": row.status} | {name: value for name, value in fields.items() if value not in (None, "", {})}

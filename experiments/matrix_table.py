@@ -1,0 +1,145 @@
+"""The matrix as a table: for the terminal, a page, and the README, whose table is written by this and by nothing else.
+
+``python -m experiments.matrix_table README.md`` renders ``experiments/results/matrix.json`` between the marks in that file.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.config import FLOAT
+from experiments.matrix import Matrix
+from experiments.run_folder import RunFolder, read_json, write_json
+from experiments.summary import write_report
+from lowbit.report import page, tables
+
+RESULT = Path(__file__).parent / "results" / "matrix.json"
+MARKS = "<!-- matrix: written by python -m experiments.matrix_table README.md -->", "<!-- end of matrix -->"
+
+NOTE = (
+    "Every plan that a target takes is exported, run there, and compared with lowbit.execute: exact, to the last bit of every "
+    "output; or the largest difference in steps of the output's grid and the share of outputs that differ; or, where outputs "
+    "are floats without a grid, the largest difference. -: refused when exporting. Targets with the same column share one."
+)
+
+
+def cell(row: Mapping[str, Any]) -> str:
+    """Returns what a target did, in a few letters."""
+    status = row["status"]
+    if status == "refused":
+        return "-"
+    if status == "reported":
+        counts = [row.get("measured", {}).get(f"{where}_operators", 0.0) for where in ("npu", "cpu")]
+        return f"{100 * counts[0] / sum(counts):.0f} % on NPU" if sum(counts) else status
+    if status not in ("close", "differs"):
+        return status
+    said = f"{row['difference']:.1g}"
+    if row["unit"] == "steps":
+        said += f" step{'' if row['difference'] == 1 else 's'}, {100 * row['share']:.2g} %"
+    return said if status == "close" else f"differs: {said}"
+
+
+def grouped(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the targets, those together that did the same with every plan, in the order of the table of targets."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for target in found["targets"]:
+        column = tuple(cell(plan["targets"][target]) for _, _, plan in _plans(found))
+        groups.setdefault(column, []).append(target)
+    return [tuple(names) for names in groups.values()]
+
+
+def _plans(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
+    return [(m, name, plan) for m in found["models"] for name, plan in m["plans"].items() if name != FLOAT]
+
+
+def compact(found: Mapping[str, Any]) -> tables.Table:
+    """Returns a row per plan and a column per group of targets."""
+    groups = grouped(found)
+    rows = []
+    for model, name, plan in _plans(found):
+        digits, first = model["digits"], model["plans"][FLOAT]
+        right = f"{plan['metric']:.{digits}f} ({first['metric']:.{digits}f})"
+        cells = [cell(plan["targets"][group[0]]) for group in groups]
+        rows.append([model["title"], name, right, f"{plan['bits_per_weight']:.2f}", *cells])
+    columns = ["model", "plan", "right % (float)", "bits/w", *(", ".join(group) for group in groups)]
+    return tables.Table("models, plans, targets", columns, rows)
+
+
+def whole(found: Mapping[str, Any]) -> tables.Table:
+    """Returns a row per plan and target, with sizes and reasons."""
+    rows = []
+    for model, name, plan in _plans(found):
+        for target, row in plan["targets"].items():
+            size = tables.size(row["bytes"]) if "bytes" in row else "-"
+            bits = f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "-"
+            rows.append([f"{model['title']} {name}", target, cell(row), size, bits, row.get("detail", "")])
+    return tables.Table("all of it", ["model and plan", "target", "result", "compiled", "bits/w", "why"], rows)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """Returns the compact table for the README, and what its cells mean."""
+    table = compact(found)
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    before = ""
+    for row in table.rows:
+        lines.append("| " + " | ".join(["" if row[0] == before else row[0], *row[1:]]) + " |")
+        before = row[0]
+    return "\n".join([*lines, "", NOTE]) + "\n"
+
+
+def block(text: str) -> tuple[int, int]:
+    """Returns where the table of a document begins and ends.
+
+    Raises:
+        ValueError: if the marks are not there, once each.
+    """
+    if any(text.count(mark) != 1 for mark in MARKS):
+        raise ValueError(f"the document must hold {MARKS[0]!r} and {MARKS[1]!r} once each")
+    return text.index(MARKS[0]) + len(MARKS[0]) + 1, text.index(MARKS[1])
+
+
+def finish(
+    config: Matrix,
+    folder: RunFolder,
+    terminal: Console,
+    models: Sequence[Mapping[str, Any]],
+    targets: Sequence[str],
+    tools: Mapping[str, str],
+    *,
+    minutes: float,
+) -> None:
+    """Writes ``summary.json``, ``table.txt`` and ``report.html``, and prints the compact table."""
+    made = {key: folder.environment[key] for key in ("commit", "dirty", "versions", "device")}
+    found = {
+        "config": config.name,
+        "command": f"lowbit run experiments/configs/{config.name}.py",
+        "seeds": list(config.seeds),
+        "targets": list(targets),
+        "tools": dict(tools),
+        "models": list(models),
+        "minutes": round(minutes, 1),
+    } | made
+    write_json(folder.path / "summary.json", found)
+    table, every = compact(found), whole(found)
+    (folder.path / "table.txt").write_text(f"{tables.text(table)}\n\n{tables.text(every)}\n")
+    write_report(config.name, folder, [page.table(table, NOTE), page.table(every)])
+    terminal.width = max(terminal.width, tables.width(table))  # a broken line is better than cells cut short
+    terminal.print(tables.rich_table(table))
+    terminal.print(NOTE, style="dim")
+    terminal.print(f"{folder.path}; {minutes:.1f} minutes", highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes the table into the documents named."""
+    found = read_json(RESULT)
+    for name in arguments:
+        text = Path(name).read_text()
+        start, end = block(text)
+        Path(name).write_text(text[:start] + markdown(found) + text[end:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
