@@ -117,16 +117,22 @@ fuzz: env  ## export 500 random networks and compare every target
 	LOWBIT_FUZZ=100 $(PY) -m pytest -q -n $(JOBS) tests/export/test_fuzz.py
 
 # Converters and runtimes are wheels, in an environment of their own; emulators and cross compilers are Debian packages,
-# installed here where this is root.
+# installed here where this is root. IREE's programs for 64-bit Arm are in a wheel of that machine, which is only unpacked:
+# lowbit finds them in $LOWBIT_TOOLS.
 EDGE_VENV := .venv-edge-$(PYTAG)
 EDGE_PROGRAMS := aarch64-linux-gnu-gcc qemu-aarch64 arm-none-eabi-gcc qemu-system-arm
 EDGE_DEBIAN := gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
+EDGE_IREE = $(shell sed -n 's/^iree-base-runtime==//p' $(PIN))
+EDGE_TOOLS := $(or $(LOWBIT_TOOLS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lowbit/tools)
 test-edge:  ## install converters, emulators and cross compilers, and run every export target
 	@[ "$$(command -v $(EDGE_PROGRAMS) | wc -l)" = "$(words $(EDGE_PROGRAMS))" ] || \
 	  { [ "$$(id -u)" = 0 ] && apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy $(EDGE_DEBIAN); } || \
 	  { echo "test-edge: needs $(EDGE_PROGRAMS); as root: apt-get install $(EDGE_DEBIAN)" >&2; exit 2; }
 	$(MAKE) --no-print-directory env VENV=$(EDGE_VENV)
 	$(EDGE_VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/edge.txt
+	[ -d "$(EDGE_TOOLS)"/iree-aarch64/iree_base_runtime-$(EDGE_IREE).dist-info ] || $(EDGE_VENV)/bin/python -m pip \
+	  --disable-pip-version-check --no-input --quiet install --no-deps --only-binary=:all: --upgrade \
+	  --platform manylinux_2_28_aarch64 --target "$(EDGE_TOOLS)/iree-aarch64" iree-base-runtime==$(EDGE_IREE)
 	$(EDGE_VENV)/bin/python -m pytest -q -n $(JOBS) $(PYTEST_FLAGS) tests/edge
 
 # jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter.

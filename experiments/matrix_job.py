@@ -5,7 +5,7 @@ is asked of the table of targets, or said by the form that cannot be written; no
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from experiments.progress import Screen, console
 from experiments.run_folder import TIMES, RunFolder
 from experiments.story_model import Job, calibrated, float_key, float_model, train_key
 from lowbit.export import installed
-from lowbit.export.forms import SERVED
+from lowbit.export.bundle import Bundle
 from lowbit.export.refusals import check
 from lowbit.export.runners import runners
-from lowbit.export.targets import TARGETS, Target
+from lowbit.export.targets import TARGETS
 from lowbit.export.verify import Row, verify
+from lowbit.plan.rows import Plan
 
 REFUSED = "refused"
 """The status of a target that cannot hold a plan; the others are those of `lowbit.export.verify.Row`."""
@@ -63,8 +64,8 @@ def run(config: Matrix, out: Path, *, fresh: bool = False) -> Path:
 
 
 def _case(job: Job, case: Case, seed: int, index: int) -> dict[str, Any]:
-    """Every plan of a model, and the float model's metric."""
-    found = {}
+    """Every plan of a model, and the float model."""
+    found = []
     for name, variant in ((FLOAT, None), *((variant.name, variant) for variant in case.variants)):
         key = float_key(job, seed) if variant is None else _key(job, case, variant, seed)
         result = job.folder.finished(f"seed-{seed}/{name}", key)
@@ -75,11 +76,11 @@ def _case(job: Job, case: Case, seed: int, index: int) -> dict[str, Any]:
             job.folder.finish(f"seed-{seed}/{name}", key, result)
         said = _said(result.get("targets", {}))
         job.screen.say(f"{case.name} {name:<12} {result['metric']:7.2f}   {said}   {result[TIMES]:.1f} s")
-        found[name] = result
+        found.append({"name": name, **result})
     metric = case.story.metric
     return {
         "name": case.name, "title": case.title, "data": job.data.name, "metric": metric.name, "digits": metric.digits,
-        "batch": case.batch, "plans": found,
+        "batch": case.batch, "float": found[0], "plans": found[1:],
     }  # fmt: skip
 
 
@@ -119,29 +120,18 @@ def _piece(job: Job, case: Case, variant: Variant, seed: int) -> dict[str, Any]:
     qparams = lb.pack(plan, params, qstate)
     served = lb.execute(model.fn, plan)
     found = outputs(lambda x: served(qparams, model.state, x), test.images, story.test_batch)
-    rows: dict[str, dict[str, Any]] = {}
-    accepted: dict[str, list[str]] = {}
-    for name in runners():
-        target = TARGETS[name]
-        if refusal := _refusal(plan, target):
-            rows[name] = {"status": REFUSED, "detail": refusal}
-        elif needed := installed.missing(target):
-            rows[name] = {"status": "not run", "detail": f"{needed} is not installed: {target.install}"}
-        else:
-            accepted.setdefault(target.form, []).append(name)
     args = model.state, jnp.asarray(test.images[: case.batch])
-    place = job.folder.piece(f"seed-{seed}/{variant.name}")
-    bar = job.screen.start(f"{case.name} {variant.name}", len(accepted))
-    for done, (form, names) in enumerate(accepted.items()):
-        try:
-            bundle = lb.export(
-                model.fn, plan, qparams, args, place / form, integer_io=variant.is_integer, targets=names
-            )  # fmt: skip
-        except ValueError as error:  # what a form says of a model that it cannot hold
-            rows |= {name: {"status": REFUSED, "detail": str(error)} for name in names}
-        else:  # StableHLO's interpreter is left out of large models unless it is asked for
-            rows |= _verified(bundle.path, names, is_asked=form != SERVED)
-        bar(done + 1)
+    place = job.folder.piece(f"seed-{seed}/{variant.name}") / "export"
+
+    def export(targets: Sequence[str]) -> Bundle:
+        return lb.export(model.fn, plan, qparams, args, place, integer_io=variant.is_integer, targets=targets)
+
+    rows, names = _asked(plan)
+    job.screen.start(f"{case.name} {variant.name} export")
+    bundle, refusals = _exported(export, names)
+    rows |= {name: {"status": REFUSED, "detail": reason} for name, reason in refusals.items()}
+    job.screen.start(f"{case.name} {variant.name} verify")
+    rows |= {row.target: _kept(row) for row in verify(bundle.path).rows}
     return {
         "metric": story.metric.of(found, test.labels),
         "bits_per_weight": qparams.bits_per_weight,
@@ -152,17 +142,37 @@ def _piece(job: Job, case: Case, variant: Variant, seed: int) -> dict[str, Any]:
     }
 
 
-def _refusal(plan: Any, target: Target) -> str:
+def _asked(plan: Plan) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The targets that are not installed, or refuse a plan by the table of targets; and the others."""
+    rows: dict[str, dict[str, Any]] = {}
+    names = []
+    for name in runners():
+        target = TARGETS[name]
+        try:
+            check(plan, [target])
+        except ValueError as error:
+            rows[name] = {"status": REFUSED, "detail": str(error)}
+            continue
+        if needed := installed.missing(target):
+            rows[name] = {"status": "not run", "detail": f"{needed} is not installed: {target.install}"}
+        else:
+            names.append(name)
+    return rows, names
+
+
+def _exported(export: Callable[[Sequence[str]], Bundle], names: Sequence[str]) -> tuple[Bundle, dict[str, str]]:
+    """The bundle for the targets whose forms can hold the model, and by target what the others say."""
     try:
-        check(plan, [target])
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _verified(path: Path, names: Sequence[str], *, is_asked: bool) -> dict[str, dict[str, Any]]:
-    rows = verify(path, names if is_asked else None).rows
-    return {row.target: _kept(row) for row in rows if row.target in names}
+        return export(names), {}
+    except ValueError:
+        found: dict[str, str] = {}
+    for form in dict.fromkeys(TARGETS[name].form for name in names):
+        takers = [name for name in names if TARGETS[name].form == form]
+        try:
+            export(takers)
+        except ValueError as error:
+            found |= dict.fromkeys(takers, str(error))
+    return export([name for name in names if name not in found]), found
 
 
 def _kept(row: Row) -> dict[str, Any]:

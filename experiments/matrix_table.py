@@ -3,6 +3,7 @@
 ``python -m experiments.matrix_table README.md`` renders ``experiments/results/matrix.json`` between the marks in that file.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.config import FLOAT
 from experiments.matrix import Matrix
-from experiments.run_folder import RunFolder, read_json, write_json
+from experiments.run_folder import RunFolder, write_json
 from experiments.summary import write_report
 from lowbit.report import page, tables
 
@@ -46,24 +46,23 @@ def grouped(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Returns the targets, those together that did the same with every plan, in the order of the table of targets."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for target in found["targets"]:
-        column = tuple(cell(plan["targets"][target]) for _, _, plan in _plans(found))
+        column = tuple(cell(plan["targets"][target]) for _, plan in _plans(found))
         groups.setdefault(column, []).append(target)
     return [tuple(names) for names in groups.values()]
 
 
-def _plans(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
-    return [(m, name, plan) for m in found["models"] for name, plan in m["plans"].items() if name != FLOAT]
+def _plans(found: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(model, plan) for model in found["models"] for plan in model["plans"]]
 
 
 def compact(found: Mapping[str, Any]) -> tables.Table:
     """Returns a row per plan and a column per group of targets."""
     groups = grouped(found)
     rows = []
-    for model, name, plan in _plans(found):
-        digits, first = model["digits"], model["plans"][FLOAT]
-        right = f"{plan['metric']:.{digits}f} ({first['metric']:.{digits}f})"
+    for model, plan in _plans(found):
+        right, before = (f"{each['metric']:.{model['digits']}f}" for each in (plan, model["float"]))
         cells = [cell(plan["targets"][group[0]]) for group in groups]
-        rows.append([model["title"], name, right, f"{plan['bits_per_weight']:.2f}", *cells])
+        rows.append([model["title"], plan["name"], f"{right} ({before})", f"{plan['bits_per_weight']:.2f}", *cells])
     columns = ["model", "plan", "right % (float)", "bits/w", *(", ".join(group) for group in groups)]
     return tables.Table("models, plans, targets", columns, rows)
 
@@ -71,11 +70,11 @@ def compact(found: Mapping[str, Any]) -> tables.Table:
 def whole(found: Mapping[str, Any]) -> tables.Table:
     """Returns a row per plan and target, with sizes and reasons."""
     rows = []
-    for model, name, plan in _plans(found):
+    for model, plan in _plans(found):
         for target, row in plan["targets"].items():
             size = tables.size(row["bytes"]) if "bytes" in row else "-"
             bits = f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else "-"
-            rows.append([f"{model['title']} {name}", target, cell(row), size, bits, row.get("detail", "")])
+            rows.append([f"{model['title']} {plan['name']}", target, cell(row), size, bits, row.get("detail", "")])
     return tables.Table("all of it", ["model and plan", "target", "result", "compiled", "bits/w", "why"], rows)
 
 
@@ -134,7 +133,7 @@ def finish(
 
 def main(arguments: Sequence[str]) -> None:
     """Writes the table into the documents named."""
-    found = read_json(RESULT)
+    found = json.loads(RESULT.read_text())
     for name in arguments:
         text = Path(name).read_text()
         start, end = block(text)

@@ -65,11 +65,11 @@ config = Matrix(
                 Variant(Method("w8a8", {"**": "w8,a8"})),
                 Variant(Method("w8a8_micro", {"**": "w8,a8"}), rounding=_MICRO),
                 Variant(Method("w4a8", {"**": "w4,a8"})),
-                Variant(Method("w4a8_micro", {"conv*": "w4,a8", "**": "w4/tensor,a8"}), rounding=_MICRO),
-                Variant(Method("lsq_w2a8", {"conv*": lb.lsq("w4,a8"), "**": lb.lsq("w2,a8")}, _LSQ)),
-                Variant(Method("w4_g32", {"conv*": "w4", "**": "w4/g32"}), is_integer=False),
+                Variant(Method("w4a8_micro", {"conv_*/**": "w4,a8", "**": "w4/tensor,a8"}), rounding=_MICRO),
+                Variant(Method("lsq_w2a8", {"conv_*/**": lb.lsq("w4,a8"), "**": lb.lsq("w2,a8")}, _LSQ)),
+                Variant(Method("w4_g32", {"conv_*/**": "w4", "**": "w4/g32"}), is_integer=False),
             ),
-            batch=64,
+            batch=16,
         ),
         Case(
             "BlazeFace",
@@ -87,7 +87,7 @@ config = Matrix(
                 Variant(Method("w4a8", {"**": "w4,a8"})),
                 Variant(Method("w4_g32", {"**": "w4/g32"}), is_integer=False),
             ),
-            batch=64,
+            batch=16,
         ),
         Case(
             "1-D CNN, heartbeats",
@@ -97,7 +97,7 @@ config = Matrix(
                 Variant(Method("w8a8_micro", {"**": "w8,a8"}), rounding=_MICRO),
                 Variant(Method("w4a8", {"**": "w4,a8"})),
             ),
-            batch=64,
+            batch=16,
         ),
         Case(
             "LSTM, voice",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lowbit import cli
-from lowbit.export import stablehlo, verify
+from lowbit.export import installed, stablehlo, verify
 from lowbit.export.runners import Ran, runners
 from lowbit.export.storage import Stored, widened
 from lowbit.export.targets import TARGETS
@@ -105,6 +105,19 @@ def test_a_missing_tool_is_not_run(monkeypatch):
     assert certificate.rows[0].status == "not run"
     assert "pip install" in certificate.rows[0].detail
     assert not certificate.is_passed
+
+
+def test_a_tool_of_another_machine_is_looked_for_where_it_is_kept(monkeypatch, tmp_path):
+    target = dataclasses.replace(TARGETS["iree-aarch64"], modules=(), programs=())
+    monkeypatch.setenv("LOWBIT_TOOLS", str(tmp_path))
+    (name,) = target.files
+    assert installed.missing(target) == str(tmp_path / name)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    assert installed.missing(target) == ""
+    monkeypatch.delenv("LOWBIT_TOOLS")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert installed.missing(target) == str(tmp_path / "cache" / "lowbit" / "tools" / name)
 
 
 def test_inexact_operations_have_a_measured_limit():

@@ -5,12 +5,14 @@ with `>>>` prompts is checked as a doctest. A block that must not run is fenced 
 """
 
 import doctest
+import json
 import re
 from pathlib import Path
 
 import jax
 import pytest
 
+from experiments import matrix_table
 from tests.project import rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,15 @@ def test_the_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_links_lead_somewhere(path: Path) -> None:
     missing = [link for link in _LINK.findall(path.read_text(encoding="utf-8")) if not (path.parent / link).exists()]
     assert not missing
+
+
+def test_the_matrix_is_what_was_measured() -> None:
+    """README's table is rendered from the result of the run, and nobody edits it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    start, end = matrix_table.block(text)
+    assert text[start:end] == matrix_table.markdown(json.loads(matrix_table.RESULT.read_text()))
+    with pytest.raises(ValueError, match="once each"):
+        matrix_table.block(text.replace(matrix_table.MARKS[1], ""))
 
 
 def test_a_wrong_block_fails() -> None:

@@ -1,7 +1,8 @@
 """The edge tools, each in a process of its own: the converter and some runtimes crash on models that they do not take.
 
 Run as ``python worker.py <command> <paths>``; imports nothing of lowbit. Commands: ``convert artifact model contents``,
-``litert model inputs outputs count``, ``tflm model inputs outputs count``, ``vela model folder accelerator``.
+``litert model inputs outputs count``, ``tflm model inputs outputs count``, ``openvino model inputs outputs count options``,
+``vela model folder accelerator``.
 """
 
 # pyright: reportMissingImports=false
@@ -100,6 +101,18 @@ def tflm(model: str, inputs: str, outputs: str, count: str) -> None:
     interpreter.print_allocations()
 
 
+def openvino(model: str, inputs: str, outputs: str, count: str, options: str) -> None:
+    """Runs an ONNX model on OpenVINO, whose package for telemetry, which it imports where it finds it, is kept out."""
+    sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - Python's own way to say: not there
+    import numpy as np
+    from openvino import Core
+
+    compiled = Core().compile_model(model, "CPU", json.loads(options))
+    with np.load(inputs) as arrays:
+        results = compiled({i: arrays[f"x{i}"] for i in range(len(arrays.files))})
+    np.savez(outputs, **{f"x{i}": results[compiled.outputs[i]] for i in range(int(count))})
+
+
 def vela(model: str, folder: str, accelerator: str) -> None:
     """Compiles a model for an Ethos-U and leaves Vela's files in a folder; its summary is on standard output."""
     from ethosu.vela.vela import main
@@ -108,4 +121,5 @@ def vela(model: str, folder: str, accelerator: str) -> None:
 
 
 if __name__ == "__main__":
-    {"convert": convert, "litert": litert, "tflm": tflm, "vela": vela}[sys.argv[1]](*sys.argv[2:])
+    commands = {"convert": convert, "litert": litert, "tflm": tflm, "openvino": openvino, "vela": vela}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -18,13 +18,27 @@ ACCELERATOR = "ethos-u55-128"
 """What Vela compiles for: the smallest common Ethos-U with 128 multipliers."""
 
 
-def _outputs(bundle: Bundle, inputs: Sequence[np.ndarray], command: str, what: str) -> tuple[list[np.ndarray], str]:
-    """The flat results of a runtime and what it said."""
+def in_its_process(
+    bundle: Bundle, inputs: Sequence[np.ndarray], command: str, *more: str, file: str = MODEL, what: str
+) -> tuple[list[np.ndarray], str]:
+    """Returns the flat results of a runtime and what it said.
+
+    Args:
+        bundle: that holds the form.
+        inputs: flat.
+        command: of `lowbit.export.litert.worker`.
+        more: its further arguments.
+        file: of the bundle, the model.
+        what: the runtime's name, for errors.
+
+    Raises:
+        ValueError: with what the runtime said, where it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(given, **{f"x{i}": x for i, x in enumerate(inputs)})  # pyright: ignore[reportArgumentType] - numpy's stub takes no such keywords
         count = len(bundle.manifest["outputs"])
-        said = work(command, str(bundle.path / MODEL), str(given), str(made), str(count), what=what)
+        said = work(command, str(bundle.path / file), str(given), str(made), str(count), *more, what=what)
         with np.load(made) as arrays:
             return [arrays[f"x{i}"] for i in range(len(arrays.files))], said
 
@@ -38,7 +52,7 @@ def _size(bundle: Bundle) -> int:
 
 
 def _litert(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
-    outputs, _ = _outputs(bundle, inputs, "litert", "LiteRT")
+    outputs, _ = in_its_process(bundle, inputs, "litert", what="LiteRT")
     found = _contents(bundle)
     floats = sum(op.is_float for op in found.operators)
     measured = {"kernels": float(len(found.operators)), "float_kernels": float(floats)}
@@ -50,7 +64,7 @@ def _tflm(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
         bundle
     ).float_operators:  # per-channel weights, dequantized there, come out wrong, in silence
         raise ValueError(f"this model computes {', '.join(floats)} in floats: TFLite-Micro is not asked to")
-    outputs, said = _outputs(bundle, inputs, "tflm", "TFLite-Micro")
+    outputs, said = in_its_process(bundle, inputs, "tflm", what="TFLite-Micro")
     found = re.search(r"Arena allocation total (\d+) bytes", said)
     measured = {"arena_bytes": float(found[1])} if found else {}
     return Ran(outputs, _size(bundle), _contents(bundle).stored, measured)

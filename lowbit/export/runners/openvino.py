@@ -1,8 +1,7 @@
-"""OpenVINO on this machine's CPU, one thread, from the ONNX form."""
+"""OpenVINO on this machine's CPU, one thread, from the ONNX form, in a process of its own."""
 
-import importlib
+import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from lowbit.export.bundle import Bundle
 from lowbit.export.forms.onnx import FILE
 
 from . import Ran
+from .litert import in_its_process
 from .onnxruntime import stored
 
 OPTIONS = {
@@ -22,17 +22,10 @@ where the processor has it."""
 
 
 def _run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
-    openvino: Any = importlib.import_module("openvino")
-    path = bundle.path / FILE
-    data = path.read_bytes()
-    try:
-        compiled = openvino.Core().compile_model(str(path), "CPU", OPTIONS)
-        results = compiled(dict(enumerate(inputs)))
-    except RuntimeError as error:  # the class of all that its C++ side raises
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"OpenVINO rejects this model: {(lines or ['?'])[-1][:500]}") from None
+    outputs, _ = in_its_process(bundle, inputs, "openvino", json.dumps(OPTIONS), file=FILE, what="OpenVINO")
+    data = (bundle.path / FILE).read_bytes()
     count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
-    return Ran([np.asarray(results[port]) for port in compiled.outputs], len(data), stored(data, count))
+    return Ran(outputs, len(data), stored(data, count))
 
 
 RUN = {"openvino": _run}

@@ -1,0 +1,110 @@
+"""The matrix: what runs is verified, what is refused or missing says why, and the table holds all of it."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import matrix_job, matrix_table
+from experiments.config import Method
+from experiments.configs import matrix as configured
+from experiments.matrix import Case, Matrix, Variant
+from lowbit.export import installed
+from lowbit.export.runners import runners
+
+from .test_story import STORY
+
+CASE = Case(
+    "tiny net",
+    dataclasses.replace(STORY, methods=()),
+    (
+        Variant(Method("w8a8", {"**": "w8,a8"})),
+        Variant(Method("w2a8", {"**": "w2,a8"}), rounding="gemmlowp_double"),
+        Variant(Method("w4", {"**": "w4"}), is_integer=False),
+    ),
+    batch=8,
+)
+TARGETS = ("xla", "iree-vmvx", "c", "c-aarch64")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(matrix_job, "runners", lambda: {name: runners()[name] for name in TARGETS})
+    missing = installed.missing
+    patch.setattr(installed, "missing", lambda t: "a compiler" if t.name == "c-aarch64" else missing(t))
+    out = tmp_path_factory.mktemp("matrix")
+    for _ in range(2):  # the second takes the pieces of the first
+        matrix_job.run(Matrix("tiny", (CASE,)), out)
+    patch.undo()
+    return out
+
+
+def test_every_plan_meets_every_target(folder):
+    found = json.loads((folder / "summary.json").read_text())
+    assert found["targets"] == list(TARGETS)
+    (model,) = found["models"]
+    plans = {plan["name"]: plan for plan in model["plans"]}
+    statuses = {name: [plan["targets"][target]["status"] for target in TARGETS] for name, plan in plans.items()}
+    assert statuses == {
+        "w8a8": ["exact", "exact", "exact", "not run"],
+        "w2a8": ["exact", "refused", "exact", "not run"],
+        "w4": ["exact", "refused", "refused", "refused"],
+    }
+    assert (
+        "iree-vmvx cannot take the weight of a/w (dense layer): got int2"
+        in plans["w2a8"]["targets"]["iree-vmvx"]["detail"]
+    )
+    assert "full-integer plans only" in plans["w4"]["targets"]["c"]["detail"]
+    assert "a compiler is not installed: apt install" in plans["w8a8"]["targets"]["c-aarch64"]["detail"]
+    assert plans["w2a8"]["targets"]["c"]["bits_per_weight"] == 2.0
+    assert model["float"]["metric"] > 20
+    assert {"commit", "dirty", "versions", "tools", "command"} <= set(found)
+
+
+def test_the_table_has_a_row_per_plan(folder):
+    found = json.loads((folder / "summary.json").read_text())
+    lines = matrix_table.markdown(found).splitlines()
+    assert lines[0] == "| model | plan | right % (float) | bits/w | xla | iree-vmvx | c | c-aarch64 |"
+    assert [line.split(" | ")[-1] for line in lines[2:5]] == ["not run |", "not run |", "- |"]
+    assert lines[3].startswith("|  | w2a8 | ")  # the model is said once
+    text = (folder / "table.txt").read_text()
+    assert "full-integer plans only" in text
+    assert "<table>" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"status": "exact"}, "exact"),
+        ({"status": "close", "unit": "steps", "difference": 1.0, "share": 0.0316}, "1 step, 3.2 %"),
+        ({"status": "close", "unit": "absolute", "difference": 3.1e-6, "share": 0.9}, "3e-06"),
+        ({"status": "differs", "unit": "steps", "difference": 5.0, "share": 0.5}, "differs: 5 steps, 50 %"),
+        ({"status": "reported", "measured": {"npu_operators": 3.0, "cpu_operators": 1.0}}, "75 % on NPU"),
+        ({"status": "refused", "detail": "why"}, "-"),
+        ({"status": "inflated"}, "inflated"),
+    ],
+)
+def test_cells(row, said):
+    assert matrix_table.cell(row) == said
+
+
+def test_targets_that_did_the_same_share_a_column():
+    exact, other = {"status": "exact"}, {"status": "refused"}
+    plans = [{"targets": {"a": exact, "b": b, "c": exact}} for b in (other, exact)]
+    found = {"targets": ["a", "b", "c"], "models": [{"plans": plans}]}
+    assert matrix_table.grouped(found) == [("a", "c"), ("b",)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": (0, 1)}, "of one seed"),
+        ({"cases": (CASE, CASE)}, "names of stories must differ"),
+        ({"cases": (dataclasses.replace(CASE, variants=(CASE.variants[0],) * 2),)}, "names of plans must differ"),
+        ({"cases": (dataclasses.replace(CASE, batch=0),)}, "batch must be at least 1"),
+    ],
+)
+def test_checks(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(configured.config, **change)
