@@ -73,6 +73,7 @@ def _case(job: Job, case: Case, seed: int, index: int) -> dict[str, Any]:
             before = time.perf_counter()
             result = _float(job, seed) if variant is None else _piece(job, case, variant, seed)
             result[TIMES] = round(time.perf_counter() - before, 1)
+            result |= {what: job.folder.environment[what] for what in ("commit", "dirty")}
             job.folder.finish(f"seed-{seed}/{name}", key, result)
         said = _said(result.get("targets", {}))
         job.screen.say(f"{case.name} {name:<12} {result['metric']:7.2f}   {said}   {result[TIMES]:.1f} s")

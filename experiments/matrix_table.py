@@ -110,8 +110,13 @@ def finish(
     *,
     minutes: float,
 ) -> None:
-    """Writes ``summary.json``, ``table.txt`` and ``report.html``, and prints the compact table."""
-    made = {key: folder.environment[key] for key in ("commit", "dirty", "versions", "device")}
+    """Writes ``summary.json``, ``table.txt`` and ``report.html``, and prints the compact table.
+
+    A run that was stopped goes on, maybe from another commit: every piece has its own, and the summary all of them.
+    """
+    pieces = [piece for model in models for piece in (model["float"], *model["plans"])]
+    made = {key: folder.environment[key] for key in ("versions", "device")}
+    made |= {"commits": sorted({str(piece["commit"]) for piece in pieces}), "dirty": any(p["dirty"] for p in pieces)}
     found = {
         "config": config.name,
         "command": f"lowbit run experiments/configs/{config.name}.py",
