@@ -4,6 +4,7 @@ A piece is one plan of one model; it is finished when its ``result.json`` is the
 is asked of the table of targets, or said by the form that cannot be written; nothing of it is written here.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,11 +51,11 @@ def run(config: Matrix, out: Path, *, fresh: bool = False) -> Path:
     terminal = console()
     screen = Screen(terminal, sum(1 + len(case.variants) for case in config.cases))
     screen.say(f"{config.name}: {len(config.cases)} models, {len(runners())} targets, into {folder.path}")
-    results, reused = [], 0
+    results, reused, count = [], 0, itertools.count(1)
     with screen.shown():
         for case in config.cases:
             job = Job(case.story, case.story.data(), RunFolder(folder.path / case.name, case.story), screen)
-            results.append(_case(job, case, config.seeds[0], len(results)))
+            results.append(_case(job, case, config.seeds[0], done=lambda: screen.piece(next(count))))
             reused += len(job.folder.reused)
     if reused:
         screen.say(f"{reused} pieces were finished by an earlier run and taken as they are (--fresh does all again)", style="yellow")  # fmt: skip
@@ -63,7 +64,7 @@ def run(config: Matrix, out: Path, *, fresh: bool = False) -> Path:
     return folder.path
 
 
-def _case(job: Job, case: Case, seed: int, index: int) -> dict[str, Any]:
+def _case(job: Job, case: Case, seed: int, *, done: Callable[[], None]) -> dict[str, Any]:
     """Every plan of a model, and the float model."""
     found = []
     for name, variant in ((FLOAT, None), *((variant.name, variant) for variant in case.variants)):
@@ -78,6 +79,7 @@ def _case(job: Job, case: Case, seed: int, index: int) -> dict[str, Any]:
         said = _said(result.get("targets", {}))
         job.screen.say(f"{case.name} {name:<12} {result['metric']:7.2f}   {said}   {result[TIMES]:.1f} s")
         found.append({"name": name, **result})
+        done()
     metric = case.story.metric
     return {
         "name": case.name, "title": case.title, "data": job.data.name, "metric": metric.name, "digits": metric.digits,

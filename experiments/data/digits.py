@@ -13,7 +13,7 @@ import numpy as np
 from experiments.data.dataset import DataError, Dataset, Split, package_file, sha256
 
 SIZE, CLASSES, TRAINING = 8, 10, 1_400
-CONTENT = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
+CONTENT = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
 INSTALL = "pip install --no-deps scikit-learn==1.9.1"
 
 
@@ -24,10 +24,10 @@ def load() -> Dataset:
         DataError: if the package is not there, or the file is not the one known.
     """
     path = package_file("sklearn", "datasets/data/digits.csv.gz", install=INSTALL)
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
     if (found := sha256(content)) != CONTENT:
         raise DataError(f"{path} is another file (sha256 {found[:12]}, expected {CONTENT[:12]}): {INSTALL}")
-    table = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.float32)
+    table = np.loadtxt(io.BytesIO(gzip.decompress(content)), delimiter=",", dtype=np.float32)
     table = table[np.random.default_rng(0).permutation(len(table))]
     images = table[:, :-1].reshape(-1, SIZE, SIZE, 1) / np.float32(16)
     labels = table[:, -1].astype(np.int32)

