@@ -17,6 +17,7 @@ from lowbit.export import composites, litert, stablehlo
 from lowbit.export.composites import Grid
 from lowbit.export.litert import audit, convert, prepare
 from lowbit.export.refusals import check
+from lowbit.export.storage import Stored
 from lowbit.export.targets import TARGETS
 from lowbit.export.universal.full_integer import absorbed
 from lowbit.export.universal.values import weight_grid
@@ -200,7 +201,9 @@ def test_the_audit_of_a_litert_model():
     x, y, w4 = ("INT8", [2, 64], 0), ("INT8", [2, 32], 0), ("INT4", [32, 64], 1024)
     good = _contents([("FULLY_CONNECTED", [0, 1], [2])], [x, w4, y], [(2048, 4)])
     good.check(plan)
-    assert good.bits_per_weight == 4.0
+    assert good.stored == (Stored(2048, 4 * 2048),)
+    both = _contents([], [w4, ("INT8", [64, 32], 2048), x], [(2048, 4), (2048, 4), (96, 4)])
+    assert sorted(both.stored) == [(2048, 4 * 2048), (2048, 8 * 2048)]  # one was widened, one merged away
     wide = _contents([("FULLY_CONNECTED", [0, 1], [2])], [x, ("INT8", [32, 64], 2048), y], [(2048, 4)])
     with pytest.raises(ValueError, match=r"stored a weight of 2,048 elements as INT8, not in 4 bits"):
         wide.check(plan)
