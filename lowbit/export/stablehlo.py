@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -193,6 +194,34 @@ def contents(text: str) -> Contents:
     with mlir.make_ir_context(), ir.Location.unknown():
         ir.Module.parse(text).operation.walk(visit)
     return Contents(tuple(constants), dict(operations))
+
+
+_ARTIFACT = b"ML\xefR"  # how MLIR's bytecode begins
+_NARROW = re.compile(r"\bu?i([24])\b")
+
+
+def has_ragged_rows(data: bytes) -> bool:
+    """Returns whether a constant of 2-bit or 4-bit integers has rows that end within a byte.
+
+    Args:
+        data: a portable artifact, or StableHLO text.
+    """
+    found: list[bool] = []
+
+    def visit(op: Any) -> Any:
+        if op.name == "stablehlo.constant":
+            element, shape = _element_and_shape(op.results[0].type)
+            narrow = _NARROW.search(element)
+            found.append(narrow is not None and bool(shape) and shape[-1] * int(narrow[1]) % 8 != 0)
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context() as context, ir.Location.unknown():
+        is_artifact = data.startswith(_ARTIFACT)
+        module = (
+            stablehlo.deserialize_portable_artifact(context, data) if is_artifact else ir.Module.parse(data.decode())
+        )
+        module.operation.walk(visit)
+    return any(found)
 
 
 def float_operations(text: str) -> dict[str, list[str]]:
