@@ -18,6 +18,7 @@ from lowbit.core.statistics import Sample
 from lowbit.core.weight_statistics import exact_mean
 from lowbit.formats.integer import Integer
 from lowbit.formats.lookup import spec_from_text
+from tests.values import heavy_tailed, normal
 
 NORMAL_FLOATS = st.floats(2.0**-125, 2.0**125, width=32)
 
@@ -64,20 +65,20 @@ def test_stochastic_rounding_has_no_bias():
 
 
 def test_casts_are_made_even_where_a_compiler_would_drop_them():
-    x = jax.random.normal(jax.random.key(0), (64,))
+    x = normal(0, 64)
     there_and_back = jax.jit(lambda x: cast_once(x, jnp.bfloat16).astype(jnp.float32) + 1.0)(x)
     np.testing.assert_array_equal(there_and_back, np.asarray(x.astype(jnp.bfloat16)).astype(np.float32) + 1.0)
 
 
 def test_products_are_rounded_before_a_sum():
-    a, b, c = (jax.random.normal(k, (1000,)) for k in jax.random.split(jax.random.key(0), 3))
+    a, b, c = (normal(seed, 1000) for seed in range(3))
     got = jax.jit(lambda a, b, c: rounded_product(a, b) + c)(a, b, c)
     np.testing.assert_array_equal(got, np.asarray(a) * np.asarray(b) + np.asarray(c))
 
 
 def test_exact_mean_is_one_number():
     """The same bits eagerly, under jit and in another order; within 2**-23 of the largest."""
-    x = jnp.abs(jax.random.t(jax.random.key(0), 2.0, (97, 5)))
+    x = jnp.abs(heavy_tailed(0, 97, 5, freedom=2.0))
     mean = exact_mean(x, (97, 1))
     np.testing.assert_array_equal(mean, jax.jit(lambda x: exact_mean(x, (97, 1)))(x))
     np.testing.assert_array_equal(mean, exact_mean(x[::-1], (97, 1)))
@@ -106,7 +107,7 @@ def test_gradient_rules():
 
 
 def test_metrics():
-    x = jax.random.t(jax.random.key(0), 3.0, (100, 30))
+    x = heavy_tailed(0, 100, 30, freedom=3.0)
     y = x * 1.1
     np.testing.assert_allclose(nmse(x, y), 0.01, rtol=1e-5)
     np.testing.assert_allclose(sqnr_db(x, y), 20.0, rtol=1e-5)
@@ -117,9 +118,9 @@ def test_metrics():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "e8m0"])
 def test_scales_are_stored_as_they_were_used(dtype):
     spec = spec_from_text(f"int4/g8/{dtype}", is_weight=True)
-    scale = jnp.abs(jax.random.t(jax.random.key(0), 2.0, (4, 3))) * 0.01
+    scale = jnp.abs(heavy_tailed(0, 4, 3, freedom=2.0)) * 0.01
     used = stored_scale(scale, spec)
-    q = quantize_with(jax.random.normal(jax.random.key(1), (32, 3)), spec, used, None, (8, 1)).encode()
+    q = quantize_with(normal(1, 32, 3), spec, used, None, (8, 1)).encode()
     assert q.scale.dtype.itemsize == (1 if dtype == "e8m0" else 2)
     np.testing.assert_array_equal(q.scale_values, used)
     grad = jax.grad(lambda s: stored_scale(s, spec).sum())(scale)
@@ -130,7 +131,7 @@ def test_quantized_scales():
     """Two-level scales: no scale is zero, the largest is kept within half a unit, encode is exact."""
     for text, most in (("fp4_e2m1/g16/e4m3", 1 / 16), ("nf4/g16/dq", 1 / 255)):
         spec = spec_from_text(text, is_weight=True)
-        scale = jnp.abs(jax.random.t(jax.random.key(0), 2.0, (64, 8))) * 0.01
+        scale = jnp.abs(heavy_tailed(0, 64, 8, freedom=2.0)) * 0.01
         q = stored_scale(scale, spec)
         assert isinstance(q, QTensor)
         assert (np.asarray(q.dequantize()) > 0).all()
@@ -149,7 +150,7 @@ def test_specs_are_consistent():
 
 def test_qtensor():
     spec = spec_from_text("int4/g8", is_weight=True)
-    x = jax.random.t(jax.random.key(0), 2.0, (3, 20, 5))
+    x = heavy_tailed(0, 3, 20, 5, freedom=2.0)
     blocks = (1, 8, 1)
     q = quantize_with(x, spec, jnp.full((3, 3, 5), 0.25), None, blocks)
     assert q.blocks == blocks

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 import lowbit as lb
 from lowbit.export.bundle import Bundle, export
+from tests.values import heavy_tailed as normal
 
 
 class Case(NamedTuple):
@@ -32,10 +33,6 @@ def folder(name: str) -> Path:
 def packed(fn, rules, params, *args):
     plan = lb.bind(fn, rules, params, *args)
     return plan, lb.pack(plan, params, lb.init(fn, plan, params, *args))
-
-
-def normal(seed, *shape):
-    return jax.random.t(jax.random.key(seed), 4.0, shape, jnp.float32)
 
 
 def two_layers(params, x):

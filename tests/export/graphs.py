@@ -1,11 +1,12 @@
 """Random small networks: dots, convolutions, pools, residuals, activations, odd shapes."""
 
 import dataclasses
-import itertools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 
@@ -51,11 +52,11 @@ class Graph:
 
     def params(self, seed: int) -> dict[str, Any]:
         """Returns random parameters."""
-        keys = map(jax.random.fold_in, itertools.repeat(jax.random.key(seed)), itertools.count())
+        rng = np.random.default_rng(seed)
 
         def normal(*shape: int) -> jax.Array:
-            fan = max(1, int(jnp.prod(jnp.array(shape[:-1]))))
-            return jax.random.normal(next(keys), shape) * fan**-0.5
+            fan = max(1, math.prod(shape[:-1]))
+            return jnp.asarray(rng.standard_normal(shape) * fan**-0.5, jnp.float32)
 
         params, width = {}, self.shape[-1]
         for i, layer in enumerate(self.layers):

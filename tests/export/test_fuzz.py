@@ -5,13 +5,13 @@
 
 import os
 
-import jax
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import lowbit as lb
 from lowbit.export.verify import verify
+from tests.values import normal
 
 from .graphs import Graph, dense_graphs, image_graphs
 
@@ -28,7 +28,7 @@ WEIGHTS = st.sampled_from(["w8,a8", "w4,a8", "w2,a8", "w3/tensor,a8", "w8,a4"])
 
 
 def _exported(graph: Graph, rule: str, seed: int, folder, *, integer: bool):
-    params, x = graph.params(seed), jax.random.normal(jax.random.key(seed), graph.shape)
+    params, x = graph.params(seed), normal(seed, *graph.shape)
     plan = lb.bind(graph, {"**": rule}, params, x, integer=integer)
     qparams = lb.pack(plan, params, lb.init(graph, plan, params, x))
     targets = ["xla", "iree", "c"] if integer else ["xla", "iree"]

@@ -8,10 +8,7 @@ import pytest
 import lowbit as lb
 from lowbit.plan.serial import from_json, to_json
 from tests.interpret.zoo import CASES
-
-
-def _normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+from tests.values import normal
 
 
 def _plan(name, rules):
@@ -111,10 +108,10 @@ def test_rules_of_a_wrong_type_raise(rules):
 
 
 def test_disagreeing_shared_weight_names_both():
-    params = {"w": _normal(0, 6, 6)}
+    params = {"w": normal(0, 6, 6)}
     with pytest.raises(ValueError, match=r"w@0 and w@1 share the weight w but contract different axes"):
-        lb.bind(lambda p, x: (x @ p["w"]) @ p["w"].T, {"**": "w8,a8"}, params, _normal(1, 3, 6))
-    lb.bind(lambda p, x: (x @ p["w"]) @ p["w"].T, {"**": "w8/tensor,a8"}, params, _normal(1, 3, 6))
+        lb.bind(lambda p, x: (x @ p["w"]) @ p["w"].T, {"**": "w8,a8"}, params, normal(1, 3, 6))
+    lb.bind(lambda p, x: (x @ p["w"]) @ p["w"].T, {"**": "w8/tensor,a8"}, params, normal(1, 3, 6))
 
 
 def test_shared_weight_with_two_rules_raises():
@@ -127,7 +124,7 @@ def test_a_mixed_operand_needs_its_own_rule():
         gate = jax.nn.sigmoid(x.mean(0))
         return x @ (p["w"] * gate[:, None])
 
-    params, x = {"w": _normal(0, 6, 5)}, _normal(1, 3, 6)
+    params, x = {"w": normal(0, 6, 5)}, normal(1, 3, 6)
     with pytest.raises(ValueError, match="mixes parameters with data"):
         lb.bind(fn, {"**": "w8,a8"}, params, x)
     (row,) = lb.bind(fn, {"dot_0": "w8,a8"}, params, x)
@@ -135,9 +132,9 @@ def test_a_mixed_operand_needs_its_own_rule():
 
 
 def test_a_constant_weight_warns():
-    w = _normal(0, 6, 5)
+    w = normal(0, 6, 5)
     with pytest.warns(UserWarning, match="closed over"):
-        plan = lb.bind(lambda p, x: (x + p["b"]) @ w, {"**": "w8,a8"}, {"b": _normal(1, 6)}, _normal(2, 3, 6))
+        plan = lb.bind(lambda p, x: (x + p["b"]) @ w, {"**": "w8,a8"}, {"b": normal(1, 6)}, normal(2, 3, 6))
     assert plan.rows[0].weight.kind == "constant"
 
 
@@ -147,16 +144,16 @@ def test_an_unseen_matmul_is_named():
     def fn(p, x):
         return lax.ragged_dot(x, p["w"], jnp.array([2, 1], jnp.int32))
 
-    plan = lb.bind(fn, {}, {"w": _normal(0, 2, 6, 5)}, _normal(1, 3, 6))
+    plan = lb.bind(fn, {}, {"w": normal(0, 2, 6, 5)}, normal(1, 3, 6))
     assert plan.unseen[0][0].startswith("ragged_dot")
     assert "test_bind.py" in plan.unseen[0][1]
     assert "unseen" in str(plan)
 
 
 def test_groups_that_do_not_line_up_raise_at_bind():
-    params = {"w": _normal(0, 6, 4, 5)}
+    params = {"w": normal(0, 6, 4, 5)}
     with pytest.raises(ValueError, match="line up"):
-        lb.bind(lambda p, x: x @ p["w"].reshape(24, 5), {"**": "w4/g3,a8"}, params, _normal(1, 3, 24))
+        lb.bind(lambda p, x: x @ p["w"].reshape(24, 5), {"**": "w4/g3,a8"}, params, normal(1, 3, 24))
 
 
 def test_static_inputs_are_per_tensor():

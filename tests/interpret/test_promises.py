@@ -8,10 +8,7 @@ import pytest
 
 import lowbit as lb
 from tests.interpret.zoo import CASES
-
-
-def _normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+from tests.values import normal
 
 
 def _ready(fn, rules, params, *args):
@@ -20,7 +17,7 @@ def _ready(fn, rules, params, *args):
 
 
 def test_float_model_is_untouched_before_between_and_after():
-    params, x = {"w": _normal(0, 16, 16)}, _normal(1, 16, 16)
+    params, x = {"w": normal(0, 16, 16)}, normal(1, 16, 16)
 
     @jax.jit
     def helper(x, w):
@@ -44,8 +41,8 @@ def test_float_model_is_untouched_before_between_and_after():
 
 def test_training_works_where_batch_equals_features():
     n = 16
-    params = {"a": _normal(0, n, n) * 0.3, "b": _normal(1, n, n) * 0.3}
-    x, target = _normal(2, n, n), _normal(3, n, n) * 0.1
+    params = {"a": normal(0, n, n) * 0.3, "b": normal(1, n, n) * 0.3}
+    x, target = normal(2, n, n), normal(3, n, n) * 0.1
 
     def fn(p, x):
         return jax.nn.relu(x @ p["a"]) @ p["b"]
@@ -83,9 +80,9 @@ def test_weight_only_int4_convolution_and_w4a4_run():
 
 
 def test_int4_costs_half_a_byte():
-    params = {"w": _normal(0, 256, 64)}
+    params = {"w": normal(0, 256, 64)}
     fn = lambda p, x: x @ p["w"]  # noqa: E731
-    plan, qstate = _ready(fn, {"**": "w4/g32/bfloat16,a8"}, params, _normal(1, 2, 256))
+    plan, qstate = _ready(fn, {"**": "w4/g32/bfloat16,a8"}, params, normal(1, 2, 256))
     q = lb.pack(plan, params, qstate).params["w"]
     assert q.codes.nbytes == 256 * 64 // 2
     assert q.nbytes / (256 * 64) == 0.5625
@@ -100,7 +97,7 @@ def test_deep_networks_are_served_bit_for_bit(rule):
     """Ten quantized layers with gelu, layer norm, softmax and residuals between them."""
     width = 48
     params = {
-        f"layer_{i}": {"kernel": _normal(i, width, width) * 0.25, "scale": 1 + 0.1 * _normal(50 + i, width)}
+        f"layer_{i}": {"kernel": normal(i, width, width) * 0.25, "scale": 1 + 0.1 * normal(50 + i, width)}
         for i in range(10)
     }
 
@@ -112,7 +109,7 @@ def test_deep_networks_are_served_bit_for_bit(rule):
             x = x + h * jax.nn.softmax(h)
         return x
 
-    x = _normal(99, 64, width)
+    x = normal(99, 64, width)
     plan, qstate = _ready(fn, {"**": DEEP[rule]}, params, x)
     want = lb.simulate(fn, plan)(params, qstate, x)
     qparams = lb.pack(plan, params, qstate)
@@ -123,7 +120,7 @@ def test_deep_networks_are_served_bit_for_bit(rule):
 
 def test_a_long_contraction_stays_exact():
     """8-bit sums over 4096 products pass 2**24: float32 alone would round them."""
-    params, x = {"w": _normal(0, 4096, 8)}, jnp.abs(_normal(1, 4, 4096)) + 1.0
+    params, x = {"w": normal(0, 4096, 8)}, jnp.abs(normal(1, 4, 4096)) + 1.0
     fn = lambda p, x: x @ p["w"]  # noqa: E731
     plan, qstate = _ready(fn, {"**": "w8,a8"}, params, x)
     want = lb.simulate(fn, plan)(params, qstate, x)
@@ -158,7 +155,7 @@ def test_a_second_call_compiles_nothing():
 
 def test_bad_values_raise_by_name():
     fn = lambda p, x: x @ p["w"]  # noqa: E731
-    params, x = {"w": _normal(0, 6, 5)}, _normal(1, 3, 6)
+    params, x = {"w": normal(0, 6, 5)}, normal(1, 3, 6)
     plan, qstate = _ready(fn, {"**": "w8,a8"}, params, x)
     broken = {"w": params["w"].at[2, 3].set(jnp.nan)}
     with pytest.raises(ValueError, match="weight 'w' holds NaN or infinity"):
@@ -178,9 +175,9 @@ def test_bad_values_raise_by_name():
 
 
 def test_degenerate_channels_are_decided():
-    w = _normal(0, 6, 4).at[:, 1].set(0.0).at[:, 2].mul(1e-20)
+    w = normal(0, 6, 4).at[:, 1].set(0.0).at[:, 2].mul(1e-20)
     fn = lambda p, x: x @ p["w"]  # noqa: E731
-    x = _normal(1, 3, 6)
+    x = normal(1, 3, 6)
     plan, qstate = _ready(fn, {"**": "w8,a8"}, {"w": w}, x)
     scale = qstate["fixed"]["w"]["weight"]["scale"]
     assert float(scale[0, 1]) == 1.0
@@ -197,7 +194,7 @@ def test_sharded_parameters_keep_their_sharding():
     assert jax.device_count() == 8
     mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     fn = lambda p, x: x @ p["w"]  # noqa: E731
-    params, x = {"w": _normal(0, 32, 64)}, _normal(1, 4, 32)
+    params, x = {"w": normal(0, 32, 64)}, normal(1, 4, 32)
     plan, qstate = _ready(fn, {"**": "w4/g8,a8"}, params, x)
     want = lb.simulate(fn, plan)(params, qstate, x)
     placed = jax.device_put(params, NamedSharding(mesh, P(None, "model")))
@@ -213,7 +210,7 @@ def test_inside_shard_map():
     from jax.sharding import PartitionSpec as P
 
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    params, x = {"w": _normal(0, 16, 8)}, _normal(1, 8, 16)
+    params, x = {"w": normal(0, 16, 8)}, normal(1, 8, 16)
 
     def fn(p, x):
         body = lambda x, w: jax.lax.psum(jnp.tanh(x @ w), "model")  # noqa: E731

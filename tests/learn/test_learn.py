@@ -14,9 +14,10 @@ from lowbit.learn.parq import inverse_slope, parq, proximal
 from lowbit.learn.schedule import bits_at, delayed, gradual
 from lowbit.quantizers.lsq import lsq
 from lowbit.quantizers.rtn import rtn
+from tests.values import heavy_tailed, normal
 
 KEY = jax.random.key(0)
-X = jax.random.t(KEY, 3.0, (40, 3))
+X = heavy_tailed(0, 40, 3, freedom=3.0)
 OPERAND = Operand((40, 3), contract=(0,))
 
 
@@ -70,7 +71,7 @@ def test_steps_get_their_own_optimizer():
 
 def test_distillation():
     """Zero where equal, positive elsewhere; T**2 keeps gradients of one size; nothing reaches the teacher."""
-    student, teacher = jax.random.normal(KEY, (5, 7)), jax.random.normal(jax.random.key(1), (5, 7))
+    student, teacher = normal(0, 5, 7), normal(1, 5, 7)
     assert float(logits_loss(student, teacher)) > 0
     grads = [jax.grad(lambda s, t=t: logits_loss(s * 0.01, teacher * 0.01, temperature=t))(student) for t in (1.0, 8.0)]
     np.testing.assert_allclose(*(np.asarray(g) for g in grads), rtol=0.05, atol=1e-7)
@@ -100,8 +101,8 @@ def test_parq_map():
 
 def test_parq_ends_on_the_grid():
     """Least squares with correlated inputs: on the grid at the end, with at most 0.7 of the loss of rounding the optimum."""
-    a = jax.random.normal(KEY, (64, 16)) + 1.0
-    goal = jax.random.normal(jax.random.key(2), (16, 32))
+    a = normal(0, 64, 16) + 1.0
+    goal = normal(2, 16, 32)
     q = rtn("w3/narrow").weight
     operand = Operand((16, 32), contract=(0,))
 

@@ -10,6 +10,7 @@ import pytest
 import lowbit as lb
 from lowbit.packed.bits import unpack
 from tests.kernels.cases import float_bound
+from tests.values import heavy_tailed, normal
 
 FORMATS = [
     "wnf4/g32",
@@ -23,14 +24,14 @@ FORMATS = [
 
 
 def dense(rule, rows=3, length=128, out=40):
-    params = {"w": jax.random.t(jax.random.key(0), 3.0, (length, out))}
-    x = jax.random.t(jax.random.key(1), 3.0, (rows, length))
+    params = {"w": heavy_tailed(0, length, out, freedom=3.0)}
+    x = heavy_tailed(1, rows, length, freedom=3.0)
     return lambda p, x: x @ p["w"], rule, params, (x,)
 
 
 def conv(rule):
-    params = {"w": jax.random.normal(jax.random.key(0), (3, 3, 32, 48))}
-    x = jax.random.normal(jax.random.key(1), (1, 3, 3, 32))
+    params = {"w": normal(0, 3, 3, 32, 48)}
+    x = normal(1, 1, 3, 3, 32)
 
     def fn(p, x):
         return jax.lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -82,7 +83,7 @@ def test_execute_never_holds_a_float_copy_of_a_packed_weight(case):
 
 @pytest.mark.parametrize("rule", ["w4", "w4/affine", "wnf4/g8", "w2"])
 def test_look_ups_gather_bytes_and_then_take_them_apart(rule):
-    params, ids = {"table": jax.random.normal(jax.random.key(0), (50, 16))}, jnp.asarray([[3, 49], [0, 3]])
+    params, ids = {"table": normal(0, 50, 16)}, jnp.asarray([[3, 49], [0, 3]])
 
     def fn(p, ids):
         return jnp.take(p["table"], ids, axis=0)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 import lowbit as lb
+from tests.values import heavy_tailed, kernel_init, variables
 
 NARROW = 6
 
@@ -45,14 +46,16 @@ class _Nnx(nnx.Module):
     """The same network."""
 
     def __init__(self, rngs):
-        self.conv = nnx.Conv(3, NARROW, (3, 3), strides=2, rngs=rngs)
+        self.conv = nnx.Conv(3, NARROW, (3, 3), strides=2, kernel_init=kernel_init, rngs=rngs)
         self.norm_0 = nnx.BatchNorm(NARROW, momentum=0.9, rngs=rngs)
-        self.depthwise = nnx.Conv(NARROW, NARROW, (3, 3), feature_group_count=NARROW, use_bias=False, rngs=rngs)
+        self.depthwise = nnx.Conv(
+            NARROW, NARROW, (3, 3), feature_group_count=NARROW, use_bias=False, kernel_init=kernel_init, rngs=rngs
+        )
         self.norm_1 = nnx.BatchNorm(NARROW, momentum=0.9, use_scale=False, rngs=rngs)
-        self.dense = nnx.Linear(16 * NARROW, 8, rngs=rngs)
+        self.dense = nnx.Linear(16 * NARROW, 8, kernel_init=kernel_init, rngs=rngs)
         self.norm_2 = nnx.BatchNorm(8, momentum=0.9, use_bias=False, rngs=rngs)
         self.drop = nnx.Dropout(0.25, rngs=rngs)
-        self.head = nnx.Linear(8, 3, rngs=rngs)
+        self.head = nnx.Linear(8, 3, kernel_init=kernel_init, rngs=rngs)
 
     def __call__(self, x):
         x = nnx.relu(self.norm_0(self.conv(x)))
@@ -61,10 +64,6 @@ class _Nnx(nnx.Module):
 
 
 WEIGHTS = ("conv/kernel", "depthwise/kernel", "dense/kernel")
-
-
-def _x():
-    return jnp.asarray(np.random.default_rng(4).standard_t(4.0, (12, 8, 8, 3)), jnp.float32)
 
 
 def _varied(tree, seed):
@@ -84,19 +83,19 @@ def _is_vector(x):
 
 @functools.cache
 def linen_net() -> Model:
-    module, x = _Linen(), _x()
-    variables = jax.jit(module.init)(jax.random.key(0), x)
-    fn, params, state = lb.linen(module, variables)
-    train_fn, _, _ = lb.linen(module, variables, mutable=("batch_stats",), train=True)
-    kwargs = {"rngs": {"dropout": jax.random.key(9)}}
+    module, x = _Linen(), heavy_tailed(4, 12, 8, 8, 3)
+    values = variables(module, x)
+    fn, params, state = lb.linen(module, values)
+    train_fn, _, _ = lb.linen(module, values, mutable=("batch_stats",), train=True)
+    kwargs = {"rngs": {"dropout": jax.random.key(9, impl="rbg")}}  # quick to compile
     return Model(fn, train_fn, _varied(params, 10), _varied(state, 50), x, kwargs, WEIGHTS)
 
 
 @functools.cache
 def nnx_net() -> Model:
-    module = _Nnx(nnx.Rngs(0))
+    module = _Nnx(nnx.Rngs(jax.random.key(0, impl="rbg")))
     module.eval()
     fn, params, state = lb.nnx(module)
     module.train()
     train_fn, _, _ = lb.nnx(module, mutable=True)
-    return Model(fn, train_fn, _varied(params, 10), _varied(state, 50), _x(), {}, WEIGHTS)
+    return Model(fn, train_fn, _varied(params, 10), _varied(state, 50), heavy_tailed(4, 12, 8, 8, 3), {}, WEIGHTS)

@@ -12,6 +12,7 @@ from jax import lax
 import lowbit as lb
 from lowbit.rewrites.batch_norm import fold
 from tests.rewrites.models import linen_net, nnx_net
+from tests.values import heavy_tailed
 
 EPS = float(jnp.finfo(jnp.float32).eps)
 NETS = {"linen": linen_net, "nnx": nnx_net}
@@ -21,10 +22,6 @@ def close(got, want, summands, *, eps=EPS):
     """Equal up to ``8 eps sqrt(summands)`` of the largest value: each result sums that many rounded products."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     np.testing.assert_allclose(got, want, rtol=0, atol=8 * eps * np.sqrt(summands) * np.abs(want).max())
-
-
-def _draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_t(4.0, shape), jnp.float32)
 
 
 def _conv(x, w, **options):
@@ -44,7 +41,7 @@ def _helper(y, mean, scale):
     return (y - mean) * scale
 
 
-IMAGE, ROWS = _draw(0, 2, 5, 5, 4), _draw(1, 3, 6)
+IMAGE, ROWS = heavy_tailed(0, 2, 5, 5, 4), heavy_tailed(1, 3, 6)
 PLAIN = {  # name: (function, weight's shape, channels, input)
     "dense": (lambda p, s, x: _norm(x @ p["w"], p, s), (6, 5), 5, ROWS),
     "weight_on_the_left": (lambda p, s, x: _norm(p["w"] @ x.T, p, s, axis=0), (5, 6), 5, ROWS),
@@ -77,9 +74,13 @@ PLAIN = {  # name: (function, weight's shape, channels, input)
 
 def _plain(name):
     fn, shape, channels, x = PLAIN[name]
-    gamma = _draw(3, channels).at[0].set(-0.5)
-    params = {"w": _draw(2, *shape), "gamma": gamma, "beta": _draw(4, channels)}
-    state = {"mean": _draw(5, channels), "var": jnp.abs(_draw(6, channels)) + 0.3, "wide": jnp.arange(1.0, 11.0)}
+    gamma = heavy_tailed(3, channels).at[0].set(-0.5)
+    params = {"w": heavy_tailed(2, *shape), "gamma": gamma, "beta": heavy_tailed(4, channels)}
+    state = {
+        "mean": heavy_tailed(5, channels),
+        "var": jnp.abs(heavy_tailed(6, channels)) + 0.3,
+        "wide": jnp.arange(1.0, 11.0),
+    }
     return fn, params, state, x
 
 
@@ -122,7 +123,7 @@ def _training(net):
 
     def loss(fn, params, **more):
         y, state = fn(params, model.state, model.x, **model.kwargs, **more)
-        return jnp.sum(y * _draw(7, *y.shape)), (y, state)
+        return jnp.sum(y * heavy_tailed(7, *y.shape)), (y, state)
 
     def folded(params, frozen):
         fn, new, _ = rewrite(model.train_fn, params, model.state)
