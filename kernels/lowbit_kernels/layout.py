@@ -23,6 +23,7 @@ length does not fill its last byte (its last word for 3, 5, 6, 7 bits) is padded
 Example, int4 codes [1, -2, 7, -8, 3] along K: bytes 0xE1 0x87 0x03.
 """
 
+import functools
 import math
 
 import jax
@@ -68,7 +69,13 @@ def pack_codes(codes: Integer[AnyArray, "..."], bits: int, axis: int = -2) -> UI
     codes = jnp.asarray(codes)
     if not jnp.issubdtype(codes.dtype, jnp.integer):
         raise TypeError(f"pack_codes: codes must be integers, got {codes.dtype}")
-    axis = _axis(codes.ndim, axis)
+    _word(bits)
+    return _packed(codes, bits, _axis(codes.ndim, axis))
+
+
+# One program a shape, also where they are called eagerly; inlined into a trace.
+@functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _packed(codes: Array, bits: int, axis: int) -> Array:
     count, size = _word(bits)
     codes = codes.astype(jnp.uint8)
     if bits == 8:
@@ -119,15 +126,20 @@ def unpack_codes(
     if packed.dtype != jnp.uint8:
         raise TypeError(f"unpack_codes: packed bytes must be uint8, got {packed.dtype}")
     axis = _axis(packed.ndim, axis)
-    count, size = _word(bits)
     expected = packed_length(length, bits)
     if packed.shape[axis] != expected:
         raise ValueError(
             f"unpack_codes: {length} codes of {bits} bits take {expected} bytes along axis {axis}, "
             f"got shape {packed.shape}; pass the number of codes as `length`"
         )
+    return _unpacked(packed, bits, length, axis, signed)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4), inline=True)
+def _unpacked(packed: Array, bits: int, length: int, axis: int, signed: bool) -> Array:  # noqa: FBT001
     if bits == 8:
         return jax.lax.bitcast_convert_type(packed, jnp.int8) if signed else packed
+    count, size = _word(bits)
     words = _split(packed, axis, size)
     planes = [_plane(words, axis + 1, byte) for byte in range(size)]
     out = []

@@ -5,7 +5,9 @@ parameters, and keeps the result as long as they live.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -166,18 +168,8 @@ def prepare(plan: Plan, qparams: QParams) -> QParams:
         if not isinstance(q, QTensor) or isinstance(q, NativeTensor) or key not in rows:
             return q
         row, site = rows[key]
-        contract = tuple(i - site.operand.stack for i in site.operand.contract)
-        stack = site.operand.stack
-
-        def build(q: QTensor) -> Any:
-            if row.primitive == "conv_general_dilated":
-                return conv_of(q, row.feature_groups)
-            matrix = matrix_of(q, contract)
-            return None if matrix is None else lowbit_kernels.prepare(matrix)
-
-        for _ in range(stack):
-            build = jax.vmap(build)
-        matrix = jax.jit(build)(q)
+        groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
+        matrix = _builder(groups, site.operand.contract, site.operand.stack)(q)
         if matrix is None:
             return q
         fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}
@@ -189,6 +181,21 @@ def prepare(plan: Plan, qparams: QParams) -> QParams:
     params = jax.tree_util.tree_map_with_path(leaf, qparams.params, is_leaf=lambda x: isinstance(x, QTensor))
     sites = {path: {role: one(q, path) for role, q in roles.items()} for path, roles in qparams.sites.items()}
     return QParams(params, sites)
+
+
+@functools.lru_cache(maxsize=256)
+def _builder(feature_groups: int | None, contract: tuple[int, ...], stack: int) -> Callable[[QTensor], Any]:
+    """Returns the jitted preparation of one weight, of a convolution where groups are given: layers alike share a program."""
+
+    def build(q: QTensor) -> Any:
+        if feature_groups is not None:
+            return conv_of(q, feature_groups)
+        matrix = matrix_of(q, tuple(i - stack for i in contract))
+        return None if matrix is None else lowbit_kernels.prepare(matrix)
+
+    for _ in range(stack):
+        build = jax.vmap(build)
+    return jax.jit(build)
 
 
 def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
