@@ -1,11 +1,15 @@
-"""What is measured of a model: outputs, accuracy, differences, latency."""
+"""What is measured of a model: outputs, accuracy, differences, latency, memory."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+T = TypeVar("T")
 
 
 def outputs(call: Callable[[np.ndarray], Any], images: np.ndarray, batch: int) -> np.ndarray:
@@ -48,3 +52,21 @@ def latencies(
         for name, values in times.items()
         if values
     }
+
+
+def peak_memory(call: Callable[[], T]) -> tuple[T, int]:
+    """Returns what ``call`` returns, and the bytes by which this process's resident memory rose while it ran, at most.
+
+    Raises:
+        OSError: where the system is not Linux, which alone counts this.
+    """
+
+    def resident(name: str) -> int:
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found is not None
+        return 1024 * int(found[1])
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = resident("VmRSS")
+    result = call()
+    return result, resident("VmHWM") - before

@@ -4,7 +4,8 @@
 
     model.mlir           StableHLO text
     model.mlirbc         the same as a portable artifact of a chosen version: what compilers take
-    model.zip            that artifact deflated: its size is what the model takes to store or send
+    model.zip            that artifact deflated: its size is what the model takes to store or send. Every form that
+                         holds an artifact holds it deflated as well
     vectors.safetensors  inputs, and the outputs that `lowbit.execute` gives for them
     manifest.json        signatures, plan, weights, sizes, tool versions, sha256 of every file
     <form>/...           the same model for tools that read no StableHLO, where a target asks for it: `lowbit.export.forms`
@@ -14,15 +15,10 @@ StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and byt
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-import io
 import json
 import os
-import secrets
-import shutil
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +38,7 @@ from lowbit.plan.rows import Plan
 
 from . import forms, integer, signature, stablehlo, symbolic
 from .fold import fold
+from .folder import fresh, sha256
 from .refusals import check, table
 from .sites import sites
 from .storage import stored_width
@@ -49,7 +46,6 @@ from .targets import lookup
 
 FORMAT = "lowbit-bundle"
 FORMAT_VERSION = 1
-_DATE = (1980, 1, 1, 0, 0, 0)  # of zip entries: the same model gives the same bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,29 +156,19 @@ def export(
         constant_args = (0,) if isinstance(fn, LinenFunction | NNXFunction) and args else ()
     call = signature.read(fn, args, constant_args, dict(kwargs or {}))
 
-    unpacked = jax.tree.map(_unpacked, qparams, is_leaf=lambda x: isinstance(x, QTensor))
-
-    def served(*leaves):
-        return execution(
-            fn, plan, unpacked, call.arguments(leaves), call.kwargs,
-            implementation="reference", has_integer_io=integer_io,
-        )  # fmt: skip
-
     if call.is_symbolic:
         symbolic.check_plan(call, plan, chosen)
     if integer_io and not plan.is_full_integer:
         raise ValueError("integer_io needs a full-integer plan: lowbit.bind(..., integer=True)")
     boundary = integer.Boundary(fn, plan, qparams, call) if integer_io else None
     shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
-    jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)
-    folded = fold(jaxpr)
-    text = stablehlo.module_text(folded, shapes, name)
-    data = stablehlo.artifact(text, version)
-    found = stablehlo.contents(text)
+    folded, out_shapes = _served(fn, plan, qparams, call, shapes, has_integer_io=integer_io)
+    module = stablehlo.module(folded, shapes, name)
+    found = stablehlo.contents(module)
     if call.is_symbolic:
         symbolic.check_operations(found.operations, chosen)
     _check_size(found, qparams, call.constants)
-    floats = integer.audit(text, has_integer_io=integer_io) if plan.is_full_integer else None
+    floats = integer.audit(module, has_integer_io=integer_io) if plan.is_full_integer else None
     vectors = call.vectors()
     if boundary:
         vectors = boundary.codes(vectors)
@@ -203,21 +189,9 @@ def export(
         grids = integer.Boundary(fn, plan, qparams, call).outs
         outputs = [entry | {"scale": float(qparams.sites[g]["scale"])} for entry, g in zip(outputs, grids, strict=True)]
     extra = [form for form in dict.fromkeys(target.form for target in chosen) if form != forms.SERVED]
-    written = {}
-    if extra:
-        closed = jax.make_jaxpr(folded)(*shapes)
-        lowered = forms.Lowered(
-            fn, plan, qparams, call, closed, inputs, outputs, vectors, want, integer_io, name, version
-        )  # fmt: skip
-        written = {form: forms.write(form, lowered) for form in extra}
-    files = {
-        "model.mlir": text.encode(),
-        "model.mlirbc": data,
-        "model.zip": _deflated("model.mlirbc", data),
-        "vectors.safetensors": b"".join(encode_tensors(tensors, {"format": FORMAT})),
-    }
-    for found_files in written.values():
-        files |= found_files
+    lowered = forms.Lowered(
+        fn, plan, qparams, call, folded, inputs, outputs, vectors, want, integer_io, name, version
+    )  # fmt: skip
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -233,18 +207,43 @@ def export(
         "conditioning": conditioning,
         "weights": _weights(qparams),
         "sites": sites(plan, qparams),
-        "forms": {form: sorted(found_files) for form, found_files in written.items()},
+        "forms": {},
         "targets": {each.name: table(plan, each) for each in chosen},
         "plan": json.loads(serial.to_json(plan)),
         "tools": {tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib")},
-        "files": {file: {"bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for file, b in files.items()},
     }
     if floats is not None:
         manifest["rounding"] = plan.rounding
         manifest["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
-    files["manifest.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
-    _write(target, files)
+    with fresh(target) as folder:
+        folder.add("model.mlirbc", stablehlo.artifact(module, version))
+        folder.add("model.mlir", functools.partial(stablehlo.print_text, module))
+        folder.add("vectors.safetensors", b"".join(encode_tensors(tensors, {"format": FORMAT})))
+        del module, folded
+        for form in extra:
+            before = set(folder.files)
+            for file, content in forms.write(form, lowered).items():
+                folder.add(file, content)
+            manifest["forms"][form] = sorted(set(folder.files) - before)
+        manifest["files"] = folder.files
+        folder.write("manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     return Bundle(target, manifest)
+
+
+def _served(
+    fn: Model, plan: Plan, qparams: QParams, call: signature.Call, shapes: Sequence[Any], *, has_integer_io: bool
+) -> tuple[Callable[..., list[Any]], Any]:
+    """The served model as a function of its flat inputs, constants computed, and the shapes of its results."""
+    unpacked = jax.tree.map(_unpacked, qparams, is_leaf=lambda x: isinstance(x, QTensor))
+
+    def served(*leaves):
+        return execution(
+            fn, plan, unpacked, call.arguments(leaves), call.kwargs,
+            implementation="reference", has_integer_io=has_integer_io,
+        )  # fmt: skip
+
+    jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)
+    return fold(jaxpr), out_shapes
 
 
 def read(path: str | os.PathLike[str]) -> Bundle:
@@ -269,8 +268,7 @@ def read(path: str | os.PathLike[str]) -> Bundle:
             f"{folder} is a bundle of version {manifest['version']}; this lowbit reads {FORMAT_VERSION}: update it"
         )
     for file, entry in manifest["files"].items():
-        content = (folder / file).read_bytes() if (folder / file).is_file() else b""
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if not (folder / file).is_file() or sha256(folder / file) != entry["sha256"]:
             raise ValueError(f"{folder / file} is missing or was altered after the export; export again")
     return Bundle(folder, manifest)
 
@@ -289,30 +287,6 @@ def _target(path: Any) -> Path:
     if not is_free:
         raise ValueError(f"{target} exists and is not a bundle: export to a folder of its own")
     return target
-
-
-def _write(target: Path, files: Mapping[str, bytes]) -> None:
-    """Writes a folder beside the target, then puts it in its place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    fresh.mkdir()
-    try:
-        for name, content in files.items():
-            (fresh / name).parent.mkdir(exist_ok=True)
-            (fresh / name).write_bytes(content)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(fresh, target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def _deflated(name: str, data: bytes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        archive.writestr(zipfile.ZipInfo(name, _DATE), data, zipfile.ZIP_DEFLATED, 9)
-    return stream.getvalue()
 
 
 def _installed(tool: str) -> str | None:

@@ -86,7 +86,7 @@ class Known:
         eqn: the equation that makes it, or None for a constant.
         index: which of the equation's results.
         inputs: the equation's operands.
-        value: the array, once computed.
+        value: the array, once computed; of integers in the dtype they are stored in.
     """
 
     shape: tuple[int, ...]
@@ -195,7 +195,10 @@ def fold(
     used = [v for _, values, _ in program.steps for v in values] + program.outs
     used = [v for v in dict.fromkeys(used) if isinstance(v, Known)]
     _evaluate(known for known in _ingredients(used) if known.is_integer)
-    _evaluate(known for known in _ingredients(used, only_needed=True))
+    written = _ingredients(used, only_needed=True)
+    _evaluate(written)
+    for known in written:
+        known.inputs = ()  # what it was computed from need not stay in memory
     return functools.partial(_run, program)
 
 
@@ -278,9 +281,27 @@ def _ingredients(knowns: Iterable[Known], *, only_needed: bool = False) -> list[
     return list(found)
 
 
+_BATCH_BYTES = 2**24
+"""Computed by one program: codes as the int32 of their operation take four to eight times what is stored of them."""
+
+
 def _evaluate(knowns: Iterable[Known]) -> None:
-    """Computes values, in one compiled program."""
-    wanted = [known for known in knowns if known.value is None]
+    """Computes values, in one compiled program a batch."""
+    batch: list[Known] = []
+    size = 0
+    for known in knowns:
+        if known.value is not None:
+            continue
+        batch.append(known)
+        size += math.prod(known.shape) * jnp.dtype(known.dtype).itemsize
+        if size > _BATCH_BYTES:
+            _compute(batch)
+            batch, size = [], 0
+    _compute(batch)
+
+
+def _compute(wanted: Sequence[Known]) -> None:
+    """Computes values, in one compiled program, and keeps integers in the dtype they are stored in."""
     leaves: dict[Known, None] = {}
     for known in _closure(wanted):
         if known.value is not None:
@@ -288,7 +309,7 @@ def _evaluate(knowns: Iterable[Known]) -> None:
 
     @jax.jit
     def compute(values):
-        env = dict(zip(leaves, values, strict=True))
+        env = {known: _widened(value, known.dtype) for known, value in zip(leaves, values, strict=True)}
         done: dict[tuple[int, tuple[Known, ...]], list[Any]] = {}
         for known in reversed(_closure(wanted)):
             if known not in env:
@@ -301,6 +322,12 @@ def _evaluate(knowns: Iterable[Known]) -> None:
     if wanted:
         for known, value in zip(wanted, compute([known.value for known in leaves]), strict=True):
             known.value = value
+            if known.is_integer:
+                known.value = np.asarray(value).astype(known.store, copy=False)
+
+
+def _widened(value: Any, dtype: Any) -> Any:
+    return value if jnp.result_type(value) == dtype else lax.convert_element_type(value, dtype)
 
 
 def _closure(wanted: Sequence[Known]) -> list[Known]:
@@ -343,8 +370,8 @@ def _emit(known: Known, get: Callable[[Any], Any], shared: dict[Any, np.ndarray]
         return compat.rebind(known.eqn, [get(k) for k in known.inputs])[known.index]
     if jnp.issubdtype(known.dtype, jax.dtypes.extended):
         return known.value
-    constant = np.asarray(known.value).astype(known.store)
-    name = (constant.dtype, constant.shape, hashlib.sha256(constant.tobytes()).digest())
+    constant = np.asarray(known.value).astype(known.store, copy=False)
+    name = (constant.dtype, constant.shape, hashlib.sha256(np.ascontiguousarray(constant).view(np.uint8).data).digest())
     constant = shared.setdefault(name, constant)  # a shared weight is one constant
     if known.store == known.dtype:
         return constant

@@ -72,17 +72,17 @@ class Boundary:
         ]
 
 
-def audit(text: str, *, has_integer_io: bool) -> Mapping[str, list[str]]:
+def audit(code: Any, *, has_integer_io: bool) -> Mapping[str, list[str]]:
     """Returns the float operations of a full-integer module by composite: those of its entry and its exit.
 
     Args:
-        text: StableHLO.
+        code: StableHLO, text or a module.
         has_integer_io: whether there may be none.
 
     Raises:
         ValueError: for any other float operation.
     """
-    found = stablehlo.float_operations(text)
+    found = stablehlo.float_operations(code)
     allowed = () if has_integer_io else ("lowbit.quantize", "lowbit.dequantize")
     left = {where: names for where, names in found.items() if where not in allowed}
     if left:

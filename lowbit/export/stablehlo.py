@@ -1,16 +1,19 @@
 """StableHLO of a traced function: text, portable artifact, and what is inside. The one file that touches jaxlib's MLIR.
 
 jax has no public way to read a module's operations or to choose the version of a portable artifact; the context comes
-from the public `jax.interpreters.mlir.make_ir_context`. Every function here takes and returns text or bytes and parses
-anew, because jaxlib's serializer rewrites the module it is given, in place.
+from the public `jax.interpreters.mlir.make_ir_context`. Every function here takes text, or a module as `module` makes it,
+and works on a copy, because jaxlib's serializer rewrites the module it is given, in place. A copy shares its constants,
+which belong to the context.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,32 +27,60 @@ from jaxlib.mlir.passmanager import PassManager  # noqa: TID251
 VERSION = "1.9.0"
 """Of portable artifacts, unless asked otherwise: read by every IREE and LiteRT converter tried; 2-bit integers need 1.5.0."""
 
-_LEGALIZE = "builtin.module(func.func(chlo-legalize-to-stablehlo))"
+_LEGALIZE = "builtin.module(strip-debuginfo,func.func(chlo-legalize-to-stablehlo))"
 
 
-def module_text(function: Callable[..., Any], args: Sequence[Any], name: str) -> str:
-    """Returns the StableHLO text of ``function(*args)``, every constant written out, entry point ``main``.
+def module(function: Callable[..., Any], args: Sequence[Any], name: str) -> ir.Module:
+    """Returns the StableHLO of ``function(*args)``, entry point ``main``.
 
     Args:
         function: traced with one input per flat argument.
         args: flat arrays or `jax.ShapeDtypeStruct`.
         name: of the module.
     """
-    jitted = jax.jit(function, keep_unused=True)
+    # A function of our own: jax keeps the module and its constants as long as the function lives.
+    jitted = jax.jit(lambda *flat: function(*flat), keep_unused=True)
     if any(not isinstance(n, int) for x in args for n in x.shape):
-        text = jax.export.export(jitted)(*args).mlir_module()
+        with mlir.make_ir_context():
+            made = ir.Module.parse(jax.export.export(jitted)(*args).mlir_module())
     else:
-        text = jitted.lower(*args).as_text()
+        made: Any = jitted.lower(*args).compiler_ir("stablehlo")
     _register_passes()
-    with mlir.make_ir_context(), ir.Location.unknown():
-        module = ir.Module.parse(text)
+    with _copy(made) as module:
         PassManager.parse(_LEGALIZE).run(module.operation)  # erf and the like: no compiler but XLA has them
         _erase_shape_assertions(module)
         module.operation.attributes["sym_name"] = ir.StringAttr.get(name)
         for attribute in ("mhlo.num_partitions", "mhlo.num_replicas"):
             if attribute in module.operation.attributes:
                 del module.operation.attributes[attribute]
-        return str(module.operation.get_asm(large_elements_limit=None))
+        return module
+
+
+@contextlib.contextmanager
+def _copy(code: str | ir.Module) -> Iterator[ir.Module]:
+    """Gives a module of one's own, in its context."""
+    with mlir.make_ir_context() if isinstance(code, str) else code.context, ir.Location.unknown():
+        if isinstance(code, str):
+            yield ir.Module.parse(code)
+            return
+        copy, attributes = ir.Module.create(), code.operation.attributes
+        for named in (attributes[i] for i in range(len(attributes))):
+            copy.operation.attributes[named.name] = named.attr
+        for op in code.body.operations:
+            copy.body.append(op.operation.clone())
+        yield copy
+
+
+def module_text(function: Callable[..., Any], args: Sequence[Any], name: str) -> str:
+    """Returns the StableHLO text of ``function(*args)``: see `module`."""
+    stream = io.BytesIO()
+    print_text(module(function, args, name), stream)
+    return stream.getvalue().decode()
+
+
+def print_text(module: ir.Module, stream: io.BufferedIOBase) -> None:
+    """Writes the text of a module, every constant written out, in UTF-8."""
+    module.operation.print(file=stream, binary=True, large_elements_limit=None)
 
 
 def _erase_shape_assertions(module: Any) -> None:
@@ -92,22 +123,22 @@ def _key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def artifact(text: str, version: str) -> bytes:
+def artifact(code: str | ir.Module, version: str) -> bytes:
     """Returns the portable artifact (VHLO bytecode) of a module, readable by that version and every newer one.
 
     Raises:
         ValueError: if an operation or type of the module did not exist in ``version``.
     """
-    with mlir.make_ir_context() as context, ir.Location.unknown():
+    with _copy(code) as module:
         try:
-            data = stablehlo.serialize_portable_artifact(ir.Module.parse(text), version)
+            data = stablehlo.serialize_portable_artifact(module, version)
         except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
             newest = stablehlo.get_current_version()
             raise ValueError(
                 f"this model cannot be written for StableHLO {version}: {_first_line(error)}; pass a newer version=, up "
                 f"to {newest}"
             ) from None
-        stablehlo.deserialize_portable_artifact(context, data)
+        stablehlo.deserialize_portable_artifact(module.context, data)
         return data
 
 
@@ -175,7 +206,7 @@ class Contents:
         return sum(constant.bits for constant in self.constants)
 
 
-def contents(text: str) -> Contents:
+def contents(code: str | ir.Module) -> Contents:
     """Returns the constants and operations of a module, nested regions and private functions included."""
     constants: list[Constant] = []
     operations: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -191,8 +222,8 @@ def contents(text: str) -> Contents:
                 constants.append(Constant(element, shape, _width(element) * count))
         return ir.WalkResult.ADVANCE
 
-    with mlir.make_ir_context(), ir.Location.unknown():
-        ir.Module.parse(text).operation.walk(visit)
+    with _copy(code) as module:
+        module.operation.walk(visit)
     return Contents(tuple(constants), dict(operations))
 
 
@@ -224,14 +255,13 @@ def has_ragged_rows(data: bytes) -> bool:
     return any(found)
 
 
-def float_operations(text: str) -> dict[str, list[str]]:
+def float_operations(code: str | ir.Module) -> dict[str, list[str]]:
     """Returns the operations that read or make floats, by the function they are in, or the composite it is the body of.
 
     Constants, and the composites themselves, compute nothing.
     """
     found: dict[str, list[str]] = {}
-    with mlir.make_ir_context(), ir.Location.unknown():
-        module = ir.Module.parse(text)
+    with _copy(code) as module:
         functions = {ir.StringAttr(f.operation.attributes["sym_name"]).value: f for f in module.body.operations}
         names = _composites(functions)
         for where, function in functions.items():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,9 @@ from lowbit.export.universal.values import weight_grid
 from lowbit.export.verify import compared, verify
 from lowbit.formats.lookup import specs
 from lowbit.plan.rows import Step
+from tests.values import heavy_tailed
 
 from . import cases
-
-
-def _normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_t(4, shape), jnp.float32)
-
 
 BOTH = ["xla-universal", "iree-universal"]
 
@@ -50,7 +47,7 @@ def test_composites_compute_what_quantizing_computes(text):
     assert spec is not None
     scale = jnp.asarray([[0.05, 0.3, 0.011]])
     zeros = jnp.full((1, 3), 3.0)
-    x = 8.0 * _normal(0, 100, 3)
+    x = 8.0 * heavy_tailed(0, 100, 3)
     q = quantize_with(x, spec, scale, zeros, (100, 1))
     grid = Grid(
         f"{'i' if spec.format.is_signed else 'ui'}{spec.format.bits}", tuple(map(float, scale[0])), (3, 3, 3), 1
@@ -80,8 +77,8 @@ def test_a_composite_says_its_grid_and_has_its_arithmetic():
 
 @functools.cache
 def _mlp():
-    params = {"a": _normal(0, 64, 48), "b": _normal(1, 48, 10), "c": _normal(2, 48)}
-    args = (_normal(3, 4, 64),)
+    params = {"a": heavy_tailed(0, 64, 48), "b": heavy_tailed(1, 48, 10), "c": heavy_tailed(2, 48)}
+    args = (heavy_tailed(3, 4, 64),)
     plan = lb.bind(cases.two_layers, {"**": "w4,a8"}, params, *args, integer=True)
     return plan, lb.pack(plan, params, lb.init(cases.two_layers, plan, params, *args)), args
 
@@ -94,6 +91,11 @@ def test_weights_are_integers_of_their_width(tmp_path):
     assert found[:2] == [("fake_quant", "4x64xf32"), ("dequantize", "64x48xf32")]
     assert "tensor<64x48xi4>" in text
     assert not [c for c in stablehlo.contents(text).constants if c.element == "f32" and c.bits > 32 * 64]
+    with zipfile.ZipFile(bundle.path / "universal/model.zip") as archive:
+        assert archive.read("model.mlirbc") == (bundle.path / "universal/model.mlirbc").read_bytes()
+    files = bundle.manifest["files"]
+    assert files["universal/model.zip"]["bytes"] < 0.8 * files["universal/model.mlirbc"]["bytes"]
+    assert "universal/model.zip" in bundle.manifest["forms"]["universal"]
     rows = verify(bundle.path, BOTH).rows
     assert [row.status for row in rows] == ["exact", "exact"]
     assert rows[1].bytes is not None
@@ -121,8 +123,8 @@ def test_codes_in_and_out(tmp_path):
 )
 def test_ordinary_plans(rules, statuses, weights, tmp_path):
     """Blocks are one batched dot, scaled and summed in the served order: the same bits where inputs are integers."""
-    params = {"a": _normal(0, 64, 48), "b": _normal(1, 48, 10), "c": _normal(2, 48)}
-    args = (_normal(3, 4, 64),)
+    params = {"a": heavy_tailed(0, 64, 48), "b": heavy_tailed(1, 48, 10), "c": heavy_tailed(2, 48)}
+    args = (heavy_tailed(3, 4, 64),)
     bundle, text = _exported(cases.two_layers, {"**": rules}, params, args, tmp_path / "m", targets=BOTH[:1])
     assert [row.status for row in verify(bundle.path, BOTH[:1]).rows] == statuses
     assert text.count('composite "quant.dequantize"') == weights
@@ -133,7 +135,7 @@ def test_ordinary_plans(rules, statuses, weights, tmp_path):
 def test_a_factor_goes_into_the_scale_where_it_is_positive():
     spec = specs("w8,a8")[0]
     assert spec is not None
-    weight = quantize_with(_normal(0, 16, 3), spec, jnp.asarray([[0.1, 0.2, 0.4]]), None, (16, 1)).encode()
+    weight = quantize_with(heavy_tailed(0, 16, 3), spec, jnp.asarray([[0.1, 0.2, 0.4]]), None, (16, 1)).encode()
     grid = weight_grid(weight)
     assert grid is not None
     assert grid == Grid("i8", tuple(float(np.float32(s)) for s in (0.1, 0.2, 0.4)), (0, 0, 0), 1)
@@ -157,7 +159,7 @@ def test_litert_gets_what_its_converter_folds():
     """A depthwise kernel as rounded floats, an average pool as ones, a line as an image, a scan written out: same numbers."""
 
     def weight(seed, *shape):
-        codes = jnp.asarray(jnp.clip(10.0 * _normal(seed, *shape), -127, 127), jnp.int8)
+        codes = jnp.asarray(jnp.clip(10.0 * heavy_tailed(seed, *shape), -127, 127), jnp.int8)
         scales = tuple(float(s) for s in np.linspace(0.01, 0.02, shape[-1], dtype=np.float32))
         return lambda: composites.dequantize(codes, Grid("i8", scales, (0,) * shape[-1], len(shape) - 1))
 
@@ -171,7 +173,7 @@ def test_litert_gets_what_its_converter_folds():
         y = lax.conv_general_dilated(y[:, 0], line(), (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC"))
         return y, lax.scan(lambda h, v: ((h + v) @ dense(), h), rows[0], rows, reverse=True)[1]
 
-    args = (_normal(3, 2, 4, 6, 8), _normal(4, 5, 2, 4))
+    args = (heavy_tailed(3, 2, 4, 6, 8), heavy_tailed(4, 5, 2, 4))
     closed = jax.make_jaxpr(universal)(*args)
     function = prepare.Prepared(closed)
     ready = jax.make_jaxpr(function)(*args)

@@ -1,15 +1,20 @@
 """Further forms of an exported model, one module each: the same integers and scales, written for another family of tools.
 
-A module ``<form>.py`` here has ``write(lowered) -> {file name: bytes}``. The bundle gets those files wherever a target asks
+A module ``<form>.py`` here has ``write(lowered) -> {file name: content}``. The bundle gets those files wherever a target asks
 for that form (`lowbit.export.targets`); nothing else is edited. The served form, StableHLO, is every bundle's own.
 """
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from lowbit.export.folder import Content
 from lowbit.export.signature import Call
 from lowbit.interpret.trace import Model
 from lowbit.packed.trees import QParams
@@ -29,7 +34,7 @@ class Lowered:
         plan: its plan.
         qparams: its packed parameters.
         call: which arguments are inputs.
-        jaxpr: the served model, a closed jaxpr of the flat inputs: codes and scales are its constants.
+        served: the served model, a function of the flat inputs: codes and scales are its constants.
         inputs: JSON entries of the flat inputs: name, shape, dtype; scale and zero point where the input is codes.
         outputs: the same of the flat results.
         vectors: flat test inputs, as arrays.
@@ -43,7 +48,7 @@ class Lowered:
     plan: Plan
     qparams: QParams
     call: Call
-    jaxpr: Any
+    served: Callable[..., Any]
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]]
     vectors: Sequence[Any]
@@ -52,8 +57,14 @@ class Lowered:
     name: str
     version: str
 
+    @functools.cached_property
+    def jaxpr(self) -> Any:
+        """The served model as a closed jaxpr of the flat inputs."""
+        shapes = [jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"])) for x in self.inputs]
+        return jax.make_jaxpr(self.served)(*shapes)
 
-def write(form: str, lowered: Lowered) -> Mapping[str, bytes]:
+
+def write(form: str, lowered: Lowered) -> Mapping[str, Content]:
     """Returns the files of one form but the served one.
 
     Raises:

@@ -1,8 +1,10 @@
-"""``universal/model.mlirbc``: the universal form as a StableHLO artifact, and its text."""
+"""``universal/model.mlirbc``: the universal form as a StableHLO artifact, deflated beside it, and its text."""
 
+import functools
 from collections.abc import Mapping
 
 from lowbit.export import stablehlo
+from lowbit.export.folder import Content
 from lowbit.export.universal import shapes, universal_function
 
 from . import Lowered
@@ -10,11 +12,14 @@ from . import Lowered
 ARTIFACT = "universal/model.mlirbc"
 
 
-def write(lowered: Lowered) -> Mapping[str, bytes]:
+def write(lowered: Lowered) -> Mapping[str, Content]:
     """Returns the artifact and the text of the universal form.
 
     Raises:
         ValueError: where the form cannot hold the model.
     """
-    text = stablehlo.module_text(universal_function(lowered), shapes(lowered), lowered.name)
-    return {ARTIFACT: stablehlo.artifact(text, lowered.version), "universal/model.mlir": text.encode()}
+    module = stablehlo.module(universal_function(lowered), shapes(lowered), lowered.name)
+    return {
+        ARTIFACT: lambda stream: stream.write(stablehlo.artifact(module, lowered.version)),
+        "universal/model.mlir": functools.partial(stablehlo.print_text, module),
+    }

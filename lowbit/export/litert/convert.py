@@ -24,10 +24,10 @@ def converted(lowered: Lowered) -> tuple[bytes, str]:
     if not is_installed("litert_converter"):
         raise ValueError(f"the litert form needs litert-converter, which is not installed: {INSTALL}")
     function = Prepared(universal_jaxpr(lowered))
-    text = stablehlo.module_text(function, shapes(lowered), lowered.name)
+    module = stablehlo.module(function, shapes(lowered), lowered.name)
     with tempfile.TemporaryDirectory() as folder:
         artifact, model, contents = (Path(folder, name) for name in ("model.mlirbc", "model.tflite", "contents.json"))
-        artifact.write_bytes(stablehlo.artifact(text, lowered.version))
+        artifact.write_bytes(stablehlo.artifact(module, lowered.version))
         work("convert", str(artifact), str(model), str(contents), what="the LiteRT converter")
         found = json.dumps(json.loads(contents.read_text()) | {"weights": function.weights}, indent=1)
         Contents.of(found).check(lowered.plan)

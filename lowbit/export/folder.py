@@ -1,0 +1,81 @@
+"""A bundle's folder while it is written: every file goes to the disk at once, and the folder to its place at the end."""
+
+import contextlib
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+_DATE = (1980, 1, 1, 0, 0, 0)  # of zip entries: the same model gives the same bytes
+
+Content = bytes | Callable[[io.BufferedIOBase], Any]
+"""A file's bytes, or what writes them: text of a large model need not be held."""
+
+
+class Fresh:
+    """A folder that is being filled.
+
+    Attributes:
+        path: where it is for now.
+        files: bytes and sha256 of every file so far, by name.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.files: dict[str, dict[str, int | str]] = {}
+
+    def add(self, name: str, content: Content) -> None:
+        """Writes a file, and lists it; of a StableHLO artifact, the deflated one too: ``model.zip`` beside ``model.mlirbc``."""
+        target = self.write(name, content)
+        self._list(target)
+        if target.suffix == ".mlirbc":
+            self._list(_deflated(target))
+
+    def write(self, name: str, content: Content) -> Path:
+        """Writes a file that is not listed, and returns its path for now."""
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        with target.open("wb") as stream:
+            content(stream) if callable(content) else stream.write(content)
+        return target
+
+    def _list(self, file: Path) -> None:
+        name = str(file.relative_to(self.path))
+        self.files[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def _deflated(source: Path) -> Path:
+    target = source.with_suffix(".zip")
+    with zipfile.ZipFile(target, "w") as archive, source.open("rb") as plain:
+        entry = zipfile.ZipInfo(source.name, _DATE)
+        entry.compress_type, entry.file_size = zipfile.ZIP_DEFLATED, source.stat().st_size
+        with archive.open(entry, "w") as stream:
+            shutil.copyfileobj(plain, stream)
+    return target
+
+
+def sha256(file: Path) -> str:
+    """Returns the checksum of a file, which is not read whole."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def fresh(target: Path) -> Iterator[Fresh]:
+    """Gives a folder beside the target that takes its place at the end, and is removed where an error comes first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    path.mkdir()
+    try:
+        yield Fresh(path)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(path, target)
+    except BaseException:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
