@@ -59,9 +59,16 @@ def run(config: Bench, out: Path, *, fresh: bool = False) -> None:
 def table(rows: list[dict[str, Any]]) -> Table:
     """Returns the exports of a run, a line each."""
     cells = [
-        [r["rule"], r["form"], f"{r['seconds']:.1f}", f"{r['memory_bytes'] / 1e6:.0f}", f"{r['memory_of_model']:.2f}"]
+        [
+            r["rule"],
+            r["form"],
+            f"{r['seconds']:.1f}",
+            f"{r['cpu_seconds']:.1f}",
+            f"{r['memory_bytes'] / 1e6:.0f}",
+            f"{r['memory_of_model']:.2f}",
+        ]
         + [f"{r[name] / 1e6:.1f}" for name in ("model_bytes", "packed_bytes", "stored_bytes")]
         for r in rows
     ]
-    columns = ["rule", "form", "seconds", "MB above", "of the model", "float MB", "packed MB", "stored MB"]
+    columns = ["rule", "form", "seconds", "CPU s", "MB above", "of the model", "float MB", "packed MB", "stored MB"]
     return Table("export", columns, cells)

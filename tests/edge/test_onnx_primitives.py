@@ -11,18 +11,14 @@ import pytest
 from jax import lax
 
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
-from lowbit.export.onnx_graph import finish, serialize, translate
-from lowbit.export.onnx_graph.graph import Graph
+from lowbit.export.onnx_graph import serialize, translate
 from lowbit.export.runners.onnxruntime import session
+from tests.export.onnx_graphs import graph_of
 from tests.values import heavy_tailed
 
 
 def written(function, *args):
-    closed = jax.make_jaxpr(function)(*args)
-    g = Graph()
-    inputs = [g.input(f"x{i}", x.shape, x.dtype) for i, x in enumerate(args)]
-    outputs = translate.graph_of(g, closed, inputs)
-    finish.finish(g, outputs)
+    inputs, outputs = graph_of(function, *args)
     names = [f"y{i}" for i in range(len(outputs))]
     return serialize.serialize(inputs, outputs, names, name="m", text="", properties={})
 

@@ -10,20 +10,18 @@ import pytest
 from jax import lax
 
 from lowbit.export.composites import Grid, dequantize, fake_quant
-from lowbit.export.onnx_graph import finish, serialize, translate
-from lowbit.export.onnx_graph.graph import Graph, Quantized, order
+from lowbit.export.onnx_graph import serialize
+from lowbit.export.onnx_graph.graph import Quantized, order
 from lowbit.export.onnx_graph.quantized import layout
+
+from .onnx_graphs import graph_of
 
 GRID = Grid("i8", (0.05,), (-128,))
 CODES = np.random.default_rng(0).integers(-8, 8, (3, 3, 4, 4)).astype(jnp.int4)
 
 
 def operators(function, *args):
-    closed = jax.make_jaxpr(function)(*args)
-    g = Graph()
-    inputs = [g.input(f"x{i}", x.shape, x.dtype) for i, x in enumerate(args)]
-    outputs = translate.graph_of(g, closed, inputs)
-    finish.finish(g, outputs)
+    _, outputs = graph_of(function, *args)
     return [value.node for value in order(outputs)]
 
 

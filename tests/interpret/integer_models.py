@@ -6,7 +6,6 @@ import flax.linen as nn
 import jax
 
 import lowbit as lb
-from tests.values import normal, variables
 
 
 class Model(NamedTuple):
@@ -17,8 +16,12 @@ class Model(NamedTuple):
     args: tuple[Any, ...]
 
 
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
 def _linen(module: nn.Module, x: jax.Array) -> Model:
-    fn, params, state = lb.linen(module, variables(module, x))
+    fn, params, state = lb.linen(module, jax.jit(module.init)(jax.random.key(0), x))
     params = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), params)  # biases and gains that matter
     return Model(fn, params, (state, x))
 

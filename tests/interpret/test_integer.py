@@ -11,8 +11,7 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.plan import serial
-from tests.interpret.integer_models import WHOLE
-from tests.values import normal, variables
+from tests.interpret.integer_models import WHOLE, normal
 
 W = {"w": normal(0, 8, 8) * 0.5, "g": 1 + 0.2 * normal(1, 8), "b": 0.3 * normal(2, 8)}
 X = normal(3, 3, 5, 8)
@@ -240,7 +239,7 @@ def test_a_state_that_is_read_is_refused():
         def __call__(self, x):
             return nn.Dense(4)(nn.BatchNorm(use_running_average=True)(x))
 
-    fn, params, state = lb.linen(Net(), variables(Net(), X))
+    fn, params, state = lb.linen(Net(), Net().init(jax.random.key(0), X))
     with pytest.raises(ValueError, match=r"reads 'batch_stats/BatchNorm_0/mean' of its state"):
         lb.bind(fn, {"**": "w8,a8"}, params, state, X, integer=True)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
+from lowbit.packed import native
 from lowbit.packed.bits import unpack
 from tests.kernels.cases import float_bound
 from tests.values import heavy_tailed, normal
@@ -93,3 +94,15 @@ def test_look_ups_gather_bytes_and_then_take_them_apart(rule):
     np.testing.assert_array_equal(got, unpack(qparams.params["table"]).dequantize()[ids])
     text = jax.jit(lb.execute(fn, plan)).lower(qparams, ids).compile().as_text()
     assert not re.search(r"\[50,16\]", text)
+
+
+def test_weights_alike_are_prepared_by_one_program(monkeypatch):
+    traced = []
+    matrix_of = native.matrix_of
+    monkeypatch.setattr(native, "matrix_of", lambda *args: traced.append(args) or matrix_of(*args))
+    params, x = {name: normal(i, 72, 72) for i, name in enumerate("abc")}, normal(3, 2, 72)
+    fn = lambda p, x: x @ p["a"] @ p["b"] @ p["c"]  # noqa: E731
+    plan = lb.bind(fn, {"**": "w4,a8"}, params, x)
+    prepared = native.prepare(plan, lb.pack(plan, params, lb.init(fn, plan, params, x)))
+    assert all(isinstance(q, native.NativeTensor) for q in prepared.params.values())
+    assert len(traced) == 1
