@@ -88,7 +88,7 @@ def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[
         assert ran.outputs is not None
         return Found(values(np.asarray(ran.outputs[0]), result), dict(ran.measured))
     outputs, measured = [], {}
-    size = max(1, _PROGRAM_BYTES // given[0].size)
+    size = max(1, _PROGRAM_BYTES // given[0].nbytes)
     for start in range(0, len(given), size):
         part = given[start : start + size]
         outcome = run_cases(bundle, [[x[None]] for x in part], target)
@@ -100,7 +100,7 @@ def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[
 
 
 def codes(x: np.ndarray, bundle: Bundle) -> np.ndarray:
-    """Returns inputs as the device gets them: int8 codes on the grid of the bundle's input, as `lowbit.execute` makes them."""
+    """Returns inputs as the device gets them: codes on the grid of the bundle's input, as `lowbit.execute` makes them."""
     (entry,), plan = bundle.manifest["inputs"], serial.from_json(json.dumps(bundle.manifest["plan"]))
     spec = plan.grids()[next(step.grid for step in plan.steps if step.kind == "input")].spec
     assert spec is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.export.bundle import Bundle
+from lowbit.export.c.types import c_type
 from lowbit.export.runners.c import built, called
 
 _ROUNDS = 50
@@ -18,8 +19,8 @@ _CALLS = """#include <stdio.h>
 {include}
 #include "model.h"
 
-static const int8_t in[] = {{{numbers}}};
-static int8_t out[{size}];
+static const {given} in[] = {{{numbers}}};
+static {made} out[{size}];
 
 int main(void)
 {{
@@ -86,11 +87,13 @@ def _printed(
 ) -> str:
     """What a program of ours around the model prints."""
     name = bundle.manifest["name"]
-    size = int(np.prod(bundle.manifest["outputs"][0]["shape"]))
+    (entry,), (result,) = bundle.manifest["inputs"], bundle.manifest["outputs"]
+    size = int(np.prod(result["shape"]))
     numbers = ",".join(map(str, np.asarray(x).reshape(-1).tolist()))
     source = _CALLS.format(
-        include=include, numbers=numbers, size=size, body=body.replace("{name}", name).replace("{rounds}", str(_ROUNDS))
-    )
+        include=include, numbers=numbers, size=size, given=c_type(entry["dtype"]), made=c_type(result["dtype"]),
+        body=body.replace("{name}", name).replace("{rounds}", str(_ROUNDS)),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         program, *rest = built(bundle, target, source, folder, flags=standard)

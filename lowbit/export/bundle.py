@@ -116,7 +116,7 @@ def export(
         kwargs: keyword arguments, all constant.
         version: of the StableHLO portable artifact.
         name: of the module.
-        integer_io: of a full-integer plan: the module takes and gives int8 codes; the manifest has their scales and zero
+        integer_io: of a full-integer plan: the module takes and gives codes, int8 or int16; the manifest has their scales and zero
             points. Without it, the module quantizes at the entry and dequantizes at the exit, and has no other float.
         targets: names from `lowbit.export.targets.TARGETS` that must be able to take the plan.
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from lowbit.core.spec import Spec
 from lowbit.interpret.execute import execution
+from lowbit.interpret.integer.compute import code_dtype
 from lowbit.interpret.integer.interpretations import boundary, quantized
 from lowbit.interpret.trace import Model, trace
 from lowbit.packed.trees import QParams
@@ -39,19 +40,23 @@ class Boundary:
         self.ins = kept
 
     def shapes(self) -> list[jax.ShapeDtypeStruct]:
-        """Returns the module's inputs: int8 for arguments on a grid."""
+        """Returns the module's inputs: int8 or int16 for arguments on a grid."""
+        specs = self._specs()
         return [
-            jax.ShapeDtypeStruct(x.shape, jnp.int8 if grid else x.dtype)
+            jax.ShapeDtypeStruct(x.shape, code_dtype(specs[grid]) if grid else x.dtype)
             for x, grid in zip(self.call.leaves, self.ins, strict=True)
         ]
 
     def codes(self, leaves: Sequence[Any]) -> list[jax.Array]:
         """Returns arguments as codes."""
-        specs = {path: site.spec for path, site in self.plan.grids().items()}
+        specs = self._specs()
         return [
-            quantized(x, self.qparams.sites[grid], specs[grid]) if grid else x  # pyright: ignore[reportArgumentType]
+            quantized(x, self.qparams.sites[grid], specs[grid]) if grid else x
             for x, grid in zip(leaves, self.ins, strict=True)
         ]
+
+    def _specs(self) -> dict[str, Spec]:
+        return {path: site.spec for path, site in self.plan.grids().items() if site.spec is not None}
 
     def results(self, codes: Sequence[Any]) -> list[jax.Array]:
         """Returns the codes that the served model gives for argument codes."""

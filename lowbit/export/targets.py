@@ -150,7 +150,7 @@ _C = {
         ("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
         {"*": ("tensor", "channel")},
         has_affine_weights=False,
-        inputs=("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
+        inputs=("int2", "int3", "int4", "int5", "int6", "int7", "int8", "int16"),
         input_granularity=("tensor",),
         has_dynamic_inputs=False,
         note="integers only",

@@ -19,6 +19,7 @@ from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
 from .graph import Data, Graph, Operation, Weight, contraction, leaf_contraction
 from .integer.interpretations import full_integer
+from .integer.long import MOST
 from .layout import reach_of_spec
 from .simulate import simulation
 from .state import abstract_state
@@ -42,8 +43,9 @@ def bind(
         params: the parameters (arrays, tracers or `jax.ShapeDtypeStruct`).
         *args: example arguments; only shapes and dtypes matter.
         integer: whether every tensor that crosses an operation gets a grid, so that the model is served and exported
-            without floats. Rules must then cover every operation, with weights and inputs of at most 8 bits.
-        rounding: of a full-integer plan, where products are cut back to 8 bits: ``"exact"``, ``"tflite_single"`` or
+            without floats. Rules must then cover every operation, with weights of at most 8 bits and inputs of at most 8, or of
+            16 (``aint16``).
+        rounding: of a full-integer plan, where products are cut back to a grid: ``"exact"``, ``"tflite_single"`` or
             ``"gemmlowp_double"``.
         **kwargs: example keyword arguments.
 
@@ -66,7 +68,7 @@ def bind(
     traced = trace(fn, params, args, kwargs)
     graph = traced.graph
     chosen = match.first_matches(typed, [op.path for op in graph.operations])
-    rows = tuple(_row(op, graph, traced, chosen[op.path]) for op in graph.operations)
+    rows = tuple(_row(op, graph, traced, chosen[op.path], integer=integer) for op in graph.operations)
     _check_shared(rows)
     _warn_constants(rows)
     derived = derivation(traced, rows)
@@ -81,7 +83,7 @@ def bind(
     return plan
 
 
-def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None) -> Row:
+def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *, integer: bool) -> Row:
     quantizers = rule.quantizers if rule else Quantizers()
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
     if mixed and rule is not None and not rule.is_specific and rule.quantizers != Quantizers():
@@ -90,7 +92,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None) ->
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
         )
     sites = tuple(_site(op, i, graph, traced, quantizers) for i in range(2))
-    _check_overflow(op, sites)
+    _check_overflow(op, sites, integer=integer)
     return Row(
         path=op.path,
         primitive=op.eqn.primitive.name,
@@ -150,17 +152,25 @@ def _macs(eqn: Any) -> int:
     return math.prod(eqn.outvars[0].aval.shape) * contracted_size(Matmul.of(eqn), left, right)
 
 
-def _check_overflow(op: Operation, sites: tuple[Site, ...]) -> None:
+def _check_overflow(op: Operation, sites: tuple[Site, ...], *, integer: bool) -> None:
     specs = [site.spec for site in sites]
     if op.eqn.primitive.name == "gather" or not all(s is not None and s.format.is_integer for s in specs):
         return
     left, right = specs
     assert left is not None
     assert right is not None
+    count = contracted_size(Matmul.of(op.eqn), *(v.aval for v in op.eqn.invars))
+    if integer and max(left.format.bits, right.format.bits) > 8:
+        if reach_of_spec(left) * reach_of_spec(right) * count > MOST:
+            most = int(MOST / reach_of_spec(left) / reach_of_spec(right))
+            raise ValueError(
+                f"{op.path}: the sum of {count} products of {left.text} and {right.text} passes 38 bits; integer=True adds "
+                f"up to {most} of them: use fewer bits on either side"
+            )
+        return
     if right.format.bits > 8:
         raise ValueError(f"{op.path}: 16 bits are for the left operand; quantize the right one to 8 bits or less")
     reach = (256.0 if left.format.bits > 8 else reach_of_spec(left)) * reach_of_spec(right)
-    count = contracted_size(Matmul.of(op.eqn), *(v.aval for v in op.eqn.invars))
     if reach * count >= 2.0**31:
         raise ValueError(
             f"{op.path}: {count} products of up to {reach:.0f} may pass int32; use fewer bits on either side"

@@ -152,7 +152,7 @@ def execution(
         fn: the function of the plan.
         plan: its plan.
         qparams: packed parameters.
-        args: arguments; with ``has_integer_io``, int8 codes wherever the function takes floats.
+        args: arguments; with ``has_integer_io``, codes (int8, int16) wherever the function takes floats.
         kwargs: keyword arguments.
         implementation: as in `execute`.
         report: gets a line per operation.

@@ -59,7 +59,7 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
         params: its parameters.
         args: its arguments.
         kwargs: its keyword arguments.
-        has_codes: whether int8 arguments are codes that stand for float32 values.
+        has_codes: whether int8 and int16 arguments are codes that stand for float32 values.
 
     Raises:
         TypeError: if ``fn`` is not callable, or a parameter is not an array.
@@ -84,7 +84,7 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
 
     shown = [_abstract(leaf) for leaf in leaves]
     if has_codes:
-        shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype == jnp.int8 else x for x in shown]
+        shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
     jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
     return Trace(jaxpr, read(jaxpr, paths, shapes), leaves, paths, out_tree)

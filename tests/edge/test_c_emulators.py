@@ -8,7 +8,7 @@ import pytest
 import lowbit as lb
 from lowbit.export.runners.c import run_cases
 from lowbit.export.verify import verify
-from tests.interpret.integer_models import WHOLE
+from tests.interpret.integer_models import WHOLE, audio_net
 
 KILO = 1000
 
@@ -78,10 +78,12 @@ def test_a_cnn_on_a_microcontroller(rule, flash, bits, tmp_path):
         ("gru", "w3/tensor,a8", "gemmlowp_double"),
         ("transformer_block", "w8,a8", "exact"),
         ("transformer_block", "w4,a4", "tflite_single"),
+        ("audio_net", "w8,aint16", "exact"),
+        ("transformer_block", "w4,aint16", "gemmlowp_double"),
     ],
 )
 def test_whole_models_are_exact_everywhere(name, rule, rounding, tmp_path):
-    case = WHOLE[name]()
+    case = {**WHOLE, "audio_net": audio_net}[name]()
     plan = lb.bind(case.fn, {"**": rule}, case.params, *case.args, integer=True, rounding=rounding)
     qparams = lb.pack(plan, case.params, lb.init(case.fn, plan, case.params, *case.args))
     targets = ["c", "c-aarch64", "cortex-m4"]

@@ -147,7 +147,7 @@ def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
     kept, write = [], forms.write
     monkeypatch.setattr(forms, "write", lambda form, lowered: kept.append(lowered) or write(form, lowered))
     bundle = lb.export(_two, plan, qparams, args, tmp_path / "b", integer_io=True, targets=["c"])
-    with pytest.raises(ValueError, match="the C form takes and gives int8 codes: export with integer_io=True"):
+    with pytest.raises(ValueError, match="the C form takes and gives codes: export with integer_io=True"):
         c.write(dataclasses.replace(kept[0], has_integer_io=False))
 
     assert bundle.manifest["forms"] == {"c": ["c/model.c", "c/model.h", "c/test.c"]}

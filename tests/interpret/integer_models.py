@@ -60,4 +60,27 @@ def gru() -> Model:
     return _linen(nn.RNN(nn.GRUCell(6)), normal(4, 2, 4, 5))
 
 
-WHOLE = {"residual_cnn": residual_cnn, "transformer_block": transformer_block, "lstm": lstm, "gru": gru}
+class _AudioNet(nn.Module):
+    """Keywords: dilated convolutions along time, each with a residual, gates and a mean; a temporal convolutional network."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(8, (3,), strides=(2,))(x))
+        for dilation in (1, 2):
+            y = nn.Conv(8, (3,), kernel_dilation=(dilation,), feature_group_count=8)(x)
+            gate = nn.sigmoid(nn.Conv(8, (1,))(y))
+            x = x + nn.tanh(nn.Conv(8, (1,))(y)) * gate
+        return nn.Dense(4)(nn.relu(x).mean(1))
+
+
+def audio_net() -> Model:
+    return _linen(_AudioNet(), normal(5, 2, 16, 5))
+
+
+WHOLE = {
+    "residual_cnn": residual_cnn,
+    "transformer_block": transformer_block,
+    "lstm": lstm,
+    "gru": gru,
+    "audio_net": audio_net,
+}

@@ -175,7 +175,6 @@ def test_f_rules_that_leave_floats_are_refused():
         "w8/g4,a8": "may differ between output channels only",
         "w8,a8/dynamic": "computed at run time",
         "w8/affine,a8": "weights must be symmetric",
-        "w8,aint16": "64-bit accumulators",
         "w8,auint8": "signed integers",
         "wnf4,a8": "signed integers",
     }.items():

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.interpret.integer.fixed import ROUNDINGS, fixed_point, fixed_points, rounding_named, wide_product
+from lowbit.interpret.integer.fixed import ROUNDINGS, fixed_point, fixed_points, rounding_named
+from lowbit.interpret.integer.words import wide_product
 
 SIZE = 64
 WORD = st.integers(-(2**31) + 1, 2**31 - 1)

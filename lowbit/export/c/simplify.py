@@ -19,7 +19,7 @@ def simplify(graph: Graph) -> None:
     * a constant that is subtracted is added; two that are added are one;
     * adding 0, multiplying by 1 or 0, selecting by a constant, moving nothing, bounds that nothing reaches, comparisons
       with one answer: gone;
-    * the 64-bit product in 32-bit pieces of `lowbit.interpret.integer.fixed.wide_product`: its high word is one
+    * the 64-bit product in 32-bit pieces of `lowbit.interpret.integer.words.wide_product`: its high word is one
       ``mul_high``, which is one instruction where the multiplier is a constant.
     """
     same: dict[Value, Value] = {}

@@ -39,7 +39,7 @@ class Lowered:
         outputs: the same of the flat results.
         vectors: flat test inputs, as arrays.
         results: what the served model gives for them.
-        has_integer_io: whether inputs and results are int8 codes.
+        has_integer_io: whether inputs and results are codes.
         name: of the module, an identifier.
         version: of StableHLO artifacts.
     """

@@ -10,7 +10,7 @@ from . import Lowered
 
 
 def write(lowered: Lowered) -> dict[str, bytes]:
-    """Returns the C files of a full-integer model with int8 codes in and out.
+    """Returns the C files of a full-integer model with codes in and out.
 
     Raises:
         ValueError: for another plan, or a primitive that has no C.
@@ -21,7 +21,7 @@ def write(lowered: Lowered) -> dict[str, bytes]:
             "integer_io=True"
         )
     if not lowered.has_integer_io:
-        raise ValueError("the C form takes and gives int8 codes: export with integer_io=True")
+        raise ValueError("the C form takes and gives codes: export with integer_io=True")
     weights = {path: np.asarray(unpack(q).encode().codes) for path, q in lowered.qparams.weights().items()}
     inputs, outputs = ports(lowered.inputs, lowered.outputs)
     program = compiled(lowered.jaxpr, lowered.name, inputs, outputs, weights)

@@ -20,12 +20,13 @@ from lowbit.core.qtensor import QTensor
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
 from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul
-from lowbit.interpret.integer.compute import AFFINE_BITS, NORM_BITS, looked_up
+from lowbit.interpret.integer import long_rows
+from lowbit.interpret.integer.compute import AFFINE_BITS, NORM_BITS
 from lowbit.interpret.integer.constants import result_scale
 from lowbit.interpret.integer.flat import Constants, Var
 from lowbit.interpret.integer.nodes import Node, Program
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import evaluate
+from lowbit.interpret.integer.run import evaluate, tabulated
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan
@@ -82,6 +83,7 @@ class _Maker:
 
     def __init__(self, plan: Plan, program: Program, qparams: QParams, known: Constants, grids: Mapping[str, Grid]):
         self.plan, self.program, self.qparams, self.known, self.grids = plan, program, qparams, known, grids
+        self.sites = plan.grids()
 
     def __call__(self, node: Node, values: Sequence[Array]) -> list[Any]:
         kind, equation = node.kind, node.equations[0] if node.equations else None
@@ -97,10 +99,12 @@ class _Maker:
         if kind == "constant":
             codes = self.qparams.sites[node.path]["codes"]
             return [jnp.broadcast_to(dequantize(codes, grid), node.out.shape)]
-        if kind == "table" and not self.is_known(node):
+        if kind == "table" and (self.grid(node.ins[0]).bits > 8 or not self.is_known(node)):
             codes = quantize(values[0], self.grid(node.ins[0]))
-            low = int(self.grid(node.ins[0]).bounds[0])
-            return [dequantize(looked_up(codes, self.qparams.sites[node.path], low), grid)]
+            given, made = (self.sites[self.program.grids[v]].spec for v in (node.ins[0], node.out))
+            assert given is not None
+            assert made is not None
+            return [dequantize(tabulated(codes, self.qparams.sites[node.path], given, made), grid)]
         return [fake_quant(self.value(node, values), grid)]
 
     def grid(self, var: Var) -> Grid:
@@ -155,7 +159,8 @@ class _Maker:
         grid = self.grid(node.out)
         out = np.float64(grid.scale[0])
         step = c["multiplier"] * 2.0 ** (-31.0 - c["shift"]) * out
-        return np.asarray(step), np.asarray(c["bias"] * step + (c["offset"] - grid.zero_point[0]) * out)
+        bias = c["bias"] + 256.0 * c.get("bias_high", 0.0)
+        return np.asarray(step), np.asarray(bias * step + (c["offset"] - grid.zero_point[0]) * out)
 
     def weighted(self, node: Node, x: Array, weight: QTensor) -> Array:
         """A dot or convolution with a weight, absorbed factors in the weight's scale, and its bias."""
@@ -191,12 +196,15 @@ class _Maker:
             left, right = values
             y, unit = in_float32(Matmul.of(node.equations[0].eqn), left, right, jnp.float32), scales[0] * scales[1]
         elif kind == "norm":
-            y, unit = self.normalized(node, values[0]), math.sqrt(_count(node)) * 2.0**-NORM_BITS
+            y, unit = self.normalized(node, values[0]), math.sqrt(_count(node)) * 2.0 ** -self.norm_bits(node)
         else:
             raise ValueError(
                 f"{node.path} ({node.source}): this {kind} depends on a parameter, and packed models hold no floats"
             )
         return _affine(y, np.asarray(step / unit), addend)
+
+    def norm_bits(self, node: Node) -> int:
+        return long_rows.NORM_BITS if self.grid(node.ins[0]).bits > 8 else NORM_BITS
 
     def normalized(self, node: Node, x: Array) -> Array:
         axis, var = node.details["axis"], node.details["epsilon"]
@@ -223,7 +231,7 @@ class _Maker:
 
 
 _UNIT = np.ones(())
-_FIXED = ("multiplier", "shift", "bias", "offset")
+_FIXED = ("multiplier", "shift", "bias", "bias_high", "offset")
 
 
 def _count(node: Node) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int32, Integer
 
+from lowbit.core.spec import Spec
 from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, contracted_size, exact_sum, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
@@ -29,6 +30,11 @@ NORM_BITS = 15
 """A normalized value, divided by the square root of the number of features, has 15 bits after the point."""
 
 CodeArray = Integer[Array, "..."]
+
+
+def code_dtype(spec: Spec) -> Any:
+    """Returns the dtype of a grid's codes."""
+    return jnp.dtype(jnp.int16 if spec.format.bits > 8 else jnp.int8)
 
 
 def clamped(x: Int32[Array, "..."], c: Mapping[str, Any], dtype: Any) -> CodeArray:
@@ -101,12 +107,12 @@ def summed(equation: Equation, x: CodeArray, zero: Array) -> Int32[Array, "..."]
 
 
 def added(
-    node: Node, codes: Sequence[CodeArray], zeros: Sequence[Array], c: Mapping[str, Any], rounding: Rounding
+    node: Node, codes: Sequence[CodeArray], zeros: Sequence[Array], c: Mapping[str, Any], rounding: Rounding, dtype: Any
 ) -> CodeArray:
     """Returns the codes of a sum, maximum or minimum of two tensors: both rescaled by one power of two, rounded once."""
     parts = [(x.astype(jnp.int32) - z) * c[name] for x, z, name in zip(codes, zeros, ("left", "right"), strict=True)]
     join = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}[node.kind]
-    return clamped(rounding.shift(join(*parts), c["shift"]) + c["offset"], c, codes[0].dtype)
+    return clamped(rounding.shift(join(*parts), c["shift"]) + c["offset"], c, dtype)
 
 
 def looked_up(codes: CodeArray, c: Mapping[str, Any], low: int) -> CodeArray:
@@ -150,7 +156,7 @@ def normalized(codes: CodeArray, c: Mapping[str, Any], node: Node, zero: Array) 
     eps = jnp.where(shift >= 0, _saturated_left(c["epsilon"], shift), c["epsilon"] >> jnp.clip(-shift, 0, 31))
     power = jnp.maximum(power + eps, 1)
     half = (lax.clz(power) - 2) >> 1  # power * 4**half lies in [2**28, 2**30)
-    root = _square_root(power << (2 * half))
+    root = square_root(power << (2 * half))
     t = t << (half + NORM_BITS)
     bias = jnp.where(t < 0, -(root >> 1), root >> 1)
     return lax.div(t + bias, jnp.broadcast_to(root, t.shape))
@@ -171,7 +177,7 @@ def _saturated_left(x: Array, k: Array) -> Array:
     return jnp.where(x > most >> k, most, x << k)
 
 
-def _square_root(x: Int32[Array, "..."]) -> Int32[Array, "..."]:
+def square_root(x: Int32[Array, "..."]) -> Int32[Array, "..."]:
     """Returns the integer square root of ``0 <= x < 2**30``, bit by bit."""
     root = jnp.zeros_like(x)
     for bit in reversed(range(15)):

@@ -21,9 +21,12 @@ from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, contracted_size, right_to_result
 from lowbit.interpret.layout import reach_of_spec
 
+from . import long_rows
 from .compute import AFFINE_BITS, NORM_BITS, SOFTMAX_BITS, left_to_result
 from .fixed import fixed_points
 from .flat import Constants, Equation, Var
+from .long import BEND_BITS, MOST, PIECE_BITS, PIECES
+from .long_rows import EXP_BITS
 from .nodes import LINEAR, Node, Program
 
 _MOST_BIAS = 2.0**30
@@ -68,22 +71,26 @@ class _Maker:
         self.scale, self.zero = grids[program.grids[node.out]]
         self.spec = specs[program.grids[node.out]]
         self.inverse = 1.0 / self.scale
+        self.is_long = any(spec.format.bits > 8 for spec in self.in_specs)
+        self.norm_bits = long_rows.NORM_BITS if self.is_long else NORM_BITS
 
     def __call__(self) -> dict[str, Array]:
         kind = self.node.kind
         if kind == "constant":
             return {"codes": self.codes(self.known.small(self.node.details["value"]).astype(jnp.float32))}
-        if kind == "table":
+        if kind == "table" and not self.is_long:
             return {"table": self.table()}
         made = self.bounds()
+        if kind == "table":
+            return made | self.curve()
         if kind in LINEAR:
             made |= self.linear()
         else:
             made |= self.pair()
-        if kind == "softmax":
-            steps = jnp.arange(2 ** self.in_specs[0].format.bits, dtype=jnp.float32)
-            powers = jnp.exp(-rounded_product(steps, self.ins[0][0]))
-            made["table"] = nearest_even(powers * 2.0**SOFTMAX_BITS).astype(jnp.int32)
+        if kind == "softmax" and self.is_long:
+            made |= {"coarse": self.exponentials(256, 256, EXP_BITS), "fine": self.exponentials(256, 1, EXP_BITS)}
+        elif kind == "softmax":
+            made["table"] = self.exponentials(2 ** self.in_specs[0].format.bits, 1, SOFTMAX_BITS)
         if kind == "norm":
             made |= self.epsilon()
         return made
@@ -109,13 +116,18 @@ class _Maker:
         q, right = fixed_points(rounded_product(step, self.inverse))
         inverse = 1.0 / jnp.where(step == 0, 1.0, step)
         wanted = nearest_even(rounded_product(shift, inverse))
-        limit = min(_MOST_BIAS, 0.99 * (2.0**31 - self.reach()))
+        is_long = self.is_long and self.node.kind in ("dot", "conv")
+        limit = MOST / 2 if is_long else min(_MOST_BIAS, 0.99 * (2.0**31 - self.reach()))
         fits = (jnp.abs(wanted) <= limit) & (step != 0)
-        bias = jnp.where(fits, wanted, 0.0).astype(jnp.int32)
+        bias = jnp.where(fits, wanted, 0.0)
         beyond = jnp.clip(nearest_even(rounded_product(shift, self.inverse)), -(2.0**20), 2.0**20)
         rest = jnp.where(fits, 0.0, jnp.broadcast_to(beyond, fits.shape))
         offset = self.zero.astype(jnp.int32) + rest.astype(jnp.int32)
-        return {"multiplier": q, "shift": right, "bias": bias, "offset": offset}
+        made = {"multiplier": q, "shift": right, "offset": offset}
+        if not is_long:
+            return made | {"bias": bias.astype(jnp.int32)}
+        high = jnp.floor(bias * 2.0**-8)
+        return made | {"bias_high": high.astype(jnp.int32), "bias": (bias - high * 2.0**8).astype(jnp.int32)}
 
     def affine(self) -> tuple[Array, Array]:
         """The factor and the addend of the absorbed equations."""
@@ -148,7 +160,7 @@ class _Maker:
             return jnp.float32(2.0**-16)
         if kind == "norm":
             count = node.ins[0].shape[node.details["axis"]]
-            return jnp.float32(np.float32(math.sqrt(count)) * np.float32(2.0**-NORM_BITS))
+            return jnp.float32(np.float32(math.sqrt(count)) * np.float32(2.0**-self.norm_bits))
         return self.ins[0][0] * (2.0**-AFFINE_BITS if kind == "affine" else 1.0)
 
     def reach(self) -> float:
@@ -164,7 +176,7 @@ class _Maker:
             return one[0] * one[1]
         if kind == "sum":
             return one[0] * summed_count(node.equations[0])
-        return {"affine": one[0] * 2.0**AFFINE_BITS, "softmax": 2.0**16, "norm": 2.0**NORM_BITS}[kind]
+        return {"affine": one[0] * 2.0**AFFINE_BITS, "softmax": 2.0**16, "norm": 2.0**self.norm_bits}[kind]
 
     def pair(self) -> dict[str, Array]:
         """Multipliers of two tensors by one power of two, so that the larger has 21 bits."""
@@ -181,6 +193,25 @@ class _Maker:
         x = rounded_product(levels - zero, scale).astype(self.node.ins[0].dtype)
         return self.codes(tabulated(self.node, x, self.known).astype(jnp.float32))
 
+    def curve(self) -> dict[str, Array]:
+        """The codes at the ends of the pieces of a function of 16-bit codes, and how far its middles are from their lines."""
+        half = 2.0 ** (PIECE_BITS - 1)
+        codes = (jnp.arange(2 * PIECES + 1, dtype=jnp.float32) - PIECES) * half
+        x = rounded_product(codes, self.ins[0][0]).astype(self.node.ins[0].dtype)
+        y = tabulated(self.node, x, self.known).astype(jnp.float32)
+        ends = self.codes(y[::2])
+        low, high = self.spec.format.low, self.spec.format.high
+        middles = jnp.clip(rounded_product(y[1::2], self.inverse) + self.zero, low, high)
+        above = middles - 0.5 * (ends[1:].astype(jnp.float32) + ends[:-1].astype(jnp.float32))
+        bends = jnp.clip(nearest_even(above * 2.0**BEND_BITS), -(2.0**15), 2.0**15 - 1)
+        return {"ends": ends, "bends": bends.astype(jnp.int16)}
+
+    def exponentials(self, count: int, every: int, bits: int) -> Array:
+        """``exp(-x)`` at every so many codes from 0 on, as integers up to ``2**bits``."""
+        steps = jnp.arange(count, dtype=jnp.float32) * every
+        powers = jnp.exp(-rounded_product(steps, self.ins[0][0]))
+        return nearest_even(powers * 2.0**bits).astype(jnp.int32)
+
     def epsilon(self) -> dict[str, Array]:
         node = self.node
         count = node.ins[0].shape[node.details["axis"]]
@@ -191,7 +222,7 @@ class _Maker:
         bits = lax.bitcast_convert_type(value, jnp.int32)
         is_normal = value >= 2.0**-126
         mantissa = jnp.where(is_normal, (bits & 0x7FFFFF) | 0x800000, 0)
-        return {"epsilon": mantissa, "epsilon_shift": jnp.where(is_normal, exponent(value) - 23, 0)}
+        return {"epsilon": mantissa, "epsilon_shift": jnp.where(is_normal, exponent(value) - 23, -100)}
 
 
 def summed_count(equation: Equation) -> int:

@@ -1,13 +1,16 @@
 """Fixed-point multiplication: an int32 accumulator times a real number, rounded to an integer, without floats.
 
 A real multiplier is ``q * 2**-31 * 2**-right`` with a 32-bit integer ``q``. The product ``accumulator * q`` has 64 bits;
-it is held as two 32-bit words, so that nothing here needs 64-bit integers (JAX has them switched off by default, and a
-small microcontroller has none). How the product is cut back to an integer is the *named rounding*:
+it is held as two 32-bit words (`lowbit.interpret.integer.words`). How it is cut back to an integer is the *named rounding*:
 
 * ``exact``: round half to even of the true product, once;
 * ``tflite_single``: round half up of the true product, once (TensorFlow Lite's single rounding);
 * ``gemmlowp_double``: rounded to 32 bits first, half up, then shifted, half away from zero: twice. It differs from one
   rounding with probability ``2**-(right + 1)``, by one.
+
+Sums of 16-bit inputs pass 32 bits: a *long* accumulator is ``(high, low)``, two int32 numbers that stand for
+``256 * high + low``, below 2**39 in magnitude. The multipliers are float32 numbers, so ``q`` has 24 bits that are not zero,
+and the product fits 64.
 
 Reference: Jacob et al., Quantization and training of neural networks for efficient integer-arithmetic-only inference,
 2017, https://arxiv.org/abs/1712.05877, Eqs. (5) and (6), and its implementation in gemmlowp.
@@ -21,14 +24,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-_LARGEST = 2**31 - 1
+from .words import LARGEST as _LARGEST
+from .words import Words, added, bit, doubled, floor_shift, has_below, saturated, shifted, wide_product, widened
+
 _BOUND = 2**30
-"""Results saturate here; grids of 8 bits lie far inside."""
+"""Results saturate here; grids of 8 and 16 bits lie far inside."""
 
 _MOST_LEFT, _MOST_RIGHT = 30, 31
+_MOST_LEFT_OF_LONG = 22
+"""Multipliers of long accumulators from 2**22 on are cut: times 1 they are far outside of every grid already."""
 
-Words = tuple[Int32[Array, "..."], Int32[Array, "..."]]
-"""A signed 64-bit integer: high word, low word (its bits)."""
+Long = tuple[Int32[Array, "..."], Int32[Array, "..."]]
+"""A long accumulator ``(high, low)``: ``256 * high + low``."""
 
 
 def fixed_point(multiplier: float) -> tuple[int, int]:
@@ -68,54 +75,6 @@ def fixed_points(multiplier: Float[Array, "..."]) -> tuple[Int32[Array, "..."], 
     return jnp.where(is_zero, 0, q), jnp.where(is_zero, 0, right)
 
 
-def wide_product(a: Int32[Array, "..."], b: Int32[Array, "..."]) -> Words:
-    """Returns ``a * b`` in 64 bits (Warren, Hacker's Delight, 2nd ed., section 8-2).
-
-    Example:
-        >>> [int(x) for x in wide_product(jnp.int32(-3), jnp.int32(2**30))]
-        [-1, 1073741824]
-    """
-    a_low, a_high = a & 0xFFFF, a >> 16
-    b_low, b_high = b & 0xFFFF, b >> 16
-    low = a_low * b_low
-    middle = a_high * b_low + _logical(low, 16)
-    cross = a_low * b_high + (middle & 0xFFFF)
-    return a_high * b_high + (middle >> 16) + (cross >> 16), a * b
-
-
-def _logical(x: Array, count: Array | int) -> Array:
-    count = jnp.broadcast_to(jnp.asarray(count, jnp.int32), x.shape)
-    return lax.shift_right_logical(x, count)
-
-
-def _floor(words: Words, s: Array) -> Array:
-    """``floor(words / 2**s)`` for ``1 <= s <= 62``, saturated to int32. No shift passes 31."""
-    high, low = words
-    small = jnp.clip(s, 1, 31)
-    joined = _logical(low, small) | (high << (32 - small))
-    upper = high >> small
-    joined = jnp.where(upper == joined >> 31, joined, (high >> 31) ^ _LARGEST)
-    return jnp.where(s < 32, joined, high >> jnp.clip(s - 32, 0, 31))
-
-
-def _bit(words: Words, at: Array) -> Array:
-    high, low = words
-    return jnp.where(at < 32, _logical(low, jnp.clip(at, 0, 31)), high >> jnp.clip(at - 32, 0, 31)) & 1
-
-
-def _mask(count: Array) -> Array:
-    """``count`` low ones, 0 to 32."""
-    some = (jnp.int32(1) << jnp.clip(count, 0, 31)) - 1
-    return jnp.where(count >= 32, -1, some)
-
-
-def _has_below(words: Words, at: Array) -> Array:
-    """1 where any of the bits under ``at`` is set."""
-    high, low = words
-    rest = (low & _mask(at)) | (high & _mask(jnp.maximum(at - 32, 0)))
-    return (rest != 0).astype(jnp.int32)
-
-
 def _prepared(acc: Array, q: Array, right: Array) -> tuple[Words, Array]:
     """The product, and the shift with the same rank. Neither multiplier nor shift is spread over the accumulator's shape.
 
@@ -130,27 +89,75 @@ def _saturated(x: Array) -> Array:
     return jnp.clip(x, -_BOUND, _BOUND)
 
 
+def _even(words: Words, s: Array) -> Array:
+    floor = jnp.clip(floor_shift(words, s), -_BOUND - 1, _BOUND)
+    return _saturated(floor + (bit(words, s - 1) & (has_below(words, s - 1) | (floor & 1))))
+
+
+def _up(words: Words, s: Array) -> Array:
+    return _saturated(jnp.clip(floor_shift(words, s), -_BOUND - 1, _BOUND) + bit(words, s - 1))
+
+
+def _away(words: Words, s: Array) -> Array:
+    """``words / 2**s``, half away from zero; ``s`` may be 0."""
+    at = jnp.maximum(s, 1)
+    half = jnp.int32(1) << jnp.clip(at - 1, 0, 30)  # never above 2**30: s is at most 31
+    nudged = added(words, widened(half + (words[0] >> 31)))
+    return _saturated(jnp.where(s == 0, saturated(words), floor_shift(nudged, at)))
+
+
 def _exact(acc: Array, q: Array, right: Array) -> Array:
     words, right = _prepared(acc, q, right)
-    s = right + 31
-    floor = jnp.clip(_floor(words, s), -_BOUND - 1, _BOUND)
-    return _saturated(floor + (_bit(words, s - 1) & (_has_below(words, s - 1) | (floor & 1))))
+    return _even(words, right + 31)
 
 
 def _single(acc: Array, q: Array, right: Array) -> Array:
     words, right = _prepared(acc, q, right)
-    s = right + 31
-    return _saturated(jnp.clip(_floor(words, s), -_BOUND - 1, _BOUND) + _bit(words, s - 1))
+    return _up(words, right + 31)
 
 
 def _double(acc: Array, q: Array, right: Array) -> Array:
     left = jnp.clip(-right, 0, _MOST_LEFT)
     most = jnp.int32(_LARGEST) >> left
     words, right = _prepared(jnp.clip(acc, -most, most) << left, q, right)
-    doubled = _floor(words, jnp.full_like(right, 31)) + _bit(
-        words, jnp.full_like(right, 30)
-    )  # below 2**31 in magnitude
-    return _saturated(_shift_away(doubled, jnp.clip(right, 0, 31)))
+    high = floor_shift(words, jnp.full_like(right, 31)) + bit(words, jnp.full_like(right, 30))  # below 2**31
+    return _saturated(_shift_away(high, jnp.clip(right, 0, 31)))
+
+
+def long_words(acc: Long) -> Words:
+    """Returns a long accumulator in 64 bits.
+
+    Example:
+        >>> [int(x) for x in long_words((jnp.int32(2**30), jnp.int32(-1)))]
+        [63, -1]
+    """
+    high, low = acc
+    return added((high >> 24, high << 8), widened(low))
+
+
+def _long_product(acc: Long, q: Array, right: Array) -> tuple[Words, Array]:
+    """``(256 * high + low) * m`` with the 24 bits ``m`` of a multiplier, and ``right`` with ``2**-24`` in it."""
+    rank = max(len(x.shape) for x in (*acc, q, right))
+    high, low, q, right = (x.reshape((1,) * (rank - x.ndim) + x.shape) for x in (*acc, q, right))
+    m = q >> 7
+    return added(doubled(wide_product(high, m << 7)), wide_product(low, m)), jnp.maximum(right, -_MOST_LEFT_OF_LONG)
+
+
+def _exact_of_long(acc: Long, q: Array, right: Array) -> Array:
+    words, right = _long_product(acc, q, right)
+    return _even(words, right + 24)
+
+
+def _single_of_long(acc: Long, q: Array, right: Array) -> Array:
+    words, right = _long_product(acc, q, right)
+    return _up(words, right + 24)
+
+
+def _double_of_long(acc: Long, q: Array, right: Array) -> Array:
+    words, right = _long_product(acc, q, right)
+    first = 24 - jnp.maximum(-right, 0)
+    rounded = shifted(added(words, widened(jnp.int32(1) << (first - 1))), first)
+    return _away(rounded, jnp.maximum(right, 0))
 
 
 def _shift_even(x: Array, k: Array) -> Array:
@@ -180,19 +187,23 @@ class Rounding:
         name: as plans and manifests have it.
         multiply: ``(accumulator, q, right) -> round(accumulator * q * 2**-31 * 2**-right)``, int32, saturated at 2**30.
         shift: ``(x, k) -> round(x * 2**-k)`` for ``0 <= k <= 31``.
+        multiply_long: `multiply` of a long accumulator.
+        shift_words: `shift` of 64 bits, for ``1 <= k <= 31``, saturated at 2**30.
     """
 
     name: str
     multiply: Callable[[Array, Array, Array], Array]
     shift: Callable[[Array, Array], Array]
+    multiply_long: Callable[[Long, Array, Array], Array]
+    shift_words: Callable[[Words, Array], Array]
 
 
 ROUNDINGS = {
     rounding.name: rounding
     for rounding in (
-        Rounding("exact", _exact, _shift_even),
-        Rounding("tflite_single", _single, _shift_up),
-        Rounding("gemmlowp_double", _double, _shift_away),
+        Rounding("exact", _exact, _shift_even, _exact_of_long, _even),
+        Rounding("tflite_single", _single, _shift_up, _single_of_long, _up),
+        Rounding("gemmlowp_double", _double, _shift_away, _double_of_long, _away),
     )
 }
 """By name."""

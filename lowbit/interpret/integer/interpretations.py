@@ -23,7 +23,7 @@ from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 
-from .compute import moved
+from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants, Var
@@ -126,7 +126,7 @@ def simulation(
         q = forward(site, state, _of_rank(y, len(site.operand.shape)), layer_operand(site))
         levels = q.codes.reshape(y.shape)
         if arithmetic is not None and node.kind != "input":
-            codes = [_codes(v) for v in values]
+            codes = [_codes(value, arithmetic.spec(v)) for v, value in zip(node.ins, values, strict=True)]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
         if train and node.kind not in ("concatenate", "select"):
             after = {**after, path: {"output": updated(site, after[path]["output"], None, y)}}
@@ -142,8 +142,8 @@ def simulation(
     return outs, leaves, rest
 
 
-def _codes(value: Levels) -> Array:
-    return lax.stop_gradient(value.levels).astype(jnp.int8)
+def _codes(value: Levels, spec: Spec) -> Array:
+    return lax.stop_gradient(value.levels).astype(code_dtype(spec))
 
 
 def _scalars(q: QTensor) -> tuple[Array, Array]:

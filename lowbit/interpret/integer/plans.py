@@ -8,7 +8,9 @@ from lowbit.core.spec import Operand, Spec
 from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site, Step
 
+from .constants import summed_count
 from .flat import flatten
+from .long_rows import LONGEST_NORM, LONGEST_SOFTMAX
 from .nodes import Node, Program
 from .place import place
 
@@ -88,6 +90,8 @@ def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tu
         for node, _ in program.everywhere()
         if node.path in quantizers
     }
+    for node, _ in program.everywhere():
+        _check_long(node, [quantizers[program.grids[v]].spec for v in node.ins])
     steps = tuple(dataclasses.replace(step, site=site_of.get(step.path)) for step in _bare_steps(program))
     return tuple(_on_grids(row, program) for row in rows), steps
 
@@ -130,6 +134,20 @@ def _quantizers(program: Program, rows: dict[str, Row]) -> dict[str, Quantizer]:
     return chosen
 
 
+def _check_long(node: Node, specs: Sequence[Spec | None]) -> None:
+    """Raises where a node adds more 16-bit codes than its sums hold."""
+    if all(spec is None or spec.format.bits <= 8 for spec in specs):
+        return
+    most = {"sum": 2**15, "softmax": LONGEST_SOFTMAX, "norm": LONGEST_NORM}.get(node.kind, 0)
+    count = summed_count(node.equations[0]) if node.kind == "sum" else 0
+    count = node.ins[0].shape[node.details["axis"]] if node.kind in ("softmax", "norm") else count
+    if count > most:
+        raise ValueError(
+            f"integer=True: the {node.kind} at {node.path} ({node.source}) is over {count} codes of 16 bits, and holds "
+            f"{most}: use a8 around it"
+        )
+
+
 def _inherited(node: Node, program: Program, rows: dict[str, Row], chosen: dict[str, Quantizer]) -> Quantizer | None:
     if node.op is not None:
         return next(s.quantizer for s in rows[node.path].sites if not s.is_weight)
@@ -150,9 +168,11 @@ def _check_row(row: Row) -> None:
 def _why_not(spec: Spec, *, is_weight: bool) -> str | None:
     numbers = spec.format
     if not numbers.is_integer or not numbers.is_signed or numbers.low != int(numbers.low) or not numbers.has_rounding:
-        return "codes must be signed integers, int2 to int8"
-    if numbers.bits > 8:
-        return "16 bits need 64-bit accumulators, which integer=True does not have; use a8"
+        return "codes must be signed integers, int2 to int8, or int16 of inputs"
+    if numbers.bits > 8 and is_weight:
+        return "16 bits are for inputs; quantize weights to 8 bits or less"
+    if numbers.bits > 8 and not spec.symmetric:
+        return "grids of 16 bits have no zero point, so that products of two fit 32 bits; use aint16"
     if spec.dynamic:
         return "a scale computed at run time is a float; use a static one"
     if is_weight and not spec.symmetric:

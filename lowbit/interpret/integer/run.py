@@ -10,7 +10,7 @@ from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
 from lowbit.interpret import compat
 
-from . import compute
+from . import compute, long, long_rows
 from .fixed import Rounding
 from .flat import Constants, Equation, Var
 from .nodes import Node, Program
@@ -102,6 +102,14 @@ def _clipped(equation: Equation, operands: Sequence[Any]) -> list[Any] | None:
     return [jnp.where(inside, x, jnp.broadcast_to(bound, inside.shape))]
 
 
+def tabulated(codes: Any, c: Mapping[str, Any], given: Spec, made: Spec) -> Any:
+    """Returns a table's codes: an entry per 8-bit code, or a curve through 16-bit ones."""
+    dtype = compute.code_dtype(made)
+    if compute.code_dtype(given) == jnp.int16:
+        return long.interpolated(codes, c, dtype)
+    return compute.looked_up(codes, c, int(given.format.low))
+
+
 class Arithmetic:
     """The integer arithmetic of a program: what `lowbit.execute` runs and what simulation takes its values from.
 
@@ -150,26 +158,44 @@ class Arithmetic:
             return compat.rebind(node.equations[0].eqn, list(codes))
         if kind == "select":
             return compat.rebind(node.equations[0].eqn, [self.known.value(node.equations[0].ins[0]), *codes])
+        dtype = compute.code_dtype(self.spec(node.out))
+        is_long = any(compute.code_dtype(self.spec(v)) == jnp.int16 for v in node.ins)
         if kind == "table":
-            return [compute.looked_up(codes[0], c, int(self.spec(node.ins[0]).format.low))]
+            return [tabulated(codes[0], c, self.spec(node.ins[0]), self.spec(node.out))]
         if kind in ("add", "max", "min"):
-            return [compute.added(node, codes, zeros, c, self.rounding)]
-        dtype = jnp.int8
-        return [compute.linear(self.accumulator(node, codes, zeros, c), c, self.rounding, dtype)]
-
-    def accumulator(self, node: Node, codes: Sequence[Any], zeros: Sequence[Array], c: Mapping[str, Any]) -> Array:
-        """Returns the int32 accumulator of a linear node."""
-        kind, first = node.kind, node.equations[0]
+            return [(long if is_long else compute).added(node, codes, zeros, c, self.rounding, dtype)]
         if kind in ("dot", "conv"):
-            operands, offsets = list(codes), list(zeros)
-            reaches = [compute.reach_of_spec(self.spec(v)) for v in node.ins]
-            if len(operands) == 1:
-                at = 0 if first.ins[1].is_data else 1
-                weight, reach = self.weights[node.path]
-                operands.insert(at, weight)
-                offsets.insert(at, jnp.int32(0))
-                reaches.insert(at, reach)
-            return compute.matmul(first, operands, offsets, reaches, carried=self.carried)
+            operands = self.operands(node, codes, zeros)
+            if is_long:
+                return [
+                    long.linear(
+                        long.matmul(node.equations[0], *operands, carried=self.carried), c, self.rounding, dtype
+                    )
+                ]
+            acc = compute.matmul(node.equations[0], *operands, carried=self.carried)
+        else:
+            acc = self.accumulator(node, codes, zeros, c, is_long=is_long)
+        return [compute.linear(acc, c, self.rounding, dtype)]
+
+    def operands(
+        self, node: Node, codes: Sequence[Any], zeros: Sequence[Any]
+    ) -> tuple[list[Any], list[Any], list[Any]]:
+        """Returns the codes, zero points and reaches of both operands of a dot or convolution."""
+        operands, offsets = list(codes), list(zeros)
+        reaches = [compute.reach_of_spec(self.spec(v)) for v in node.ins]
+        if len(operands) == 1:
+            at = 0 if node.equations[0].ins[1].is_data else 1
+            weight, reach = self.weights[node.path]
+            operands.insert(at, weight)
+            offsets.insert(at, jnp.int32(0))
+            reaches.insert(at, reach)
+        return operands, offsets, reaches
+
+    def accumulator(
+        self, node: Node, codes: Sequence[Any], zeros: Sequence[Array], c: Mapping[str, Any], *, is_long: bool
+    ) -> Array:
+        """Returns the int32 accumulator of a linear node that is no dot or convolution."""
+        kind, first = node.kind, node.equations[0]
         if kind == "sum":
             return compute.summed(first, codes[0], zeros[0])
         if kind == "affine":
@@ -180,5 +206,5 @@ class Arithmetic:
         if kind == "softmax":
             mask = node.details["mask"]
             kept = None if mask is None else is_kept(mask, self.known.value(mask.ins[0]))
-            return compute.softmax(codes[0], c, node.details["axis"], kept)
-        return compute.normalized(codes[0], c, node, zeros[0])
+            return (long_rows if is_long else compute).softmax(codes[0], c, node.details["axis"], kept)
+        return long_rows.normalized(codes[0], c, node) if is_long else compute.normalized(codes[0], c, node, zeros[0])
