@@ -61,6 +61,8 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
     for row in plan.quantized:
         holds = target.holds.get(row.primitive)
         for site in row.sites:
+            if row.primitive == "gather" and not site.is_weight:
+                continue  # indices
             allowed = "float only" if holds is None else _broken(site, holds)
             if allowed is not None and (holds is not None or site.spec is not None):
                 nearest = "keep" if holds is None else _nearest(site, holds)

@@ -155,7 +155,7 @@ _C = {
         has_dynamic_inputs=False,
         note="integers only",
     )
-    for name in ("dot_general", "conv_general_dilated")
+    for name in ("dot_general", "conv_general_dilated", "gather")
 }
 _DYNAMIC_RESHAPE = {
     "stablehlo.dynamic_reshape": "reshape an array with a symbolic dimension: contract both axes in one einsum, take a mean"

@@ -91,8 +91,8 @@ class Step:
 
     Attributes:
         path: unique path; that of its row where it is an operation.
-        kind: ``input``, ``constant``, ``dot``, ``conv``, ``affine``, ``sum``, ``product``, ``add``, ``max``, ``min``,
-            ``table``, ``softmax``, ``norm``, ``move``, ``concatenate``, ``select`` or ``scan``.
+        kind: ``input``, ``index``, ``lookup``, ``constant``, ``dot``, ``conv``, ``affine``, ``sum``, ``product``, ``add``,
+            ``max``, ``min``, ``table``, ``softmax``, ``norm``, ``move``, ``concatenate``, ``select`` or ``scan``.
         inputs: paths of the steps it reads.
         grid: path of the step that names the grid its result is on.
         absorbed: primitives that follow the main one and cost nothing: bias, scale, relu, clip, or those of a table.

@@ -77,6 +77,22 @@ def audio_net() -> Model:
     return _linen(_AudioNet(), normal(5, 2, 16, 5))
 
 
+class _TokenTransformer(nn.Module):
+    """Embeddings, positions, a causal block, a class."""
+
+    @nn.compact
+    def __call__(self, ids):
+        x = nn.Embed(13, 8)(ids) + self.param("positions", nn.initializers.normal(0.1), (ids.shape[1], 8))
+        mask = nn.make_causal_mask(ids)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)(nn.LayerNorm()(x), mask=mask)
+        h = nn.Dense(8)(nn.relu(nn.Dense(12)(nn.LayerNorm()(x))))
+        return nn.Dense(3)((x + h).mean(1))
+
+
+def token_transformer() -> Model:
+    return _linen(_TokenTransformer(), jax.random.randint(jax.random.key(6), (2, 5), 0, 13))
+
+
 WHOLE = {
     "residual_cnn": residual_cnn,
     "transformer_block": transformer_block,

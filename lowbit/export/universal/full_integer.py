@@ -21,12 +21,12 @@ from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
 from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.integer import long_rows
-from lowbit.interpret.integer.compute import AFFINE_BITS, NORM_BITS
+from lowbit.interpret.integer.compute import AFFINE_BITS, NEAREST, NORM_BITS
 from lowbit.interpret.integer.constants import result_scale
 from lowbit.interpret.integer.flat import Constants, Var
 from lowbit.interpret.integer.nodes import Node, Program
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import evaluate, tabulated
+from lowbit.interpret.integer.run import evaluate, indices, tabulated
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan
@@ -62,6 +62,8 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
         if node.kind == "input":
             x, grid = env[node.out], grids[program.grids[node.out]]
             return [dequantize(x, grid) if has_integer_io else fake_quant(x.astype(jnp.float32), grid)], state
+        if node.kind == "index":
+            return indices(node, values, env, known.value), state
         return maker(node, values), state
 
     evaluate(program.nodes, env, at, ())
@@ -120,6 +122,10 @@ class _Maker:
     def value(self, node: Node, values: Sequence[Array]) -> Array:
         """The value of a node before it is rounded to its grid."""
         weight = self.weight(node)
+        if node.kind == "lookup":
+            assert weight is not None
+            table = weight_value(weight, weight_grid(weight))
+            return compat.rebind(node.equations[0].eqn, [table, values[0]], **NEAREST)[0].astype(jnp.float32)
         if weight is not None:
             return self.clipped(node, self.weighted(node, values[0], weight))
         if self.is_known(node):
@@ -150,7 +156,7 @@ class _Maker:
         if equation.name == "pad":
             return [lax.pad(x, jnp.float32(0.0), equation.eqn.params["padding_config"])]
         rest = [self.known.value(v) for v in equation.ins[1:]]
-        changes = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None} if equation.name == "gather" else {}
+        changes = NEAREST if equation.name == "gather" else {}
         return compat.rebind(equation.eqn, [x, *rest], **changes)
 
     def steps(self, node: Node) -> tuple[np.ndarray, np.ndarray]:

@@ -186,6 +186,26 @@ def square_root(x: Int32[Array, "..."]) -> Int32[Array, "..."]:
     return root
 
 
+NEAREST = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None}
+"""How rows are picked: an index out of range takes the nearest row; NaN, as jax fills by default, has no code."""
+
+
+def picked(
+    equation: Equation, table: CodeArray, rows: Array, c: Mapping[str, Any], rounding: Rounding, dtype: Any
+) -> CodeArray:
+    """Returns rows of a weight's codes on the result's grid: multipliers are one, or one per row."""
+    (axis,) = equation.eqn.params["dimension_numbers"].collapsed_slice_dims
+    rank = len(equation.outs[0].shape)
+
+    def at_rows(x: Array) -> Array:
+        sizes = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
+        return compat.rebind(equation.eqn, [x, rows], slice_sizes=sizes, **NEAREST)[0]
+
+    is_one = c["multiplier"].size == 1
+    q, right = (x.reshape((1,) * rank) if is_one else at_rows(x) for x in (c["multiplier"], c["shift"]))
+    return clamped(rounding.multiply(at_rows(table).astype(jnp.int32), q, right) + c["offset"], c, dtype)
+
+
 def moved(equation: Equation, codes: Array, zero: Array, rest: Sequence[Any]) -> list[Any]:
     """Returns a movement of codes, or of levels; padding is the zero point."""
     eqn = equation.eqn
@@ -194,5 +214,5 @@ def moved(equation: Equation, codes: Array, zero: Array, rest: Sequence[Any]) ->
     if equation.name == "convert_element_type":
         return [codes]
     if equation.name == "gather":
-        return compat.rebind(eqn, [codes, *rest], mode=lax.GatherScatterMode.CLIP, fill_value=None)
+        return compat.rebind(eqn, [codes, *rest], **NEAREST)
     return compat.rebind(eqn, [codes, *rest])

@@ -56,7 +56,7 @@ def constants(
     for path, (scale, zero) in grids.items():
         found[path] = {"scale": scale, "zero": zero.astype(jnp.int32)}
     for node, _ in program.everywhere():
-        if node.kind in ("input", "move", "concatenate", "select", "scan"):
+        if node.kind in ("input", "index", "move", "concatenate", "select", "scan"):
             continue
         made = _Maker(program, specs, known, weights, grids, node)()
         found.setdefault(node.path, {}).update(made)
@@ -66,8 +66,8 @@ def constants(
 class _Maker:
     def __init__(self, program, specs, known, weights, grids, node: Node):
         self.program, self.specs, self.known, self.weights, self.node = program, specs, known, weights, node
-        self.ins = [grids[program.grids[v]] for v in node.ins]
-        self.in_specs = [specs[program.grids[v]] for v in node.ins]
+        given = [program.grids[v] for v in node.ins if v in program.grids]  # indices have none
+        self.ins, self.in_specs = [grids[path] for path in given], [specs[path] for path in given]
         self.scale, self.zero = grids[program.grids[node.out]]
         self.spec = specs[program.grids[node.out]]
         self.inverse = 1.0 / self.scale
@@ -83,6 +83,8 @@ class _Maker:
         made = self.bounds()
         if kind == "table":
             return made | self.curve()
+        if kind == "lookup":
+            return made | self.rows()
         if kind in LINEAR:
             made |= self.linear()
         else:
@@ -128,6 +130,11 @@ class _Maker:
             return made | {"bias": bias.astype(jnp.int32)}
         high = jnp.floor(bias * 2.0**-8)
         return made | {"bias_high": high.astype(jnp.int32), "bias": (bias - high * 2.0**8).astype(jnp.int32)}
+
+    def rows(self) -> dict[str, Array]:
+        """From the steps of a weight, one or one per row, to those of the result."""
+        q, right = fixed_points(rounded_product(self.weights[self.node.path].scale_values, self.inverse))
+        return {"multiplier": q, "shift": right, "offset": self.zero.astype(jnp.int32)}
 
     def affine(self) -> tuple[Array, Array]:
         """The factor and the addend of the absorbed equations."""

@@ -29,7 +29,7 @@ from .fixed import rounding_named
 from .flat import Constants, Var
 from .nodes import Node, Program
 from .plans import program_for, program_of, steps_of
-from .run import Arithmetic, Levels, defined, evaluate
+from .run import Arithmetic, Levels, defined, evaluate, indices
 
 
 def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     env = _data(program, traced)
 
     def at(node: Node, values: list[Any], states: Any) -> tuple[list[Any], Any]:
+        if node.kind == "index":
+            return indices(node, values, env, known.value), states
         outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
         if node.kind in ("move", "concatenate", "select"):
             return outs, states
@@ -114,11 +116,13 @@ def simulation(
     _warm(program, known)
 
     def at(node: Node, values: list[Any], after: Any) -> tuple[list[Any], Any]:
+        if node.kind == "index":
+            return indices(node, values, env, known.value), after
         if node.kind == "move":
             return _moved(node, values[0], known), after
         path = program.grids[node.out]
         site, state = sites[path], states[path]
-        xs = [value.dequantize(v.dtype) for v, value in zip(node.ins, values, strict=True)]
+        xs = [x.dequantize(v.dtype) if isinstance(x, Levels) else x for v, x in zip(node.ins, values, strict=True)]
         if node.kind == "input":
             y = env[node.out]
         else:
@@ -126,7 +130,10 @@ def simulation(
         q = forward(site, state, _of_rank(y, len(site.operand.shape)), layer_operand(site))
         levels = q.codes.reshape(y.shape)
         if arithmetic is not None and node.kind != "input":
-            codes = [_codes(value, arithmetic.spec(v)) for v, value in zip(node.ins, values, strict=True)]
+            codes = [
+                _codes(x, arithmetic.spec(v)) if isinstance(x, Levels) else x
+                for v, x in zip(node.ins, values, strict=True)
+            ]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
         if train and node.kind not in ("concatenate", "select"):
             after = {**after, path: {"output": updated(site, after[path]["output"], None, y)}}
@@ -308,6 +315,8 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
     _warm_selected(program, known)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
+        if node.kind == "index":
+            return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
         x, grid = env[node.out], found[program.grids[node.out]]

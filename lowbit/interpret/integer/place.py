@@ -8,6 +8,7 @@ The rules, in the order in which they are tried:
 * (b) movements share one grid; concatenations, selections and loop carries unify theirs;
 * (c) what is elementwise in one tensor becomes a table;
 * (d) sums, products and maxima of two tensors get a grid and absorb a relu or clip that follows;
+* integer arguments are indices: what is computed of integers alone stays as it is written, and may pick rows of a weight;
 * (f) anything else raises, with its source line.
 """
 
@@ -23,6 +24,7 @@ from lowbit.interpret.graph import Operation
 
 from . import templates
 from .flat import Equation, Flat, Var, small_shape
+from .grids import Grids
 from .nodes import MOVES, TABULAR, Node, Program
 
 _AFFINE = ("add", "sub", "add_any", "mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
@@ -47,7 +49,7 @@ def place(flat: Flat, operations: Mapping[tuple[int, ...], Operation]) -> Progra
             placer.input(var)
     placer.run(flat.equations, placer.top)
     outs = [placer.need(var, placer.top, None) for var in flat.outs]
-    return Program(flat, placer.top, outs, placer.named_grids())
+    return Program(flat, placer.top, outs, placer.grids.named(dict.fromkeys(placer.made.values()), placer.inner))
 
 
 class _Placer:
@@ -62,10 +64,11 @@ class _Placer:
         self.home: dict[Var, list[Node]] = {}
         self.near: dict[Var, frozenset[str]] = {}
         self.roots: dict[Var, Var] = {}
-        self.parents: dict[Var, Var] = {}
+        self.grids = Grids()
         self.made: dict[Var, Node] = {}
         self.counts: dict[tuple[str, str], int] = {}
         self.done: set[Equation] = set()
+        self.indices: set[Var] = set()  # integers that depend on integers alone
         self.inner: set[Var] = set()  # carries and slices at the start of a turn
 
     def _read(self, equations: list[Equation]) -> None:
@@ -77,34 +80,6 @@ class _Placer:
                 self._read(equation.loop.equations)
                 for var in (*equation.loop.afters, *equation.loop.ys):
                     self.readers.setdefault(var, []).append(None)
-
-    # grids
-
-    def _find(self, var: Var) -> Var:
-        while var in self.parents:
-            var = self.parents[var]
-        return var
-
-    def unify(self, *values: Var) -> None:
-        """Puts values on one grid."""
-        first, *rest = [self._find(v) for v in values]
-        for other in rest:
-            if self._find(other) is not self._find(first):
-                self.parents[self._find(other)] = self._find(first)
-
-    def named_grids(self) -> dict[Var, str]:
-        """The path of the first node, constants aside, whose result is on the grid of each value."""
-        names: dict[Var, str] = {}
-        for is_constant in (False, True):
-            for node in self.made_in_order:
-                if (node.kind == "constant") == is_constant and node.kind not in ("move", "scan"):
-                    for out in node.outs:
-                        names.setdefault(self._find(out), node.path)
-        return {var: names[self._find(var)] for var in (*self.made, *self.inner) if self._find(var) in names}
-
-    @property
-    def made_in_order(self) -> list[Node]:
-        return list(dict.fromkeys(self.made.values()))
 
     # nodes
 
@@ -129,10 +104,14 @@ class _Placer:
         return node
 
     def input(self, var: Var) -> None:
+        if jnp.issubdtype(var.dtype, jnp.integer) and jnp.iinfo(var.dtype).bits >= 32:
+            self.indices.add(var)
+            self.add(self.top, "index", [], [var], [])
+            return
         if not jnp.issubdtype(var.dtype, jnp.floating):
             raise ValueError(
-                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, and fix integers and "
-                f"keys by functools.partial"
+                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, or indices in int32, and fix "
+                f"other integers and keys by functools.partial"
             )
         self.add(self.top, "input", [], [var], [])
 
@@ -144,6 +123,10 @@ class _Placer:
             out = Var(var.shape, var.dtype, True)
             self.add(nodes, "constant", [], [out], [], details={"value": var})
             return out
+        if var in self.indices:
+            raise self.error(
+                reader, f"a value of dtype {var.dtype} has no grid: indices can only pick rows of a weight"
+            )
         if var in self.made or var in self.inner:
             return var
         root = self.roots.get(var)
@@ -188,6 +171,10 @@ class _Placer:
         data = [v for v in equation.ins if v.is_data]
         if equation.loop is not None:
             return self.scan
+        if name == "gather" and equation.address in self.operations:
+            return self.lookup
+        if self.indices.issuperset(data) and not any(_is_float(v) for v in equation.outs):
+            return self.index
         if name in _KINDS:
             return self.matmul
         if name in _SUMS:
@@ -231,6 +218,17 @@ class _Placer:
         op = self.operations[equation.address]
         ins = [self.need(v, nodes, equation) for v in equation.ins if v.is_data]
         self.linear(_KINDS[equation.name], equation, [equation], ins, nodes, op=op)
+
+    def index(self, equation: Equation, nodes: list[Node]) -> None:
+        self.indices |= set(equation.outs)
+        self.add(nodes, "index", [v for v in equation.ins if v.is_data], list(equation.outs), [equation])
+
+    def lookup(self, equation: Equation, nodes: list[Node]) -> None:
+        if equation.ins[1] not in self.indices:
+            raise self.error(equation, "rows of a weight are picked by integers that depend on integer arguments alone")
+        self.add(
+            nodes, "lookup", [equation.ins[1]], list(equation.outs), [equation], op=self.operations[equation.address]
+        )
 
     def sum(self, equation: Equation, nodes: list[Node]) -> None:
         x = self.need(equation.ins[0], nodes, equation)
@@ -289,7 +287,7 @@ class _Placer:
         ins = [self.need(v, nodes, equation) for v in equation.ins[first:]]
         kind = "select" if first else "concatenate"
         self.add(nodes, kind, ins, list(equation.outs), [equation])
-        self.unify(*ins, equation.outs[0])
+        self.grids.unify(*ins, equation.outs[0])
 
     def move(self, equation: Equation, nodes: list[Node]) -> None:
         if any(v.is_data for v in equation.ins[1:]):
@@ -300,7 +298,7 @@ class _Placer:
             raise self.error(equation, "only padding with zeros has a code")
         x = self.need(equation.ins[0], nodes, equation)
         self.add(nodes, "move", [x], list(equation.outs), [equation])
-        self.unify(x, *equation.outs)
+        self.grids.unify(x, *equation.outs)
 
     def is_tabular(self, equation: Equation) -> bool:
         """Whether an equation is elementwise in one tensor (or in what a region already makes of it) and in scalars."""
@@ -346,7 +344,7 @@ class _Placer:
         for outer, inner in (*zip(inits, carries, strict=True), *zip(xs, loop.slices, strict=True)):
             self.near[inner], self.home[inner] = self.near[outer], body
             self.inner.add(inner)
-            self.unify(outer, inner)
+            self.grids.unify(outer, inner)
         node = self.add(nodes, "scan", [*inits, *xs], [], [equation], loop=loop)
         node.body = body
         self.run(loop.equations, body)
@@ -356,9 +354,9 @@ class _Placer:
         node.outs = [*(equation.outs[i] for i in moving), *equation.outs[count:]]
         node.details = {"carries": carries, "afters": afters, "ys": ys, "count": len(moving)}
         for outer, inner, init in zip(node.outs, afters, inits, strict=False):
-            self.unify(init, inner, outer)
+            self.grids.unify(init, inner, outer)
         for outer, inner in zip(node.outs[len(moving) :], ys, strict=True):
-            self.unify(inner, outer)
+            self.grids.unify(inner, outer)
         for out, inner in zip(node.outs, (*afters, *ys), strict=True):
             self.near[out], self.home[out], self.made[out] = self.near[inner], nodes, node
         for i, var in enumerate(equation.outs[:count]):

@@ -56,7 +56,7 @@ def _bare_steps(program: Program) -> list[Step]:
             node.path,
             node.kind,
             tuple(makers[v] for v in node.ins),
-            program.grids[node.out] if node.outs else "",
+            program.grids.get(node.out, "") if node.outs else "",
             node.absorbed,
             scope,
             None,
@@ -91,13 +91,15 @@ def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tu
         if node.path in quantizers
     }
     for node, _ in program.everywhere():
-        _check_long(node, [quantizers[program.grids[v]].spec for v in node.ins])
+        _check_long(node, [quantizers[program.grids[v]].spec for v in node.ins if v in program.grids])
     steps = tuple(dataclasses.replace(step, site=site_of.get(step.path)) for step in _bare_steps(program))
     return tuple(_on_grids(row, program) for row in rows), steps
 
 
 def _on_grids(row: Row, program: Program) -> Row:
     (node,) = (node for node, _ in program.everywhere() if node.path == row.path)
+    if node.kind == "lookup":
+        return row
     grids = iter([program.grids[v] for v in node.ins])
     sites = tuple(s if s.is_weight else dataclasses.replace(s, kind="grid", key=next(grids)) for s in row.sites)
     return dataclasses.replace(row, sites=sites)
@@ -110,6 +112,9 @@ def _quantizers(program: Program, rows: dict[str, Row]) -> dict[str, Quantizer]:
         if node.op is None:
             continue
         row = rows[node.path]
+        if node.kind == "lookup":
+            _check_row(row)
+            continue
         data = [site for site in row.sites if not site.is_weight]
         _check_row(row)
         for site, var in zip(data, node.ins, strict=True):
@@ -126,7 +131,7 @@ def _quantizers(program: Program, rows: dict[str, Row]) -> dict[str, Quantizer]:
         raise ValueError("integer=True: the function has no quantized matmul or convolution, so nothing says the bits")
     chosen = {grid: quantizer for grid, (quantizer, _) in found.items()}
     for node in places:
-        if not node.outs:
+        if not node.outs or node.out not in program.grids:
             continue
         grid = program.grids[node.out]
         if grid not in chosen:
@@ -149,14 +154,16 @@ def _check_long(node: Node, specs: Sequence[Spec | None]) -> None:
 
 
 def _inherited(node: Node, program: Program, rows: dict[str, Row], chosen: dict[str, Quantizer]) -> Quantizer | None:
-    if node.op is not None:
+    if node.op is not None and node.kind != "lookup":
         return next(s.quantizer for s in rows[node.path].sites if not s.is_weight)
-    return next((chosen[program.grids[v]] for v in node.ins if program.grids[v] in chosen), None)
+    return next((chosen[program.grids[v]] for v in node.ins if program.grids.get(v) in chosen), None)
 
 
 def _check_row(row: Row) -> None:
     """Raises where an operation is not in the integers that integer=True can hold."""
     for site in row.sites:
+        if row.primitive == "gather" and not site.is_weight:
+            continue  # indices
         where = f"integer=True: the {site.role} of {row.path} ({row.source})"
         if site.spec is None:
             raise ValueError(f"{where} is left in float by the rule {row.rule!r}; give it a rule such as 'w8,a8'")

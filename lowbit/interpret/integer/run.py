@@ -86,9 +86,9 @@ def defined(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> lis
     env: dict[Var, Any] = dict(zip(node.ins, values, strict=True))
     for equation in node.equations:
         operands = [env[v] if v in env else get(v) for v in equation.ins]
-        env.update(
-            zip(equation.outs, _clipped(equation, operands) or compat.rebind(equation.eqn, operands), strict=True)
-        )
+        changes = compute.NEAREST if node.kind == "lookup" else {}
+        made = _clipped(equation, operands) or compat.rebind(equation.eqn, operands, **changes)
+        env.update(zip(equation.outs, made, strict=True))
     return [env[v] for v in node.outs]
 
 
@@ -108,6 +108,14 @@ def tabulated(codes: Any, c: Mapping[str, Any], given: Spec, made: Spec) -> Any:
     if compute.code_dtype(given) == jnp.int16:
         return long.interpolated(codes, c, dtype)
     return compute.looked_up(codes, c, int(given.format.low))
+
+
+def indices(node: Node, values: Sequence[Any], env: Mapping[Var, Any], get: Callable[[Var], Any]) -> list[Any]:
+    """Returns the integers of an ``index`` node, as it is written: an argument, or what is computed of integers."""
+    if not node.equations:
+        return [env[node.out]]
+    data, (equation,) = iter(values), node.equations
+    return compat.rebind(equation.eqn, [next(data) if v.is_data else get(v) for v in equation.ins])
 
 
 class Arithmetic:
@@ -146,8 +154,11 @@ class Arithmetic:
         return self.found[self.program.grids[var]]["zero"]
 
     def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:
-        """Returns the codes of a node that is neither an input nor a scan."""
+        """Returns the codes of a node that is neither an input, nor an index, nor a scan."""
         kind, c = node.kind, self.found.get(node.path, {})
+        if kind == "lookup":
+            dtype, (table, _) = compute.code_dtype(self.spec(node.out)), self.weights[node.path]
+            return [compute.picked(node.equations[0], table, codes[0], c, self.rounding, dtype)]
         zeros = [self.zero(v) for v in node.ins]
         if kind == "move":
             rest = [self.known.value(v) for v in node.equations[0].ins[1:] if node.equations[0].name != "pad"]

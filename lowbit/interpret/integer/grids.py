@@ -1,0 +1,42 @@
+"""Which values share a grid: sets that grow together."""
+
+from collections.abc import Iterable
+
+from .flat import Var
+from .nodes import Node
+
+
+class Grids:
+    """Values, some of which are on one grid."""
+
+    def __init__(self):
+        self.parents: dict[Var, Var] = {}
+
+    def _find(self, var: Var) -> Var:
+        while var in self.parents:
+            var = self.parents[var]
+        return var
+
+    def unify(self, *values: Var) -> None:
+        """Puts values on one grid."""
+        first, *rest = [self._find(v) for v in values]
+        for other in rest:
+            if self._find(other) is not self._find(first):
+                self.parents[self._find(other)] = self._find(first)
+
+    def named(self, nodes: Iterable[Node], inner: Iterable[Var]) -> dict[Var, str]:
+        """Returns the path of the first node, constants aside, whose result is on the grid of each value.
+
+        Args:
+            nodes: in order.
+            inner: further values: those at the start of a turn of a loop.
+        """
+        nodes = list(nodes)
+        names: dict[Var, str] = {}
+        for is_constant in (False, True):
+            for node in nodes:
+                if (node.kind == "constant") == is_constant and node.kind not in ("move", "scan", "index"):
+                    for out in node.outs:
+                        names.setdefault(self._find(out), node.path)
+        values = [*(out for node in nodes for out in node.outs), *inner]
+        return {var: names[self._find(var)] for var in values if self._find(var) in names}
