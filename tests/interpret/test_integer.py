@@ -147,6 +147,23 @@ def test_e_a_masked_score_takes_no_level(masked):
     assert (got[:, 3] == got[0, 3, 0]).all()
 
 
+def test_e_an_added_mask_takes_no_level_and_a_bias_is_absorbed():
+    causal = np.tril(np.ones((5, 8), bool))
+    alibi = -0.3 * np.abs(np.arange(5)[:, None] - np.arange(8)).astype(np.float32)
+
+    def fn(p, x):
+        return jax.nn.softmax((x @ p["w"] + alibi) + jnp.where(causal, 0.0, -1e9), -1)
+
+    plan = _check(fn, W, X)
+    assert _kinds(plan) == ["input", "dot", "softmax"]
+    assert plan.steps[1].absorbed == ("add",)
+    got = np.asarray(lb.execute(fn, plan)(lb.pack(plan, W, lb.init(fn, plan, W, X)), X))
+    assert not got[:, ~causal].any()
+    both = np.where(causal, alibi, np.float32(-1e9))
+    with pytest.raises(ValueError, match=r"masks \(it holds -1000000000.0\) and biases at once"):
+        lb.bind(lambda p, x: jax.nn.softmax(x @ p["w"] + both, -1), {"**": "w8,a8"}, W, X, integer=True)
+
+
 def test_e_a_norm_of_small_and_of_constant_rows():
     x = jnp.stack([X[0, 0], 0.02 * X[0, 1], jnp.zeros(8), jnp.ones(8), -X[1, 0]])
     plan = lb.bind(lambda p, x: _norm(x @ p["w"]), {"**": "w8,a8"}, W, x, integer=True)

@@ -216,6 +216,6 @@ class Arithmetic:
             return left * right
         if kind == "softmax":
             mask = node.details["mask"]
-            kept = None if mask is None else is_kept(mask, self.known.value(mask.ins[0]))
+            kept = None if mask is None else is_kept(mask, self.known.value)
             return (long_rows if is_long else compute).softmax(codes[0], c, node.details["axis"], kept)
         return long_rows.normalized(codes[0], c, node) if is_long else compute.normalized(codes[0], c, node, zeros[0])

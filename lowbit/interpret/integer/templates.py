@@ -102,7 +102,7 @@ class Found:
         is_centered: whether the mean is subtracted (a norm).
         epsilon: of a norm.
         gain: multiplied inside a norm, or None.
-        mask: of a softmax: the ``select_n`` that puts `MASKED` or less where ``x`` is not read, or None.
+        mask: of a softmax: the ``select_n`` or ``add`` that puts `MASKED` or less where ``x`` is not read, or None.
     """
 
     kind: str
@@ -170,7 +170,13 @@ def find(root: Equation, order: dict[Equation, int], readers: dict[Var, list[Any
 
 
 def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
-    """The selection by a constant predicate between data and `MASKED` or less that makes ``x``, for these alone."""
+    """The mask that makes ``x``, for these alone.
+
+    A selection by a constant predicate between data and `MASKED` or less, or the sum of data and a constant of 0 and of
+    `MASKED` or less.
+    """
+    if x.source is not None and x.source.name == "add":
+        return _added_mask(x, x.source, equations, readers)
     select = x.source
     if select is None or select.name != "select_n" or len(select.ins) != 3 or select.ins[0].is_data:
         return None
@@ -181,8 +187,25 @@ def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> E
     return select if value is not None and bool(np.all(value <= MASKED)) else None
 
 
-def is_kept(mask: Equation, predicate: Any) -> Any:
-    """Returns where the selection of a masked softmax takes data."""
+def _added_mask(x: Var, add: Equation, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
+    constants = [v for v in add.ins if not v.is_data]
+    value = written_value(constants[0]) if len(constants) == 1 else None
+    if value is None or not bool(np.any(value <= MASKED)) or any(r not in equations for r in readers.get(x, [])):
+        return None
+    if not bool(np.all((value <= MASKED) | (value == 0))):
+        raise ValueError(
+            f"integer=True: the constant added in front of a softmax ({add.source}) masks (it holds {float(np.min(value))}) and "
+            f"biases at once; add the bias alone, and mask by another sum or by jnp.where"
+        )
+    return add
+
+
+def is_kept(mask: Equation, get: Callable[[Var], Any]) -> Any:
+    """Returns where a masked softmax takes data; ``get`` has the values of constants."""
+    if mask.name == "add":
+        (added,) = (v for v in mask.ins if not v.is_data)
+        return get(added) > MASKED
+    predicate = get(mask.ins[0])
     return predicate if mask.ins[2].is_data else ~predicate
 
 
