@@ -148,14 +148,18 @@ _ONNX = {
 _C = {
     name: Holds(
         ("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
-        {"*": ("tensor", "channel")},
-        has_affine_weights=False,
+        {"*": granularity},
+        has_affine_weights=name == "dot_general",
         inputs=("int2", "int3", "int4", "int5", "int6", "int7", "int8", "int16"),
         input_granularity=("tensor",),
         has_dynamic_inputs=False,
         note="integers only",
     )
-    for name in ("dot_general", "conv_general_dilated", "gather")
+    for name, granularity in (
+        ("dot_general", ("tensor", "channel", "group")),
+        ("conv_general_dilated", ("tensor", "channel")),
+        ("gather", ("tensor", "channel")),
+    )
 }
 _DYNAMIC_RESHAPE = {
     "stablehlo.dynamic_reshape": "reshape an array with a symbolic dimension: contract both axes in one einsum, take a mean"

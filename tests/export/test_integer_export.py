@@ -8,14 +8,15 @@ import lowbit as lb
 from lowbit.export import iree
 from lowbit.export.integer import audit
 from lowbit.export.verify import verify
-from tests.interpret.integer_models import WHOLE, audio_net
+from tests.interpret.integer_models import WHOLE, audio_net, token_transformer
 
-MODELS = {**WHOLE, "audio_net": audio_net}
+MODELS = {**WHOLE, "audio_net": audio_net, "token_transformer": token_transformer}
 
 
 def _packed(name, rounding="exact", rule="w8,a8"):
     case = MODELS[name]()
-    plan = lb.bind(case.fn, {"**": rule}, case.params, *case.args, integer=True, rounding=rounding)
+    rules = {"Embed_0/*": "w8,a8", "**": rule} if name == "token_transformer" else {"**": rule}
+    plan = lb.bind(case.fn, rules, case.params, *case.args, integer=True, rounding=rounding)
     return case, plan, lb.pack(plan, case.params, lb.init(case.fn, plan, case.params, *case.args))
 
 
@@ -25,17 +26,19 @@ def _packed(name, rounding="exact", rule="w8,a8"):
         ("residual_cnn", "gemmlowp_double", "w8,a8"),
         ("lstm", "tflite_single", "w8,a8"),
         ("audio_net", "exact", "w8,aint16"),
+        ("token_transformer", "exact", "w4/g4,a8"),
         pytest.param("transformer_block", "exact", "w8,a8", marks=pytest.mark.slow),
         pytest.param("transformer_block", "gemmlowp_double", "w4,aint16", marks=pytest.mark.slow),
     ],
 )
 def test_codes_in_and_out_leave_no_float(name, rounding, rule, tmp_path):
     case, plan, qparams = _packed(name, rounding, rule)
+    given = np.int32 if name == "token_transformer" else np.int16 if "16" in rule else np.int8
     bundle = lb.export(case.fn, plan, qparams, case.args, tmp_path / "model", integer_io=True, targets=["iree", "c"])
     assert bundle.manifest["float_operations"] == {}
     assert bundle.manifest["rounding"] == rounding
     inputs, outputs = bundle.vectors()
-    assert [x.dtype for x in (*inputs, *outputs)] == [np.int16 if "16" in rule else np.int8] * 2
+    assert [x.dtype for x in (*inputs, *outputs)] == [given, np.int16 if "16" in rule else np.int8]
     got = iree.run(iree.compile_artifact(bundle.artifact), inputs)
     np.testing.assert_array_equal(got[0], outputs[0])
     assert verify(bundle.path, ["c"]).rows[0].status == "exact"

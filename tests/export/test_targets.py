@@ -35,7 +35,7 @@ def conv(rule):
         (dense("w8,aint16"), "litert", "input", "int8/tensor/affine"),
         (dense("w8"), "tflm", "input", "int8"),
         (dense("w4,a8"), "iree-vmvx", "weight", "int5/channel/sym"),
-        (dense("w4/g32,a8"), "c", "weight", "int4/channel/sym"),
+        (conv("w4/g2,a8"), "c", "weight", "int4/channel/sym"),
         (dense("w8,auint8"), "cortex-m4", "input", "int8/tensor/affine"),
     ],
 )

@@ -21,9 +21,10 @@ from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
 from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.integer import long_rows
-from lowbit.interpret.integer.compute import AFFINE_BITS, NEAREST, NORM_BITS
+from lowbit.interpret.integer.compute import AFFINE_BITS, NEAREST, NORM_BITS, reach_of_spec
 from lowbit.interpret.integer.constants import result_scale
 from lowbit.interpret.integer.flat import Constants, Var
+from lowbit.interpret.integer.grouped import Grouped, grouped, multipliers
 from lowbit.interpret.integer.nodes import Node, Program
 from lowbit.interpret.integer.plans import program_for
 from lowbit.interpret.integer.run import evaluate, indices, tabulated
@@ -174,9 +175,11 @@ class _Maker:
         at = 0 if equation.ins[1].is_data else 1
         step, addend = self.steps(node)
         x_scale = np.float64(self.grid(node.ins[0]).scale[0])
-        factor = np.asarray(step / (np.asarray(result_scale(equation, weight), np.float64) * x_scale))
+        groups = self.groups(node, weight)
+        unit = result_scale(equation, weight) if groups is None else multipliers(groups, weight)[1]
+        factor = np.asarray(step / (np.asarray(unit, np.float64) * x_scale))
         matmul = Matmul.of(equation.eqn)
-        dense = Dense.of(matmul, x.ndim, weight) if at == 1 else None
+        dense = Dense.of(matmul, x.ndim, weight) if at == 1 and groups is None else None
         if dense is not None:
             flat, shift = dense.flat(factor, rank), dense.flat(addend, rank)
             if flat is not None and shift is not None:
@@ -186,6 +189,12 @@ class _Maker:
             functools.partial(in_float32, matmul, dtype=jnp.float32), x, weight, factor, at, _channel(node, weight)
         )
         return _affine(y, factor, addend)
+
+    def groups(self, node: Node, weight: QTensor) -> Grouped | None:
+        """How a dot's weight is cut into groups, if it is."""
+        spec = self.sites[self.program.grids[node.ins[0]]].spec
+        assert spec is not None
+        return grouped(node.equations[0], weight, reach_of_spec(spec), spec.format.bits)
 
     def rebuilt(self, node: Node, values: Sequence[Array]) -> Array:
         """A linear node whose parameters are dropped: its sum, times its factor, plus its addend."""

@@ -55,11 +55,17 @@ def matmul(
     Args:
         equation: the operation.
         codes: of both operands.
-        zeros: their int32 zero points, scalars; that of a weight is 0.
+        zeros: their int32 zero points: scalars, or of a dot's weight one per channel, of its rank.
         reaches: the largest magnitude of ``code - zero`` of each.
         carried: whether integers are carried in float32 (exactly) instead of multiplied as int8.
     """
-    operation = Matmul.of(equation.eqn)
+    return product(Matmul.of(equation.eqn), codes, zeros, reaches, carried=carried)
+
+
+def product(
+    operation: Matmul, codes: Sequence[CodeArray], zeros: Sequence[Array], reaches: Sequence[float], *, carried: bool
+) -> Int32[Array, "..."]:
+    """Returns `matmul` of a primitive and its parameters."""
     if carried:
         left, right = ((c.astype(jnp.int32) - z).astype(jnp.float32) for c, z in zip(codes, zeros, strict=True))
         return exact_sum(operation, left, right, reaches[0] * reaches[1])
@@ -68,11 +74,12 @@ def matmul(
         return _convolution(operation, left, right, zeros[0])
     numbers = dict(operation.params)["dimension_numbers"]
     (lc, rc), _ = numbers
-    product = operation.accumulate_in(left, right, jnp.int32)
+    total = operation.accumulate_in(left, right, jnp.int32)
     sums = [jnp.sum(x.astype(jnp.int32), axis=tuple(axes), keepdims=True) for x, axes in ((left, lc), (right, rc))]
     of_left, of_right = left_to_result(numbers, sums[0], right.ndim), right_to_result(numbers, sums[1], left.ndim)
     count = jnp.int32(contracted_size(operation, left, right))
-    return product - zeros[0] * of_right - zeros[1] * of_left + count * zeros[0] * zeros[1]
+    zero = zeros[1] if zeros[1].ndim == 0 else right_to_result(numbers, zeros[1], left.ndim)
+    return total - zeros[0] * of_right - zero * of_left + count * zeros[0] * zero
 
 
 def left_to_result(dimension_numbers: Any, kept: Array, right_rank: int) -> Array:

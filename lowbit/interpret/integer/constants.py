@@ -25,6 +25,7 @@ from . import long_rows
 from .compute import AFFINE_BITS, NORM_BITS, SOFTMAX_BITS, left_to_result
 from .fixed import fixed_points
 from .flat import Constants, Equation, Var
+from .grouped import grouped, multipliers
 from .long import BEND_BITS, MOST, PIECE_BITS, PIECES
 from .long_rows import EXP_BITS
 from .nodes import LINEAR, Node, Program
@@ -72,6 +73,10 @@ class _Maker:
         self.spec = specs[program.grids[node.out]]
         self.inverse = 1.0 / self.scale
         self.is_long = any(spec.format.bits > 8 for spec in self.in_specs)
+        self.groups = None
+        if node.kind in ("dot", "conv") and len(node.ins) == 1:
+            given = self.in_specs[0]
+            self.groups = grouped(node.equations[0], weights[node.path], reach_of_spec(given), given.format.bits)
         self.norm_bits = long_rows.NORM_BITS if self.is_long else NORM_BITS
 
     def __call__(self) -> dict[str, Array]:
@@ -118,7 +123,7 @@ class _Maker:
         q, right = fixed_points(rounded_product(step, self.inverse))
         inverse = 1.0 / jnp.where(step == 0, 1.0, step)
         wanted = nearest_even(rounded_product(shift, inverse))
-        is_long = self.is_long and self.node.kind in ("dot", "conv")
+        is_long = self.groups is not None or (self.is_long and self.node.kind in ("dot", "conv"))
         limit = MOST / 2 if is_long else min(_MOST_BIAS, 0.99 * (2.0**31 - self.reach()))
         fits = (jnp.abs(wanted) <= limit) & (step != 0)
         bias = jnp.where(fits, wanted, 0.0)
@@ -126,6 +131,8 @@ class _Maker:
         rest = jnp.where(fits, 0.0, jnp.broadcast_to(beyond, fits.shape))
         offset = self.zero.astype(jnp.int32) + rest.astype(jnp.int32)
         made = {"multiplier": q, "shift": right, "offset": offset}
+        if self.groups is not None:
+            made["groups"], _ = multipliers(self.groups, self.weights[self.node.path])
         if not is_long:
             return made | {"bias": bias.astype(jnp.int32)}
         high = jnp.floor(bias * 2.0**-8)
@@ -160,6 +167,8 @@ class _Maker:
         if kind in ("dot", "conv"):
             if len(node.ins) == 2:
                 return rounded_product(self.ins[0][0], self.ins[1][0])
+            if self.groups is not None:
+                return rounded_product(multipliers(self.groups, self.weights[node.path])[1], self.ins[0][0])
             return rounded_product(result_scale(node.equations[0], self.weights[node.path]), self.ins[0][0])
         if kind == "product":
             return rounded_product(self.ins[0][0], self.ins[1][0])

@@ -15,7 +15,6 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
-from lowbit.interpret.layout import reach_of_spec
 from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, site_key, statistics_of
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
@@ -239,8 +238,8 @@ def _specs(plan: Plan) -> dict[str, Spec]:
     return {path: site.spec for path, site in plan.grids().items() if site.spec is not None}
 
 
-def _weight_codes(weights: Mapping[str, QTensor]) -> dict[str, tuple[Array, float]]:
-    return {path: (unpack(q).encode().codes, reach_of_spec(q.spec)) for path, q in weights.items()}
+def _weight_codes(weights: Mapping[str, QTensor]) -> dict[str, QTensor]:
+    return {path: unpack(q).encode() for path, q in weights.items()}
 
 
 def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> Plan:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lowbit.core.quantizer import Quantizer
-from lowbit.core.spec import Operand, Spec
+from lowbit.core.spec import Channel, Group, Operand, Spec, Tensor
 from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site, Step
 
@@ -167,12 +167,13 @@ def _check_row(row: Row) -> None:
         where = f"integer=True: the {site.role} of {row.path} ({row.source})"
         if site.spec is None:
             raise ValueError(f"{where} is left in float by the rule {row.rule!r}; give it a rule such as 'w8,a8'")
-        reason = _why_not(site.spec, is_weight=site.is_weight)
+        is_dot = row.primitive == "dot_general" and row.sites[1].is_weight
+        reason = _why_not(site.spec, is_weight=site.is_weight, is_dot=is_dot)
         if reason:
             raise ValueError(f"{where} is {site.spec.text}: {reason}")
 
 
-def _why_not(spec: Spec, *, is_weight: bool) -> str | None:
+def _why_not(spec: Spec, *, is_weight: bool, is_dot: bool) -> str | None:
     numbers = spec.format
     if not numbers.is_integer or not numbers.is_signed or numbers.low != int(numbers.low) or not numbers.has_rounding:
         return "codes must be signed integers, int2 to int8, or int16 of inputs"
@@ -182,8 +183,8 @@ def _why_not(spec: Spec, *, is_weight: bool) -> str | None:
         return "grids of 16 bits have no zero point, so that products of two fit 32 bits; use aint16"
     if spec.dynamic:
         return "a scale computed at run time is a float; use a static one"
-    if is_weight and not spec.symmetric:
-        return "weights must be symmetric; use /sym"
-    if is_weight and spec.granularity.text not in ("channel", "tensor"):
-        return "a weight's scale may differ between output channels only; use /channel or /tensor"
+    if is_weight and not spec.symmetric and not is_dot:
+        return "only a weight on the right of a dot may have zero points; use /sym"
+    if is_weight and not isinstance(spec.granularity, Channel | Tensor | (Group if is_dot else Tensor)):
+        return "its scale may differ between output channels, and of a weight on the right of a dot between groups; use /channel"
     return None

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
 from lowbit.interpret import compat
 
-from . import compute, long, long_rows
+from . import compute, grouped, long, long_rows
 from .fixed import Rounding
 from .flat import Constants, Equation, Var
 from .nodes import Node, Program
@@ -126,7 +127,7 @@ class Arithmetic:
         specs: by grid.
         rounding: how products are cut.
         found: from `lowbit.interpret.integer.constants.constants`, or packed.
-        weights: codes and zero point by operation.
+        weights: codes by operation.
         known: values of constants that are no parameters: predicates, indices.
         carried: whether dots are computed on integers carried in float32.
     """
@@ -137,7 +138,7 @@ class Arithmetic:
         specs: Mapping[str, Spec],
         rounding: Rounding,
         found: Mapping[str, Mapping[str, Any]],
-        weights: Mapping[str, Any],
+        weights: Mapping[str, QTensor],
         known: Constants,
         *,
         carried: bool,
@@ -157,7 +158,7 @@ class Arithmetic:
         """Returns the codes of a node that is neither an input, nor an index, nor a scan."""
         kind, c = node.kind, self.found.get(node.path, {})
         if kind == "lookup":
-            dtype, (table, _) = compute.code_dtype(self.spec(node.out)), self.weights[node.path]
+            dtype, table = compute.code_dtype(self.spec(node.out)), self.weights[node.path].codes
             return [compute.picked(node.equations[0], table, codes[0], c, self.rounding, dtype)]
         zeros = [self.zero(v) for v in node.ins]
         if kind == "move":
@@ -177,6 +178,14 @@ class Arithmetic:
             return [(long if is_long else compute).added(node, codes, zeros, c, self.rounding, dtype)]
         if kind in ("dot", "conv"):
             operands = self.operands(node, codes, zeros)
+            if "groups" in c:
+                spec = self.spec(node.ins[0])
+                found = grouped.grouped(
+                    node.equations[0], self.weights[node.path], compute.reach_of_spec(spec), spec.format.bits
+                )
+                assert found is not None
+                acc = grouped.matmul(found, *operands, c, carried=self.carried)
+                return [long.linear(acc, c, self.rounding, dtype)]
             if is_long:
                 return [
                     long.linear(
@@ -196,10 +205,10 @@ class Arithmetic:
         reaches = [compute.reach_of_spec(self.spec(v)) for v in node.ins]
         if len(operands) == 1:
             at = 0 if node.equations[0].ins[1].is_data else 1
-            weight, reach = self.weights[node.path]
-            operands.insert(at, weight)
-            offsets.insert(at, jnp.int32(0))
-            reaches.insert(at, reach)
+            weight = self.weights[node.path]
+            operands.insert(at, weight.codes)
+            offsets.insert(at, jnp.int32(0) if weight.zero is None else weight.zero.astype(jnp.int32))
+            reaches.insert(at, compute.reach_of_spec(weight.spec))
         return operands, offsets, reaches
 
     def accumulator(
