@@ -29,7 +29,7 @@ from lowbit.adapters.linen import LinenFunction
 from lowbit.adapters.nnx import NNXFunction
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
-from lowbit.interpret.trace import Model
+from lowbit.interpret.trace import Model, trace
 from lowbit.packed.bits import unpack
 from lowbit.packed.files import decode_tensors, encode_tensors
 from lowbit.packed.trees import QParams
@@ -39,6 +39,7 @@ from lowbit.plan.rows import Plan
 from . import forms, integer, signature, stablehlo, symbolic
 from .fold import fold
 from .folder import fresh, sha256
+from .last_step import last_steps
 from .refusals import check, table
 from .sites import sites
 from .storage import stored_width
@@ -180,6 +181,10 @@ def export(
     allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
     is_rounded = any(each.steps for each in chosen) and not plan.is_full_integer
     conditioning = signature.conditioning(run, call, vectors, want) if is_rounded and allowed is None else allowed
+    if is_rounded and conditioning is not None:
+        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
+        steps = last_steps(plan, traced, qparams)
+        conditioning = [max(a, b or 0.0) for a, b in zip(conditioning, steps, strict=True)]
     tensors = {f"input{i}": x for i, x in enumerate(vectors)} | {f"output{i}": y for i, y in enumerate(want)}
     inputs = signature.described(call.names, shapes)
     outputs = signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes))
