@@ -1,7 +1,9 @@
 """IREE: compile a portable artifact for this machine's CPU or another's, and run it."""
 
 import importlib.util
+import io
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,6 +76,18 @@ def compile_artifact(
             errors = [line for line in str(error).splitlines() if "error:" in line]
             raise ValueError(f"IREE rejects this module: {(errors or [str(error)])[0][:500]}") from None
         return target.read_bytes()
+
+
+def constant_bytes(compiled: bytes) -> int | None:
+    """Returns what a compiled module stores as constants, code apart; None where it is not the archive that IREE writes.
+
+    Constants of up to 256 bytes are in the code.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(compiled)) as archive:
+            return sum(entry.file_size for entry in archive.infolist() if entry.filename.endswith(".bin"))
+    except zipfile.BadZipFile:
+        return None
 
 
 def run(compiled: bytes, args: Sequence[np.ndarray], *, entry: str = "main") -> list[np.ndarray]:

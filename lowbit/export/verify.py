@@ -28,6 +28,9 @@ _CODE_BYTES_PER_OPERATION = 4 * 1024
 """What a compiled file may take beside its constants. Measured with IREE 3.13 for x86-64: 11 kB for two dense layers, 20 kB
 for a CNN of two convolutions and two dense layers; 1 to 3 kB for each further operation; 31 kB more where the batch is open."""
 
+_ALIGNED_BYTES_PER_OPERATION = 512
+"""IREE begins each constant at a multiple of 64 bytes; an operation has a handful: codes, bias, multipliers, sums."""
+
 _SLOW = 20_000_000
 """Multiply-adds from which StableHLO's interpreter (about a million a second) runs only when asked for."""
 
@@ -52,8 +55,8 @@ class Row:
         unit: of the difference: ``steps`` of the output's scale, or ``absolute``.
         share: of output elements that differ.
         bytes: of the compiled file; None where there is none.
-        bits_per_weight: found in the compiled file, scales not counted; where the tool does not show them, of the whole
-            file but for other constants: an upper bound.
+        bits_per_weight: found in the compiled file, scales not counted; where the tool does not show them, all of its
+            constants, or the whole file, over the number of weights: an upper bound.
         detail: why, and what to install.
         version: of the tool.
         measured: what else the run found, by name with unit: ``flash_bytes``, ``ram_bytes``, ``microseconds``.
@@ -173,11 +176,17 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
     row = dataclasses.replace(base, version=tool, measured=ran.measured, **found)
     if ran.compiled is None:
         return row
-    bits = stored_bits(bundle.manifest, ran.compiled) if ran.stored is None else bits_per_weight(ran.stored)
-    row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=bits)
     detail = widened(bundle.manifest, target, ran.stored or ())
-    if (limit := size_limit(bundle.manifest)) < ran.compiled:
-        detail = f"the compiled file takes {ran.compiled:,} bytes, {limit:,} are enough: weights were widened"
+    if ran.stored is not None:
+        bits = bits_per_weight(ran.stored)
+    else:
+        what, size = (
+            ("compiled file takes", ran.compiled) if ran.constants is None else ("constants take", ran.constants)
+        )
+        limit = size_limit(bundle.manifest, has_code=ran.constants is None)
+        bits = stored_bits(bundle.manifest, size)
+        detail = f"the {what} {size:,} bytes, {limit:,} are enough: weights were widened" if size > limit else ""
+    row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=bits)
     return dataclasses.replace(row, status="inflated", detail=detail) if detail and not row.is_failure else row
 
 
@@ -223,19 +232,24 @@ def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(is_same, 0.0, np.where(np.isnan(distance), np.inf, distance))
 
 
-def size_limit(manifest: dict[str, Any]) -> int:
-    """Returns the bytes that a compiled file may take: its constants at their own width, and code."""
+def size_limit(manifest: dict[str, Any], *, has_code: bool = True) -> int:
+    """Returns the bytes that a compiled file may take: its constants at their own width, and code.
+
+    Args:
+        manifest: of the bundle.
+        has_code: without it, the constants alone, each from an address of its own.
+    """
+    if not has_code:
+        return manifest["constant_bytes"] + _ALIGNED_BYTES_PER_OPERATION * len(manifest["plan"]["rows"])
     is_symbolic = any(isinstance(n, str) for entry in manifest["inputs"] for n in entry["shape"])
     code = _CODE_BYTES * (2 if is_symbolic else 1) + _CODE_BYTES_PER_OPERATION * len(manifest["plan"]["rows"])
     return manifest["constant_bytes"] + code
 
 
 def stored_bits(manifest: dict[str, Any], compiled: int) -> float | None:
-    """Returns the bits per weight of a compiled file, code counted in: an upper bound. None without weights."""
-    counts = [int(np.prod(entry["shape"])) for entry in manifest["weights"]]
-    packed = sum(n * entry["stored_bits"] for n, entry in zip(counts, manifest["weights"], strict=True))
-    rest = max(8 * manifest["constant_bytes"] - packed, 0)
-    return (8 * compiled - rest) / sum(counts) if sum(counts) else None
+    """Returns the bits per weight of a compiled file, all else counted in: an upper bound. None without weights."""
+    count = sum(int(np.prod(entry["shape"])) for entry in manifest["weights"])
+    return 8 * compiled / count if count else None
 
 
 def _why_not_interpreted(bundle: Bundle, *, is_asked: bool) -> str:

@@ -26,12 +26,14 @@ class Ran:
         compiled: bytes of the compiled file; None where there is none.
         stored: the weights that the runner itself found inside the compiled file; None leaves the estimate to its size.
         measured: what else it found, by name with unit: ``{"flash_bytes": 147_134, "ram_bytes": 3_072}``.
+        constants: bytes of the constants in the compiled file, code apart; None where the tool does not show them.
     """
 
     outputs: Sequence[np.ndarray] | None
     compiled: int | None = None
     stored: Sequence[Stored] | None = None
     measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    constants: int | None = None
 
 
 Run = Callable[[Bundle, Sequence[Any]], Ran]

@@ -45,13 +45,17 @@ def run_on_aarch64(compiled: bytes, args: Sequence[np.ndarray], count: int) -> l
 def on_aarch64(bundle: Bundle, artifact: bytes, inputs: Sequence[np.ndarray]) -> Ran:
     """Returns what 64-bit Arm makes of an artifact with the bundle's signature."""
     compiled = iree.compile_artifact(artifact, machine="aarch64")
-    return Ran(run_on_aarch64(compiled, inputs, len(bundle.manifest["outputs"])), len(compiled))
+    return Ran(
+        run_on_aarch64(compiled, inputs, len(bundle.manifest["outputs"])),
+        len(compiled),
+        constants=iree.constant_bytes(compiled),
+    )
 
 
 def _on(backend: str) -> Run:
     def run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
         compiled = iree.compile_artifact(bundle.artifact, backend=backend)
-        return Ran(iree.run(compiled, inputs), len(compiled))
+        return Ran(iree.run(compiled, inputs), len(compiled), constants=iree.constant_bytes(compiled))
 
     return run
 

@@ -19,7 +19,7 @@ def _xla(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
 
 def _iree(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
     compiled = iree.compile_artifact((bundle.path / ARTIFACT).read_bytes())
-    return Ran(iree.run(compiled, inputs), len(compiled))
+    return Ran(iree.run(compiled, inputs), len(compiled), constants=iree.constant_bytes(compiled))
 
 
 def _aarch64(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
