@@ -68,6 +68,7 @@ class _Placer:
         self.made: dict[Var, Node] = {}
         self.counts: dict[tuple[str, str], int] = {}
         self.done: set[Equation] = set()
+        self.inside: set[Equation] = set()  # templates
         self.indices: set[Var] = set()  # integers that depend on integers alone
         self.inner: set[Var] = set()  # carries and slices at the start of a turn
 
@@ -156,11 +157,11 @@ class _Placer:
 
     def run(self, equations: list[Equation], nodes: list[Node]) -> None:
         found = {e: f for e in equations if (f := templates.find(e, self.order, self.readers)) is not None}
-        inside = {e for f in found.values() for e in f.equations}
+        self.inside |= {e for f in found.values() for e in f.equations}
         for equation in equations:
             if equation in found:
                 self.template(equation, found[equation], nodes)
-            elif equation in inside or equation in self.done or not any(v.is_data for v in equation.ins):
+            elif equation in self.inside or equation in self.done or not any(v.is_data for v in equation.ins):
                 continue
             else:
                 self.rule(equation)(equation, nodes)
@@ -255,9 +256,9 @@ class _Placer:
         return self.add(nodes, kind, ins, [out], equations, chain=chain, clips=clips, **rest)
 
     def follower(self, out: Var, last: Equation) -> Equation | None:
-        """The one equation that reads ``out``, in the same loop."""
+        """The one equation that reads ``out``, in the same loop and in no template."""
         readers = self.readers.get(out, [])
-        if len(readers) != 1 or readers[0] is None or readers[0].scope is not last.scope:
+        if len(readers) != 1 or readers[0] is None or readers[0].scope is not last.scope or readers[0] in self.inside:
             return None
         return readers[0]
 

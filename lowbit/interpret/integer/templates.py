@@ -189,7 +189,7 @@ def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> E
 
 def _added_mask(x: Var, add: Equation, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
     constants = [v for v in add.ins if not v.is_data]
-    value = written_value(constants[0]) if len(constants) == 1 else None
+    value = _whole_value(constants[0]) if len(constants) == 1 else None
     if value is None or not bool(np.any(value <= MASKED)) or any(r not in equations for r in readers.get(x, [])):
         return None
     if not bool(np.all((value <= MASKED) | (value == 0))):
@@ -315,6 +315,18 @@ def written_value(var: Var) -> Any:
         return None
     with jax.ensure_compile_time_eval():
         return np.asarray(compat.rebind(var.source.eqn, [jnp.asarray(v) for v in values])[0])
+
+
+def _whole_value(var: Var) -> Any:
+    """The value of a constant that depends on no parameter, of its own shape; None for others."""
+    if var.source is None:
+        return None if var.value is None or is_traced(var.value) else np.asarray(var.value)
+    values = [_whole_value(v) for v in var.source.ins]
+    if any(v is None for v in values):
+        return None
+    with jax.ensure_compile_time_eval():
+        found = compat.rebind(var.source.eqn, [jnp.asarray(v) for v in values])
+    return np.asarray(found[var.source.outs.index(var)])
 
 
 def _unspread(var: Var) -> tuple[Var, tuple[int, ...], list[Equation]]:
