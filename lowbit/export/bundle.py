@@ -8,7 +8,7 @@
                          holds an artifact holds it deflated as well
     vectors.safetensors  inputs, and the outputs that `lowbit.execute` gives for them
     manifest.json        signatures, plan, weights, sizes, tool versions, sha256 of every file
-    <form>/...           the same model for tools that read no StableHLO, where a target asks for it: `lowbit.export.forms`
+    <form>/...           the same model in another form, where a target asks for it: `lowbit.export.forms`
 
 StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and bytecode; deflated they take their bits.
 """

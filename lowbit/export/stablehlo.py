@@ -1,9 +1,10 @@
-"""StableHLO of a traced function: text, portable artifact, and what is inside. The one file that touches jaxlib's MLIR.
+"""StableHLO of a traced function: text, portable artifact, and what is inside.
 
-jax has no public way to read a module's operations or to choose the version of a portable artifact; the context comes
-from the public `jax.interpreters.mlir.make_ir_context`. Every function here takes text, or a module as `module` makes it,
-and works on a copy, because jaxlib's serializer rewrites the module it is given, in place. A copy shares its constants,
-which belong to the context.
+This file and `lowbit.export.quantized_types` are all that touches jaxlib's MLIR. jax has no public way to read a module's
+operations or to choose the version of a portable artifact; the context comes from the public
+`jax.interpreters.mlir.make_ir_context`. Every function here takes text, or a module as `module` makes it, and works on a
+copy, because jaxlib's serializer rewrites the module it is given, in place. A copy shares its constants, which belong to the
+context.
 """
 
 import collections
@@ -45,7 +46,7 @@ def module(function: Callable[..., Any], args: Sequence[Any], name: str) -> ir.M
             made = ir.Module.parse(jax.export.export(jitted)(*args).mlir_module())
     else:
         made: Any = jitted.lower(*args).compiler_ir("stablehlo")
-    _register_passes()
+    register_passes()
     with _copy(made) as module:
         PassManager.parse(_LEGALIZE).run(module.operation)  # erf and the like: no compiler but XLA has them
         _erase_shape_assertions(module)
@@ -59,7 +60,7 @@ def module(function: Callable[..., Any], args: Sequence[Any], name: str) -> ir.M
 @contextlib.contextmanager
 def _copy(code: str | ir.Module) -> Iterator[ir.Module]:
     """Gives a module of one's own, in its context."""
-    with mlir.make_ir_context() if isinstance(code, str) else code.context, ir.Location.unknown():
+    with new_context() if isinstance(code, str) else code.context, ir.Location.unknown():
         if isinstance(code, str):
             yield ir.Module.parse(code)
             return
@@ -83,6 +84,24 @@ def print_text(module: ir.Module, stream: io.BufferedIOBase) -> None:
     module.operation.print(file=stream, binary=True, large_elements_limit=None)
 
 
+def load_quantized_types(context: Any) -> None:
+    """Lets a context read ``!quant.uniform``: jax registers no such dialect, and reading any artifact does."""
+    stablehlo.deserialize_portable_artifact(context, _empty())
+
+
+@functools.cache
+def _empty() -> bytes:
+    with mlir.make_ir_context(), ir.Location.unknown():
+        return stablehlo.serialize_portable_artifact(ir.Module.parse("module {}"), VERSION)
+
+
+def new_context() -> Any:
+    """Returns an MLIR context that reads StableHLO with quantized types."""
+    context = mlir.make_ir_context()
+    load_quantized_types(context)
+    return context
+
+
 def _erase_shape_assertions(module: Any) -> None:
     """Removes what jax writes for symbolic dimensions (they are at least 1): calls that only XLA knows."""
     found = []
@@ -98,7 +117,8 @@ def _erase_shape_assertions(module: Any) -> None:
 
 
 @functools.cache
-def _register_passes() -> None:
+def register_passes() -> None:
+    """Makes StableHLO's passes known to MLIR, once."""
     stablehlo.register_stablehlo_passes()
 
 
@@ -135,7 +155,7 @@ def artifact(code: str | ir.Module, version: str) -> bytes:
         except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
             newest = stablehlo.get_current_version()
             raise ValueError(
-                f"this model cannot be written for StableHLO {version}: {_first_line(error)}; pass a newer version=, up "
+                f"this model cannot be written for StableHLO {version}: {first_line(error)}; pass a newer version=, up "
                 f"to {newest}"
             ) from None
         stablehlo.deserialize_portable_artifact(module.context, data)
@@ -148,17 +168,16 @@ def text_of(data: bytes) -> str:
     Raises:
         ValueError: if it is none.
     """
-    with mlir.make_ir_context() as context, ir.Location.unknown():
+    with new_context() as context, ir.Location.unknown():
         try:
             module = stablehlo.deserialize_portable_artifact(context, data)
         except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
-            raise ValueError(
-                f"not a StableHLO portable artifact that this jaxlib reads: {_first_line(error)}"
-            ) from None
+            raise ValueError(f"not a StableHLO portable artifact that this jaxlib reads: {first_line(error)}") from None
         return str(module.operation.get_asm(large_elements_limit=None))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -314,7 +333,9 @@ def _element_and_shape(kind: Any) -> tuple[str, tuple[int, ...]]:
     if not str(kind).startswith("tensor<"):
         return str(kind), ()
     ranked = ir.RankedTensorType(kind)
-    return str(ranked.element_type), tuple(ranked.shape)
+    word = str(ranked.element_type)
+    storage = word.removeprefix("!quant.uniform<")
+    return (word if storage == word else re.split("[<:]", storage)[0]), tuple(ranked.shape)
 
 
 def _width(element: str) -> int:
@@ -374,11 +395,11 @@ def run_in_interpreter(text: str, args: Sequence[Any]) -> list[np.ndarray]:
     Raises:
         ValueError: if it cannot run the module.
     """
-    with mlir.make_ir_context(), ir.Location.unknown():
+    with new_context(), ir.Location.unknown():
         buffers: list[Any] = [np.ascontiguousarray(x) for x in args]
         values = [ir.DenseElementsAttr.get(buffer) for buffer in buffers]
         try:
             outs = stablehlo.eval_module(ir.Module.parse(text), values)
         except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
-            raise ValueError(f"the interpreter cannot run this module: {_first_line(error)}") from None
+            raise ValueError(f"the interpreter cannot run this module: {first_line(error)}") from None
         return [np.array(ir.DenseElementsAttr(out)) for out in outs]

@@ -161,6 +161,18 @@ _C = {
         ("gather", ("tensor", "channel")),
     )
 }
+_TYPED = {
+    name: Holds(
+        ("int2", "int3", "int4", "int5", "int6", "int7", "int8"),
+        {"*": ("tensor", "channel")},
+        has_affine_weights=False,
+        inputs=("float", "int2", "int3", "int4", "int5", "int6", "int7", "int8"),
+        input_granularity=("tensor",),
+        has_dynamic_inputs=False,
+        note="a right operand has no zero point, and scales along one axis",
+    )
+    for name in ("dot_general", "conv_general_dilated")
+}
 _DYNAMIC_RESHAPE = {
     "stablehlo.dynamic_reshape": "reshape an array with a symbolic dimension: contract both axes in one einsum, take a mean"
 }
@@ -171,6 +183,7 @@ _AARCH64_INSTALL = (
 _AARCH64_PROGRAMS = "qemu-aarch64", "aarch64-linux-gnu-gcc"  # the second comes with the libraries that the first loads
 _AARCH64_FILES = ("iree-aarch64/iree/_runtime_libs/iree-run-module",)
 _BYTES = Holds(("int5", "int6", "int7", "int8", "uint8"), note="2-bit and 4-bit views of memory do not compile")
+_ROUNDED = "exact sums; rescaled in float32, zero point added before rounding to even, as StableHLO lowers these types"
 
 TARGETS = {
     target.name: target
@@ -200,6 +213,13 @@ TARGETS = {
         Target(
             "iree-universal", "universal", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
             _EVERYTHING, steps=1, note="float operations on integer weights: sums are rounded",
+        ),
+        *(Target(f"{name}-quantized", "quantized", "jaxlib", ("jax",), "pip install lowbit", _TYPED, steps=1, rounding="exact", note=_ROUNDED)
+          for name in ("xla", "interpreter")),
+        Target(
+            "iree-quantized", "quantized", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+            {name: dataclasses.replace(holds, weights=_BYTES.weights[:4], note="it rejects some shapes of 4-bit weights behind a type") for name, holds in _TYPED.items()},
+            steps=1, rounding="exact", note=_ROUNDED,
         ),
         Target(
             "iree-aarch64-universal", "universal", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,

@@ -160,7 +160,7 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
     if needed := missing(target):
         return dataclasses.replace(base, detail=f"{needed} is not installed: {target.install}")
     tool = version(target)
-    if target.name == "interpreter" and (reason := _why_not_interpreted(bundle, is_asked=is_asked)):
+    if target.name.startswith("interpreter") and (reason := _why_not_interpreted(bundle, is_asked=is_asked)):
         return dataclasses.replace(base, detail=reason, version=tool)
     inputs, wanted = bundle.vectors()
     try:

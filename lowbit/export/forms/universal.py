@@ -4,8 +4,9 @@ import functools
 from collections.abc import Mapping
 
 from lowbit.export import stablehlo
+from lowbit.export.codes import shapes
 from lowbit.export.folder import Content
-from lowbit.export.universal import shapes, universal_function
+from lowbit.export.universal import universal_function
 
 from . import Lowered
 

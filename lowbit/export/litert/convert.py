@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from lowbit.export import stablehlo
+from lowbit.export.codes import shapes
 from lowbit.export.forms import Lowered
-from lowbit.export.universal import shapes, universal_jaxpr
+from lowbit.export.universal import universal_jaxpr
 
 from . import is_installed, work
 from .audit import Contents

@@ -8,26 +8,18 @@ The integers and scales are those of the served form. Its accumulators are not: 
 by a few roundings, so that a value close to the middle between two steps may land on the other one.
 """
 
-import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from lowbit.core.qtensor import QTensor
 from lowbit.export import composites, lowering
-from lowbit.export.fold import fold
+from lowbit.export.codes import program, shapes
 from lowbit.export.forms import Lowered
-from lowbit.interpret.trace import trace
-from lowbit.packed.bits import unpack
+from lowbit.interpret.trace import Trace
+from lowbit.packed.trees import QParams
 
 from . import full_integer, ordinary
-
-
-def shapes(lowered: Lowered) -> list[jax.ShapeDtypeStruct]:
-    """Returns the module's inputs."""
-    return [jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"])) for x in lowered.inputs]
 
 
 def universal_jaxpr(lowered: Lowered) -> Any:
@@ -54,24 +46,10 @@ def universal_function(
     Raises:
         ValueError: where the form cannot hold the model.
     """
-    leaves, tree = jax.tree.flatten(lowered.qparams, is_leaf=lambda x: isinstance(x, QTensor))
-    leaves = [unpack(leaf) if isinstance(leaf, QTensor) else leaf for leaf in leaves]
-    codes = [leaf.codes for leaf in leaves if isinstance(leaf, QTensor)]
-    levels = {path: state["codes"] for path, state in lowered.qparams.sites.items() if "codes" in state}
 
-    def function(codes: Sequence[Any], levels: dict[str, Any], *inputs: Any) -> list[Any]:
-        # Integers are traced and stay in the program; what depends on scales alone is a value, as composites need it.
-        with jax.ensure_compile_time_eval():
-            rest = iter(codes)
-            filled = [dataclasses.replace(x, codes=next(rest)) if isinstance(x, QTensor) else x for x in leaves]
-            qparams = jax.tree.unflatten(tree, filled)
-            sites = {path: {**s, "codes": levels[path]} if path in levels else s for path, s in qparams.sites.items()}
-            qparams = dataclasses.replace(qparams, sites=sites)
-            call, has_codes = lowered.call, lowered.has_integer_io
-            traced = trace(lowered.fn, qparams.params, call.arguments(inputs), dict(call.kwargs), has_codes=has_codes)
-            if lowered.plan.is_full_integer:
-                return full_integer.results(lowered.plan, traced, qparams, has_integer_io=has_codes)
-            return ordinary.results(lowered.plan, traced, qparams)
+    def results(traced: Trace, qparams: QParams) -> list[Any]:
+        if lowered.plan.is_full_integer:
+            return full_integer.results(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)
+        return ordinary.results(lowered.plan, traced, qparams)
 
-    closed = jax.make_jaxpr(function)(codes, levels, *shapes(lowered))
-    return fold(closed, jax.tree.leaves((codes, levels)), kept=composites.NAMES, rewritten=rewritten)
+    return program(lowered, results, kept=composites.NAMES, rewritten=rewritten)

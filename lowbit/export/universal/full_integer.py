@@ -122,7 +122,7 @@ class _Maker:
 
     def value(self, node: Node, values: Sequence[Array]) -> Array:
         """The value of a node before it is rounded to its grid."""
-        weight = self.weight(node)
+        weight = weight_of(node, self.plan, self.qparams, self.known)
         if node.kind == "lookup":
             assert weight is not None
             table = weight_value(weight, weight_grid(weight))
@@ -141,14 +141,6 @@ class _Maker:
             operands = [env[v] if v in env else self.known.value(v) for v in equation.ins]
             env.update(zip(equation.outs, compat.rebind(equation.eqn, operands), strict=True))
         return env[node.out]
-
-    def weight(self, node: Node) -> QTensor | None:
-        """The weight of an operation, as it takes it."""
-        if node.op is None or (site := self.plan[node.path].weight) is None:
-            return None
-        if site.kind != "leaf":
-            return self.qparams.sites[node.path]["weight"]
-        return self.known.raw(next(v for v in node.equations[0].ins if not v.is_data))
 
     def moved(self, node: Node, x: Array) -> list[Any]:
         equation = node.equations[0]
@@ -243,6 +235,15 @@ class _Maker:
         if high < grid.bounds[1]:
             y = jnp.minimum(y, np.float32(high - zero) * scale)
         return y
+
+
+def weight_of(node: Node, plan: Plan, qparams: QParams, known: Constants) -> QTensor | None:
+    """Returns the weight of an operation, as it takes it; None of a node that has none."""
+    if node.op is None or (site := plan[node.path].weight) is None:
+        return None
+    if site.kind != "leaf":
+        return qparams.sites[node.path]["weight"]
+    return known.raw(next(v for v in node.equations[0].ins if not v.is_data))
 
 
 _UNIT = np.ones(())

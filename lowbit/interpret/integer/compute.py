@@ -113,13 +113,18 @@ def summed(equation: Equation, x: CodeArray, zero: Array) -> Int32[Array, "..."]
     return compat.rebind(equation.eqn, [x.astype(jnp.int32) - zero])[0]
 
 
+def joined(node: Node, codes: Sequence[CodeArray], zeros: Sequence[Array], c: Mapping[str, Any]) -> Int32[Array, "..."]:
+    """Returns a sum, maximum or minimum of two tensors, in steps of the result's divided by ``2**shift``."""
+    parts = [(x.astype(jnp.int32) - z) * c[name] for x, z, name in zip(codes, zeros, ("left", "right"), strict=True)]
+    join = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}[node.kind]
+    return join(*parts)
+
+
 def added(
     node: Node, codes: Sequence[CodeArray], zeros: Sequence[Array], c: Mapping[str, Any], rounding: Rounding, dtype: Any
 ) -> CodeArray:
     """Returns the codes of a sum, maximum or minimum of two tensors: both rescaled by one power of two, rounded once."""
-    parts = [(x.astype(jnp.int32) - z) * c[name] for x, z, name in zip(codes, zeros, ("left", "right"), strict=True)]
-    join = {"add": jnp.add, "max": jnp.maximum, "min": jnp.minimum}[node.kind]
-    return clamped(rounding.shift(join(*parts), c["shift"]) + c["offset"], c, dtype)
+    return clamped(rounding.shift(joined(node, codes, zeros, c), c["shift"]) + c["offset"], c, dtype)
 
 
 def looked_up(codes: CodeArray, c: Mapping[str, Any], low: int) -> CodeArray:

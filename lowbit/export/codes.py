@@ -1,0 +1,58 @@
+"""A form's program, traced with integers as operands and scales as values."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.qtensor import QTensor
+from lowbit.export import lowering
+from lowbit.export.fold import fold
+from lowbit.export.forms import Lowered
+from lowbit.interpret.trace import Trace, trace
+from lowbit.packed.bits import unpack
+from lowbit.packed.trees import QParams
+
+Results = Callable[[Trace, QParams], list[Any]]
+"""``(trace of a call, unpacked parameters) -> flat results``; codes are traced, what depends on scales alone is a value."""
+
+
+def shapes(lowered: Lowered) -> list[jax.ShapeDtypeStruct]:
+    """Returns the module's inputs."""
+    return [jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"])) for x in lowered.inputs]
+
+
+def program(
+    lowered: Lowered, results: Results, *, kept: Collection[str], rewritten: Collection[str] = lowering.REWRITTEN
+) -> Callable[..., list[Any]]:
+    """Returns the function of the flat inputs, its constants folded.
+
+    Args:
+        lowered: what is exported.
+        results: the form's interpretation.
+        kept: primitives of the form, which stay in the program.
+        rewritten: primitives that are written as `lowbit.export.lowering` has them.
+    """
+    leaves, tree = jax.tree.flatten(lowered.qparams, is_leaf=lambda x: isinstance(x, QTensor))
+    leaves = [unpack(leaf) if isinstance(leaf, QTensor) else leaf for leaf in leaves]
+    codes = [leaf.codes for leaf in leaves if isinstance(leaf, QTensor)]
+    levels = {path: state["codes"] for path, state in lowered.qparams.sites.items() if "codes" in state}
+
+    def function(codes: Sequence[Any], levels: dict[str, Any], *inputs: Any) -> list[Any]:
+        # Integers are traced and stay in the program; what depends on scales alone is a value, as types need it.
+        with jax.ensure_compile_time_eval():
+            rest = iter(codes)
+            filled = [dataclasses.replace(x, codes=next(rest)) if isinstance(x, QTensor) else x for x in leaves]
+            qparams = jax.tree.unflatten(tree, filled)
+            sites = {path: {**s, "codes": levels[path]} if path in levels else s for path, s in qparams.sites.items()}
+            qparams = dataclasses.replace(qparams, sites=sites)
+            call = lowered.call
+            traced = trace(
+                lowered.fn, qparams.params, call.arguments(inputs), dict(call.kwargs), has_codes=lowered.has_integer_io
+            )
+            return results(traced, qparams)
+
+    closed = jax.make_jaxpr(function)(codes, levels, *shapes(lowered))
+    return fold(closed, jax.tree.leaves((codes, levels)), kept=kept, rewritten=rewritten)
