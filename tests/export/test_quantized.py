@@ -15,7 +15,8 @@ from lowbit.export import stablehlo
 from lowbit.export.forms.quantized import ARTIFACT
 from lowbit.export.quantized_types.checks import check, without_quantized_types
 from lowbit.export.quantized_types.types import QuantType
-from lowbit.export.targets import TARGETS, violations
+from lowbit.export.refusals import violations
+from lowbit.export.targets import TARGETS
 from lowbit.export.verify import verify
 
 from .cases import normal
