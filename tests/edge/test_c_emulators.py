@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
+from experiments.models import digits_transformer
 from lowbit.export.runners.c import run_cases
 from lowbit.export.verify import verify
 from tests.interpret.integer_models import WHOLE, audio_net
@@ -91,3 +92,14 @@ def test_whole_models_are_exact_everywhere(name, rule, rounding, tmp_path):
     for row in verify(bundle.path, targets).rows:
         assert row.status == "exact", row
         print(f"{name} {rule} {row.target}: {dict(row.measured)}, {row.bits_per_weight} bits per weight")
+
+
+def test_gcc_keeps_the_stores_of_a_transformer(tmp_path):
+    """GCC 12 for 64-bit Arm lost those of a norm's first stage, without a warning: see `lowbit.export.c.source`."""
+    model = digits_transformer.build(0)
+    args = model.state, jnp.asarray(np.random.default_rng(0).uniform(size=(16, 8, 8, 1)), jnp.float32)
+    plan = lb.bind(model.fn, {"**": "w8,a8"}, model.params, *args, integer=True)
+    qparams = lb.pack(plan, model.params, lb.init(model.fn, plan, model.params, *args))
+    bundle = lb.export(model.fn, plan, qparams, args, tmp_path / "b", integer_io=True, targets=["c-aarch64"])
+    (row,) = verify(bundle.path, ["c-aarch64"]).rows
+    assert row.status == "exact", row
