@@ -15,7 +15,7 @@ one per tensor 62.87 (silero's layers differ too much from channel to channel), 
 million instructions a clip in 8 bits, which is 131 million a second of sound: more than a Cortex-M4 at 100 MHz keeps up with.
 
 Activations of 16 bits, by `lowbit.execute` on the same 102 clips: w8a16 94.12, w4a16 92.46; the logits are off by 0.30 in the
-mean, of w8a8 by 0.80. What is left is the error of the weights.
+mean, of w8a8 by 0.80.
 """
 
 from experiments.config import Method
