@@ -79,15 +79,16 @@ def compile_artifact(
 
 
 def constant_bytes(compiled: bytes) -> int | None:
-    """Returns what a compiled module stores as constants, code apart; None where it is not the archive that IREE writes.
+    """Returns what a compiled module stores as constants, code apart; None where they lie with the code.
 
-    Constants of up to 256 bytes are in the code.
+    IREE writes an archive. Constants of up to 256 bytes are in its code, and all of them where they take a few kilobytes.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(compiled)) as archive:
-            return sum(entry.file_size for entry in archive.infolist() if entry.filename.endswith(".bin"))
+            sizes = [entry.file_size for entry in archive.infolist() if entry.filename.endswith(".bin")]
     except zipfile.BadZipFile:
         return None
+    return sum(sizes) if sizes else None
 
 
 def run(compiled: bytes, args: Sequence[np.ndarray], *, entry: str = "main") -> list[np.ndarray]:

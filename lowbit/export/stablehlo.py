@@ -57,12 +57,16 @@ def module(function: Callable[..., Any], args: Sequence[Any], name: str) -> ir.M
         return module
 
 
+_ARTIFACT = b"ML\xefR"  # how MLIR's bytecode begins
+
+
 @contextlib.contextmanager
-def _copy(code: str | ir.Module) -> Iterator[ir.Module]:
-    """Gives a module of one's own, in its context."""
-    with new_context() if isinstance(code, str) else code.context, ir.Location.unknown():
-        if isinstance(code, str):
-            yield ir.Module.parse(code)
+def _copy(code: str | bytes | ir.Module) -> Iterator[ir.Module]:
+    """Gives a module of one's own, in its context, from a module, text, or a portable artifact."""
+    with code.context if isinstance(code, ir.Module) else new_context() as context, ir.Location.unknown():
+        if not isinstance(code, ir.Module):
+            is_artifact = isinstance(code, bytes) and code.startswith(_ARTIFACT)
+            yield stablehlo.deserialize_portable_artifact(context, code) if is_artifact else ir.Module.parse(code)
             return
         copy, attributes = ir.Module.create(), code.operation.attributes
         for named in (attributes[i] for i in range(len(attributes))):
@@ -225,7 +229,7 @@ class Contents:
         return sum(constant.bits for constant in self.constants)
 
 
-def contents(code: str | ir.Module) -> Contents:
+def contents(code: str | bytes | ir.Module) -> Contents:
     """Returns the constants and operations of a module, nested regions and private functions included."""
     constants: list[Constant] = []
     operations: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -246,32 +250,13 @@ def contents(code: str | ir.Module) -> Contents:
     return Contents(tuple(constants), dict(operations))
 
 
-_ARTIFACT = b"ML\xefR"  # how MLIR's bytecode begins
 _NARROW = re.compile(r"\bu?i([24])\b")
 
 
-def has_ragged_rows(data: bytes) -> bool:
-    """Returns whether a constant of 2-bit or 4-bit integers has rows that end within a byte.
-
-    Args:
-        data: a portable artifact, or StableHLO text.
-    """
-    found: list[bool] = []
-
-    def visit(op: Any) -> Any:
-        if op.name == "stablehlo.constant":
-            element, shape = _element_and_shape(op.results[0].type)
-            narrow = _NARROW.search(element)
-            found.append(narrow is not None and bool(shape) and shape[-1] * int(narrow[1]) % 8 != 0)
-        return ir.WalkResult.ADVANCE
-
-    with mlir.make_ir_context() as context, ir.Location.unknown():
-        is_artifact = data.startswith(_ARTIFACT)
-        module = (
-            stablehlo.deserialize_portable_artifact(context, data) if is_artifact else ir.Module.parse(data.decode())
-        )
-        module.operation.walk(visit)
-    return any(found)
+def has_ragged_rows(code: str | bytes) -> bool:
+    """Returns whether a constant of 2-bit or 4-bit integers, in text or an artifact, has rows that end within a byte."""
+    found = ((_NARROW.search(constant.element), constant.shape) for constant in contents(code).constants)
+    return any(narrow is not None and shape and shape[-1] * int(narrow[1]) % 8 != 0 for narrow, shape in found)
 
 
 def float_operations(code: str | ir.Module) -> dict[str, list[str]]:

@@ -99,14 +99,18 @@ def test_an_inflated_file_fails(monkeypatch):
         assert row.is_failure == (status == "inflated")
 
 
-def test_inflated_constants_fail_whatever_the_code_takes(monkeypatch):
-    bundle = cases.mlp("w4,a8").bundle
+def test_inflated_constants_fail_whatever_the_code_takes(monkeypatch, tmp_path):
+    params, x = {"w": cases.normal(0, 256, 256)}, cases.normal(1, 4, 256)
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    plan = lb.bind(fn, {"**": "w4,a8"}, params, x)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+    bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "m")
     limit = verify.size_limit(bundle.manifest, has_code=False)
-    compiled = iree.compile_artifact(bundle.artifact)
-    found = iree.constant_bytes(compiled)
+    found = iree.constant_bytes(iree.compile_artifact(bundle.artifact))
     assert found is not None
-    assert (64 * 48) // 2 <= found <= limit < 64 * 48  # one of the two weights in 8 bits would be seen
+    assert 256 * 256 // 2 <= found <= limit < 256 * 256  # the weight in 8 bits would be seen
     assert iree.constant_bytes(b"no archive") is None
+    assert iree.constant_bytes(iree.compile_artifact(cases.mlp("w4,a8").bundle.artifact)) is None  # with the code
     for constants, status in ((limit, "exact"), (limit + 1, "inflated")):
         ran = Ran(bundle.vectors()[1], 1 << 20, constants=constants)
         monkeypatch.setitem(runners(), "iree", lambda bundle, inputs, ran=ran: ran)
