@@ -38,7 +38,7 @@ def cell(row: Mapping[str, Any]) -> str:
         return status
     said = f"{row['difference']:.1g}"
     if row["unit"] == "steps":
-        said += f" step{'' if row['difference'] == 1 else 's'}, {100 * row['share']:.2g} %"
+        said = f"{row['difference']:g} step{'' if row['difference'] == 1 else 's'}, {100 * row['share']:.2g} %"
     return said if status == "close" else f"differs: {said}"
 
 
