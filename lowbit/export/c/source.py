@@ -257,7 +257,7 @@ _CHECKS = """/* C99 leaves these to the compiler; all that are known do them so,
 #if (-1 >> 1) != -1
 #error "right shifts of negative numbers must be arithmetic"
 #endif
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__clang__)
 /* GCC 12 for 64-bit Arm may step through the arena by multiples of its address, and then lose the stores. */
 #pragma GCC optimize ("no-ivopts")
 #endif
