@@ -14,8 +14,7 @@ Frames right, in %: always speech 64.43, float 94.52, w8a8 with one scale per ou
 one per tensor 62.87 (silero's layers differ too much from channel to channel), w4a8 91.67 in 138 kB. 41 kB of memory; 263
 million instructions a clip in 8 bits, which is 131 million a second of sound: more than a Cortex-M4 at 100 MHz keeps up with.
 
-Activations of 16 bits, on the same 102 clips: w8a16 94.12, w4a16 92.46, in 131 kB of memory; the logits are off by 0.30 in
-the mean, of w8a8 by 0.80.
+Activations of 16 bits, on the same 102 clips: w8a16 94.12, w4a16 92.46, in 131 kB of memory.
 """
 
 from experiments.config import Method
