@@ -11,12 +11,16 @@ from lowbit.core.qtensor import QTensor
 from lowbit.export import lowering
 from lowbit.export.fold import fold
 from lowbit.export.forms import Lowered
-from lowbit.interpret.trace import Trace, trace
+from lowbit.interpret.graph import Operation
+from lowbit.interpret.trace import Trace, check_same_operations, trace
+from lowbit.interpret.walk import Walk
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
 
-Results = Callable[[Trace, QParams], list[Any]]
-"""``(trace of a call, unpacked parameters) -> flat results``; codes are traced, what depends on scales alone is a value."""
+Results = Callable[..., list[Any]]
+"""``(plan, trace of a call, unpacked parameters) -> flat results``; codes are traced, what depends on scales alone is a value.
+Of a full-integer plan also ``has_integer_io=``."""
 
 
 def shapes(lowered: Lowered) -> list[jax.ShapeDtypeStruct]:
@@ -25,13 +29,19 @@ def shapes(lowered: Lowered) -> list[jax.ShapeDtypeStruct]:
 
 
 def program(
-    lowered: Lowered, results: Results, *, kept: Collection[str], rewritten: Collection[str] = lowering.REWRITTEN
+    lowered: Lowered,
+    full_integer: Results,
+    ordinary: Results,
+    *,
+    kept: Collection[str],
+    rewritten: Collection[str] = lowering.REWRITTEN,
 ) -> Callable[..., list[Any]]:
     """Returns the function of the flat inputs, its constants folded.
 
     Args:
         lowered: what is exported.
-        results: the form's interpretation.
+        full_integer: the form's interpretation of full-integer plans.
+        ordinary: of others.
         kept: primitives of the form, which stay in the program.
         rewritten: primitives that are written as `lowbit.export.lowering` has them.
     """
@@ -52,7 +62,31 @@ def program(
             traced = trace(
                 lowered.fn, qparams.params, call.arguments(inputs), dict(call.kwargs), has_codes=lowered.has_integer_io
             )
-            return results(traced, qparams)
+            if lowered.plan.is_full_integer:
+                return full_integer(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)
+            return ordinary(lowered.plan, traced, qparams)
 
     closed = jax.make_jaxpr(function)(codes, levels, *shapes(lowered))
     return fold(closed, jax.tree.leaves((codes, levels)), kept=kept, rewritten=rewritten)
+
+
+def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., Any]) -> list[Any]:
+    """Returns the flat results of an ordinary plan, whose quantized operations ``result`` computes.
+
+    Args:
+        plan: the plan.
+        traced: of the call on ``qparams``.
+        qparams: unpacked.
+        result: ``(operation, row, operands, states of its sites) -> result``.
+    """
+    check_same_operations(traced.graph, plan)
+    rows = {row.path: row for row in plan.rows}
+
+    def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
+        row = rows[op.path]
+        # Outside scans over layers the states are values, even in a branch or a remat, where the walk has them traced.
+        found = (states or {}) if row.stack else qparams.sites.get(op.path, {})
+        return result(op, row, values, found), states
+
+    walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
+    return walk.run(traced.jaxpr, traced.leaves, qparams.sites)[0]

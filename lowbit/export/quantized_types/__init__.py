@@ -14,8 +14,6 @@ from typing import Any
 
 from lowbit.export.codes import program
 from lowbit.export.forms import Lowered
-from lowbit.interpret.trace import Trace
-from lowbit.packed.trees import QParams
 
 from . import full_integer, ordinary
 from .operations import NAMES
@@ -27,10 +25,4 @@ def quantized_function(lowered: Lowered) -> Callable[..., list[Any]]:
     Raises:
         ValueError: where the form cannot hold the model.
     """
-
-    def results(traced: Trace, qparams: QParams) -> list[Any]:
-        if lowered.plan.is_full_integer:
-            return full_integer.results(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)
-        return ordinary.results(lowered.plan, traced, qparams)
-
-    return program(lowered, results, kept=NAMES)
+    return program(lowered, full_integer.results, ordinary.results, kept=NAMES)

@@ -12,11 +12,12 @@ from jaxtyping import Array
 from lowbit.core.checks import is_traced
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
+from lowbit.export.codes import walked
 from lowbit.export.universal.values import array_grid, in_float32
 from lowbit.interpret.arithmetic import Matmul, result_dtype
 from lowbit.interpret.graph import Operation
-from lowbit.interpret.trace import Trace, check_same_operations
-from lowbit.interpret.walk import Walk, plain
+from lowbit.interpret.trace import Trace
+from lowbit.interpret.walk import plain
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 
@@ -36,17 +37,7 @@ def results(plan: Plan, traced: Trace, qparams: QParams) -> list[Any]:
     Raises:
         ValueError: for an operand that no quantized type describes.
     """
-    check_same_operations(traced.graph, plan)
-    rows = {row.path: row for row in plan.rows}
-
-    def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
-        row = rows[op.path]
-        # Outside scans over layers the states are values, even in a branch or a remat, where the walk has them traced.
-        found = (states or {}) if row.stack else qparams.sites.get(op.path, {})
-        return _result(op, row, values, found), states
-
-    walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
-    return walk.run(traced.jaxpr, traced.leaves, qparams.sites)[0]
+    return walked(plan, traced, qparams, _result)
 
 
 def _result(op: Operation, row: Row, values: list[Any], states: Mapping[str, Any]) -> Array:

@@ -16,8 +16,6 @@ import jax
 from lowbit.export import composites, lowering
 from lowbit.export.codes import program, shapes
 from lowbit.export.forms import Lowered
-from lowbit.interpret.trace import Trace
-from lowbit.packed.trees import QParams
 
 from . import full_integer, ordinary
 
@@ -46,10 +44,4 @@ def universal_function(
     Raises:
         ValueError: where the form cannot hold the model.
     """
-
-    def results(traced: Trace, qparams: QParams) -> list[Any]:
-        if lowered.plan.is_full_integer:
-            return full_integer.results(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)
-        return ordinary.results(lowered.plan, traced, qparams)
-
-    return program(lowered, results, kept=composites.NAMES, rewritten=rewritten)
+    return program(lowered, full_integer.results, ordinary.results, kept=composites.NAMES, rewritten=rewritten)
