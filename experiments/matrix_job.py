@@ -180,6 +180,7 @@ def _exported(export: Callable[[Sequence[str]], Bundle], names: Sequence[str]) -
 
 def _kept(row: Row) -> dict[str, Any]:
     """A row of the certificate as it is kept: without what was not found."""
-    fields = {"difference": row.difference, "unit": row.unit, "share": row.share, "bytes": row.bytes}
+    fields = {"difference": row.difference, "unit": row.unit, "share": row.share}
+    fields |= {"rounding": row.rounding, "bytes": row.bytes}
     fields |= {"bits_per_weight": row.bits_per_weight, "measured": dict(row.measured), "detail": row.detail}
     return {"status": row.status} | {name: value for name, value in fields.items() if value not in (None, "", {})}

@@ -22,7 +22,8 @@ MARKS = "<!-- matrix: written by python -m experiments.matrix_table README.md --
 NOTE = (
     "Every plan that a target takes is exported, run there, and compared with lowbit.execute: exact, to the last bit of every "
     "output; or the largest difference in steps of the output's grid and the share of outputs that differ; or, where outputs "
-    "are floats without a grid, the largest difference. -: refused when exporting. Targets with the same column share one."
+    "are floats without a grid, the largest difference. by rounding: what another rounding of the same integers, through "
+    "lowbit.execute, moves the same outputs by. -: refused when exporting. Targets with the same column share one."
 )
 
 
@@ -39,6 +40,7 @@ def cell(row: Mapping[str, Any]) -> str:
     said = f"{row['difference']:.1g}"
     if row["unit"] == "steps":
         said = f"{row['difference']:g} step{'' if row['difference'] == 1 else 's'}, {100 * row['share']:.2g} %"
+        said += f" (by rounding: {row['rounding']:g})" if "rounding" in row else ""
     return said if status == "close" else f"differs: {said}"
 
 

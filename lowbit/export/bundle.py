@@ -179,9 +179,12 @@ def export(
     inexact = stablehlo.inexact_operations(found)
     run = functools.partial(execute(fn, plan), qparams)
     allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
-    is_rounded = any(each.steps for each in chosen) and not plan.is_full_integer
-    conditioning = signature.conditioning(run, call, vectors, want) if is_rounded and allowed is None else allowed
-    if is_rounded and conditioning is not None:
+    is_rounded = any(each.steps for each in chosen)
+    roundings, conditioning = None, allowed
+    if is_rounded and plan.is_full_integer:
+        roundings = integer.rounding_differences(fn, plan, qparams, call, vectors, want, has_integer_io=integer_io)
+    elif is_rounded:
+        conditioning = allowed or signature.conditioning(run, call, vectors, want)
         traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
         steps = last_steps(plan, traced, qparams)
         conditioning = [max(a, b or 0.0) for a, b in zip(conditioning, steps, strict=True)]
@@ -210,6 +213,7 @@ def export(
         "constant_bytes": -(-found.constant_bits // 8),
         "allowed": allowed,
         "conditioning": conditioning,
+        "roundings": roundings,
         "weights": _weights(qparams),
         "sites": sites(plan, qparams),
         "forms": {},

@@ -2,15 +2,20 @@
 
 With float arguments and results, the only float arithmetic of the module is inside the functions of two composites,
 ``lowbit.quantize`` at the entry and ``lowbit.dequantize`` at the exit. With ``integer_io`` there is none.
+
+A deep network amplifies: where one value falls on the other side of the middle between two codes, later layers carry the
+step on. How far that goes is a property of the network, so it is measured, with the plan's integers under another rounding.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from lowbit.core.spec import Spec
-from lowbit.interpret.execute import execution
+from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.integer.compute import code_dtype
 from lowbit.interpret.integer.interpretations import boundary, quantized
 from lowbit.interpret.trace import Model, trace
@@ -75,6 +80,48 @@ class Boundary:
             {**entry, "scale": float(sites[grid]["scale"]), "zero_point": int(sites[grid]["zero"])} if grid else entry
             for entry, grid in zip(entries, grids, strict=True)
         ]
+
+
+def rounding_differences(
+    fn: Model,
+    plan: Plan,
+    qparams: QParams,
+    call: Call,
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    *,
+    has_integer_io: bool,
+) -> dict[str, Any]:
+    """Returns what rounding alone changes: the outputs under another named rounding of the same integers, compared.
+
+    The other rounding is ``gemmlowp_double``, which is the one that differs most from the rest, or ``exact`` for a plan that
+    has ``gemmlowp_double`` itself.
+
+    Args:
+        fn: the function.
+        plan: its full-integer plan.
+        qparams: its packed parameters.
+        call: the exported call.
+        inputs: flat test inputs; codes with ``has_integer_io``.
+        outputs: what the plan gives for them.
+        has_integer_io: whether inputs and outputs are codes.
+
+    Returns:
+        ``against``, the name of the other rounding, and per output, in its own unit, the ``largest`` difference and the
+        root of the mean square, ``rms``.
+    """
+    against = "exact" if plan.rounding == "gemmlowp_double" else "gemmlowp_double"
+    other = dataclasses.replace(plan, rounding=against)
+    if has_integer_io:
+        got = Boundary(fn, other, qparams, call).results(inputs)
+    else:
+        got = jax.tree.leaves(execute(fn, other)(qparams, *call.arguments(inputs), **call.kwargs))
+    away = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(got, outputs, strict=True)]
+    return {
+        "against": against,
+        "largest": [float(np.abs(x).max(initial=0.0)) for x in away],
+        "rms": [float(np.sqrt(np.mean(x**2))) if x.size else 0.0 for x in away],
+    }
 
 
 def audit(code: Any, *, has_integer_io: bool) -> Mapping[str, list[str]]:
