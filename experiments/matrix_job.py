@@ -180,7 +180,6 @@ def _exported(export: Callable[[Sequence[str]], Bundle], names: Sequence[str]) -
 
 def _kept(row: Row) -> dict[str, Any]:
     """A row of the certificate as it is kept: without what was not found."""
-    fields = {"difference": row.difference, "unit": row.unit, "share": row.share}
-    fields |= {"rounding": row.rounding, "bytes": row.bytes}
-    fields |= {"bits_per_weight": row.bits_per_weight, "measured": dict(row.measured), "detail": row.detail}
+    names = ("difference", "unit", "share", "rounding", "bytes", "bits_per_weight", "detail")
+    fields = {name: getattr(row, name) for name in names} | {"measured": dict(row.measured)}
     return {"status": row.status} | {name: value for name, value in fields.items() if value not in (None, "", {})}

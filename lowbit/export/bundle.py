@@ -173,16 +173,20 @@ def export(
     vectors = call.vectors()
     if boundary:
         vectors = boundary.codes(vectors)
-        want = boundary.results(vectors)
-    else:
-        want = jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+
+    def results(plan: Plan) -> list[jax.Array]:
+        if boundary:
+            return boundary.results(plan, vectors)
+        return jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+
+    want = results(plan)
     inexact = stablehlo.inexact_operations(found)
     run = functools.partial(execute(fn, plan), qparams)
     allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
     is_rounded = any(each.steps for each in chosen)
     roundings, conditioning = None, allowed
     if is_rounded and plan.is_full_integer:
-        roundings = integer.rounding_differences(fn, plan, qparams, call, vectors, want, has_integer_io=integer_io)
+        roundings = integer.rounding_differences(results, plan, want)
     elif is_rounded:
         conditioning = allowed or signature.conditioning(run, call, vectors, want)
         traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)

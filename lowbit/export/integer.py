@@ -8,14 +8,14 @@ step on. How far that goes is a property of the network, so it is measured, with
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from lowbit.core.spec import Spec
-from lowbit.interpret.execute import execute, execution
+from lowbit.interpret.execute import execution
 from lowbit.interpret.integer.compute import code_dtype
 from lowbit.interpret.integer.interpretations import boundary, quantized
 from lowbit.interpret.trace import Model, trace
@@ -63,13 +63,13 @@ class Boundary:
     def _specs(self) -> dict[str, Spec]:
         return {path: site.spec for path, site in self.plan.grids().items() if site.spec is not None}
 
-    def results(self, codes: Sequence[Any]) -> list[jax.Array]:
-        """Returns the codes that the served model gives for argument codes."""
+    def results(self, plan: Plan, codes: Sequence[Any]) -> list[jax.Array]:
+        """Returns the codes that the served model gives for argument codes; ``plan`` may have another rounding."""
 
         @jax.jit
         def run(qparams: Any, codes: Any) -> Any:
             args = self.call.arguments(codes)
-            return execution(self.fn, self.plan, qparams, args, self.call.kwargs, has_integer_io=True)
+            return execution(self.fn, plan, qparams, args, self.call.kwargs, has_integer_io=True)
 
         return jax.tree.leaves(run(self.qparams, list(codes)))
 
@@ -82,40 +82,23 @@ class Boundary:
         ]
 
 
-def rounding_differences(
-    fn: Model,
-    plan: Plan,
-    qparams: QParams,
-    call: Call,
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    *,
-    has_integer_io: bool,
-) -> dict[str, Any]:
+def rounding_differences(run: Callable[[Plan], Sequence[Any]], plan: Plan, outputs: Sequence[Any]) -> dict[str, Any]:
     """Returns what rounding alone changes: the outputs under another named rounding of the same integers, compared.
 
-    The other rounding is ``gemmlowp_double``, which is the one that differs most from the rest, or ``exact`` for a plan that
-    has ``gemmlowp_double`` itself.
+    The other rounding is ``gemmlowp_double``, which differs most often from the rest, or ``exact`` for a plan that has
+    ``gemmlowp_double`` itself.
 
     Args:
-        fn: the function.
-        plan: its full-integer plan.
-        qparams: its packed parameters.
-        call: the exported call.
-        inputs: flat test inputs; codes with ``has_integer_io``.
-        outputs: what the plan gives for them.
-        has_integer_io: whether inputs and outputs are codes.
+        run: gives the flat outputs of a plan for the test inputs.
+        plan: a full-integer plan.
+        outputs: what it gives.
 
     Returns:
         ``against``, the name of the other rounding, and per output, in its own unit, the ``largest`` difference and the
         root of the mean square, ``rms``.
     """
     against = "exact" if plan.rounding == "gemmlowp_double" else "gemmlowp_double"
-    other = dataclasses.replace(plan, rounding=against)
-    if has_integer_io:
-        got = Boundary(fn, other, qparams, call).results(inputs)
-    else:
-        got = jax.tree.leaves(execute(fn, other)(qparams, *call.arguments(inputs), **call.kwargs))
+    got = run(dataclasses.replace(plan, rounding=against))
     away = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(got, outputs, strict=True)]
     return {
         "against": against,

@@ -57,9 +57,9 @@ class Row:
     Attributes:
         target: its name.
         form: the form of the bundle that it took.
-        status: ``exact``, ``close`` (within what the export allows for inexact operations and other roundings), ``differs``, ``inflated`` (the
-            compiled file holds wider weights), ``failed`` (it could not compile or run), ``reported`` (it compiled, and
-            nothing here can run the result), ``not run``.
+        status: ``exact``, ``close`` (within what the export allows for inexact operations and other roundings),
+            ``differs``, ``inflated`` (the compiled file holds wider weights), ``failed`` (it could not compile or run),
+            ``reported`` (it compiled, and nothing here can run the result), ``not run``.
         difference: the largest, over all outputs; None where nothing ran.
         unit: of the difference: ``steps`` of the output's scale, or ``absolute``.
         share: of output elements that differ.
@@ -205,7 +205,7 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
 def compared(
     manifest: dict[str, Any], got: Sequence[np.ndarray], wanted: Sequence[np.ndarray], *, steps: int = 0
 ) -> dict[str, Any]:
-    """Returns status, difference, unit, share and detail of some results against the test vectors.
+    """Returns status, difference, unit, share, rounding and detail of some results against the test vectors.
 
     Args:
         manifest: of the bundle.
@@ -216,9 +216,10 @@ def compared(
     allowed = manifest.get("conditioning" if steps else "allowed") or [0.0] * len(wanted)
     if len(got) != len(wanted):
         return {"status": "differs", "detail": f"{len(got)} results, {len(wanted)} wanted"}
-    roundings = (manifest.get("roundings") if steps else None) or {"largest": [], "rms": []}
-    noise = list(zip(roundings["largest"], roundings["rms"], strict=True)) or [(0.0, 0.0)] * len(wanted)
-    largest, moved, count, total, is_within, unit = 0.0, None, 0, 0, True, "absolute"
+    nothing = {"against": "", "largest": [0.0] * len(wanted), "rms": [0.0] * len(wanted)}
+    other = (manifest.get("roundings") if steps else None) or nothing
+    noise = zip(other["largest"], other["rms"], strict=True)
+    largest, moved, count, total, is_within, unit = 0.0, 0.0, 0, 0, True, "absolute"
     for a, b, limit, entry, (most, rms) in zip(got, wanted, allowed, manifest["outputs"], noise, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             detail = f"{entry['name']} is {a.dtype}{list(a.shape)}, wanted {b.dtype}{list(b.shape)}"
@@ -230,20 +231,17 @@ def compared(
         limit = max(limit, (steps + slack) * (1.0 if is_code else entry.get("scale", 0.0)) if steps else 0.0)
         furthest = float(distance.max(initial=0.0))
         if furthest > limit:
-            is_within = is_within and furthest <= _OF_LARGEST * most and _rms(distance) <= _OF_RMS * rms
-            moved = max(moved or 0.0, most) or None
+            is_within = is_within and furthest <= _OF_LARGEST * most and np.sqrt(np.mean(distance**2)) <= _OF_RMS * rms
+            moved = max(moved, most)
         largest = max(largest, furthest)
         count, total = count + int(np.count_nonzero(distance)), total + b.size
     status = "exact" if count == 0 else ("close" if is_within else "differs")
     detail = "" if count == 0 else f"{count} of {total} elements differ"
-    if moved is not None:
-        detail += f"; {roundings['against']} rounding moves them by up to {moved:g}"
+    if moved:
+        detail += f"; {other['against']} rounding moves them by up to {moved:g}"
     share = count / max(total, 1)
-    return {"status": status, "difference": largest, "unit": unit, "share": share, "rounding": moved, "detail": detail}
-
-
-def _rms(distance: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(distance**2)))
+    found = {"status": status, "difference": largest, "unit": unit, "share": share, "detail": detail}
+    return found | {"rounding": moved or None}
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
