@@ -4,8 +4,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import lowbit as lb
+from tests.values import normal, variables
 
 
 class Model(NamedTuple):
@@ -16,12 +19,8 @@ class Model(NamedTuple):
     args: tuple[Any, ...]
 
 
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
 def _linen(module: nn.Module, x: jax.Array) -> Model:
-    fn, params, state = lb.linen(module, jax.jit(module.init)(jax.random.key(0), x))
+    fn, params, state = lb.linen(module, variables(module, x))
     params = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), params)  # biases and gains that matter
     return Model(fn, params, (state, x))
 
@@ -90,7 +89,7 @@ class _TokenTransformer(nn.Module):
 
 
 def token_transformer() -> Model:
-    return _linen(_TokenTransformer(), jax.random.randint(jax.random.key(6), (2, 5), 0, 13))
+    return _linen(_TokenTransformer(), jnp.asarray(np.random.default_rng(6).integers(0, 13, (2, 5)), jnp.int32))
 
 
 WHOLE = {

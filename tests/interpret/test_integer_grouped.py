@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from tests.interpret.integer_models import normal
+from tests.values import normal
 
 P = {"w": normal(0, 22, 6) * (1 + jnp.arange(22.0))[:, None], "b": normal(1, 6), "v": normal(2, 6, 6)}
 X = normal(3, 3, 5, 22)

@@ -13,7 +13,8 @@ from lowbit.interpret.integer import long
 from lowbit.interpret.integer.fixed import ROUNDINGS, fixed_point
 from lowbit.interpret.integer.flat import flatten
 from lowbit.interpret.trace import trace
-from tests.interpret.integer_models import audio_net, normal
+from tests.interpret.integer_models import audio_net
+from tests.values import normal
 
 from .test_integer_fixed import SHIFTS, WANT
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from tests.interpret.integer_models import normal, token_transformer
+from tests.interpret.integer_models import token_transformer
+from tests.values import normal
 
 P = {"table": normal(0, 11, 8), "w": normal(1, 8, 4)}
 IDS = jnp.array([[0, 3, 10], [-1, 5, 3]], jnp.int32)

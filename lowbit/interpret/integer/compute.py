@@ -151,8 +151,8 @@ def softmax(codes: CodeArray, c: Mapping[str, Any], axis: int, kept: Bool[Array,
 def normalized(codes: CodeArray, c: Mapping[str, Any], node: Node, zero: Array) -> Int32[Array, "..."]:
     """Returns ``c / sqrt(sum c**2 + epsilon)`` along the axis, in steps of 2**-15.
 
-    ``c`` is ``n * x - sum x`` of a layer norm and ``x`` of an RMS norm. Every row is shifted so that its squares fill 30
-    bits; the square root has 15 bits.
+    ``c`` is ``n * x - sum x`` of a layer norm and ``x`` of an RMS norm. Every row is shifted so that its squares, or
+    the epsilon where that is larger, fill 30 bits; the square root has 15 bits.
     """
     axis = node.details["axis"]
     x = codes.astype(jnp.int32) - zero
@@ -161,11 +161,12 @@ def normalized(codes: CodeArray, c: Mapping[str, Any], node: Node, zero: Array) 
         x = count * x - jnp.sum(x, axis=axis, keepdims=True)
     most = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     width = norm_width(count)
-    up = lax.clz(jnp.maximum(most, 1)) - (32 - width)  # most * 2**up has `width` bits
+    # most * 2**up has at most `width` bits, and the epsilon, of 24 bits, at most 29
+    up = jnp.minimum(lax.clz(jnp.maximum(most, 1)) - (32 - width), (5 - c["epsilon_shift"]) >> 1)
     t = jnp.where(up >= 0, x << jnp.clip(up, 0, 31), _rounded_half(x, jnp.clip(-up, 1, 31)))
     power = jnp.sum(t * t, axis=axis, keepdims=True)
     shift = 2 * up + c["epsilon_shift"]  # of the epsilon's 24 bits to the scale of the squares
-    eps = jnp.where(shift >= 0, _saturated_left(c["epsilon"], shift), c["epsilon"] >> jnp.clip(-shift, 0, 31))
+    eps = jnp.where(shift >= 0, c["epsilon"] << jnp.clip(shift, 0, 31), c["epsilon"] >> jnp.clip(-shift, 0, 31))
     power = jnp.maximum(power + eps, 1)
     half = (lax.clz(power) - 2) >> 1  # power * 4**half lies in [2**28, 2**30)
     root = square_root(power << (2 * half))
@@ -181,12 +182,6 @@ def norm_width(count: int) -> int:
 
 def _rounded_half(x: Array, k: Array) -> Array:
     return (x + (jnp.int32(1) << (k - 1))) >> k
-
-
-def _saturated_left(x: Array, k: Array) -> Array:
-    k = jnp.clip(k, 0, 29)
-    most = jnp.int32(2**29)
-    return jnp.where(x > most >> k, most, x << k)
 
 
 def square_root(x: Int32[Array, "..."]) -> Int32[Array, "..."]:
