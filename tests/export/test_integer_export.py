@@ -25,8 +25,8 @@ def _packed(name, rounding="exact", rule="w8,a8"):
     [
         ("residual_cnn", "gemmlowp_double", "w8,a8"),
         ("lstm", "tflite_single", "w8,a8"),
-        ("audio_net", "exact", "w8,aint16"),
-        ("token_transformer", "exact", "w4/g4,a8"),
+        pytest.param("audio_net", "exact", "w8,aint16", marks=pytest.mark.slow),
+        pytest.param("token_transformer", "exact", "w4/g4,a8", marks=pytest.mark.slow),
         pytest.param("transformer_block", "exact", "w8,a8", marks=pytest.mark.slow),
         pytest.param("transformer_block", "gemmlowp_double", "w4,aint16", marks=pytest.mark.slow),
     ],

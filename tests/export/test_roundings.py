@@ -33,7 +33,7 @@ def _model():
     return params | {"head": weights(_WIDTH, 10)}, x
 
 
-@pytest.mark.parametrize("rounding", ["exact", "gemmlowp_double"])
+@pytest.mark.parametrize("rounding", ["exact", pytest.param("gemmlowp_double", marks=pytest.mark.slow)])
 def test_a_deep_network_is_close_where_rounding_moves_it_as_far(rounding):
     params, x = _model()
     plan = lb.bind(_deep, {"**": "w8,a8"}, params, x, integer=True, rounding=rounding)
