@@ -55,34 +55,39 @@ class _Weight:
 class _Window:
     """The sums over windows of an image, or what they become once they are divided by a number.
 
-    LiteRT's average pool rounds to the grid of its input, then to its own: two steps off. A depthwise convolution with
-    ones rounds once.
+    LiteRT's average pool rounds to the grid of its input, then to its own: two steps off. With channels first, the converter
+    makes one that is off by dozens. A depthwise convolution with ones rounds once.
 
     Attributes:
         eqn: the equation.
         params: its parameters, on images.
         x: the image.
         axis: the one that the value does not have, or None.
+        spatial: the two axes of height and width.
     """
 
     eqn: Any
     params: Mapping[str, Any]
     x: Any
     axis: int | None
+    spatial: tuple[int, int]
     value: Any = None
 
     @classmethod
     def of(cls, eqn: Any, x: Any) -> "_Window | None":
-        """The sums that an equation makes of an image or a signal with channels last; None of any other equation."""
+        """The sums that an equation makes of images or signals; None of any other equation."""
         axis = window_axis(eqn)
         params = {**eqn.params, **({} if axis is None else window_params(eqn, axis))}
         if eqn.primitive.name != "reduce_window_sum" or len(params["window_dimensions"]) != 4:
             return None
-        outer = [params[name][i] for name in ("window_dimensions", "window_strides") for i in (0, 3)]
-        dilations = (*params["base_dilation"], *params["window_dilation"])
-        if any(n != 1 for n in (*outer, *dilations)) or any(tuple(params["padding"][i]) != (0, 0) for i in (0, 3)):
+        if any(n != 1 for n in (*params["base_dilation"], *params["window_dilation"])):
             return None
-        return cls(eqn, params, _plain(x) if axis is None else as_image(_known(x), axis), axis)
+        windows = tuple(zip(*(params[n] for n in ("window_dimensions", "window_strides", "padding")), strict=True))
+        still = [i for i in range(4) if (windows[i][:2], tuple(windows[i][2])) == ((1, 1), (0, 0))]
+        at = {1, 2} if 3 in still and axis != 2 else {2, 3}
+        if any(i not in still for i in range(4) if i not in at):
+            return None
+        return cls(eqn, params, _plain(x) if axis is None else as_image(_known(x), axis), axis, (min(at), max(at)))
 
     def plain(self) -> Any:
         if self.value is None:
@@ -91,12 +96,16 @@ class _Window:
         return self.value
 
     def averaged(self, divisor: float) -> Any:
-        params, channels = self.params, self.x.shape[-1]
+        layout = "NHWC" if self.spatial == (1, 2) else "NCHW"
+        channels = self.x.shape[layout.index("C")]
+        lengths, strides, padding = (
+            [self.params[name][i] for i in self.spatial] for name in ("window_dimensions", "window_strides", "padding")
+        )
         grid = Grid("i8", (float(np.float32(1.0 / divisor)),), (0,))
-        kernel = _Weight(np.ones((*params["window_dimensions"][1:3], 1, channels), np.int8), grid).rounded()
+        kernel = _Weight(np.ones((*lengths, 1, channels), np.int8), grid).rounded()
         y = lax.conv_general_dilated(
-            self.x, kernel, params["window_strides"][1:3], params["padding"][1:3],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels,
+            self.x, kernel, strides, padding,
+            dimension_numbers=(layout, "HWIO", layout), feature_group_count=channels,
         )  # fmt: skip
         return y if self.axis is None else Image(y, self.axis)
 
