@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -111,10 +112,10 @@ def carried(eqn: Any, values: Sequence[Any], makers: Mapping[Any, Any]) -> list[
     def operand(var: Any, value: Any) -> Any:
         if isinstance(value, Image) or not jnp.ndim(value):
             return as_image(value, axis) if isinstance(value, Image) else value
-        maker = None if compat.is_literal(var) else makers.get(var)
-        if maker is None or maker[0].primitive.name != "broadcast_in_dim":
+        spread, sources = (None, []) if compat.is_literal(var) else makers.get(var, (None, []))
+        if spread is None or spread.primitive.name != "broadcast_in_dim" or not isinstance(sources[0], jax.Array):
             return as_image(value, axis)
-        spread, (source, *_) = maker
+        source = sources[0]
         shape, dims = spread.params["shape"], spread.params["broadcast_dimensions"]
         return compat.rebind(spread, [source], shape=wider(shape, 1), broadcast_dimensions=tuple(map(moved, dims)))[0]
 
