@@ -1,4 +1,4 @@
-"""The universal form as litert-converter takes it: scans written out, and some kernels as rounded floats.
+"""The universal form as litert-converter takes it: scans written out, signals as images, some kernels as rounded floats.
 
 A convolution with one input channel, or with groups, becomes a depthwise one, whose kernel the converter reshapes; it does
 not fold ``quant.dequantize`` through that, and leaves a float convolution. Of a float kernel behind ``quant.fake_quant`` it
@@ -6,6 +6,7 @@ makes integers again, the same ones.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from jax import lax
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant
 from lowbit.interpret import compat
+
+from .images import Image, as_image, carried, convolved, window_axis, window_params
 
 _UNROLLED = 64
 """Turns of a scan that are written out; a longer one is refused: the model would grow with every turn."""
@@ -52,41 +55,72 @@ class _Weight:
 class _Window:
     """The sums over windows of an image, or what they become once they are divided by a number.
 
-    LiteRT's average pool rounds to the grid of its input, then to its own: two steps off. A depthwise convolution with
-    ones rounds once.
+    LiteRT's average pool rounds to the grid of its input, then to its own: two steps off. With channels first, the converter
+    makes one that is off by dozens. A depthwise convolution with ones rounds once.
+
+    Attributes:
+        eqn: the equation.
+        params: its parameters, on images.
+        x: the image.
+        axis: the one that the value does not have, or None.
+        spatial: the two axes of height and width.
     """
 
     eqn: Any
+    params: Mapping[str, Any]
     x: Any
+    axis: int | None
+    spatial: tuple[int, int]
     value: Any = None
+
+    @classmethod
+    def of(cls, eqn: Any, x: Any) -> "_Window | None":
+        """The sums that an equation makes of images or signals; None of any other equation."""
+        axis = window_axis(eqn)
+        params = {**eqn.params, **({} if axis is None else window_params(eqn, axis))}
+        if eqn.primitive.name != "reduce_window_sum" or len(params["window_dimensions"]) != 4:
+            return None
+        if any(n != 1 for n in (*params["base_dilation"], *params["window_dilation"])):
+            return None
+        windows = tuple(zip(*(params[n] for n in ("window_dimensions", "window_strides", "padding")), strict=True))
+        still = [i for i in range(4) if (windows[i][:2], tuple(windows[i][2])) == ((1, 1), (0, 0))]
+        at = {1, 2} if 3 in still and axis != 2 else {2, 3}
+        if any(i not in still for i in range(4) if i not in at):
+            return None
+        return cls(eqn, params, _plain(x) if axis is None else as_image(_known(x), axis), axis, (min(at), max(at)))
 
     def plain(self) -> Any:
         if self.value is None:
-            (self.value,) = compat.rebind(self.eqn, [self.x])
+            (y,) = compat.rebind(self.eqn, [self.x], **self.params)
+            self.value = y if self.axis is None else jnp.squeeze(y, self.axis)
         return self.value
 
     def averaged(self, divisor: float) -> Any:
-        params, channels = self.eqn.params, self.x.shape[-1]
+        layout = "NHWC" if self.spatial == (1, 2) else "NCHW"
+        channels = self.x.shape[layout.index("C")]
+        lengths, strides, padding = (
+            [self.params[name][i] for i in self.spatial] for name in ("window_dimensions", "window_strides", "padding")
+        )
         grid = Grid("i8", (float(np.float32(1.0 / divisor)),), (0,))
-        kernel = _Weight(np.ones((*params["window_dimensions"][1:3], 1, channels), np.int8), grid).rounded()
-        return lax.conv_general_dilated(
-            self.x, kernel, params["window_strides"][1:3], params["padding"][1:3],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels,
+        kernel = _Weight(np.ones((*lengths, 1, channels), np.int8), grid).rounded()
+        y = lax.conv_general_dilated(
+            self.x, kernel, strides, padding,
+            dimension_numbers=(layout, "HWIO", layout), feature_group_count=channels,
         )  # fmt: skip
+        return y if self.axis is None else Image(y, self.axis)
 
 
-def _is_window_sum(eqn: Any) -> bool:
-    """Whether an equation sums windows of height and width, of an image with channels last."""
-    params = eqn.params
-    if eqn.primitive.name != "reduce_window_sum" or len(params["window_dimensions"]) != 4:
-        return False
-    outer = [params[name][i] for name in ("window_dimensions", "window_strides") for i in (0, 3)]
-    dilations = (*params["base_dilation"], *params["window_dilation"])
-    return all(n == 1 for n in (*outer, *dilations)) and all(tuple(params["padding"][i]) == (0, 0) for i in (0, 3))
+def _known(value: Any) -> Any:
+    """An array, or an image as it is."""
+    return value.plain() if isinstance(value, _Weight | _Window) else value
 
 
 def _plain(value: Any) -> Any:
-    return value.plain() if isinstance(value, _Weight | _Window) else value
+    return value.plain() if isinstance(value, _Weight | _Window | Image) else value
+
+
+_Made = tuple[Any, Sequence[Any]]
+"""An equation and what it read."""
 
 
 class Prepared:
@@ -125,7 +159,7 @@ class Prepared:
         """Returns the results of a jaxpr; weights and sums over windows wait for what reads them."""
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
-        makers = {v: eqn.primitive.name for eqn in jaxpr.eqns for v in eqn.outvars}
+        makers: dict[Any, _Made] = {}
 
         def get(var: Any) -> Any:
             return var.val if compat.is_literal(var) else env[var]
@@ -135,27 +169,34 @@ class Prepared:
             outs = self.special(eqn, values, makers)
             outs = compat.rebind(eqn, [_plain(v) for v in values]) if outs is None else outs
             env.update(zip(eqn.outvars, outs, strict=True))
+            makers.update(dict.fromkeys(eqn.outvars, (eqn, values)))
         return [get(v) for v in jaxpr.outvars]
 
-    def special(self, eqn: Any, values: Sequence[Any], makers: Mapping[Any, str]) -> list[Any] | None:
+    def special(self, eqn: Any, values: Sequence[Any], makers: Mapping[Any, _Made]) -> list[Any] | None:
         """Returns the results of an equation that LiteRT gets in another form; None of any other."""
         name = eqn.primitive.name
         if eqn.primitive is dequantize_p and not is_traced(values[0]):
             return [self.weight(values[0], Grid(**eqn.params))]
         if compat.kind(eqn) == "scan":
             return self.unrolled(eqn, values)
+        if compat.kind(eqn) == "jit":
+            (body,) = compat.bodies(eqn)
+            return self.run(body.jaxpr, body.consts, values)
         if name == "conv_general_dilated":
             if len(eqn.params["window_strides"]) == 1:
-                return [_as_image(eqn, _plain(values[0]), values[1])]
+                return [convolved(eqn, _known(values[0]), functools.partial(_wider_kernel, eqn, values[1]))]
             if _is_reshaped_kernel(eqn) and isinstance(values[1], _Weight):
                 return compat.rebind(eqn, [_plain(values[0]), values[1].rounded()])
-        if _is_window_sum(eqn):
-            return [_Window(eqn, _plain(values[0]))]
+        if (window := _Window.of(eqn, values[0]) if values else None) is not None:
+            return [window]
+        if (axis := window_axis(eqn)) is not None:
+            x = as_image(_known(values[0]), axis)
+            return [Image(y, axis) for y in compat.rebind(eqn, [x], **window_params(eqn, axis))]
         if name == "div" and compat.is_literal(eqn.invars[1]) and isinstance(values[0], _Window):
             return [values[0].averaged(float(values[1]))]
-        if name == "div" and not compat.is_literal(eqn.invars[0]) and makers.get(eqn.invars[0]) == "exp":
+        if name == "div" and not compat.is_literal(eqn.invars[0]) and _is_made_by(makers, eqn.invars[0], "exp"):
             return [_plain(values[0]) * (1.0 / _plain(values[1]))]
-        return None
+        return carried(eqn, [_known(v) for v in values], makers)
 
     def unrolled(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
         """Returns the results of a scan, its turns written out."""
@@ -179,30 +220,16 @@ class Prepared:
         return [*carry, *ys]
 
 
-def _as_image(eqn: Any, x: Any, kernel: Any) -> Any:
-    """A convolution along one axis as one of images of height 1: the converter would reshape its kernel at run time."""
-    params, numbers = eqn.params, eqn.params["dimension_numbers"]
-    (axis,), (kernel_axis,), (out_axis,) = numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:]
+def _is_made_by(makers: Mapping[Any, _Made], var: Any, name: str) -> bool:
+    return var in makers and makers[var][0].primitive.name == name
 
-    def spec(old: Sequence[int], at: int) -> tuple[int, ...]:
-        moved = [i + (i >= at) for i in old]
-        return (*moved[:2], at, moved[2])
 
-    wide = lax.ConvDimensionNumbers(
-        spec(numbers.lhs_spec, axis), spec(numbers.rhs_spec, kernel_axis), spec(numbers.out_spec, out_axis)
-    )
-    changes = {
-        "dimension_numbers": wide,
-        "padding": ((0, 0), *params["padding"]),
-        **{name: (1, *params[name]) for name in ("window_strides", "lhs_dilation", "rhs_dilation")},
-    }
-    x = jnp.expand_dims(x, axis)
-    if isinstance(kernel, _Weight):
-        kernel = kernel.expanded(kernel_axis)
-        kernel = kernel.rounded() if _is_reshaped_kernel(eqn) else kernel.plain()
-    else:
-        kernel = jnp.expand_dims(kernel, kernel_axis)
-    return jnp.squeeze(compat.rebind(eqn, [x, kernel], **changes)[0], out_axis)
+def _wider_kernel(eqn: Any, kernel: Any, axis: int) -> Any:
+    """The kernel of a convolution along one axis, as one of images."""
+    if not isinstance(kernel, _Weight):
+        return jnp.expand_dims(_plain(kernel), axis)
+    kernel = kernel.expanded(axis)
+    return kernel.rounded() if _is_reshaped_kernel(eqn) else kernel.plain()
 
 
 def _is_reshaped_kernel(eqn: Any) -> bool:
