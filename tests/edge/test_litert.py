@@ -58,7 +58,9 @@ def test_weights_keep_their_width(rules, bits, tmp_path):
     stored = sum(int(np.prod(w["shape"])) * w["stored_bits"] for w in bundle.manifest["weights"]) / 8
     assert stored <= _count(bundle) * bits / 8 + (5_000 if bits == 2 else 0)
     assert (bundle.path / MODEL).stat().st_size <= stored + 16 * 1024
-    if "maskedload" in rows["iree-universal"].detail:  # 2 bits where vectors are short: see `lowbit.export.iree._MASKED`
+    if (
+        "maskedload" in rows["iree-universal"].detail
+    ):  # 2 bits where vectors are short: see `lowbit.export.iree._MASKED`
         assert bits == 2
     else:
         assert rows["iree-universal"].bytes is not None

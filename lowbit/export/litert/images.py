@@ -129,7 +129,10 @@ def carried(eqn: Any, values: Sequence[Any], makers: Mapping[Any, Any]) -> list[
         low = tuple(params["padding_config"])
         changes = {"padding_config": (*low[:axis], (0, 0, 0), *low[axis:])}
     elif name == "slice":
-        changes = {"start_indices": wider(params["start_indices"], 0), "limit_indices": wider(params["limit_indices"], 1)}
+        changes = {
+            "start_indices": wider(params["start_indices"], 0),
+            "limit_indices": wider(params["limit_indices"], 1),
+        }
         changes["strides"] = None if params["strides"] is None else wider(params["strides"], 1)
     elif name == "reshape" and params["dimensions"] is None:
         return compat.rebind(eqn, [image.value])
