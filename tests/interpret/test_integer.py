@@ -143,9 +143,8 @@ def test_e_a_norm_keeps_an_epsilon_that_is_larger_than_its_squares(epsilon, is_c
 
     def fn(p, x):
         y = x @ p["w"]
-        return (_norm(y, epsilon) if is_centered else y * lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + epsilon)) * p[
-            "g"
-        ]
+        rms = y * lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + epsilon)
+        return (_norm(y, epsilon) if is_centered else rms) * p["g"]
 
     plan = lb.bind(fn, {"**": "w8,a8"}, params, x, integer=True)
     qstate = lb.init(fn, plan, params, x)

@@ -110,14 +110,14 @@ def carried(eqn: Any, values: Sequence[Any], makers: Mapping[Any, Any]) -> list[
         return i + (i >= axis)
 
     def operand(var: Any, value: Any) -> Any:
-        if isinstance(value, Image) or not jnp.ndim(value):
-            return as_image(value, axis) if isinstance(value, Image) else value
+        if not isinstance(value, Image) and not jnp.ndim(value):
+            return value
         spread, sources = (None, []) if compat.is_literal(var) else makers.get(var, (None, []))
         if spread is None or spread.primitive.name != "broadcast_in_dim" or not isinstance(sources[0], jax.Array):
             return as_image(value, axis)
-        source = sources[0]
         shape, dims = spread.params["shape"], spread.params["broadcast_dimensions"]
-        return compat.rebind(spread, [source], shape=wider(shape, 1), broadcast_dimensions=tuple(map(moved, dims)))[0]
+        changes = {"shape": wider(shape, 1), "broadcast_dimensions": tuple(map(moved, dims))}
+        return compat.rebind(spread, [sources[0]], **changes)[0]
 
     changes: dict[str, Any]
     if name in _ELEMENTWISE:
