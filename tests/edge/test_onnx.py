@@ -50,6 +50,17 @@ class Residual(nn.Module):
         return nn.Dense(10)(jnp.mean(nn.max_pool(x, (2, 2), (2, 2)), (1, 2)))
 
 
+class Detector(nn.Module):
+    """Scores at every place of two scales, in one row."""
+
+    @nn.compact
+    def __call__(self, x):
+        fine = nn.relu(nn.Conv(16, (3, 3), (2, 2))(x))
+        coarse = nn.relu(nn.Conv(16, (3, 3), (2, 2))(fine) + nn.max_pool(fine, (2, 2), (2, 2)))
+        scores = [nn.Conv(2, (1, 1))(y).reshape(len(x), -1, 1) for y in (fine, coarse)]
+        return jnp.concatenate(scores, 1)
+
+
 class Block(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -66,6 +77,7 @@ class Language(nn.Module):
 DATA = {
     CNN: normal(10, 64, 8, 8, 1),
     Residual: normal(11, 8, 32, 32, 3),
+    Detector: normal(14, 1, 32, 32, 3),
     Block: normal(12, 2, 16, 32),
     Language: np.random.default_rng(13).integers(0, 50, (2, 16), np.int32),
 }
@@ -102,6 +114,18 @@ def test_a_full_integer_cnn_is_a_step_off_at_most(rule, bits, has_codes, tmp_pat
     weights = sum(int(np.prod(w["shape"])) for w in bundle.manifest["weights"])
     assert row.bits_per_weight == bits
     assert row.bytes <= weights * bits / 8 + 16 * 1024
+
+
+def test_what_is_on_one_grid_is_joined_as_codes(tmp_path):
+    bundle = exported(Detector, {"**": "w8,a8"}, tmp_path / "m", integer=True, integer_io=True)
+    row, operators = checked(bundle)
+    assert row.status in ("exact", "close"), row
+    nodes = onnx.load(str(bundle.path / FILE)).graph.node
+    made = {node.output[0]: node.op_type for node in nodes}
+    (join,) = (node for node in nodes if node.op_type == "Concat")
+    assert [made[name] for name in join.input] == ["Reshape", "Reshape"]
+    assert operators["QLinearConv"] == 4
+    assert operators["DequantizeLinear"] == 2  # between signed and unsigned codes, at both ends
 
 
 @pytest.mark.parametrize("rule", ["w8,a8", "w4,a8", "w8,a8/sym", "w4,a4", "w8/tensor,auint8", "w4/affine,a8"])

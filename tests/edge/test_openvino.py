@@ -6,7 +6,7 @@ from lowbit.export.bundle import read
 from lowbit.export.runners import openvino
 from lowbit.export.verify import verify
 
-from .test_onnx import CNN, Block, Language, Residual, exported
+from .test_onnx import CNN, Block, Detector, Language, Residual, exported
 
 WHOLE = {"integer": True}
 
@@ -17,6 +17,7 @@ WHOLE = {"integer": True}
         (CNN, "w8,a8", WHOLE, 8),
         (CNN, "w4,a8", WHOLE | {"integer_io": True}, 4),
         (Residual, "w4,a8", WHOLE, 4),
+        (Detector, "w8,a8", WHOLE | {"integer_io": True}, 8),
         (CNN, "w4", {}, 4),
         (Block, "w4/g32", {}, 4),
         (Block, "w4/g32/affine", {}, 4.5),

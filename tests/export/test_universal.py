@@ -200,16 +200,16 @@ def _contents(operators, tensors, weights=()):
 
 def test_the_audit_of_a_litert_model():
     plan = _mlp()[0]
-    x, y, w4 = ("INT8", [2, 64], 0), ("INT8", [2, 32], 0), ("INT4", [32, 64], 1024)
-    good = _contents([("FULLY_CONNECTED", [0, 1], [2])], [x, w4, y], [(2048, 4)])
+    x, y, w4 = ("INT8", [2, 64], 0), ("INT8", [2, 48], 0), ("INT4", [48, 64], 1536)
+    good = _contents([("FULLY_CONNECTED", [0, 1], [2])], [x, w4, y], [(3072, 4)])
     good.check(plan)
-    assert good.stored == (Stored(2048, 4 * 2048),)
-    both = _contents([], [w4, ("INT8", [64, 32], 2048), x], [(2048, 4), (2048, 4), (96, 4)])
-    assert sorted(both.stored) == [(2048, 4 * 2048), (2048, 8 * 2048)]  # one was widened, one merged away
-    wide = _contents([("FULLY_CONNECTED", [0, 1], [2])], [x, ("INT8", [32, 64], 2048), y], [(2048, 4)])
-    with pytest.raises(ValueError, match=r"stored a weight of 2,048 elements as INT8, not in 4 bits"):
+    assert good.stored == (Stored(3072, 4 * 3072),)
+    both = _contents([], [w4, ("INT8", [64, 48], 3072), x], [(3072, 4), (3072, 4), (96, 4)])
+    assert sorted(both.stored) == [(3072, 4 * 3072), (3072, 8 * 3072)]  # one was widened, one merged away
+    wide = _contents([("FULLY_CONNECTED", [0, 1], [2])], [x, ("INT8", [48, 64], 3072), y], [(3072, 4)])
+    with pytest.raises(ValueError, match=r"stored a weight of 3,072 elements as INT8, not in 4 bits"):
         wide.check(plan)
-    floats = [("FLOAT32", [32, 64], 0), ("FLOAT32", [2, 64], 0), ("FLOAT32", [2, 32], 0)]
+    floats = [("FLOAT32", [48, 64], 0), ("FLOAT32", [2, 64], 0), ("FLOAT32", [2, 48], 0)]
     steps = [
         ("DEQUANTIZE", [1], [3]),
         ("DEQUANTIZE", [0], [4]),
@@ -217,13 +217,14 @@ def test_the_audit_of_a_litert_model():
         ("QUANTIZE", [5], [2]),
     ]
     with pytest.raises(
-        ValueError, match="would compute DEQUANTIZE, FULLY_CONNECTED of this full-integer plan in floats"
+        ValueError,
+        match=r"would compute DEQUANTIZE, FULLY_CONNECTED \(a\) of this full-integer plan in floats",
     ):
-        _contents(steps, [x, w4, y, *floats], [(2048, 4)]).check(plan)
+        _contents(steps, [x, w4, y, *floats], [(3072, 4)]).check(plan)
     with pytest.raises(ValueError, match="left operations that no LiteRT runtime has: STABLEHLO_COMPOSITE"):
         _contents([("STABLEHLO_COMPOSITE", [0], [2])], [x, w4, y]).check(plan)
     with pytest.raises(ValueError, match="16-bit tensors"):
-        _contents([("FULLY_CONNECTED", [0, 1], [2])], [("INT16", [2, 64], 0), w4, y], [(2048, 4)]).check(plan)
+        _contents([("FULLY_CONNECTED", [0, 1], [2])], [("INT16", [2, 64], 0), w4, y], [(3072, 4)]).check(plan)
 
 
 def test_what_litert_refuses(tmp_path, monkeypatch):

@@ -54,6 +54,20 @@ def test_a_a_value_with_two_readers_is_not_absorbed():
     assert _kinds(_check(fn, W, X)) == ["input", "dot", "affine", "table"]
 
 
+def test_a_a_constant_that_varies_along_more_than_the_channels_is_added_on_its_own():
+    places, rows = normal(7, 5, 8), 1 + 0.1 * normal(8, 5, 1)
+    heads = {"w": normal(9, 8, 2, 4) * 0.5, "b": normal(10, 2, 4)}
+
+    assert _kinds(_check(lambda p, x: x @ p["w"] + p["b"] + places, W, X)) == ["input", "dot", "affine"]
+    assert _kinds(_check(lambda p, x: x @ p["w"] * rows, W, X)) == ["input", "dot", "affine"]
+    split = _check(lambda p, x: jnp.einsum("btc,cdh->btdh", x, p["w"]) + p["b"], heads, X)
+    turned = _check(lambda p, x: jnp.einsum("cd,btc->dbt", p["w"], x) + p["b"][:, None, None], W, X)
+    experts = _check(lambda p, x: jnp.einsum("btc,tcd->tbd", x, p["w"]) + p["b"][:, None], {"w": normal(11, 5, 8, 8), "b": places}, X)  # fmt: skip
+    for plan in (split, turned, experts):
+        assert _kinds(plan)[:2] == ["input", "dot"]
+        assert plan.steps[1].absorbed == ("add",)
+
+
 def test_a_a_channel_whose_factor_vanishes_keeps_its_bias():
     params = {**W, "g": W["g"].at[2].set(0.0).at[3].set(1e-12).at[4].mul(-1.0)}
     _check(lambda p, x: x @ p["w"] * p["g"] + p["b"], params, X)
@@ -171,18 +185,19 @@ def test_e_a_masked_score_takes_no_level(masked):
 
 
 def test_e_an_added_mask_takes_no_level_and_a_bias_is_absorbed():
-    causal = np.tril(np.ones((5, 8), bool))
-    alibi = -0.3 * np.abs(np.arange(5)[:, None] - np.arange(8)).astype(np.float32)
+    causal = np.tril(np.ones((5, 5), bool))
+    alibi = -0.3 * np.abs(np.arange(5)[:, None] - np.arange(5)).astype(np.float32)
 
     def fn(p, x):
-        return jax.nn.softmax((x @ p["w"] + alibi) + jnp.where(causal, 0.0, -1e9), -1)
+        y = x @ p["w"]
+        return jax.nn.softmax((y @ y.swapaxes(1, 2) + alibi) + jnp.where(causal, 0.0, -1e9), -1)
 
     plan = _check(fn, W, X)
-    assert _kinds(plan) == ["input", "dot", "softmax"]
-    assert plan.steps[1].absorbed == ("add",)
+    assert _kinds(plan) == ["input", "dot", "move", "dot", "softmax"]
+    assert plan.steps[3].absorbed == ("add",)
     got = np.asarray(lb.execute(fn, plan)(lb.pack(plan, W, lb.init(fn, plan, W, X)), X))
     assert not got[:, ~causal].any()
-    both = np.where(causal, alibi, np.float32(-1e9))
+    both = np.where(np.tril(np.ones((5, 8), bool)), np.float32(-0.3), np.float32(-1e9))
     with pytest.raises(ValueError, match=r"masks \(it holds -1000000000.0\) and biases at once"):
         lb.bind(lambda p, x: jax.nn.softmax(x @ p["w"] + both, -1), {"**": "w8,a8"}, W, X, integer=True)
 

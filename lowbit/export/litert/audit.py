@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowbit.export.fold import INLINED_BYTES
@@ -12,6 +12,9 @@ from lowbit.export.storage import Stored
 from lowbit.plan.rows import Plan
 
 _WIDTHS = {"INT2": 2, "INT4": 4, "INT8": 8, "UINT8": 8}
+_NAMED = 4
+"""Operations that an error lists."""
+
 _BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 _ELEMENTWISE = frozenset(
     (
@@ -161,6 +164,16 @@ class Contents:
                 found.setdefault(math.prod(t.shape), collections.Counter())[t.type] += 1
         return found
 
+    def _behind(self, kernels: Sequence[str], plan: Plan) -> str:
+        """Which operations of a plan may be behind float kernels: those whose weights they dequantize."""
+        sizes = {math.prod(op.inputs[0].shape) for op in self.operators if op.is_float and op.name == "DEQUANTIZE"}
+        sites = [(row.path, row.weight) for row in plan.rows]
+        paths = [path for path, weight in sites if weight and math.prod(weight.operand.shape) in sizes]
+        if "DEQUANTIZE" not in kernels or not paths:
+            return ""
+        more = len(paths) - _NAMED
+        return f" ({', '.join(paths[:_NAMED])}{f' and {more} more of that size' if more > 0 else ''})"
+
     def check(self, plan: Plan) -> None:
         """Raises ValueError where the model is not what the plan says."""
         left = sorted({op.name for op in self.operators if op.name.startswith(("STABLEHLO_", "CUSTOM"))})
@@ -174,8 +187,9 @@ class Contents:
             floats = [name for name in self.float_operators if name not in known]
             if floats:
                 raise ValueError(
-                    f"LiteRT would compute {', '.join(floats)} of this full-integer plan in floats, having no integer kernel for it "
-                    f"in this place: write it otherwise; factors of batch norms fold into the weights (lowbit.rewrites)"
+                    f"LiteRT would compute {', '.join(floats)}{self._behind(floats, plan)} of this full-integer plan in floats, having "
+                    f"no integer kernel for it in this place: write it otherwise; factors of batch norms fold into the weights "
+                    f"(lowbit.rewrites)"
                 )
         constants = self._constants()
         for count, bits in self.weights:

@@ -131,8 +131,16 @@ def concatenate(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], ou
             inner = first.perm[axis]
             shape = list(found[0].shape)
             shape[inner] = sum(x.shape[inner] for x in found)
-            return movement.transpose(g, g.node("Concat", found, shape, out.dtype, axis=inner), first.perm)
-    return g.node("Concat", inputs, out.shape, out.dtype, axis=axis)
+            return movement.transpose(g, _joined(g, found, shape, inner), first.perm)
+    return _joined(g, inputs, out.shape, axis)
+
+
+def _joined(g: Graph, parts: Sequence[Value], shape: Sequence[int], axis: int) -> Value:
+    """Arrays joined along an axis; of arrays on one grid, their codes."""
+    if not all(movement.is_dequantized(x) and movement.grid_of(x) == movement.grid_of(parts[0]) for x in parts):
+        return g.node("Concat", parts, shape, parts[0].dtype, axis=axis)
+    codes = [movement.operand(x) for x in parts]
+    return movement.dequantized_like(g, parts[0], g.node("Concat", codes, shape, codes[0].dtype, axis=axis))
 
 
 def how_undone(g: Graph, x: Value, how: movement.Moved) -> Value | None:

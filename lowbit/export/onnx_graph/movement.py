@@ -98,6 +98,12 @@ def dequantized_like(g: Graph, like: Value, codes: Value) -> Value:
     return g.node("DequantizeLinear", [codes, *like.node.inputs[1:]], codes.shape, like.dtype)
 
 
+def grid_of(x: Value) -> list[Value | None]:
+    """Returns the scale and the zero point of a dequantized value: the same two constants wherever the grid is the same."""
+    assert x.node is not None
+    return x.node.inputs[1:]
+
+
 @dataclasses.dataclass(frozen=True)
 class Moved:
     """A value taken apart: movement, and what it moves.

@@ -15,7 +15,7 @@ from lowbit.export.composites import Grid, storage_dtype
 from . import movement
 from .arithmetic import Handler, narrowed, number
 from .graph import INTEGERS, Graph, Quantized, Value, bits_of, compact
-from .movement import operand
+from .movement import grid_of, is_dequantized, operand
 
 _FEW = 64
 """Elements below which a constant stays in the width it has."""
@@ -119,7 +119,9 @@ def _codes(g: Graph, x: Value, grid: Grid) -> Value:
     low, high = grid.bounds
     if grid.axis is None:
         x, low, high = _clipped_later(x, grid, low, high)
-    codes = _quantize_linear(g, x, _runtime(grid), dtype)
+    how = _runtime(grid)
+    is_there = is_dequantized(x) and grid_of(x) == [g.constant(how.scale), g.constant(how.zero)]
+    codes = operand(x) if is_there else _quantize_linear(g, x, how, dtype)
     info = np.iinfo(dtype)
     low, high = low + shift, high + shift
     if (low, high) == (info.min, info.max):

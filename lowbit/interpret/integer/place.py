@@ -4,7 +4,8 @@ The rules, in the order in which they are tried:
 
 * (e) softmax and normalizations are matched with templates;
 * (a) a dot or convolution, and every other sum, absorbs the affine equations by constants that follow it while nothing else
-  reads what lies between, then relu and clips;
+  reads what lies between, then relu and clips; after a weight, constants that vary along its channels alone, as the biases of
+  hardware do: others are an affine step of their own;
 * (b) movements share one grid; concatenations, selections and loop carries unify theirs;
 * (c) what is elementwise in one tensor becomes a table;
 * (d) sums, products and maxima of two tensors get a grid and absorb a relu or clip that follows;
@@ -23,11 +24,11 @@ from lowbit.core.paths import common_prefix
 from lowbit.interpret.graph import Operation
 
 from . import templates
+from .absorb import bounds_of, channels, is_affine, is_float, varying
 from .flat import Equation, Flat, Var, small_shape
 from .grids import Grids
 from .nodes import MOVES, TABULAR, Node, Program
 
-_AFFINE = ("add", "sub", "add_any", "mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
 _SUMS = {"reduce_sum": "sum", "reduce_window_sum": "sum"}
 _PAIRS = {"add": "add", "add_any": "add", "sub": "add", "mul": "product", "max": "max", "min": "min"}
 _KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
@@ -174,7 +175,7 @@ class _Placer:
             return self.scan
         if name == "gather" and equation.address in self.operations:
             return self.lookup
-        if self.indices.issuperset(data) and not any(_is_float(v) for v in equation.outs):
+        if self.indices.issuperset(data) and not any(is_float(v) for v in equation.outs):
             return self.index
         if name in _KINDS:
             return self.matmul
@@ -187,7 +188,7 @@ class _Placer:
             return self.move
         if self.is_tabular(equation):
             return self.tabular
-        if len(data) == 1 and name in _AFFINE and self.is_affine(equation, data[0]):
+        if len(data) == 1 and is_affine(equation, data[0]):
             return self.affine
         if len(equation.ins) == 2 and name in _PAIRS:
             return self.pair
@@ -218,7 +219,8 @@ class _Placer:
     def matmul(self, equation: Equation, nodes: list[Node]) -> None:
         op = self.operations[equation.address]
         ins = [self.need(v, nodes, equation) for v in equation.ins if v.is_data]
-        self.linear(_KINDS[equation.name], equation, [equation], ins, nodes, op=op)
+        axes = channels(equation) if len(ins) == 1 else None
+        self.linear(_KINDS[equation.name], equation, [equation], ins, nodes, op=op, axes=axes)
 
     def index(self, equation: Equation, nodes: list[Node]) -> None:
         self.indices |= set(equation.outs)
@@ -243,11 +245,13 @@ class _Placer:
     def linear(
         self, kind: str, last: Equation, equations: list[Equation], ins: list[Var], nodes: list[Node], **rest: Any
     ):
-        """A node that ends in a sum: absorbs what follows."""
-        chain = rest.pop("chain", [])
+        """A node that ends in a sum: absorbs what follows, by constants that vary along ``axes`` at most (None: any)."""
+        chain, axes = rest.pop("chain", []), rest.pop("axes", None)
         out = last.outs[0]
-        while (following := self.follower(out, last)) is not None and self.is_affine(following, out):
+        while (following := self.follower(out, last)) is not None and is_affine(following, out):
             constant = next((v for v in following.ins if not v.is_data), out)
+            if axes is not None and not constant.is_data and not axes.issuperset(varying(constant)):
+                break
             chain.append((following, constant))
             equations.append(following)
             out, last = following.outs[0], following
@@ -262,20 +266,11 @@ class _Placer:
             return None
         return readers[0]
 
-    @staticmethod
-    def is_affine(equation: Equation, x: Var) -> bool:
-        """Whether an equation is affine in ``x`` with constants, and keeps its shape."""
-        if equation.name not in _AFFINE or equation.outs[0].shape != x.shape or not _is_float(equation.outs[0]):
-            return False
-        if sum(v.is_data for v in equation.ins) != 1:
-            return False
-        return equation.name != "div" or equation.ins[0] is x
-
     def clipped(self, out: Var, last: Equation, equations: list[Equation]) -> tuple[Var, list[tuple[str, Var]]]:
         """Absorbs relu and clips by scalars."""
         clips: list[tuple[str, Var]] = []
         while (following := self.follower(out, last)) is not None:
-            bounds = _bounds(following, out)
+            bounds = bounds_of(following, out)
             if bounds is None:
                 break
             clips += bounds
@@ -293,7 +288,7 @@ class _Placer:
     def move(self, equation: Equation, nodes: list[Node]) -> None:
         if any(v.is_data for v in equation.ins[1:]):
             raise self.error(equation, "only the first operand of a movement may depend on data")
-        if not _is_float(equation.outs[0]):
+        if not is_float(equation.outs[0]):
             raise self.error(equation, f"its result is {equation.outs[0].dtype}, which has no grid")
         if equation.name == "pad" and not _is_written(equation.ins[1], 0.0):
             raise self.error(equation, "only padding with zeros has a code")
@@ -335,7 +330,7 @@ class _Placer:
         loop = equation.loop
         assert loop is not None
         for var in (*loop.inits, *loop.slices, *loop.ys):
-            if not _is_float(var):
+            if not is_float(var):
                 raise self.error(equation, f"it carries or scans {var.dtype} values, which have no grid; unroll it")
         moving = [i for i, (a, b) in enumerate(zip(loop.inits, loop.carries, strict=True)) if a is not b]
         inits = [self.need(loop.inits[i], nodes, equation) for i in moving]
@@ -365,27 +360,6 @@ class _Placer:
                 raise self.error(equation, "a value that it carries unchanged is read after it; read the value itself")
 
 
-def _is_float(var: Var) -> bool:
-    return bool(jnp.issubdtype(var.dtype, jnp.floating))
-
-
 def _is_written(var: Var, value: float) -> bool:
     known = templates.written_value(var)
     return known is not None and bool(np.all(known == value))
-
-
-def _bounds(equation: Equation, x: Var) -> list[tuple[str, Var]] | None:
-    """The bounds of a clip by scalars, or None."""
-    names = {"max": "low", "min": "high"}
-    others = [v for v in equation.ins if v is not x]
-    if (
-        not others
-        or any(v.is_data or math.prod(small_shape(v)) != 1 for v in others)
-        or not _is_float(equation.outs[0])
-    ):
-        return None
-    if equation.name in names and len(others) == 1 and equation.outs[0].shape == x.shape:
-        return [(names[equation.name], others[0])]
-    if equation.name == "clamp" and equation.ins[1] is x:
-        return [("low", equation.ins[0]), ("high", equation.ins[2])]
-    return None
