@@ -146,7 +146,7 @@ def find(root: Equation, order: dict[Equation, int], readers: dict[Var, list[Any
     ):
         return None
     shape, dtype = root.outs[0].shape, str(root.outs[0].dtype)
-    for axis in range(len(shape)):
+    for axis in _reduced(root):
         for template, pair in _candidates(root.name):
             try:
                 flat, constants = _traced(template, shape, dtype, axis, pair)
@@ -167,6 +167,25 @@ def find(root: Equation, order: dict[Equation, int], readers: dict[Var, list[Any
                 eps, gain = (match.bound.get(c) for c in constants)
                 return Found("norm", x, axis, tuple(equations), pair[0] is _centered, eps, gain)
     return None
+
+
+_STARTS = ("dot_general", "conv_general_dilated", "gather", "scan")
+"""In no template: what they make is read by one at most."""
+
+
+def _reduced(root: Equation) -> list[int]:
+    """The axes that some sum before ``root`` is along: those of templates worth tracing, each of which has one."""
+    found: set[int] = set()
+    seen, todo = {root}, [root]
+    while todo:
+        equation = todo.pop()
+        if equation.name == "reduce_sum" and len(equation.eqn.params["axes"]) == 1:
+            found.update(equation.eqn.params["axes"])
+        sources = [v.source for v in equation.ins if v.is_data and v.source is not None]
+        fresh = [s for s in sources if s not in seen and s.name not in _STARTS]
+        seen.update(fresh)
+        todo += fresh
+    return sorted(axis for axis in found if axis < len(root.outs[0].shape))
 
 
 def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
