@@ -3,12 +3,13 @@
 #   PYTHON=python3.12   another interpreter (3.11 to 3.13); it gets an environment of its own, .venv-3.12
 #   VENV=/some/folder   put the environment elsewhere
 #   CONFIG=name         the config that `make demo` runs: experiments/configs/<name>.py
-#   TESTS="tests/core"  what `make pytest` runs; PYTEST_FLAGS="-k lsq -x" how
+#   TESTS="tests/core"  what `make pytest` runs; PYTEST_FLAGS="-k lsq -x" how; MARK= with the slow ones
 
 PYTHON ?= python3
 CONFIG ?= demo
 TESTS ?=
 PYTEST_FLAGS ?=
+MARK ?= not slow
 # Test processes: XLA compiles on one core, so one process a core, four at most (each takes 1 to 2 GB).
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 
@@ -36,7 +37,7 @@ CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
 NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test fuzz test-edge check lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
+.PHONY: help env demo test test-slow fuzz test-edge lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -82,10 +83,10 @@ bench: env  ## measure the kernels beside float32 (peers too, where kernels[benc
 	$(PY) -m lowbit_kernels.bench
 
 # ---- checks -------------------------------------------------------------------------------------------------------
-test: lint types pytest kernels-test  ## every check, as CI runs it
+test: lint types pytest kernels-test  ## static checks and all tests but those marked slow
 
-check: lint types  ## the quick part: static checks and the tests that are not slow
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_FLAGS) $(TESTS)
+test-slow: MARK := slow
+test-slow: pytest  ## the tests marked slow: larger models, more plans of them; CI runs these too
 
 lint: env  ## format, lint, import direction
 	$(BIN)/ruff format --check .
@@ -100,7 +101,7 @@ format: env  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff format .
 
 pytest: env  ## tests, doctests and documents
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=10 --durations-min=5 $(PYTEST_FLAGS) $(TESTS)
+	$(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=10 --durations-min=5 -m "$(MARK)" $(PYTEST_FLAGS) $(TESTS)
 
 # The Python tests of the kernels are in tests/kernels; these are the algorithms without XLA or Python.
 kernels-test: env  ## C++ unit tests of the kernels
@@ -136,12 +137,12 @@ test-edge:  ## install converters, emulators and cross compilers, and run every 
 	$(EDGE_VENV)/bin/python -m pytest -q -n $(JOBS) $(PYTEST_FLAGS) tests/edge
 
 # jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter.
-test-jax12:  ## the tests that are not slow, on the newest interpreter found (jax 0.12)
+test-jax12:  ## the tests once more, on the newest interpreter found (jax 0.12), random networks but for a few
 	@if [ "$(PYTAG)" != 3.11 ]; then echo "test-jax12: left out, $(PYTHON) runs on jax 0.12 already"; exit 0; fi; \
 	for python in $(PYTHON12) python3.13 python3.12 $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.1[23].*/bin/python3 2>/dev/null); do \
 	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 12), (3, 13)])' 2>/dev/null; then \
 	    echo "== test-jax12: $$python"; \
-	    exec $(MAKE) --no-print-directory pytest kernels-test "PYTHON=$$python" 'PYTEST_FLAGS=-m "not slow" $(PYTEST_FLAGS)' \
+	    exec env LOWBIT_FUZZ=2 $(MAKE) --no-print-directory pytest kernels-test "PYTHON=$$python" \
 	      $(if $(filter command,$(origin VENV)),VENV=$(VENV)-jax12); \
 	  fi; \
 	done; \

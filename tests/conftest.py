@@ -1,10 +1,13 @@
 """What holds in every test.
 
 These settings are made when this file is imported, before any test touches JAX, so they also hold in the
-doctests of `lowbit`. Annotations are enforced by the `--jaxtyping-packages` flag in pyproject.toml.
+doctests of `lowbit`.
 """
 
+import importlib.util
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # Eight devices on the CPU for the sharding tests. JAX reads this when its backend starts; measured cost over
 # one device: none (compilation, eager calls and convolutions within 3 %, results bit-identical).
@@ -13,6 +16,22 @@ os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_
 import hypothesis
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+
+def _with_arrays(*packages: str) -> Iterator[str]:
+    """Names of the modules that annotate arrays. In the others a check of every call would only cost time."""
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            for path in sorted(folder.rglob("*.py")):
+                if "from jaxtyping import" in path.read_text():
+                    yield ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+
+
+# Shapes and dtypes in annotations are enforced in tests only, and this is the whole switch.
+install_import_hook(list(_with_arrays("lowbit", "lowbit_kernels")), "beartype.beartype")
 
 # Emulators and cross compilers: `make test-edge` names that folder, which runs it.
 collect_ignore = ["edge"]

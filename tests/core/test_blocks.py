@@ -25,7 +25,7 @@ def slices(shape, cut):
     return list(itertools.product(*per_axis))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(shape_and_blocks(), st.integers(0, 2**31 - 1))
 def test_against_a_loop(sizes, seed):
     shape, cut = sizes

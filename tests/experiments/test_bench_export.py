@@ -1,5 +1,7 @@
 """The benchmark of the export, with a model of 50 MB: its memory follows the model's size, and its table says so."""
 
+import pytest
+
 from experiments.configs import bench_export
 from experiments.export_cost import measured
 from experiments.models.decoder import Sizes
@@ -8,6 +10,7 @@ COMPILERS = 64 * 2**20
 """Bytes that programs and their compilers take, whatever the model's size."""
 
 
+@pytest.mark.slow
 def test_memory_follows_the_model():
     found = measured(Sizes(layers=1), "w4/g32,a8/dynamic", "universal")
     assert found["model_bytes"] == 12 * 2**20 * 4

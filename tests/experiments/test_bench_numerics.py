@@ -3,9 +3,12 @@
 import dataclasses
 import json
 
+import pytest
+
 from experiments.configs import bench_numerics
 
 
+@pytest.mark.slow
 def test_it_writes_numbers_beside_float(tmp_path, capsys):
     small = dataclasses.replace(bench_numerics.config, weights=8192, batch=8, depth=3, rounds=1, width=16)
     bench_numerics.run(small, tmp_path)

@@ -85,6 +85,7 @@ def test_goes_on_after_a_kill(first, tmp_path, monkeypatch):
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_a_changed_method_redoes_only_itself(first, capsys):
     _, lsq = tiny.config.methods
     changed = dataclasses.replace(tiny.config, methods=(Method("w8a8", {"**": "w8/tensor,a8"}), lsq))

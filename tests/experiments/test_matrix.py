@@ -40,6 +40,7 @@ def folder(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_every_plan_meets_every_target(folder):
     found = json.loads((folder / "summary.json").read_text())
     assert found["targets"] == list(TARGETS)
@@ -62,6 +63,7 @@ def test_every_plan_meets_every_target(folder):
     assert {"commits", "dirty", "versions", "tools", "command"} <= set(found)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_per_plan(folder):
     found = json.loads((folder / "summary.json").read_text())
     lines = matrix_table.markdown(found).splitlines()

@@ -39,10 +39,10 @@ def _exported(graph: Graph, rule: str, seed: int, folder, *, integer: bool):
     ("graphs", "integer", "first"),
     [
         (dense_graphs, False, 0),
-        pytest.param(image_graphs, False, 0, marks=pytest.mark.slow),
-        pytest.param(dense_graphs, True, 0, marks=pytest.mark.slow),
+        (image_graphs, False, 0),
+        (dense_graphs, True, 0),
         (image_graphs, True, 0),
-        pytest.param(image_graphs, True, 1000, marks=pytest.mark.slow),
+        (image_graphs, True, 1000),
     ],
 )
 def test_every_target_agrees(graphs, integer, first, tmp_path):

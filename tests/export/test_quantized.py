@@ -109,7 +109,10 @@ def test_a_cnn_is_typed_from_its_arguments_to_its_results(tmp_path):
     assert rows[1].status in ("exact", "close", "not run")  # before jax 0.12 its convolution wraps
 
 
-@pytest.mark.parametrize(("name", "rule"), [("residual", "w8,a8"), ("block", "w8,a8"), ("recurrent", "w8,a8")])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("residual", "w8,a8"), pytest.param("block", "w8,a8", marks=pytest.mark.slow), ("recurrent", "w8,a8")],
+)
 def test_every_kind_of_step_is_within_a_step(name, rule, tmp_path):
     bundle, _, text = _exported(name, rule, tmp_path / "m", targets=EVERY)
     assert {name for names in stablehlo.float_operations(text).values() for name in names} == {

@@ -60,9 +60,13 @@ def test_a_a_constant_that_varies_along_more_than_the_channels_is_added_on_its_o
 
     assert _kinds(_check(lambda p, x: x @ p["w"] + p["b"] + places, W, X)) == ["input", "dot", "affine"]
     assert _kinds(_check(lambda p, x: x @ p["w"] * rows, W, X)) == ["input", "dot", "affine"]
-    split = _check(lambda p, x: jnp.einsum("btc,cdh->btdh", x, p["w"]) + p["b"], heads, X)
-    turned = _check(lambda p, x: jnp.einsum("cd,btc->dbt", p["w"], x) + p["b"][:, None, None], W, X)
-    experts = _check(lambda p, x: jnp.einsum("btc,tcd->tbd", x, p["w"]) + p["b"][:, None], {"w": normal(11, 5, 8, 8), "b": places}, X)  # fmt: skip
+
+    def bound(fn, params):
+        return lb.bind(fn, {"**": "w8,a8"}, params, X, integer=True)
+
+    split = bound(lambda p, x: jnp.einsum("btc,cdh->btdh", x, p["w"]) + p["b"], heads)
+    turned = bound(lambda p, x: jnp.einsum("cd,btc->dbt", p["w"], x) + p["b"][:, None, None], W)
+    experts = bound(lambda p, x: jnp.einsum("btc,tcd->tbd", x, p["w"]) + p["b"][:, None], {"w": normal(11, 5, 8, 8), "b": places})  # fmt: skip
     for plan in (split, turned, experts):
         assert _kinds(plan)[:2] == ["input", "dot"]
         assert plan.steps[1].absorbed == ("add",)
@@ -243,7 +247,10 @@ def test_f_rules_that_leave_floats_are_refused():
         lb.bind(fn, {"**": "w8,a8"}, W, X, rounding="tflite_single")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+_SLOW = ("gru", "audio_net")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in WHOLE])
 def test_whole_models(name):
     case = WHOLE[name]()
     implementations = (None, "reference") if name == "gru" else ("reference",)

@@ -172,6 +172,7 @@ def test_both_operands_may_have_16_bits_and_layers_may_differ():
     np.testing.assert_array_equal(got, lb.simulate(fn, plan)(params, qstate, X))
 
 
+@pytest.mark.slow
 def test_an_audio_net_keeps_the_error_of_its_weights():
     case = audio_net()
     plain = lb.bind(case.fn, {"**": "w8"}, case.params, *case.args)

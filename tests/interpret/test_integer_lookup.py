@@ -53,6 +53,7 @@ def test_an_index_out_of_range_takes_the_nearest_row():
     np.testing.assert_array_equal(got, np.broadcast_to(got[0], got.shape))
 
 
+@pytest.mark.slow
 def test_a_token_transformer_has_no_float_and_trains():
     case = token_transformer()
     got, want, plan, _ = _served(case.fn, case.params, *case.args)

@@ -92,7 +92,10 @@ def test_int4_costs_half_a_byte():
 DEEP = {"w8,a8": "w8,a8", "w4/g16,a8": "w4/g16,a8", "w4,a4": "w4,a4", "dynamic": "w4,a8/dynamic", "aint16": "w8,aint16"}
 
 
-@pytest.mark.parametrize("rule", DEEP)
+_SLOW = ("w4/g16,a8", "aint16")
+
+
+@pytest.mark.parametrize("rule", [pytest.param(r, marks=[pytest.mark.slow] * (r in _SLOW)) for r in DEEP])
 def test_deep_networks_are_served_bit_for_bit(rule):
     """Ten quantized layers with gelu, layer norm, softmax and residuals between them."""
     width = 48

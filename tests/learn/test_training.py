@@ -33,8 +33,15 @@ def _untouched(fn, params, state):
     return fn, params, state
 
 
-@pytest.mark.parametrize("is_folded", [False, True], ids=["unfolded", "folded"])
-@pytest.mark.parametrize("net", [linen_net, nnx_net])
+@pytest.mark.parametrize(
+    ("net", "is_folded"),
+    [
+        (linen_net, False),
+        pytest.param(linen_net, True, marks=pytest.mark.slow),
+        pytest.param(nnx_net, False, marks=pytest.mark.slow),
+        (nnx_net, True),
+    ],
+)
 def test_a_network_trains_and_is_served(net, is_folded):
     """Delay, two learning rates, decay, distillation, freeze, re-estimation; then simulate and execute agree bit for bit."""
     model = net()
