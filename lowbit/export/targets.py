@@ -120,7 +120,6 @@ _VELA = {
 _FLOAT = "LiteRT has no integer kernel for it, and would compute it in floats"
 _NO_KERNEL = {
     "norm": _FLOAT,
-    "affine": _FLOAT,
     "softmax": "LiteRT's integer softmax writes steps of 1/256 only",
     **dict.fromkeys(
         ("exp", "exp2", "expm1", "erf", "erfc", "log", "log1p", "sqrt", "rsqrt", "pow", "sin", "cos"), _FLOAT

@@ -62,7 +62,8 @@ _ISLANDS = {
     "affine": frozenset(("ADD", "DIV", "MUL", "NEG", "SUB")),
 }  # fmt: skip
 """Steps of a full-integer plan that LiteRT may have no faithful integer kernel for, and the float kernels they then become,
-between a dequantization and a quantization: named in the contents, counted by `lowbit verify`."""
+between a dequantization and a quantization: named in the contents, counted by `lowbit verify`. An affine step is one only
+inside a scan: elsewhere it is a depthwise kernel (`lowbit.export.litert.affine`)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 from jax import lax
 
 from lowbit.core.checks import is_traced
-from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant
+from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant, fake_quant_p
 from lowbit.interpret import compat
 
+from .affine import Affine, affine
 from .images import Image, as_image, carried, convolved, window_axis, window_params
 
 _UNROLLED = 64
@@ -112,11 +113,11 @@ class _Window:
 
 def _known(value: Any) -> Any:
     """An array, or an image as it is."""
-    return value.plain() if isinstance(value, _Weight | _Window) else value
+    return value.plain() if isinstance(value, _Weight | _Window | Affine) else value
 
 
 def _plain(value: Any) -> Any:
-    return value.plain() if isinstance(value, _Weight | _Window | Image) else value
+    return value.plain() if isinstance(value, _Weight | _Window | Affine | Image) else value
 
 
 _Made = tuple[Any, Sequence[Any]]
@@ -177,6 +178,8 @@ class Prepared:
         name = eqn.primitive.name
         if eqn.primitive is dequantize_p and not is_traced(values[0]):
             return [self.weight(values[0], Grid(**eqn.params))]
+        if eqn.primitive is fake_quant_p and isinstance(values[0], Affine) and eqn.params["axis"] is None:
+            return [values[0].quantized(Grid(**eqn.params))]
         if compat.kind(eqn) == "scan":
             return self.unrolled(eqn, values)
         if compat.kind(eqn) == "jit":
@@ -196,6 +199,9 @@ class Prepared:
             return [values[0].averaged(float(values[1]))]
         if name == "div" and not compat.is_literal(eqn.invars[0]) and _is_made_by(makers, eqn.invars[0], "exp"):
             return [_plain(values[0]) * (1.0 / _plain(values[1]))]
+        written = functools.partial(_written, eqn, values)
+        if (found := affine(eqn, list(values), makers, written)) is not None:
+            return [found]
         return carried(eqn, [_known(v) for v in values], makers)
 
     def unrolled(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -218,6 +224,10 @@ class Prepared:
             turns.reverse()
         ys = [jnp.stack(parts) for parts in zip(*turns, strict=True)]
         return [*carry, *ys]
+
+
+def _written(eqn: Any, values: Sequence[Any]) -> Any:
+    return compat.rebind(eqn, [_plain(v) for v in values])[0]
 
 
 def _is_made_by(makers: Mapping[Any, _Made], var: Any, name: str) -> bool:

@@ -1,0 +1,150 @@
+"""Factors and addends along some axes of what is on a grid, such as the normalization of an input, in one integer kernel.
+
+LiteRT's own multiplication and addition round to a grid each, or stay in float. A depthwise convolution of one pixel rounds
+once: its weights are the factors, 127 steps each of a scale of their own, its biases the addends in 32 bits.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lowbit.core.checks import is_traced
+from lowbit.export.composites import Grid, dequantize_p, fake_quant, fake_quant_p
+from lowbit.interpret import compat
+from lowbit.interpret.integer.nodes import MOVES
+
+_STEPS = 127
+_LIKE = ("convert_element_type", "copy", "stop_gradient")
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """``x * gain + shift``, clipped; in integers if a grid follows, else as it was written.
+
+    Attributes:
+        x: the array.
+        gain: factors, of the rank of ``x``, of length 1 along the axes they do not vary on; float64.
+        shift: addends, likewise.
+        written: makes it in float.
+        bounds: ``max`` and ``min`` by numbers, in order.
+    """
+
+    x: Any
+    gain: np.ndarray
+    shift: np.ndarray
+    written: Callable[[], Any]
+    bounds: tuple[tuple[str, float], ...] = ()
+
+    def plain(self) -> Any:
+        """Its value in float."""
+        return self.written()
+
+    def quantized(self, grid: Grid) -> jax.Array:
+        """Its value on a grid of one scale."""
+        shape = self.x.shape
+        gain, shift = (
+            np.broadcast_to(a, np.broadcast_shapes(a.shape, (1,) * len(shape))) for a in (self.gain, self.shift)
+        )
+        varying = [i for i in range(len(shape)) if max(gain.shape[i], shift.shape[i]) > 1]
+        first, last = min(varying), max(varying) + 1
+        inner = shape[first:last]
+        channels = math.prod(inner)
+
+        def flat(a: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(a.reshape(a.shape[first:last]), inner).reshape(channels)
+
+        batch, trail = shape[0] if first else 1, math.prod(shape[last:])
+        x = self.x.reshape(batch, -1, channels, trail)
+        x = jnp.swapaxes(x, 2, 3) if trail > 1 else x.reshape(batch, -1, 1, channels)
+        y = lax.conv_general_dilated(
+            x, _kernel(flat(gain)), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels
+        )  # fmt: skip
+        y = y + jnp.asarray(flat(shift), jnp.float32)
+        for name, bound in self.bounds:
+            y = {"max": jnp.maximum, "min": jnp.minimum}[name](y, np.float32(bound))
+        y = fake_quant(y, grid)
+        return (jnp.swapaxes(y, 2, 3) if trail > 1 else y).reshape(shape)
+
+
+def _kernel(gain: np.ndarray) -> jax.Array:
+    scale = (np.abs(np.where(gain == 0, 1.0, gain)) / _STEPS).astype(np.float32)
+    values = np.sign(gain).astype(np.float32) * _STEPS * scale
+    grid = Grid("i8", tuple(map(float, scale)), (0,) * len(scale), axis=3)
+    return fake_quant(jnp.asarray(values.reshape(1, 1, 1, -1)), grid)
+
+
+def affine(eqn: Any, values: list[Any], makers: Mapping[Any, Any], written: Callable[[], Any]) -> Affine | None:
+    """Returns the result of an equation as `Affine`, where it is one of something on a grid; else None.
+
+    Args:
+        eqn: the equation.
+        values: what it reads.
+        makers: the equations that made variables, and what they read.
+        written: makes the result in float.
+    """
+    name = eqn.primitive.name
+    if name not in ("add", "sub", "mul", "div", "max", "min") or len(values) != 2:
+        return None
+    constants = [_constant(var, value, makers) for var, value in zip(eqn.invars, values, strict=True)]
+    if sum(c is None for c in constants) != 1:
+        return None
+    at = constants.index(None)
+    x, constant = values[at], constants[1 - at]
+    assert constant is not None
+    if name in ("max", "min"):
+        if not isinstance(x, Affine) or constant.size != 1:
+            return None
+        return dataclasses.replace(x, written=written, bounds=(*x.bounds, (name, float(constant.ravel()[0]))))
+    if name == "div" and at == 1:
+        return None
+    if not isinstance(x, Affine):
+        if constant.size == 1 or not isinstance(x, jax.Array) or not _is_on_grid(eqn.invars[at], makers):
+            return None
+        one = np.ones((1,) * x.ndim)
+        x = Affine(x, one, 0.0 * one, written)
+    if x.bounds:
+        return None
+    gain, shift = x.gain, x.shift
+    if name in ("mul", "div"):
+        factor = constant if name == "mul" else 1.0 / constant
+        return Affine(x.x, gain * factor, shift * factor, written)
+    if name == "sub":
+        gain, shift, constant = (gain, shift, -constant) if at == 0 else (-gain, -shift, constant)
+    return Affine(x.x, gain, shift + constant, written)
+
+
+def _constant(var: Any, value: Any, makers: Mapping[Any, Any]) -> np.ndarray | None:
+    """A constant before it was spread, in float64; None of data."""
+    if not compat.is_literal(var) and var in makers:
+        made, sources = makers[var]
+        name = made.primitive.name
+        if name in (*_LIKE, "broadcast_in_dim") and len(sources) == 1:
+            inner = _constant(made.invars[0], sources[0], makers)
+            if inner is None or name in _LIKE:
+                return inner
+            shape = [1] * len(made.params["shape"])
+            for axis, n in zip(made.params["broadcast_dimensions"], inner.shape, strict=True):
+                shape[axis] = n
+            return inner.reshape(shape)
+    if (
+        isinstance(value, Affine)
+        or is_traced(value)
+        or not isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
+    ):
+        return None
+    return np.asarray(value, np.float64)
+
+
+def _is_on_grid(var: Any, makers: Mapping[Any, Any]) -> bool:
+    if var not in makers:
+        return False
+    eqn, _ = makers[var]
+    if eqn.primitive in (fake_quant_p, dequantize_p):
+        return True
+    return eqn.primitive.name in MOVES and not compat.is_literal(eqn.invars[0]) and _is_on_grid(eqn.invars[0], makers)
