@@ -42,13 +42,15 @@ def _mean(row: Row, what: str) -> str:
 
 def notes(story: Story, *, tested: int) -> str:
     """Returns what the columns mean."""
+    counted = (
+        "M4 Minstr: million instructions a sample, counted by the emulator. " if story.device == "cortex-m4" else ""
+    )
     return (
         f"{story.metric.name}: on the whole test set, packed weights read back from the file. on {story.device}: the "
         f"compiled program on {tested:,} test samples. differ: outputs that are not those of lowbit.execute, to the last "
         "bit. bits/w, weights: stored, scales included. flash: code and constants of the compiled model; RAM: its static "
-        "memory and deepest stack, without input and output. Minstr: million instructions a sample, counted by the "
-        "emulator. us: microseconds a sample on one core of this machine, median, through the C compiler and through "
-        "IREE: an emulated device has no time of its own."
+        f"memory and deepest stack, without input and output. {counted}us: microseconds a sample on one core of this "
+        "machine, median, through the C compiler and through IREE: an emulated device has no time of its own."
     )
 
 
