@@ -16,6 +16,7 @@ StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and byt
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ from .fold import fold
 from .folder import fresh, sha256
 from .last_step import last_steps
 from .refusals import check, table
-from .sites import sites
+from .sites import all_grids, sites
 from .storage import stored_width
 from .targets import lookup
 
@@ -223,10 +224,13 @@ def export(
         "forms": {},
         "targets": {each.name: table(plan, each) for each in chosen},
         "plan": json.loads(serial.to_json(plan)),
-        "tools": {tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib")},
+        "tools": {
+            tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib", *itertools.chain(*map(forms.tools, extra)))
+        },
     }
     if floats is not None:
         manifest["rounding"] = plan.rounding
+        manifest["grids"] = all_grids(plan, qparams)
         manifest["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
     with fresh(target) as folder:
         folder.add("model.mlirbc", stablehlo.artifact(module, version))

@@ -1,5 +1,6 @@
 """What the manifest says of every quantized operand: bits, grid, scale, rounding."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ _LISTED = 1024
 """Scales up to here are listed, more are summarized: a manifest is read by people too."""
 
 ROUNDING = "nearest_even"
-"""How a value becomes a level, everywhere in lowbit: after the product with the scale's reciprocal."""
+"""How a value becomes a level, everywhere in lowbit: after the product with the scale's reciprocal. Sums of a full-integer plan
+become codes by its named rounding."""
 
 
 def sites(plan: Plan, qparams: QParams) -> list[dict[str, Any]]:
@@ -34,10 +36,19 @@ def sites(plan: Plan, qparams: QParams) -> list[dict[str, Any]]:
                 "role": site.role,
                 "spec": site.spec.text,
                 "bits": site.spec.format.bits,
-                "rounding": ROUNDING,
+                "rounding": plan.rounding if site.kind == "grid" else ROUNDING,
             }
             found.append(entry | _grid(site, row.path, weights, qparams))
     return found
+
+
+def all_grids(plan: Plan, qparams: QParams) -> dict[str, dict[str, Any]]:
+    """Returns the grid of every tensor of a full-integer plan, by the path of the step that names it."""
+    return {
+        path: {"spec": site.spec.text, "bits": site.spec.format.bits} | _of_state(qparams.sites[path])
+        for path, site in plan.grids().items()
+        if site.spec is not None
+    }
 
 
 def _grid(site: Site, path: str, weights: dict[str, QTensor], qparams: QParams) -> dict[str, Any]:
@@ -47,9 +58,15 @@ def _grid(site: Site, path: str, weights: dict[str, QTensor], qparams: QParams) 
     if site.is_weight:
         q = weights.get(site.key, weights.get(path))
         return {} if q is None else {"scale": _numbers(q.scale_values), "zero": _numbers(q.zero)}
+    if site.kind == "grid":
+        return _of_state(qparams.sites[site.key])
     states = [qparams.sites.get(key, {}) for key in (path, site.key)]
     state = next((s[role] for s in states for role in (site.role, "output") if isinstance(s.get(role), dict)), None)
-    return {} if state is None else {"scale": _numbers(state.get("scale")), "zero": _numbers(state.get("zero"))}
+    return {} if state is None else _of_state(state)
+
+
+def _of_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"scale": _numbers(state.get("scale")), "zero": _numbers(state.get("zero"))}
 
 
 def _numbers(x: Any) -> Any:

@@ -55,6 +55,7 @@ def test_weights_keep_their_width(rules, bits, tmp_path):
     targets = ["iree-universal", "litert"]
     bundle = lb.export(model.fn, plan, qparams, model.args, tmp_path / "m", targets=targets, integer_io=True)
     rows = _rows(bundle, targets)
+    assert bundle.manifest["tools"]["litert-converter"]
     stored = sum(int(np.prod(w["shape"])) * w["stored_bits"] for w in bundle.manifest["weights"]) / 8
     assert stored <= _count(bundle) * bits / 8 + (5_000 if bits == 2 else 0)
     assert (bundle.path / MODEL).stat().st_size <= stored + 16 * 1024

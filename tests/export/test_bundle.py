@@ -53,6 +53,25 @@ def test_the_manifest_describes_every_site():
     assert len(case.bundle.manifest["files"]["model.mlirbc"]["sha256"]) == 64
 
 
+def test_the_manifest_of_a_full_integer_plan_has_every_grid(tmp_path):
+    params, args = (
+        {"a": cases.normal(0, 8, 6), "b": cases.normal(1, 6, 4), "c": cases.normal(2, 6)},
+        (cases.normal(3, 5, 8),),
+    )
+    plan = lb.bind(cases.two_layers, {"**": "w8,a8"}, params, *args, integer=True, rounding="tflite_single")
+    qparams = lb.pack(plan, params, lb.init(cases.two_layers, plan, params, *args))
+    manifest = bundles.export(cases.two_layers, plan, qparams, args, tmp_path / "b", integer_io=True).manifest
+    assert set(manifest["grids"]) == {step.path for step in plan.steps if step.site is not None}
+    given = manifest["grids"]["input_0"]
+    assert (given["scale"], given["zero"]) == (manifest["inputs"][0]["scale"], manifest["inputs"][0]["zero_point"])
+    assert manifest["grids"]["b"]["scale"] == manifest["outputs"][0]["scale"]
+    assert [(s["role"], s["rounding"]) for s in manifest["sites"]] == [
+        ("input", "tflite_single"),
+        ("weight", "nearest_even"),
+    ] * 2
+    assert manifest["sites"][0]["scale"] == given["scale"]
+
+
 def test_names_trees_and_state_are_kept(tmp_path):
     params = {"x": cases.normal(0, 16, 16), "h": cases.normal(1, 16, 16), "o": cases.normal(2, 16, 4)}
     args = ({"now": cases.normal(3, 2, 16)}, {"hidden": cases.normal(4, 2, 16)})

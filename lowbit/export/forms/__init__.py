@@ -1,6 +1,6 @@
 """Further forms of an exported model, one module each: the same integers and scales, written for another family of tools.
 
-A module ``<form>.py`` here has ``write(lowered) -> {file name: content}``. The bundle gets those files wherever a target asks
+A module ``<form>.py`` here has ``write(lowered) -> {file name: content}``, and ``TOOLS``, where packages write it. The bundle gets those files wherever a target asks
 for that form (`lowbit.export.targets`); nothing else is edited. The served form, StableHLO, is every bundle's own.
 """
 
@@ -62,6 +62,11 @@ class Lowered:
         """The served model as a closed jaxpr of the flat inputs."""
         shapes = [jax.ShapeDtypeStruct(tuple(x["shape"]), jnp.dtype(x["dtype"])) for x in self.inputs]
         return jax.make_jaxpr(self.served)(*shapes)
+
+
+def tools(form: str) -> tuple[str, ...]:
+    """Returns the packages that write a form, besides lowbit and jax."""
+    return getattr(importlib.import_module(f"{__name__}.{form}"), "TOOLS", ())
 
 
 def write(form: str, lowered: Lowered) -> Mapping[str, Content]:

@@ -6,6 +6,7 @@ from lowbit.export.litert.convert import converted
 
 from . import Lowered
 
+TOOLS = ("litert-converter",)
 MODEL, CONTENTS = "litert/model.tflite", "litert/contents.json"
 
 

@@ -15,6 +15,7 @@ from lowbit.export.universal import universal_jaxpr
 
 from . import Lowered
 
+TOOLS = ("onnx",)
 FILE = "onnx/model.onnx"
 
 ACCURACY = ("session.qdq_matmulnbits_accuracy_level", "1")
