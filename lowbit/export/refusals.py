@@ -23,6 +23,7 @@ class Violation:
         allowed: what the rule allows.
         nearest: the nearest spec that is allowed.
         note: why.
+        rule: the plan's, which took the operation.
     """
 
     target: str
@@ -33,13 +34,14 @@ class Violation:
     allowed: str
     nearest: str
     note: str
+    rule: str
 
     def __str__(self) -> str:
         what = {"dot_general": "dense layer", "conv_general_dilated": "convolution", "gather": "embedding"}
         why = f" ({self.note})" if self.note else ""
         return (
             f"{self.target} cannot take the {self.role} of {self.path} ({what.get(self.primitive, self.primitive)}): got "
-            f"{self.got}, allowed is {self.allowed}{why}; nearest: {self.nearest}"
+            f"{self.got} by the rule {self.rule!r}, allowed is {self.allowed}{why}; nearest: {self.nearest}"
         )
 
 
@@ -54,8 +56,8 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
         >>> import lowbit as lb, jax.numpy as jnp
         >>> fn, params, x = lambda p, x: x @ p["w"], {"w": jnp.ones((8, 4))}, jnp.ones((2, 8))
         >>> print(violations(lb.bind(fn, {"**": "w4,a8"}, params, x), TARGETS["tflm"])[0])
-        tflm cannot take the weight of w (dense layer): got int4/channel/sym, allowed is int4 with granularity tensor
-        (no 2-bit type; 4-bit weights of a dense layer share one scale); nearest: int4/tensor/sym
+        tflm cannot take the weight of w (dense layer): got int4/channel/sym by the rule '**: w4,a8', allowed is int4 with
+        granularity tensor (no 2-bit type; 4-bit weights of a dense layer share one scale); nearest: int4/tensor/sym
     """
     found = []
     for row in plan.quantized:
@@ -68,7 +70,9 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
                 nearest = "keep" if holds is None else _nearest(site, holds)
                 got = "float" if site.spec is None else site.spec.text
                 note = "" if holds is None else holds.note
-                found.append(Violation(target.name, row.path, row.primitive, site.role, got, allowed, nearest, note))
+                found.append(
+                    Violation(target.name, row.path, row.primitive, site.role, got, allowed, nearest, note, row.rule)
+                )
     return tuple(found)
 
 
@@ -80,7 +84,7 @@ def check(plan: Plan, targets: Sequence[Target]) -> None:
     found = [each for target in targets for each in violations(plan, target)]
     if found:
         more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(f"{found[0]}{more}. Change the rule of this operation, or leave the target out")
+        raise ValueError(f"{found[0]}{more}. Change that rule, or leave the target out")
     for target in targets:
         if reason := _refusal(plan, target):
             raise ValueError(f"{reason}, or leave the target out")
