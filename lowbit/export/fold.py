@@ -25,6 +25,7 @@ from lowbit.interpret import compat
 from lowbit.interpret.graph import is_smaller
 
 from . import lowering
+from .ragged import has_ragged_rows, packed, unpacked
 
 _INLINED = ("jit", "remat", "custom_jvp", "custom_vjp")
 _CHEAP = frozenset(
@@ -371,8 +372,13 @@ def _emit(known: Known, get: Callable[[Any], Any], shared: dict[Any, np.ndarray]
     if jnp.issubdtype(known.dtype, jax.dtypes.extended):
         return known.value
     constant = np.asarray(known.value).astype(known.store, copy=False)
-    name = (constant.dtype, constant.shape, hashlib.sha256(np.ascontiguousarray(constant).view(np.uint8).data).digest())
-    constant = shared.setdefault(name, constant)  # a shared weight is one constant
+    is_packed = known.store != known.dtype and has_ragged_rows(known.shape, bit_width(known.store))
+    stored = packed(constant) if is_packed else constant
+    name = (constant.dtype, constant.shape, hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8).data).digest())
+    stored = shared.setdefault(name, stored)  # a shared weight is one constant
     if known.store == known.dtype:
-        return constant
-    return lax.convert_element_type(jnp.asarray(constant), known.dtype)  # jax 0.12 converts numpy arrays at once
+        return stored
+    array = jnp.asarray(stored)  # jax 0.12 converts numpy arrays at once
+    if is_packed:
+        array = unpacked(array, known.shape, known.store)
+    return lax.convert_element_type(array, known.dtype)

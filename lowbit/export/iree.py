@@ -32,7 +32,7 @@ _PEELED = "--iree-llvmcpu-vector-pproc-strategy=peel"
 """Masked loads of i4 have no lowering for 48 columns on AVX512."""
 
 _MASKED = "--iree-llvmcpu-vector-pproc-strategy=mask"
-"""For narrow weights whose rows end within a byte: peeled, IREE 3.13 reads them wrong, without an error (of 512 rows of 9
+"""For narrow weights whose rows end within a byte, which forms but the served one have: peeled, IREE 3.13 reads them wrong, without an error (of 512 rows of 9
 columns in 4 bits or 10 in 2 bits for a Cortex-A76, of 22 columns in 2 bits for AVX512); masked, right, or not at all."""
 
 
