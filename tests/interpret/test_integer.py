@@ -247,7 +247,7 @@ def test_f_rules_that_leave_floats_are_refused():
         lb.bind(fn, {"**": "w8,a8"}, W, X, rounding="tflite_single")
 
 
-_SLOW = ("gru", "audio_net")
+_SLOW = ("gru", "audio_net", "lstm")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _SLOW)) for n in WHOLE])

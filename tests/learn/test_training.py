@@ -36,7 +36,7 @@ def _untouched(fn, params, state):
 @pytest.mark.parametrize(
     ("net", "is_folded"),
     [
-        (linen_net, False),
+        pytest.param(linen_net, False, marks=pytest.mark.slow),
         pytest.param(linen_net, True, marks=pytest.mark.slow),
         pytest.param(nnx_net, False, marks=pytest.mark.slow),
         (nnx_net, True),
