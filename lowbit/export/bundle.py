@@ -165,7 +165,7 @@ def export(
     boundary = integer.Boundary(fn, plan, qparams, call) if integer_io else None
     shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
     folded, out_shapes = _served(fn, plan, qparams, call, shapes, has_integer_io=integer_io)
-    module = stablehlo.module(folded, shapes, name)
+    module = stablehlo.module(functools.partial(folded, has_bytes=True), shapes, name)
     found = stablehlo.contents(module)
     if call.is_symbolic:
         symbolic.check_operations(found.operations, chosen)

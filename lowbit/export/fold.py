@@ -184,6 +184,8 @@ def fold(
 ) -> Callable[..., list[Any]]:
     """Returns the function of a closed jaxpr, to be traced: constants computed, the rest as it is.
 
+    With ``has_bytes=True`` it takes rows of narrow constants that end within a byte from bytes: `lowbit.export.ragged`.
+
     Args:
         jaxpr: closed; its constants are the parameters.
         constants: the values of its first inputs.
@@ -347,7 +349,8 @@ def _closure(wanted: Sequence[Known]) -> list[Known]:
     return list(reversed(order))
 
 
-def _run(program: _Program, *args: Any) -> list[Any]:
+def _run(program: _Program, *args: Any, has_bytes: bool = False) -> list[Any]:
+    """The program, to be traced; ``has_bytes``: rows that end within a byte are bytes, taken apart."""
     env: dict[int, Any] = dict(enumerate(args))
     emitted: dict[Known, Any] = {}
     shared: dict[Any, np.ndarray] = {}
@@ -356,7 +359,7 @@ def _run(program: _Program, *args: Any) -> list[Any]:
         if not isinstance(value, Known):
             return env[value]
         if value not in emitted:
-            emitted[value] = _emit(value, get, shared)
+            emitted[value] = _emit(value, get, shared, has_bytes=has_bytes)
         return emitted[value]
 
     for eqn, values, slots in program.steps:
@@ -365,14 +368,14 @@ def _run(program: _Program, *args: Any) -> list[Any]:
     return [get(value) for value in program.outs]
 
 
-def _emit(known: Known, get: Callable[[Any], Any], shared: dict[Any, np.ndarray]) -> Any:
+def _emit(known: Known, get: Callable[[Any], Any], shared: dict[Any, np.ndarray], *, has_bytes: bool) -> Any:
     """The value in the program being traced: a recipe, a constant, or a narrow constant and its conversion."""
     if known.is_recipe:
         return compat.rebind(known.eqn, [get(k) for k in known.inputs])[known.index]
     if jnp.issubdtype(known.dtype, jax.dtypes.extended):
         return known.value
     constant = np.asarray(known.value).astype(known.store, copy=False)
-    is_packed = known.store != known.dtype and has_ragged_rows(known.shape, bit_width(known.store))
+    is_packed = has_bytes and known.store != known.dtype and has_ragged_rows(known.shape, bit_width(known.store))
     stored = packed(constant) if is_packed else constant
     name = (constant.dtype, constant.shape, hashlib.sha256(np.ascontiguousarray(stored).view(np.uint8).data).digest())
     stored = shared.setdefault(name, stored)  # a shared weight is one constant
