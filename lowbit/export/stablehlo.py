@@ -25,6 +25,8 @@ from jaxlib.mlir import ir  # noqa: TID251 - see above
 from jaxlib.mlir.dialects import stablehlo  # noqa: TID251
 from jaxlib.mlir.passmanager import PassManager  # noqa: TID251
 
+from . import ragged
+
 VERSION = "1.9.0"
 """Of portable artifacts, unless asked otherwise: read by every IREE and LiteRT converter tried; 2-bit integers need 1.5.0."""
 
@@ -256,7 +258,7 @@ _NARROW = re.compile(r"\bu?i([24])\b")
 def has_ragged_rows(code: str | bytes) -> bool:
     """Returns whether a constant of 2-bit or 4-bit integers, in text or an artifact, has rows that end within a byte."""
     found = ((_NARROW.search(constant.element), constant.shape) for constant in contents(code).constants)
-    return any(narrow is not None and shape and shape[-1] * int(narrow[1]) % 8 != 0 for narrow, shape in found)
+    return any(narrow is not None and ragged.has_ragged_rows(shape, int(narrow[1])) for narrow, shape in found)
 
 
 def float_operations(code: str | ir.Module) -> dict[str, list[str]]:

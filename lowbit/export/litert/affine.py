@@ -47,10 +47,7 @@ class Affine:
 
     def quantized(self, grid: Grid) -> jax.Array:
         """Its value on a grid of one scale."""
-        shape = self.x.shape
-        gain, shift = (
-            np.broadcast_to(a, np.broadcast_shapes(a.shape, (1,) * len(shape))) for a in (self.gain, self.shift)
-        )
+        shape, gain, shift = self.x.shape, self.gain, self.shift
         varying = [i for i in range(len(shape)) if max(gain.shape[i], shift.shape[i]) > 1]
         first, last = min(varying), max(varying) + 1
         inner = shape[first:last]
