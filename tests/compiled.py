@@ -78,6 +78,8 @@ class Cache:
         jax.config.update("jax_compilation_cache_dir", str(self.own))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        # A GPU's own caches lie in this folder, and their path would be part of every key: no other process had a hit.
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
     def exchange(self) -> None:
         """Gives what this process compiled and takes what others did."""
