@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 MAX_BYTES = 2 << 30
 _OWN = "own-"
@@ -80,6 +81,7 @@ class Cache:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         # A GPU's own caches lie in this folder, and their path would be part of every key: no other process had a hit.
         jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        compilation_cache.reset_cache()
 
     def exchange(self) -> None:
         """Gives what this process compiled and takes what others did."""

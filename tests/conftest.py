@@ -49,14 +49,14 @@ if os.environ.get("CI"):
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keeps compiled programs for the next run, and writes what each test costs where `LOWBIT_TIMES` says."""
-    works = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)  # it runs tests itself
+    is_worker = hasattr(config, "workerinput")
     shared = compiled.shared_folder()
-    if works and shared is not None:
-        config.pluginmanager.register(compiled.Cache(shared))
-    if shared is not None and not hasattr(config, "workerinput"):
+    if shared is not None and not is_worker:
         compiled.prune(shared.parent)
+    if shared is not None and (is_worker or not config.getoption("numprocesses", None)):
+        config.pluginmanager.register(compiled.Cache(shared))
     if record := os.environ.get("LOWBIT_TIMES"):
-        config.pluginmanager.register(times.Recorder(Path(record), writes=not hasattr(config, "workerinput")))
+        config.pluginmanager.register(times.Recorder(Path(record), writes=not is_worker))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ class Recorder:
     """The plugin: it measures where tests run, and writes where their reports arrive."""
 
     def __init__(self, path: Path, *, writes: bool):
-        self.path, self.writes, self.is_first = path, writes, True
+        self.path, self.writes, self.is_first = path.absolute(), writes, True
         self.used: collections.Counter[str] = collections.Counter()
         jax.monitoring.register_event_duration_secs_listener(self._add)
         if writes:
