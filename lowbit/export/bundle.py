@@ -31,6 +31,7 @@ from lowbit.adapters.nnx import NNXFunction
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.trace import Model, trace
+from lowbit.packed.belongs import check_belongs, checked
 from lowbit.packed.bits import unpack
 from lowbit.packed.files import decode_tensors, encode_tensors
 from lowbit.packed.trees import QParams
@@ -124,7 +125,7 @@ def export(
 
     Raises:
         TypeError: for other types, or a constant argument without values.
-        ValueError: for an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
+        ValueError: for parameters of another plan, a scale that is NaN, infinite or smaller than 2**-126, an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
             something else, a module whose constants take more than the packed weights, or a full-integer plan's module
             that computes in floats.
 
@@ -142,10 +143,8 @@ def export(
         ...     "tensor<64x32xi4>" in (bundle.path / "model.mlir").read_text(), bundle.manifest["inputs"]
         (True, [{'name': 'x', 'shape': [2, 64], 'dtype': 'float32'}])
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-    if not isinstance(qparams, QParams):
-        raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
+    check_belongs(plan, qparams)
+    checked(qparams)
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
     if not (isinstance(name, str) and name.isidentifier()):

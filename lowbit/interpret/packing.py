@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
 from lowbit.core.paths import leaf_path
+from lowbit.packed.belongs import checked
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
 
-from .state import QState, get, layer_operand, quantized_sites, quantizer_of
+from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 
 
 def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
@@ -26,11 +27,22 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
         qstate: from `lowbit.init`, `lowbit.calibrate`, training or `lowbit.solve`.
 
     Raises:
-        ValueError: if a weight holds NaN or infinity (not checked under jit), or the plan came from a file.
+        TypeError: for other types, or parameters that are packed already.
+        ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
+            2**-126 (values are not checked under jit), or the plan came from a file.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"pack takes (plan, params, qstate): plan must be a Plan, got {type(plan).__name__}")
+    if isinstance(params, QParams):
+        raise TypeError("params are packed already: pack takes the float parameters")
+    check_state(plan, qstate)
     weights = _weights(plan, params)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
+    for key in not_finite({key: [qstate[part][key] for part in PARTS] for key in qstate["fixed"]}):
+        raise ValueError(
+            f"the state of {key!r} holds NaN or infinity: training diverged; go back to a state that is finite"
+        )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
     made = _packer(plan)(weights, states)
     sites = plan.leaf_sites()
@@ -51,7 +63,7 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
             raise ValueError("a full-integer plan read from a file can execute, not pack: bind again")
         for path, integers in plan.freeze(params, qstate).items():
             found[path] = {**found.get(path, {}), **integers}
-    return QParams(packed, found)
+    return checked(QParams(packed, found, plan.fingerprint))
 
 
 def _name(site: Site) -> str:
@@ -66,6 +78,10 @@ def _weights(plan: Plan, params: Any) -> dict[str, Any]:
         if not site.is_weight:
             continue
         if site.kind == "leaf":
+            if site.key not in leaves:
+                raise ValueError(
+                    f"params have no {site.key!r}, which the plan quantizes; they have {', '.join(leaves) or 'nothing'}"
+                )
             weights[site.key] = leaves[site.key]
             continue
         if plan.derive is None:

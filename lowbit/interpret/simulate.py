@@ -18,7 +18,18 @@ from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
-from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
+from .state import (
+    QState,
+    check_state,
+    get,
+    layer_operand,
+    marked,
+    put,
+    quantized_sites,
+    quantizer_of,
+    site_key,
+    walked_sites,
+)
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -42,7 +53,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
 
     Raises:
-        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` lacks a site.
+        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's.
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
@@ -87,6 +98,7 @@ def simulation(
     custom_vjp: str = "raise",
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
+    check_state(plan, qstate)
     traced = trace(fn, params, args, dict(kwargs))
     check_same_operations(traced.graph, plan)
     if plan.is_full_integer:
@@ -198,4 +210,4 @@ def _collected(plan: Plan, leaves: Mapping[str, Any], sites: Mapping[str, Any]) 
     parts: dict[str, Any] = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         put(parts, site.key, site.role, leaves[site.key] if site.kind == "leaf" else sites[row.path][site.role])
-    return parts
+    return marked(plan, parts)

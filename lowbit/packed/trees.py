@@ -32,10 +32,12 @@ class QParams:
     Attributes:
         params: the tree of the float parameters, quantized leaves packed as `QTensor`.
         sites: by operation path, by role: the state of static inputs and the packed derived weights.
+        fingerprint: of the plan they were packed with (`lowbit.plan.fingerprint`), or "" where it is not known.
     """
 
     params: Any
     sites: dict[str, dict[str, Any]]
+    fingerprint: str = dataclasses.field(default="", metadata={"static": True})
 
     def weights(self) -> dict[str, QTensor]:
         """Returns the packed weights by path: leaves, then derived weights."""
