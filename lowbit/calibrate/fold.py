@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lowbit.core.checks import is_traced, not_finite
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.interpret.observe import observer
 from lowbit.interpret.state import QState, empty_statistics, initial_state
 from lowbit.interpret.trace import Model
@@ -94,7 +94,7 @@ def initializer(plan: Plan) -> Callable[..., QState]:
 
 def _check_weights(plan: Plan, params: Any) -> None:
     wanted = {path for row in plan.rows for site in row.sites if site.spec is not None for path in site.leaves}
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     for path in not_finite({path: leaf for path, leaf in leaves.items() if path in wanted}):
         raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
 

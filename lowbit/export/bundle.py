@@ -26,8 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowbit.adapters.linen import LinenFunction
-from lowbit.adapters.nnx import NNXFunction
+from lowbit.core.marks import takes_state
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.trace import Model, trace
@@ -115,7 +114,8 @@ def export(
             (``jax.export.symbolic_shape("batch, 64")``) where every target takes them.
         path: the folder; an earlier bundle there is replaced.
         constant_args: positions in ``args`` whose values become constants. By default the state of `lowbit.linen` and
-            `lowbit.nnx` functions (position 0), and none of a plain function.
+            `lowbit.nnx` functions (position 0), wrapped and rewritten or not (`lowbit.core.marks`), and none of a plain
+            function.
         kwargs: keyword arguments, all constant.
         version: of the StableHLO portable artifact.
         name: of the module.
@@ -154,7 +154,7 @@ def export(
     target = _target(path)
     stablehlo.check_version(version)
     if constant_args is None:
-        constant_args = (0,) if isinstance(fn, LinenFunction | NNXFunction) and args else ()
+        constant_args = (0,) if takes_state(fn) and args else ()
     call = signature.read(fn, args, constant_args, dict(kwargs or {}))
 
     if call.is_symbolic:

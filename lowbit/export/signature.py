@@ -87,6 +87,11 @@ def read(fn: Any, args: Sequence[Any], constant_args: Sequence[int], kwargs: dic
             raise TypeError(
                 f"input {words[position.idx]!r} must be an array, got {type(leaf).__name__}; fix it by constant_args, or in fn"
             )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"input {words[position.idx]!r} is a random key ({leaf.dtype}), which a module cannot take; fix it by "
+                f"constant_args, or take jax.random.key_data(key) and wrap it in fn"
+            )
         for n in leaf.shape:
             if not (isinstance(n, int) or str(n).isidentifier()):
                 raise ValueError(f"a dimension of {words[position.idx]!r} must be a number or one symbol, got {n}")

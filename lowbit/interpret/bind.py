@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowbit.core.marks import takes_state
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
 from lowbit.plan import match
@@ -74,7 +75,7 @@ def bind(
     dropped = dropped_leaves(traced, rows) if derived is not None else ()
     plan = Plan(rows, tuple(graph.unseen), dropped, derived)
     if integer:
-        state = args[0] if getattr(fn, "takes_state", False) and args else ()
+        state = args[0] if takes_state(fn) and args else ()
         plan = full_integer(plan, traced, rounding, state)
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.packed.belongs import checked
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
@@ -47,13 +47,13 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
     made = _packer(plan)(weights, states)
     sites = plan.leaf_sites()
 
-    def leaf(keys: Any, x: Any) -> Any:
-        path = leaf_path(keys)
-        if path in plan.dropped:
+    def leaf(path: str, x: Any) -> Any:
+        if path in plan.dropped and not jnp.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random streams stay
             return Dropped(tuple(x.shape), str(x.dtype))
         return made[_name(sites[path])] if path in sites else x
 
-    packed = jax.tree_util.tree_map_with_path(leaf, params)
+    paths, leaves, tree = flatten(params)
+    packed = jax.tree.unflatten(tree, [leaf(path, x) for path, x in zip(paths, leaves, strict=True)])
     found: dict[str, dict[str, Any]] = {}
     for row, site in quantized_sites(plan):
         if site.kind not in ("leaf", "grid"):
@@ -72,7 +72,7 @@ def _name(site: Site) -> str:
 
 def _weights(plan: Plan, params: Any) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
     for row, site in quantized_sites(plan):
         if not site.is_weight:

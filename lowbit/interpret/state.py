@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic
 from lowbit.plan.rows import Plan, Row, Site, Step
@@ -201,7 +201,7 @@ def finished(site: Site, states: Mapping[str, Any]) -> dict[str, Any]:
 
 def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:
     """Returns the state of every site from parameters and folded statistics."""
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     parts: QState = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         quantizer, now = quantizer_of(site), site_key(key, f"{site.key}/{site.role}")

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import is_traced
-from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import SMALLEST_SCALE
 from lowbit.plan.rows import Plan
 
-from .trees import QParams
+from .trees import QParams, flatten
 
 
 def check_belongs(plan: Plan, qparams: QParams) -> None:

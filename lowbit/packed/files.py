@@ -181,7 +181,12 @@ def encode_tensors(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> li
 def _host(name: str, array: Any) -> np.ndarray:
     if isinstance(array, Tracer):
         raise TypeError(f"{name} is a tracer: save cannot run under jit")
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended) or str(array.dtype) not in _DTYPES:
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"{name} is a {array.dtype}, a random key, which a safetensors file cannot hold: keep jax.random.key_data(key) "
+            f"there and wrap it in the function, or pass the key as an argument"
+        )
+    if str(array.dtype) not in _DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold; cast it first")
     host = np.ascontiguousarray(array)
     return host.reshape(array.shape).astype(host.dtype.newbyteorder("<"), copy=False)

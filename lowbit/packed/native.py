@@ -15,14 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import lowbit_kernels
-from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Format, Tensor
 from lowbit.plan.rows import Plan, Row, Site
 
 from .belongs import check_belongs
 from .bits import unpack
-from .trees import QParams
+from .trees import QParams, flatten
 
 Matrix = Any
 T = TypeVar("T")

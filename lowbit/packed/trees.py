@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lowbit.core.paths import flatten
+from lowbit.core import paths
 from lowbit.core.qtensor import QTensor
 
 
@@ -41,8 +41,7 @@ class QParams:
 
     def weights(self) -> dict[str, QTensor]:
         """Returns the packed weights by path: leaves, then derived weights."""
-        paths, leaves, _ = flatten(self.params)
-        found = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if isinstance(leaf, QTensor)}
+        found = {path: leaf for path, leaf in zip(*flatten(self.params)[:2], strict=True) if isinstance(leaf, QTensor)}
         for path, roles in self.sites.items():
             if isinstance(derived := roles.get("weight"), QTensor):
                 found[path] = derived
@@ -58,6 +57,11 @@ class QParams:
         """Stored bits per quantized weight, scales and zero points included."""
         weights = self.weights().values()
         return 8 * sum(q.nbytes for q in weights) / max(sum(math.prod(q.shape) for q in weights), 1)
+
+
+def flatten(params: Any) -> tuple[list[str], list[Any], Any]:
+    """Returns paths, leaves and structure of packed parameters; a `QTensor` and a `Dropped` count as one leaf each."""
+    return paths.flatten(params, is_leaf=lambda x: isinstance(x, Dropped))
 
 
 def nbytes(tree: Any) -> int:

@@ -15,7 +15,7 @@ once and running averages are what the served network needs; the paper takes the
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,13 @@ class Folded:
     left: tuple[Left, ...]
     is_training: bool
     dropped: tuple[tuple[int, tuple[int, ...], str], ...]
+
+    takes_state: ClassVar[bool] = True  # ``state`` is no data
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function that was folded: what `inspect.signature` shows."""
+        return self.fn
 
     def __call__(
         self, params: Any, state: Any, *args: Any, frozen: Bool[Array, ""] | bool | None = None, **kwargs: Any

@@ -67,7 +67,8 @@ class _Placer:
         self.roots: dict[Var, Var] = {}
         self.grids = Grids()
         self.made: dict[Var, Node] = {}
-        self.counts: dict[tuple[str, str], int] = {}
+        self.counts: dict[str, int] = {}
+        self.taken = {op.path for op in operations.values()}
         self.done: set[Equation] = set()
         self.inside: set[Equation] = set()  # templates
         self.indices: set[Var] = set()  # integers that depend on integers alone
@@ -85,6 +86,14 @@ class _Placer:
 
     # nodes
 
+    def named(self, stem: str) -> str:
+        """The next path ``stem_0``, ``stem_1``, ... that is not that of an operation: a parameter may be called so."""
+        while True:
+            number = self.counts.get(stem, 0)
+            self.counts[stem] = number + 1
+            if (path := f"{stem}_{number}") not in self.taken:
+                return path
+
     def add(
         self, nodes: list[Node], kind: str, ins: list[Var], outs: list[Var], equations: list[Equation], **rest: Any
     ):
@@ -95,9 +104,7 @@ class _Placer:
             path, near = op.path, frozenset([op.base])
         else:
             prefix = common_prefix(sorted(near))
-            number = self.counts.get((prefix, kind), 0)
-            self.counts[prefix, kind] = number + 1
-            path = f"{prefix}/{kind}_{number}" if prefix else f"{kind}_{number}"
+            path = self.named(f"{prefix}/{kind}" if prefix else kind)
         source = next((e.source for e in equations if e.source), "")
         node = Node(kind, path, ins, outs, equations, source, **rest)
         nodes.append(node)
