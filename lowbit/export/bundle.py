@@ -26,6 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowbit.core.keywords import explicit
 from lowbit.core.marks import takes_state
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
@@ -177,7 +178,7 @@ def export(
     def results(plan: Plan) -> list[jax.Array]:
         if boundary:
             return boundary.results(plan, vectors)
-        return jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+        return jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **explicit(call.kwargs)))
 
     want = results(plan)
     inexact = stablehlo.inexact_operations(found)

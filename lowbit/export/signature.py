@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.core.keywords import explicit
+
 EXAMPLE = 3
 """The length of a symbolic dimension in test vectors."""
 
@@ -151,7 +153,7 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
     value, for inputs without floats.
 
     Args:
-        run: ``run(*args, **kwargs)``, the served model.
+        run: ``run(*args, kwargs=...)``, the served model.
         call: the exported call.
         inputs: flat test inputs.
         outputs: flat results for them.
@@ -168,7 +170,7 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
             else x
             for x in inputs
         ]
-        got = jax.tree.leaves(run(*call.arguments(moved), **call.kwargs))
+        got = jax.tree.leaves(run(*call.arguments(moved), **explicit(call.kwargs)))
         change = [
             np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)) for a, b in zip(got, outputs, strict=True)
         ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import Full
 from lowbit.core.scales import stored_scale
@@ -42,7 +43,7 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
             first of these that can run it.
 
     Returns:
-        A function, jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
+        A function (what is in ``kwargs={...}`` always goes to ``fn``), jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
         weights into the kernels' order once and keeps that as long as their arrays live; under an outer jit, call
         `lowbit.prepare` on ``qparams`` first.
 
@@ -72,16 +73,24 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
     is_native = implementation in (None, "cpu") and not plan.is_full_integer
     prepared = Prepared(plan)
 
-    def run(qparams, /, *args, **kwargs):
+    @shares_keywords("lowbit.execute", fn)
+    def run(qparams, /, *args, kwargs=None, **keywords):
         check_belongs(plan, qparams)
         matrices = prepared(qparams) if is_native and native.status() is None else {}
-        return compiled(qparams, matrices, args, kwargs)
+        return compiled(qparams, matrices, args, merged(keywords, kwargs))
 
     return run
 
 
+@shares_keywords("lowbit.explain")
 def explain(
-    fn: Model, plan: Plan, qparams: QParams, *args: Any, implementation: str | None = None, **kwargs: Any
+    fn: Model,
+    plan: Plan,
+    qparams: QParams,
+    *args: Any,
+    implementation: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> str:
     """Returns a line per operation: which implementation runs it, and why no faster one.
 
@@ -91,7 +100,8 @@ def explain(
         qparams: packed parameters.
         *args: example arguments; shapes and dtypes matter.
         implementation: as in `execute`.
-        **kwargs: example keyword arguments.
+        kwargs: example keyword arguments, whatever their names: ``implementation`` too.
+        **keywords: example keyword arguments.
     """
     check_belongs(plan, qparams)
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
@@ -101,7 +111,7 @@ def explain(
         lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report),
         qparams,
         args,
-        kwargs,
+        merged(keywords, kwargs),
     )
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
     order = [row.path for row in plan.rows]

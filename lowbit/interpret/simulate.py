@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
@@ -45,7 +46,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).
         plan: from `lowbit.bind`.
         train: use the quantizers' training forms; ``run`` then takes ``key=`` and ``step=`` and returns
-            ``(y, qstate')``.
+            ``(y, qstate')``. A model's own ``key`` or ``step`` goes in ``kwargs={...}``, which ``run`` always takes.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
 
@@ -53,6 +54,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
 
     Raises:
+        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`).
         ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's.
     """
     if custom_vjp not in ("raise", "body"):
@@ -72,14 +74,16 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callab
 
     if train:
 
-        def run_train(params, qstate, *args, key: Array | None = None, step: Any = None, **kwargs):
+        @shares_keywords("lowbit.simulate(train=True)", fn)
+        def run_train(params, qstate, /, *args, key: Array | None = None, step: Any = None, kwargs=None, **keywords):
             step = None if step is None else jnp.asarray(step, jnp.int32)
-            return compiled(params, qstate, args, kwargs, key, step)
+            return compiled(params, qstate, args, merged(keywords, kwargs), key, step)
 
         return run_train
 
-    def run(params, qstate, *args, **kwargs):
-        return compiled(params, qstate, args, kwargs, None, None)[0]
+    @shares_keywords("lowbit.simulate", fn)
+    def run(params, qstate, /, *args, kwargs=None, **keywords):
+        return compiled(params, qstate, args, merged(keywords, kwargs), None, None)[0]
 
     return run
 
