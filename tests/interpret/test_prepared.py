@@ -86,7 +86,6 @@ def test_an_array_changed_in_place_is_served(packed):
     assert bool(jnp.any(run(host, X) != before))
 
 
-@pytest.mark.skipif(native.status() is not None, reason="no native kernels here")
 def test_a_second_call_prepares_nothing_and_an_exchange_only_what_it_changed(packed, builds):
     fn, plan, qparams = packed
     run = lb.execute(fn, plan)
