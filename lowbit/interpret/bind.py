@@ -17,9 +17,10 @@ from lowbit.plan.rows import Plan, Row, Site
 from . import compat
 from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
-from .graph import Data, Graph, Operation, Weight, contraction, leaf_contraction
+from .graph import Graph, Operation
 from .integer.interpretations import full_integer
 from .integer.long import MOST
+from .kinds import Data, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
 from .simulate import simulation
 from .state import abstract_state
@@ -65,7 +66,7 @@ def bind(
         [('w', '**: w4,a8')]
     """
     typed = match.read(rules)
-    traced = trace(fn, params, args, kwargs)
+    traced = trace(fn, params, args, kwargs, has_picks=not integer)
     graph = traced.graph
     chosen = match.first_matches(typed, [op.path for op in graph.operations])
     rows = tuple(_row(op, graph, traced, chosen[op.path], integer=integer) for op in graph.operations)
@@ -95,12 +96,12 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
     _check_overflow(op, sites, integer=integer)
     return Row(
         path=op.path,
-        primitive=op.eqn.primitive.name,
+        primitive=op.primitive,
         sites=sites,  # pyright: ignore[reportArgumentType]
         stack=op.stack,
         rule=rule.text if rule else "(no rule)",
         feature_groups=op.eqn.params.get("feature_group_count", 1),
-        macs=_macs(op.eqn) * math.prod(op.stack),
+        macs=_macs(op) * math.prod(op.stack),
         source=compat.source_line(op.eqn),
     )
 
@@ -109,22 +110,27 @@ def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Qu
     kind, eqn = op.kinds[index], op.eqn
     aval = eqn.invars[index].aval
     depth = len(op.stack)
-    if isinstance(kind, Weight):
+    if isinstance(kind, Weight | Picked):
         shape = tuple(traced.jaxpr.jaxpr.invars[kind.leaf].aval.shape)
         dtype = str(traced.jaxpr.jaxpr.invars[kind.leaf].aval.dtype)
-        contract = leaf_contraction(eqn, index, kind)
+        contract = leaf_contraction(eqn, index, kind.axes, op.picked)
         assert contract is not None
         present = {axis for atoms in kind.axes for axis, _ in atoms}
         stack = next((i for i, n in enumerate(shape) if i in present or n == 1), len(shape))
         path = graph.leaves[kind.leaf]
         operand = Operand(shape, dtype, contract, stack, is_weight=True)
         return _with(Site("weight", "leaf", path, (path,), operand), quantizers.weight)
-    contract = tuple(i + depth for i in contraction(eqn, index))
+    if op.is_lookup and index == 1:  # one index or many: the plan is the same
+        return Site("input", "input", op.path, (), Operand(op.stack, str(aval.dtype), (), depth, is_weight=False))
+    contract = tuple(i + depth for i in contraction(eqn, index, op.picked))
     if isinstance(kind, Data):
-        role = "input" if any(not isinstance(k, Data) for k in op.kinds) else ("lhs", "rhs")[index]
+        role = (
+            "input"
+            if any(not isinstance(k, Data) or isinstance(k, Picked) for k in op.kinds)
+            else ("lhs", "rhs")[index]
+        )
         operand = Operand((*op.stack, *[0] * len(aval.shape)), str(aval.dtype), contract, depth, is_weight=False)
-        site = Site(role, "mixed" if kind.is_mixed else "input", op.path, (), operand)
-        return site if eqn.primitive.name == "gather" else _with(site, quantizers.input)
+        return _with(Site(role, "mixed" if kind.is_mixed else "input", op.path, (), operand), quantizers.input)
     operand = Operand((*op.stack, *aval.shape), str(aval.dtype), contract, depth, is_weight=True)
     leaves = tuple(sorted(graph.leaves[i] for i in kind.leaves))
     return _with(Site("weight", "derived" if leaves else "constant", op.path, leaves, operand), quantizers.weight)
@@ -145,16 +151,17 @@ def _with(site: Site, quantizer: Any) -> Site:
     return dataclasses.replace(site, spec=spec, quantizer=quantizer)
 
 
-def _macs(eqn: Any) -> int:
-    if eqn.primitive.name == "gather":
+def _macs(op: Operation) -> int:
+    if op.is_lookup:
         return 0
+    eqn = op.eqn
     left, right = (v.aval for v in eqn.invars)
     return math.prod(eqn.outvars[0].aval.shape) * contracted_size(Matmul.of(eqn), left, right)
 
 
 def _check_overflow(op: Operation, sites: tuple[Site, ...], *, integer: bool) -> None:
     specs = [site.spec for site in sites]
-    if op.eqn.primitive.name == "gather" or not all(s is not None and s.format.is_integer for s in specs):
+    if op.is_lookup or not all(s is not None and s.format.is_integer for s in specs):
         return
     left, right = specs
     assert left is not None

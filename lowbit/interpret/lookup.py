@@ -1,6 +1,7 @@
-"""Embedding look-up on a quantized table: rows of codes, rows of scales, then the value."""
+"""Look-ups in a quantized table: codes and scales are picked alike, whatever the table's granularity."""
 
-import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,47 +11,76 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.bits import unpack
 
+from . import picks
 from .compat import rebind
 
 
-def lookup(eqn: Any, table: QTensor, indices: Array) -> Array:
-    """Returns the rows of ``table`` at ``indices``, dequantized: the gather ``eqn`` on codes and on scales.
+def lookup(eqn: Any, table: QTensor, indices: Sequence[Any]) -> Array:
+    """Returns the part of ``table`` that ``eqn`` picks, dequantized.
 
-    Rows out of range become what ``eqn`` makes of them: NaN where it fills, the last row where it clips.
+    Indices out of range become what ``eqn`` makes of them: its fill value where it fills, the last row where it clips.
 
     Args:
-        eqn: a gather of whole rows along one axis.
-        table: levels, codes or packed bytes; bytes are taken apart after the gather, where the rows do not share them.
-        indices: as the gather takes them.
+        eqn: a gather or a dynamic slice.
+        table: levels, codes or packed bytes; bytes are taken apart after the look-up, where what is picked does not share
+            them.
+        indices: its further operands.
     """
-    numbers = eqn.params["dimension_numbers"]
-    axis = numbers.collapsed_slice_dims[0]
-    n = table.shape[axis]
-    if table.packed_axis is not None and table.packed_axis[0] + table.ndim == axis:
+    found = pick(eqn, table, indices).dequantize()
+    fill = eqn.params.get("fill_value")
+    if not _fills(eqn) or fill is None or math.isnan(fill):
+        return found
+    (inside,) = rebind(eqn, [jnp.ones(table.shape, jnp.int8), *indices], fill_value=0)
+    return jnp.where(inside == 1, found, jnp.asarray(fill, found.dtype))
+
+
+def _fills(eqn: Any) -> bool:
+    return eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
+
+
+def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
+    """Returns the part of ``table`` that ``eqn`` picks, quantized as the table is; what is out of range has a scale of NaN
+    where ``eqn`` fills.
+
+    Args:
+        eqn: a gather or a dynamic slice.
+        table: levels, codes or packed bytes.
+        indices: its further operands.
+    """
+    rank, sizes = table.ndim, eqn.params["slice_sizes"]
+    where = picks.offsets(eqn)
+    cut = {i for i in range(rank) if sizes[i] != table.shape[i] or i not in where}
+    if table.packed_axis is not None and table.packed_axis[0] + rank in cut:
         table = unpack(table)
 
-    def rows(x: Array, mode: Any) -> Array:
-        sizes = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
-        return rebind(eqn, [x, indices], slice_sizes=sizes, mode=mode)[0]
+    def taken(x: Array, *, fills: bool) -> Array:
+        changes: dict[str, Any] = {"slice_sizes": tuple(sizes[i] if i in cut else n for i, n in enumerate(x.shape))}
+        if eqn.primitive.name == "gather":
+            changes["mode"] = eqn.params["mode"] if fills else lax.GatherScatterMode.CLIP
+            changes["fill_value"] = jnp.nan if fills and _fills(eqn) else None
+        return rebind(eqn, [x, *indices], **changes)[0]
 
-    mode = eqn.params["mode"]
-    codes = rows(table.codes, lax.GatherScatterMode.CLIP)
-    is_per_row = table.scale_values.shape[axis] == n
-    scale = table.scale_values if is_per_row else jnp.repeat(table.scale_values, n, axis=axis)
-    zero = table.zero
-    if zero is not None:
-        zero = zero if is_per_row else jnp.repeat(zero, n, axis=axis)
-        zero = rows(zero, lax.GatherScatterMode.CLIP)
-    rank = codes.ndim
-    offsets = list(numbers.offset_dims)
-    kept = [i for i in range(table.ndim) if i != axis]
+    def per_element(x: Array) -> Array:
+        """A scale or zero point with an entry per element along the axes that are cut."""
+        for i in cut:
+            n = table.shape[i]
+            if x.shape[i] != n:
+                x = lax.slice_in_dim(jnp.repeat(x, blocks[i], axis=i), 0, n, axis=i)
+        return x
 
-    def moved(a: int) -> int:
-        return offsets[kept.index(a + table.ndim)] - rank
-
-    groups = tuple((moved(a), size) for a, size in table.groups if a + table.ndim != axis)
-    packed = None if table.packed_axis is None else (moved(table.packed_axis[0]), table.packed_axis[1])
-    scale = rows(scale, mode)
-    return dataclasses.replace(
-        table, codes=codes, scale=scale, zero=zero, groups=groups, packed_axis=packed
-    ).dequantize()
+    blocks = table.blocks
+    codes = taken(table.codes, fills=False)
+    groups = tuple((where[a + rank] - codes.ndim, size) for a, size in table.groups if a + rank not in cut)
+    packed = table.packed_axis
+    if packed is not None:
+        packed = where[packed[0] + rank] - codes.ndim, packed[1]
+    return QTensor(
+        codes,
+        taken(per_element(table.scale_values), fills=True),
+        None if table.zero is None else taken(per_element(table.zero), fills=False),
+        table.spec,
+        table.dtype,
+        groups,
+        stage=table.stage,
+        packed_axis=packed,
+    )
