@@ -108,7 +108,7 @@ def _check_packed(qparams: Any) -> None:
 def explain(
     fn: Model, plan: Plan, qparams: QParams, *args: Any, implementation: str | None = None, **kwargs: Any
 ) -> str:
-    """Returns a line per operation: which implementation runs it, and why no faster one.
+    """Returns a line per operation, which implementation runs it and why no faster one, and per parameter of none.
 
     Args:
         fn: the function of the plan.
@@ -129,7 +129,11 @@ def explain(
         kwargs,
     )
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
-    order = [row.path for row in plan.rows]
+    report += [
+        (leaf.path, "as it is", f"no operation: {', '.join(leaf.uses) or 'unused'}, {leaf.nbytes} bytes")
+        for leaf in plan.uncovered
+    ]
+    order = [*(row.path for row in plan.rows), *(leaf.path for leaf in plan.uncovered)]
     report.sort(key=lambda line: order.index(line[0]))
     width = max([len(path) for path, _, _ in report], default=0)
     return "\n".join(f"{path:<{width}}  {how:<9}  {why}".rstrip() for path, how, why in report)

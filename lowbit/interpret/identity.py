@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from .compat import rebind
 from .trace import Model, trace
 from .walk import Walk
 

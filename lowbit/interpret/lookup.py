@@ -39,48 +39,67 @@ def _fills(eqn: Any) -> bool:
 
 
 def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
-    """Returns the part of ``table`` that ``eqn`` picks, quantized as the table is; what is out of range has a scale of NaN
-    where ``eqn`` fills.
+    """Returns the part of ``table`` that ``eqn`` picks, quantized as the table is.
+
+    What is out of range has a scale of NaN where ``eqn`` fills.
 
     Args:
         eqn: a gather or a dynamic slice.
         table: levels, codes or packed bytes.
         indices: its further operands.
     """
-    rank, sizes = table.ndim, eqn.params["slice_sizes"]
-    where = picks.offsets(eqn)
-    cut = {i for i in range(rank) if sizes[i] != table.shape[i] or i not in where}
+    rank, where = table.ndim, picks.offsets(eqn)
+    cut = _cut(eqn, table.shape)
     if table.packed_axis is not None and table.packed_axis[0] + rank in cut:
         table = unpack(table)
-
-    def taken(x: Array, *, fills: bool) -> Array:
-        changes: dict[str, Any] = {"slice_sizes": tuple(sizes[i] if i in cut else n for i, n in enumerate(x.shape))}
-        if eqn.primitive.name == "gather":
-            changes["mode"] = eqn.params["mode"] if fills else lax.GatherScatterMode.CLIP
-            changes["fill_value"] = jnp.nan if fills and _fills(eqn) else None
-        return rebind(eqn, [x, *indices], **changes)[0]
+    near: dict[str, Any] = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None} if _has_mode(eqn) else {}
+    fill: dict[str, Any] = {"fill_value": jnp.nan if _fills(eqn) else None} if _has_mode(eqn) else {}
 
     def per_element(x: Array) -> Array:
         """A scale or zero point with an entry per element along the axes that are cut."""
         for i in cut:
-            n = table.shape[i]
-            if x.shape[i] != n:
-                x = lax.slice_in_dim(jnp.repeat(x, blocks[i], axis=i), 0, n, axis=i)
+            if x.shape[i] not in (1, table.shape[i]):
+                x = lax.slice_in_dim(jnp.repeat(x, table.blocks[i], axis=i), 0, table.shape[i], axis=i)
         return x
 
-    blocks = table.blocks
-    codes = taken(table.codes, fills=False)
-    groups = tuple((where[a + rank] - codes.ndim, size) for a, size in table.groups if a + rank not in cut)
+    codes = part(eqn, table.codes, indices, table.shape, **near)
+    scale, zero = per_element(table.scale_values), None if table.zero is None else per_element(table.zero)
     packed = table.packed_axis
-    if packed is not None:
-        packed = where[packed[0] + rank] - codes.ndim, packed[1]
     return QTensor(
         codes,
-        taken(per_element(table.scale_values), fills=True),
-        None if table.zero is None else taken(per_element(table.zero), fills=False),
+        part(eqn, scale, indices, table.shape, **fill),
+        None if zero is None else part(eqn, zero, indices, table.shape, **near),
         table.spec,
         table.dtype,
-        groups,
+        tuple((where[a + rank] - codes.ndim, size) for a, size in table.groups if a + rank not in cut),
         stage=table.stage,
-        packed_axis=packed,
+        packed_axis=None if packed is None else (where[packed[0] + rank] - codes.ndim, packed[1]),
     )
+
+
+def part(eqn: Any, x: Array, indices: Sequence[Any], shape: Sequence[int], **changes: Any) -> Array:
+    """Returns what ``eqn`` picks of an array that broadcasts to its table, or is shorter along axes that it takes whole.
+
+    Args:
+        eqn: a gather or a dynamic slice.
+        x: the array.
+        indices: the further operands of ``eqn``.
+        shape: of the table.
+        **changes: of the parameters of ``eqn``.
+    """
+    cut = _cut(eqn, shape)
+    for i in cut:
+        if x.shape[i] != shape[i]:
+            x = jnp.repeat(x, shape[i], axis=i)
+    sizes = tuple(eqn.params["slice_sizes"][i] if i in cut else n for i, n in enumerate(x.shape))
+    return rebind(eqn, [x, *indices], slice_sizes=sizes, **changes)[0]
+
+
+def _cut(eqn: Any, shape: Sequence[int]) -> list[int]:
+    """The axes of a table that are not taken whole, or that an index replaces."""
+    where, sizes = picks.offsets(eqn), eqn.params["slice_sizes"]
+    return [i for i, n in enumerate(shape) if sizes[i] != n or i not in where]
+
+
+def _has_mode(eqn: Any) -> bool:
+    return eqn.primitive.name == "gather"
