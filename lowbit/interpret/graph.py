@@ -201,6 +201,8 @@ class _Reader:
         if not self.recording:
             return
         has_data = any(isinstance(k, Data) for k in kinds)
+        if not has_data and eqn.primitive.name in moves.NAMES:
+            return
         for kind in kinds:
             for leaf in leaves_of(kind) if has_data or isinstance(kind, Weight) else ():
                 self.graph.uses.setdefault(leaf, {})[f"{eqn.primitive.name} {compat.source_line(eqn)}".strip()] = None
