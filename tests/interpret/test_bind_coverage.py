@@ -105,9 +105,13 @@ def test_counters_and_constant_keys_are_no_data_and_states_are():
     stack, x = {"s": normal(0, 3, 6, 6)}, normal(1, 2, 6)
     turns = lambda p, x: lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c @ p["s"][i]), x)  # noqa: E731
     key = lambda p, x: x @ p["s"][jax.random.randint(jax.random.key(0), (), 0, 3)]  # noqa: E731
-    until = lambda p, x: lax.while_loop(
-        lambda c: c[0] < x[0, 0], lambda c: (c[0] + 1, c[1] @ p["s"][c[0].astype(int)]), (0.0, x)
-    )[1]
+
+    def until(p, x):
+        def turn(carry):
+            return carry[0] + 1, carry[1] @ p["s"][carry[0].astype(int)]
+
+        return lax.while_loop(lambda carry: carry[0] < x[0, 0], turn, (0.0, x))[1]
+
     for fn in (turns, key, until):
         assert [(row.path, row.weight.kind) for row in lb.bind(fn, {"**": "w8"}, stack, x)] == [("s", "leaf")]
     given = lambda p, x, key: x @ p["s"][jax.random.randint(key, (), 0, 3)]  # noqa: E731
