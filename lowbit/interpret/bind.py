@@ -14,7 +14,6 @@ from lowbit.core.spec import Operand
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
-from . import compat
 from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
 from .graph import Graph, Operation
@@ -100,7 +99,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
     if mixed and rule is not None and not rule.is_specific and quantizers != Quantizers():
         raise ValueError(
-            f"{op.path} ({compat.source_line(op.eqn)}): operand {mixed[0]} mixes parameters with data, so it is neither "
+            f"{op.path} ({op.source}): operand {mixed[0]} mixes parameters with data, so it is neither "
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
         )
     sites = tuple(_site(op, i, graph, traced, quantizers) for i in range(2))
@@ -113,7 +112,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         rule=f"{rule.text}: {left_out}" if rule and left_out else rule.text if rule else "(no rule)",
         feature_groups=op.eqn.params.get("feature_group_count", 1),
         macs=_macs(op) * math.prod(op.stack),
-        source=compat.source_line(op.eqn),
+        source=op.source,
     )
 
 
@@ -172,7 +171,7 @@ def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Qu
         return _with(Site(role, "mixed" if kind.is_mixed else "input", op.path, (), operand), quantizers.input)
     if kind.varies and quantizers.weight is not None:
         raise ValueError(
-            f"{op.path} ({compat.source_line(eqn)}): its weight is computed anew in every turn of a loop, or on every device, "
+            f"{op.path} ({op.source}): its weight is computed anew in every turn of a loop, or on every device, "
             f"so that it cannot be quantized once: scan over stacked parameters, move the arithmetic out of the loop, or "
             f"{op.path!r}: 'keep'"
         )

@@ -40,6 +40,7 @@ class Operation:
         base: the path without ``@0``; `path` adds it.
         kinds: the kind of either operand.
         stack: lengths of the enclosing scans over layers.
+        source: where it was written, or, where a traced body does not say, where the call of it was.
         picked: of a look-up, the axes of its table that it picks from.
         path: unique name.
     """
@@ -49,6 +50,7 @@ class Operation:
     base: str
     kinds: tuple[Kind, Kind]
     stack: tuple[int, ...]
+    source: str
     picked: tuple[int, ...] = ()
     path: str = ""
 
@@ -151,6 +153,7 @@ class _Reader:
         self.recording = True
         self.products: dict[str, int] = {}
         self.constants = 0
+        self.caller = ""
 
     def whole(self, jaxpr: Any) -> None:
         """Reads a closed jaxpr."""
@@ -177,10 +180,13 @@ class _Reader:
     def equation(self, eqn, kinds: list[Kind], address: Address, stack) -> list[Kind]:
         what = compat.kind(eqn)
         if what is not None:
-            return getattr(self, "_" + what)(eqn, kinds, address, stack)
+            before, self.caller = self.caller, compat.source_line(eqn) or self.caller
+            outs = getattr(self, "_" + what)(eqn, kinds, address, stack)
+            self.caller = before
+            return outs
         name = eqn.primitive.name
         if compat.is_unseen(eqn) and self.recording:
-            self.graph.unseen.append((name, compat.source_line(eqn)))
+            self.graph.unseen.append((name, compat.source_line(eqn) or self.caller))
         if name in compat.MATMULS and any(isinstance(k, Data) for k in kinds):
             return [self.record(eqn, self.weights_of(eqn, kinds), address, stack)]
         if name in picks.LOOKUPS and any(isinstance(k, Data) for k in kinds[1:]) and self.is_table(kinds[0]):
@@ -205,7 +211,9 @@ class _Reader:
             return
         for kind in kinds:
             for leaf in leaves_of(kind) if has_data or isinstance(kind, Weight) else ():
-                self.graph.uses.setdefault(leaf, {})[f"{eqn.primitive.name} {compat.source_line(eqn)}".strip()] = None
+                self.graph.uses.setdefault(leaf, {})[
+                    f"{eqn.primitive.name} {compat.source_line(eqn) or self.caller}".strip()
+                ] = None
 
     def settled(self, kinds: Sequence[Kind]) -> list[Kind]:
         """Returns kinds as something other than an operation reads them: what was picked is data of a look-up."""
@@ -261,7 +269,8 @@ class _Reader:
             if self.recording:
                 self.products[prefix] = number + 1
         if self.recording:
-            self.graph.operations.append(Operation(address, eqn, base, pair, stack, picked))  # pyright: ignore[reportArgumentType]
+            source = compat.source_line(eqn) or self.caller
+            self.graph.operations.append(Operation(address, eqn, base, pair, stack, source, picked))  # pyright: ignore[reportArgumentType]
         return Data(near)
 
     def weight_path(self, kind: Kind) -> str:
