@@ -197,7 +197,7 @@ class _Reader:
             if axes is not None and isinstance(first, Picked):
                 return [dataclasses.replace(first, axes=axes)]
             if axes is not None:
-                return [Weight(first.leaf, axes, varies(kinds))]  # pyright: ignore[reportAttributeAccessIssue]
+                return [Weight(first.leaf, axes, varies(kinds))]
         kinds = self.settled(kinds)
         self.use(eqn, kinds)
         return [combine(eqn, kinds)] * len(eqn.outvars)
