@@ -12,6 +12,7 @@ from jaxtyping import Array
 from lowbit.core.checks import is_traced, not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
 from lowbit.core.paths import flatten
+from lowbit.interpret.integer import spans
 from lowbit.interpret.observe import observer
 from lowbit.interpret.state import QState, empty_statistics, initial_state
 from lowbit.interpret.trace import Model
@@ -76,7 +77,8 @@ def calibrate(
         ``{"learn": ..., "fixed": ...}``.
 
     Raises:
-        ValueError: if there is no batch, or NaN or infinity in weights or inputs (not checked under jit).
+        ValueError: if there is no batch, or NaN or infinity in weights or inputs (not checked under jit), or if a grid of a
+            full-integer plan that several tensors share leaves one of them hardly a level.
         TypeError: if a batch is not a tuple of arguments.
     """
     if kwargs is not None:
@@ -84,6 +86,9 @@ def calibrate(
     key = jax.random.key(0) if key is None else key
     _check_weights(plan, params)
     statistics = empty_statistics(plan)
+    for step in plan.steps:
+        if step.kind in spans.JOINS:
+            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(step)
     qstate = initializer(plan)(params, statistics, key) if sequential else {}
     step = observer(fn, plan, sequential=sequential)
     count = 0
@@ -97,7 +102,9 @@ def calibrate(
     if count == 0:
         raise ValueError("batches is empty: input ranges need at least one batch")
     _check_statistics(statistics)
-    return initializer(plan)(params, statistics, key)
+    made = initializer(plan)(params, statistics, key)
+    spans.check(plan, statistics, made)
+    return made
 
 
 @functools.lru_cache(maxsize=256)

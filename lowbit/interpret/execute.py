@@ -92,7 +92,7 @@ def explain(
     kwargs: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> str:
-    """Returns a line per operation: which implementation runs it, and why no faster one.
+    """Returns a line per operation, which implementation runs it and why no faster one, and per parameter of none.
 
     Args:
         fn: the function of the plan.
@@ -114,7 +114,11 @@ def explain(
         merged(keywords, kwargs),
     )
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
-    order = [row.path for row in plan.rows]
+    report += [
+        (leaf.path, "as it is", f"no operation: {', '.join(leaf.uses) or 'unused'}, {leaf.nbytes} bytes")
+        for leaf in plan.uncovered
+    ]
+    order = [*(row.path for row in plan.rows), *(leaf.path for leaf in plan.uncovered)]
     report.sort(key=lambda line: order.index(line[0]))
     width = max([len(path) for path, _, _ in report], default=0)
     return "\n".join(f"{path:<{width}}  {how:<9}  {why}".rstrip() for path, how, why in report)
@@ -144,9 +148,10 @@ def execution(
         has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
     """
     check_belongs(plan, qparams)
-    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
+    is_integer = plan.is_full_integer
+    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
     check_same_operations(traced.graph, plan)
-    if plan.is_full_integer:
+    if is_integer:
         outs = integer_execution(
             plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
         )
@@ -174,9 +179,8 @@ def execution(
         elif implementation == "cpu":
             raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
         else:
-            is_lookup = op.eqn.primitive.name == "gather"
             operands = [
-                _operand(site, v, states, is_lookup=is_lookup) for site, v in zip(row.sites, values, strict=True)
+                _operand(site, v, states, is_lookup=op.is_lookup) for site, v in zip(row.sites, values, strict=True)
             ]
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer else "xla"
@@ -219,8 +223,8 @@ def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bo
 
 
 def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
-    if op.eqn.primitive.name == "gather":
-        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else rebind(op.eqn, [left, right])[0]
+    if op.is_lookup:
+        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
         return integer_result(Matmul.of(op.eqn), left, right, result_dtype(op.eqn), carried=carried)
     return rebind(op.eqn, [plain(left), plain(right)])[0]

@@ -26,6 +26,15 @@ _SAME = ("copy", "copy_p", "sharding_constraint", "optimization_barrier", "name"
 _VARYING = ("pvary", "pcast", "pbroadcast")  # inside shard_map: the value differs between devices from here on
 
 
+NAMES = frozenset(
+    (
+        *_SAME, *_VARYING, "broadcast_in_dim", "convert_element_type", "dynamic_slice", "expand_dims", "reshape", "rev",
+        "slice", "squeeze", "transpose",
+    )
+)  # fmt: skip
+"""Primitives that move elements and compute nothing, whether or not a scale can follow."""
+
+
 class MoveError(ValueError):
     """A scale cannot follow its codes through a movement."""
 

@@ -46,7 +46,7 @@ def observation(
     qstate: QState | None = None,
 ) -> dict[str, Any]:
     """Returns the statistics after one batch: ``{path: {role: {name: state}}}``."""
-    traced = trace(fn, params, args, dict(kwargs))
+    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
     check_same_operations(traced.graph, plan)
     if plan.is_full_integer:
         if qstate is not None:
@@ -72,9 +72,7 @@ def observation(
                     value = quantizer_of(site).quantize(state, x, layer_operand(site))
             operands.append(value)
         if qstate is None:
-            operands = [
-                v if isinstance(v, QTensor) and op.eqn.primitive.name == "gather" else plain(v) for v in operands
-            ]
+            operands = [v if isinstance(v, QTensor) and op.is_lookup else plain(v) for v in operands]
         return compute(op, *operands), after
 
     def reduce(sites, axis_names):

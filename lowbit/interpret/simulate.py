@@ -103,7 +103,7 @@ def simulation(
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
-    traced = trace(fn, params, args, dict(kwargs))
+    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
     check_same_operations(traced.graph, plan)
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
@@ -132,7 +132,7 @@ def simulation(
         operands = []
         for site, value in zip(rows[op.path].sites, values, strict=True):
             if site.spec is None:
-                operands.append(value if op.eqn.primitive.name == "gather" else plain(value))
+                operands.append(value if op.is_lookup else plain(value))
             elif site.kind == "leaf":
                 operands.append(value)
             else:
@@ -159,8 +159,8 @@ def simulation(
 def compute(op: Operation, left: Any, right: Any) -> Any:
     """Returns the operation on its operands, quantized or not: levels in, the result in its own dtype out."""
     eqn = op.eqn
-    if eqn.primitive.name == "gather":
-        return lookup(eqn, left, right) if isinstance(left, QTensor) else rebind(eqn, [left, right])[0]
+    if op.is_lookup:
+        return lookup(eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
         return _simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
     return rebind(eqn, [plain(left), plain(right)])[0]

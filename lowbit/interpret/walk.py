@@ -20,7 +20,9 @@ from lowbit.packed.bits import unpack
 from lowbit.packed.trees import Dropped
 
 from . import compat, moves
-from .graph import Address, Graph, Operation
+from .graph import Graph, Operation
+from .kinds import Address
+from .lookup import pick
 
 Sites = dict[str, Any]
 """State by operation path. Inside a scan over layers, of the current layer."""
@@ -87,7 +89,8 @@ class _Run:
     def __init__(self, walk: Walk, operations: Mapping[Address, Operation]):
         self.walk = walk
         self.operations = operations
-        self.scopes = {address[:i] for address in operations for i in range(1, len(address))}
+        inside = (*operations, *walk.graph.picks)
+        self.scopes = {address[:i] for address in inside for i in range(1, len(address))}
 
     def body(self, jaxpr, consts, args, scope: Address, sites: Sites) -> tuple[list[Any], Sites]:
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -102,12 +105,14 @@ class _Run:
             values = [get(v) for v in eqn.invars]
             if address in self.operations:
                 operation = self.operations[address]
-                out, state = self.walk.at(operation, values, sites.get(operation.path))
+                out, state = self.walk.at(operation, operation.operands(values), sites.get(operation.path))
                 if self.walk.writes:
                     sites = {**sites, operation.path: state}
                 outs = [out]
             elif address in self.scopes:
                 outs, sites = getattr(self, "_" + str(compat.kind(eqn)))(eqn, values, address, sites)
+            elif address in self.walk.graph.picks and isinstance(values[0], QTensor):
+                outs = [pick(eqn, values[0], values[1:])]
             else:
                 outs = reevaluate(eqn, values)
                 if index in summed:

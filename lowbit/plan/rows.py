@@ -125,6 +125,26 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
+class Uncovered:
+    """A parameter that is no operation's weight, and is stored as it is: a bias, a gain, or a product that is not seen.
+
+    Attributes:
+        path: of the leaf.
+        nbytes: that it takes.
+        uses: the primitives that compute with it, each with its source line, or ``the result``; empty where nothing does.
+    """
+
+    path: str
+    nbytes: int
+    uses: tuple[str, ...] = ()
+
+    @property
+    def primitives(self) -> tuple[str, ...]:
+        """The primitives alone, each once."""
+        return tuple(dict.fromkeys(use if use == "the result" else use.split(" ")[0] for use in self.uses))
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What is quantized, and how.
 
@@ -133,6 +153,7 @@ class Plan:
         unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
         dropped: parameter leaves that only derived weights need: gone once packed.
         derive: ``params -> {path: derived weight}``, or None where there are none, or in a plan read from a file.
+        uncovered: parameters that no operation has as its weight.
         steps: of a full-integer plan, in program order; else none.
         rounding: the named rounding of a full-integer plan, else "".
         freeze: of a full-integer plan: ``(params, qstate) -> {path: integer constants}``, or None in a plan read from a
@@ -142,6 +163,7 @@ class Plan:
     rows: tuple[Row, ...]
     unseen: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+    uncovered: tuple[Uncovered, ...] = dataclasses.field(default=(), compare=False, kw_only=True)
     derive: Callable[[Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
     steps: tuple[Step, ...] = ()
     rounding: str = ""

@@ -7,7 +7,7 @@ from typing import Any
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.lookup import spec_from_text
 
-from .rows import Plan, Row, Site, Step
+from .rows import Plan, Row, Site, Step, Uncovered
 
 VERSION = 1
 
@@ -62,6 +62,7 @@ def to_json(plan: Plan) -> str:
         for row in plan.rows
     ]
     data: dict[str, Any] = {"version": VERSION, "rows": rows, "unseen": plan.unseen, "dropped": plan.dropped}
+    data["uncovered"] = [dataclasses.astuple(leaf) for leaf in plan.uncovered]
     if plan.is_full_integer:
         data |= {"steps": [_step_to_json(step) for step in plan.steps], "rounding": plan.rounding}
     return json.dumps(data, separators=(",", ":"))
@@ -106,4 +107,7 @@ def from_json(text: str) -> Plan:
     )
     steps = tuple(_step_from_json(step) for step in data.get("steps", ()))
     unseen = tuple((a, b) for a, b in data["unseen"])
-    return Plan(rows, unseen, tuple(data["dropped"]), steps=steps, rounding=data.get("rounding", ""))
+    uncovered = tuple(Uncovered(path, size, tuple(uses)) for path, size, uses in data.get("uncovered", ()))
+    return Plan(
+        rows, unseen, tuple(data["dropped"]), uncovered=uncovered, steps=steps, rounding=data.get("rounding", "")
+    )

@@ -15,6 +15,7 @@ from lowbit.core.spec import Spec
 from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, contracted_size, exact_sum, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
+from lowbit.interpret.lookup import part
 
 from .fixed import Rounding
 from .flat import Equation
@@ -198,19 +199,21 @@ NEAREST = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None}
 
 
 def picked(
-    equation: Equation, table: CodeArray, rows: Array, c: Mapping[str, Any], rounding: Rounding, dtype: Any
+    equation: Equation, table: CodeArray, indices: Sequence[Any], c: Mapping[str, Any], rounding: Rounding, dtype: Any
 ) -> CodeArray:
-    """Returns rows of a weight's codes on the result's grid: multipliers are one, or one per row."""
-    (axis,) = equation.eqn.params["dimension_numbers"].collapsed_slice_dims
+    """Returns what a look-up picks of a weight's codes on the result's grid: multipliers are one, or one per row."""
     rank = len(equation.outs[0].shape)
-
-    def at_rows(x: Array) -> Array:
-        sizes = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
-        return compat.rebind(equation.eqn, [x, rows], slice_sizes=sizes, **NEAREST)[0]
-
     is_one = c["multiplier"].size == 1
-    q, right = (x.reshape((1,) * rank) if is_one else at_rows(x) for x in (c["multiplier"], c["shift"]))
-    return clamped(rounding.multiply(at_rows(table).astype(jnp.int32), q, right) + c["offset"], c, dtype)
+    q, right = (
+        x.reshape((1,) * rank) if is_one else part(equation.eqn, x, indices, table.shape, **_nearest(equation))
+        for x in (c["multiplier"], c["shift"])
+    )
+    codes = part(equation.eqn, table, indices, table.shape, **_nearest(equation))
+    return clamped(rounding.multiply(codes.astype(jnp.int32), q, right) + c["offset"], c, dtype)
+
+
+def _nearest(equation: Equation) -> dict[str, Any]:
+    return NEAREST if equation.name == "gather" else {}
 
 
 def moved(equation: Equation, codes: Array, zero: Array, rest: Sequence[Any]) -> list[Any]:
