@@ -12,16 +12,17 @@ from lowbit.core.checks import is_traced
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import Full
 from lowbit.core.scales import stored_scale
-from lowbit.packed import native
+from lowbit.packed import native, native_calls
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 
-from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
+from .arithmetic import integer_result, is_integer_pair, result_dtype
 from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
+from .sides import weight_right
 from .state import layer_operand
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
@@ -168,23 +169,20 @@ def execution(
             report += [(row.path, "reference" if implementation == "reference" else "carried", "") for row in plan]
         return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
+    prepared = frozenset(key for key, q in qparams.weights().items() if isinstance(q, native.NativeTensor))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         states, row = states or {}, rows[op.path]
         values = [
             states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
         ]
-        reason = _why_not_native(op, row, values) if implementation in (None, "cpu") else f"asked for {implementation}"
+        reason = (
+            _why_not_native(op, row, values, prepared)
+            if implementation in (None, "cpu")
+            else f"asked for {implementation}"
+        )
         if reason is None:
-            site, state, x, weight = row.sites[0], states.get("input", {}), plain(values[0]), values[1]
-            if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
-                x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
-            where = site, state, result_dtype(op.eqn)
-            if op.eqn.primitive.name == "dot_general":
-                result = native.matmul(op.eqn.params["dimension_numbers"], x, weight, *where)
-            else:
-                result = native.conv(op.eqn.params, x, weight, *where)
-            how = "cpu"
+            result, how = _native(op, row, values, states), "cpu"
         elif implementation == "cpu":
             raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
         else:
@@ -206,22 +204,49 @@ def execution(
 
 _COMPUTED = ("derived", "constant")
 
+UNPREPARED = "the weight is not in the kernels' order: call lowbit.prepare(plan, qparams) before jax.jit"
 
-def _why_not_native(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
-    weight = row.weight
-    if weight is None:
+
+def _native(op: Operation, row: Row, values: Sequence[Any], states: Mapping[str, Any]) -> Any:
+    """The operation on the native kernels; `_why_not_native` has nothing against it."""
+    sides = weight_right(op.eqn, op.weight)
+    (site, _), (x, weight) = sides.operands(*row.sites), sides.operands(*values)
+    x, state = plain(x), states.get("input", {})
+    if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
+        x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
+    params, where = dict(sides.matmul.params), (site, state, result_dtype(op.eqn))
+    if sides.matmul.name == "dot_general":
+        return sides.restore(native_calls.matmul(params["dimension_numbers"], x, weight, *where))
+    return native_calls.conv(params, x, weight, *where)
+
+
+def _why_not_native(op: Operation, row: Row, values: Sequence[Any], prepared: frozenset[str]) -> str | None:
+    site = row.weight
+    if site is None:
         return "both operands are computed"
     if (reason := native.status()) is not None:
         return reason
-    if (reason := native.why_not(row, weight)) is not None:
+    if (reason := native.why_not(row, site)) is not None:
         return reason
-    if not isinstance(values[1], native.NativeTensor):
-        return "the weight is moved before use, or its bytes do not line up, or it is not prepared"
-    if op.eqn.primitive.name == "conv_general_dilated" and not native.is_plain_conv(op.eqn.params):
-        return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    if site.key not in prepared:
+        return UNPREPARED
+    sides = weight_right(op.eqn, op.weight)
+    (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
+    params = dict(sides.matmul.params)
+    if not isinstance(weight, native.NativeTensor):
+        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+    for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):
+        if dtype not in native_calls.FLOATS:
+            return f"the kernels compute in {', '.join(native_calls.FLOATS)}, not in {dtype}"
+    if sides.matmul.name == "conv_general_dilated":
+        if not native_calls.is_plain_conv(params):
+            return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    elif native_calls.dot_of(params["dimension_numbers"], len(x.aval.shape), weight) is None:
+        return "the weight is in the kernel's order of another operation that shares it, or was moved since"
     if not row.is_integer:
         return None
-    return None if native.can_take_input(row.sites[0]) else "this input is quantized outside the kernel"
+    inputs = sides.operands(*row.sites)[0]
+    return None if native_calls.can_take_input(inputs) else "this input is quantized outside the kernel"
 
 
 def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
@@ -236,7 +261,9 @@ def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
     if op.eqn.primitive.name == "gather":
         return lookup(op.eqn, left, right) if isinstance(left, QTensor) else rebind(op.eqn, [left, right])[0]
     if is_integer_pair(left, right):
-        return integer_result(Matmul.of(op.eqn), left, right, result_dtype(op.eqn), carried=carried)
+        sides = weight_right(op.eqn, op.weight)
+        operands = sides.operands(left, right)
+        return sides.restore(integer_result(sides.matmul, *operands, result_dtype(op.eqn), carried=carried))
     return rebind(op.eqn, [plain(left), plain(right)])[0]
 
 

@@ -72,6 +72,11 @@ class Operation:
     source: str
     path: str = ""
 
+    @property
+    def weight(self) -> int | None:
+        """Which operand is the weight; None where both depend on data."""
+        return next((i for i, kind in enumerate(self.kinds) if not isinstance(kind, Data)), None)
+
 
 @dataclasses.dataclass
 class Graph:
@@ -197,18 +202,19 @@ class _Reader:
             return name
         return derived_path(paths)
 
-    def _jit(self, eqn, kinds, address, stack):
+    def _call(self, eqn, kinds, address, stack):
         (body,) = compat.bodies(eqn)
-        return self.body(body.jaxpr, [Derived()] * len(body.consts), kinds, (*address, 0), stack)
+        outs = self.body(body.jaxpr, [Derived()] * len(body.consts), kinds, (*address, 0), stack)
+        return outs if compat.kind(eqn) in compat.INLINED else [_computed(k) for k in outs]
 
-    _remat = _custom_jvp = _custom_vjp = _shard_map = _jit
+    _jit = _remat = _custom_jvp = _custom_vjp = _shard_map = _call
 
     def _cond(self, eqn, kinds, address, stack):
         branches = [
             self.body(b.jaxpr, [Derived()] * len(b.consts), kinds[1:], (*address, i), stack)
             for i, b in enumerate(compat.bodies(eqn))
         ]
-        outs = [_join(options) for options in zip(*branches, strict=True)]
+        outs = [_computed(_join(options)) for options in zip(*branches, strict=True)]
         if isinstance(kinds[0], Data):
             outs = [o if isinstance(o, Data) else Data(is_mixed=bool(_leaves(o))) for o in outs]
         return outs
@@ -245,8 +251,7 @@ class _Reader:
         unchanged = _unchanged(body.jaxpr, n_consts, n_carry)
         fixed = self._fixpoint(lambda c: once(c, ())[:n_carry], carry, unchanged)
         outs = once(fixed, (*address, 0))
-        stacked = [k if isinstance(k, Data) else Derived(_leaves(k)) for k in outs[n_carry:]]
-        return [*fixed, *stacked]
+        return [*fixed, *(_computed(k) for k in outs[n_carry:])]
 
     def _fixpoint(self, once, carry: Sequence[Kind], unchanged: Sequence[bool]) -> list[Kind]:
         """Joins the carry with what the body returns until nothing changes; nothing is recorded."""
@@ -276,6 +281,11 @@ def _leaves(kind: Kind) -> frozenset[int]:
     if isinstance(kind, Weight):
         return frozenset([kind.leaf])
     return kind.leaves if isinstance(kind, Derived) else frozenset()
+
+
+def _computed(kind: Kind) -> Kind:
+    """A weight as the result of a computation."""
+    return Derived(_leaves(kind)) if isinstance(kind, Weight) else kind
 
 
 def _layer(kind: Kind) -> Kind:

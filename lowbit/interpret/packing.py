@@ -28,7 +28,7 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
     Raises:
         ValueError: if a weight holds NaN or infinity (not checked under jit), or the plan came from a file.
     """
-    weights = _weights(plan, params)
+    weights = _weights(plan, params, qstate)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
@@ -58,7 +58,7 @@ def _name(site: Site) -> str:
     return f"{site.key}:{site.role}"
 
 
-def _weights(plan: Plan, params: Any) -> dict[str, Any]:
+def _weights(plan: Plan, params: Any, qstate: QState) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
     leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     weights, derived = {}, None
@@ -72,9 +72,26 @@ def _weights(plan: Plan, params: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{site.key}: a derived weight needs the traced function, which a file does not hold: bind again"
             )
-        derived = plan.derive(params) if derived is None else derived
+        derived = plan.derive(_as_served(plan, params, qstate)) if derived is None else derived
         weights[site.key] = derived[row.path]
     return weights
+
+
+def _as_served(plan: Plan, params: Any, qstate: QState) -> Any:
+    """The parameters, leaves that an operation uses as they are with the values they are served with.
+
+    Simulation computes with those wherever such a leaf is used, so a weight derived from it is derived from those.
+    """
+    used = {leaf for _, site in quantized_sites(plan) if site.kind == "derived" for leaf in site.leaves}
+    sites = {path: site for path, site in plan.leaf_sites().items() if path in used}
+
+    def value(keys: Any, x: Any) -> Any:
+        site = sites.get(leaf_path(keys))
+        if site is None:
+            return x
+        return quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand).dequantize()
+
+    return jax.tree_util.tree_map_with_path(value, params)
 
 
 @functools.lru_cache(maxsize=256)

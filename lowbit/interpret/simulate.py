@@ -13,11 +13,12 @@ from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
 from lowbit.plan.rows import Plan, Site
 
-from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
+from .arithmetic import is_integer_pair, result_dtype, simulated
 from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
+from .sides import weight_right
 from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
@@ -146,7 +147,8 @@ def compute(op: Operation, left: Any, right: Any) -> Any:
     if eqn.primitive.name == "gather":
         return lookup(eqn, left, right) if isinstance(left, QTensor) else rebind(eqn, [left, right])[0]
     if is_integer_pair(left, right):
-        return _simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
+        sides = weight_right(eqn, op.weight)
+        return sides.restore(_simulated(sides.matmul, *sides.operands(left, right), result_dtype(eqn)))
     return rebind(eqn, [plain(left), plain(right)])[0]
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Int32, Integer
 
 from lowbit.core.spec import Spec
 from lowbit.interpret import compat
-from lowbit.interpret.arithmetic import Matmul, contracted_size, exact_sum, right_to_result
+from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
+from lowbit.interpret.sums import contracted_size, exact_sum
 
 from .fixed import Rounding
 from .flat import Equation
