@@ -77,7 +77,9 @@ def quant_matmul(
         spec = dataclasses.replace(spec, platform=platform)
     chosen = select(spec, implementation)
     config = tuning.lookup(chosen, spec) if config is None else config
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(spec.rows, x.shape[-1])
+    if spec.rows == 0:
+        return jnp.zeros((*x.shape[:-1], packed.shape[1]), spec.out_dtype)
     if isinstance(activation, StaticActivation):
         scale = jnp.asarray(activation.scale, jnp.float32)
         activation = dataclasses.replace(

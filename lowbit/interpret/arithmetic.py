@@ -213,10 +213,10 @@ def _sum_over_contraction(matmul: Matmul, left: Array, right: Array) -> Array:
     params = dict(matmul.params)
     if matmul.name == "dot_general":
         (_, rc), _ = params["dimension_numbers"]
-        sums = jnp.sum(right.astype(jnp.int32), axis=tuple(rc), keepdims=True)
+        sums = jnp.sum(right.astype(jnp.int32), axis=tuple(rc), keepdims=True, dtype=jnp.int32)
         return right_to_result(params["dimension_numbers"], sums, left.ndim)
     numbers = params["dimension_numbers"]
-    sums = jnp.sum(right.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]))
+    sums = jnp.sum(right.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]), dtype=jnp.int32)
     shape = [1] * left.ndim
     shape[numbers.out_spec[1]] = sums.shape[0]
     return sums.reshape(shape)

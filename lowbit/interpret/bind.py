@@ -128,6 +128,8 @@ def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Qu
         assert contract is not None
         present = {axis for atoms in kind.axes for axis, _ in atoms}
         stack = next((i for i, n in enumerate(shape) if i in present or n == 1), len(shape))
+        if not contract and contraction(eqn, index):  # a contraction of length 1: any leaf axis of length 1 is it
+            contract = tuple(i for i, n in enumerate(shape) if i >= stack and n == 1)[:1]
         path = graph.leaves[kind.leaf]
         operand = Operand(shape, dtype, contract, stack, is_weight=True)
         return _with(Site("weight", "leaf", path, (path,), operand), quantizers.weight)

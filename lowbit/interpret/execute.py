@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,8 @@ IMPLEMENTATIONS = ("cpu", "carried", "reference")
 def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Callable[..., Any]:
     """Returns ``run(qparams, *args, **kwargs)``: ``fn`` on packed weights.
 
-    The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on.
+    The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
+    operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations.
@@ -75,6 +77,7 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
         _check_packed(qparams)
         if implementation in (None, "cpu") and not plan.is_full_integer:
             qparams = prepared(qparams)
+            _warn_unprepared(plan, qparams)
         return compiled(qparams, args, kwargs)
 
     return run
@@ -91,7 +94,7 @@ class _Prepared:
     def __call__(self, qparams: QParams) -> QParams:
         if self.source() is qparams and self.value is not None:
             return self.value
-        if native.status() is not None or any(is_traced(x) for x in jax.tree.leaves(qparams)):
+        if native.status() is not None or _is_waiting(qparams):
             return qparams
         self.value = native.prepare(self.plan, qparams)
         self.source = weakref.ref(qparams, self._forget)
@@ -99,6 +102,36 @@ class _Prepared:
 
     def _forget(self, _: Any) -> None:
         self.value = None
+
+
+def _is_waiting(qparams: QParams) -> bool:
+    """Whether packed parameters have no values yet."""
+    return any(is_traced(x) for x in jax.tree.leaves(qparams))
+
+
+def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
+    """The operations that the native kernels would take, were their weights in the kernels' order."""
+    if native.status() is not None or plan.is_full_integer:
+        return []
+    weights = qparams.weights()
+    found = []
+    for row in plan.quantized:
+        site = row.weight
+        if site is not None and site.key in weights and native.why_not(row, site) is None:
+            found += [] if isinstance(weights[site.key], native.NativeTensor) else [row.path]
+    return found
+
+
+def _warn_unprepared(plan: Plan, qparams: QParams) -> None:
+    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared."""
+    if paths := _unprepared(plan, qparams):
+        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        warnings.warn(
+            f"{shown}: packed weights are traced before they are in the native kernels' order, so that these operations run "
+            f"in plain XLA, 10 to 40 times slower: call qparams = lowbit.prepare(plan, qparams) outside jax.jit, or let the "
+            f"jitted function close over qparams",
+            stacklevel=3,
+        )
 
 
 def _check_packed(qparams: Any) -> None:
@@ -111,6 +144,9 @@ def explain(
 ) -> str:
     """Returns a line per operation: which implementation runs it, and why no faster one.
 
+    That is where `execute` runs it, called here: under `jax.jit`, ``qparams`` being traced, nothing can be put into the
+    kernels' order any more, and the lines say what runs there.
+
     Args:
         fn: the function of the plan.
         plan: its plan.
@@ -120,8 +156,10 @@ def explain(
         **kwargs: example keyword arguments.
     """
     _check_packed(qparams)
+    late: list[str] = []
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
-        qparams = native.prepare(plan, qparams)
+        late = _unprepared(plan, qparams)
+        qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
         lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report),
@@ -129,6 +167,8 @@ def explain(
         args,
         kwargs,
     )
+    if late and not _is_waiting(qparams):
+        report = [(p, how, why or (_LATE if how == "cpu" and p in late else "")) for p, how, why in report]
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
     order = [row.path for row in plan.rows]
     report.sort(key=lambda line: order.index(line[0]))
@@ -161,6 +201,8 @@ def execution(
     """
     traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
     check_same_operations(traced.graph, plan)
+    if not plan.quantized:
+        return fn(qparams.params, *args, **kwargs)
     if plan.is_full_integer:
         outs = integer_execution(
             plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
@@ -203,6 +245,11 @@ def execution(
 
 
 _COMPUTED = ("derived", "constant")
+
+_LATE = (
+    "put into the kernel's order at the first call; where jax.jit takes qparams as an argument, carried or xla: call "
+    "lowbit.prepare(plan, qparams) before"
+)
 
 UNPREPARED = "the weight is not in the kernels' order: call lowbit.prepare(plan, qparams) before jax.jit"
 

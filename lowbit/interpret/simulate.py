@@ -19,7 +19,7 @@ from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
 from .sides import weight_right
-from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
+from .state import QState, get, has_no_values, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -29,7 +29,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
     results agree to the last bit. Other quantized operations dequantize and accumulate in float. Gradients pass
-    straight through, as each quantizer says.
+    straight through, as each quantizer says. Where no operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).
@@ -90,6 +90,8 @@ def simulation(
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     traced = trace(fn, params, args, dict(kwargs))
     check_same_operations(traced.graph, plan)
+    if not plan.quantized:
+        return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
             plan, traced, qstate, train=train, key=key, step=step, updated=_updated
@@ -182,6 +184,8 @@ def _trained(
 def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
     """The state after one training batch: statistics of this batch, given to the quantizer's ``update``."""
     quantizer = quantizer_of(site)
+    if stats is None and has_no_values(x):
+        return state
     if stats is None:
         operand = layer_operand(site)
         if site.is_weight:

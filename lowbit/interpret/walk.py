@@ -125,7 +125,7 @@ class _Run:
             else:
                 outs = reevaluate(eqn, values)
                 if index in summed:
-                    outs = [unfused(out) for out in outs]
+                    outs = [out if isinstance(out, Dropped) else unfused(out) for out in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [get(v) for v in jaxpr.outvars], sites
 

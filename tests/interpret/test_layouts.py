@@ -3,7 +3,6 @@
 The right value is an einsum in float64 of the operands as they are served: the weight as packed, the input on its grid.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
