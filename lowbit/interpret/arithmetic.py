@@ -116,6 +116,8 @@ def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, ca
     layout = layout_of(matmul, lhs, rhs)
     if layout is not None:
         return scaled(_accumulate(matmul, lhs, rhs, carried=carried), layout.right_scale, layout.left_scale, dtype)
+    if any(isinstance(n, int) and n == 0 for n in (*lhs.shape, *rhs.shape)):  # nothing to cut in groups, or to sum
+        return jnp.zeros(jax.eval_shape(matmul.bind, lhs.centered(), rhs.centered()).shape, dtype)
     flat: Layout = grouped_layout(matmul, lhs, rhs)
     left, right = flat.grouped_operands()
     if not carried:

@@ -23,18 +23,24 @@ def _matmul(fn, *args):
 def _convolved(x, w, strides, padding, lhs_dilation, rhs_dilation, feature_groups, batch_groups):
     """An NHWC by HWIO convolution in int64, one tap of the window after another."""
     spread = np.zeros(
-        (x.shape[0], *((n - 1) * d + 1 for n, d in zip(x.shape[1:3], lhs_dilation)), x.shape[3]), np.int64
+        (x.shape[0], *((n - 1) * d + 1 for n, d in zip(x.shape[1:3], lhs_dilation, strict=True)), x.shape[3]), np.int64
     )
     spread[:, :: lhs_dilation[0], :: lhs_dilation[1]] = x
     pad = [(0, 0), *((max(low, 0), max(high, 0)) for low, high in padding), (0, 0)]
     wide = np.pad(spread, pad)
     for axis, (low, high) in enumerate(padding, 1):
         wide = np.take(wide, range(max(-low, 0), wide.shape[axis] - max(-high, 0)), axis=axis)
-    heights = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(wide.shape[1:3], w.shape, rhs_dilation, strides)]
+    heights = [
+        (n - (k - 1) * d - 1) // s + 1
+        for n, k, d, s in zip(wide.shape[1:3], w.shape[:2], rhs_dilation, strides, strict=True)
+    ]
     batch, channels, inputs = x.shape[0] // batch_groups, w.shape[3], w.shape[2]
     out = np.zeros((batch, *heights, channels), np.int64)
     for i, j in itertools.product(range(w.shape[0]), range(w.shape[1])):
-        at = [slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip((i, j), rhs_dilation, heights, strides)]
+        at = [
+            slice(t * d, t * d + (n - 1) * s + 1, s)
+            for t, d, n, s in zip((i, j), rhs_dilation, heights, strides, strict=True)
+        ]
         taken = wide[:, at[0], at[1]]
         for o in range(channels):
             features = o // (channels // feature_groups) * inputs
