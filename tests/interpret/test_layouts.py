@@ -23,7 +23,7 @@ RULES = (
     "w8,aint16",
     "w2/g8,a8/dynamic/sym",
 )
-NATIVE = ("w8,a8", "w4", "w4/g4,a8", "w8/tensor,a8", "w2/g8,a8/dynamic/sym", "w3/affine,a8")
+NATIVE = tuple(rule for rule in RULES if rule != "w8,aint16")
 
 
 def _draw(rng, *, most=3):
@@ -132,7 +132,7 @@ def _case(seed):
     return rng, fn, f"{data},{weight}->{out}", x, tuple(lengths[c] for c in weight)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_any_layout_is_its_einsum(seed):
     rng, fn, subscripts, x, shape = _case(seed)
     params = {"w": jnp.asarray(rng.normal(size=shape), jnp.float32)}
