@@ -140,3 +140,12 @@ def test_any_layout_is_its_einsum(seed):
     told = _check(fn, params, x, subscripts, rule)
     if native.status() is None:
         assert ("cpu" in told) == (rule in NATIVE and "groups of one size" not in told), told
+
+
+@pytest.mark.parametrize("seed", range(20, 25))
+def test_a_weight_moved_into_any_layout_is_its_einsum(seed):
+    rng, fn, subscripts, x, shape = _case(seed)
+    leaf, value = _moves(rng, shape)
+    params = {"w": jnp.asarray(rng.normal(size=leaf), jnp.float32)}
+    rule = ("w8,a8", "w4", "w8/tensor,a8/dynamic")[seed % 3]
+    _check(lambda p, x: fn({"w": value(p["w"])}, x), params, x, subscripts, rule, value=value)
