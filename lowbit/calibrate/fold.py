@@ -126,8 +126,8 @@ def _check_statistics(statistics: Mapping[str, Any]) -> None:
         counts = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
         if any((np.asarray(count) == 0).any() for count in counts):
             raise ValueError(
-                f"{name} saw no data: the branch or loop it is in was never taken; calibrate with batches that take it, "
-                f"or give the operation the rule 'keep'"
+                f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
+                f"batches that take it, or give the operation the rule 'keep'"
             )
     for name in not_finite(named):
         raise ValueError(

@@ -16,15 +16,17 @@ from lowbit.core.spec import Operand
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
-from .arithmetic import Matmul, contracted_size
+from .arithmetic import Matmul
 from .derive import derivation, dropped_leaves
 from .graph import Graph, Operation
 from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
+from .sides import weight_right
 from .simulate import simulation
 from .state import abstract_state
+from .sums import contracted_size
 from .trace import Model, Trace, trace
 
 
@@ -120,6 +122,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         stack=op.stack,
         rule=f"{rule.text}: {left_out}" if rule and left_out else rule.text if rule else "(no rule)",
         feature_groups=op.eqn.params.get("feature_group_count", 1),
+        batch=_weight_batch(op),
         macs=_macs(op) * math.prod(op.stack),
         source=op.source,
     )
@@ -153,6 +156,16 @@ def _is_float(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
+def _weight_batch(op: Operation) -> tuple[int, ...]:
+    """The batch axes of a dot's weight, in leaf coordinates for leaves."""
+    if op.weight is None or op.eqn.primitive.name != "dot_general":
+        return ()
+    axes, kind = op.eqn.params["dimension_numbers"][1][op.weight], op.kinds[op.weight]
+    if isinstance(kind, Weight):
+        return tuple(sorted({axis for i in axes for axis, _ in kind.axes[i]}))
+    return tuple(sorted(i + len(op.stack) for i in axes))
+
+
 def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Quantizers) -> Site:
     kind, eqn = op.kinds[index], op.eqn
     aval = eqn.invars[index].aval
@@ -164,6 +177,8 @@ def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Qu
         assert contract is not None
         present = {axis for atoms in kind.axes for axis, _ in atoms}
         stack = next((i for i, n in enumerate(shape) if i in present or n == 1), len(shape))
+        if not contract and contraction(eqn, index):  # a contraction of length 1: any leaf axis of length 1 is it
+            contract = tuple(i for i, n in enumerate(shape) if i >= stack and n == 1)[:1]
         path = graph.leaves[kind.leaf]
         operand = Operand(shape, dtype, contract, stack, is_weight=True)
         return _with(Site("weight", "leaf", path, (path,), operand), quantizers.weight)
@@ -216,7 +231,7 @@ def _check_overflow(op: Operation, sites: tuple[Site, ...], *, integer: bool) ->
     specs = [site.spec for site in sites]
     if op.is_lookup or not all(s is not None and s.format.is_integer for s in specs):
         return
-    left, right = specs
+    left, right = weight_right(op.eqn, op.weight).operands(*specs)
     assert left is not None
     assert right is not None
     count = contracted_size(Matmul.of(op.eqn), *(v.aval for v in op.eqn.invars))
@@ -229,12 +244,25 @@ def _check_overflow(op: Operation, sites: tuple[Site, ...], *, integer: bool) ->
             )
         return
     if right.format.bits > 8:
-        raise ValueError(f"{op.path}: 16 bits are for the left operand; quantize the right one to 8 bits or less")
+        raise ValueError(
+            f"{op.path}: 16 bits are for inputs, and of two inputs for the left one; quantize the other to 8 bits or less"
+        )
     reach = (256.0 if left.format.bits > 8 else reach_of_spec(left)) * reach_of_spec(right)
+    count = count if integer else min([count, *(_block_size(site) for site in sites)])
     if reach * count >= 2.0**31:
         raise ValueError(
-            f"{op.path}: {count} products of up to {reach:.0f} may pass int32; use fewer bits on either side"
+            f"{op.path} ({op.source}): {count} products of up to {reach:.0f} may pass int32, which holds "
+            f"{int((2.0**31 - 1) // reach)} of them; use fewer bits on either side, or groups of weights (w<bits>/g<size>), "
+            f"each of which is summed alone"
         )
+
+
+def _block_size(site: Site) -> float:
+    """How many products meet before a weight's scale: all of them, or those of a group."""
+    if site.spec is None or not site.is_weight:
+        return math.inf
+    blocks = site.spec.granularity.blocks(site.operand)
+    return math.prod(blocks[axis] for axis in site.operand.contract)
 
 
 def _check_shared(rows: tuple[Row, ...]) -> None:

@@ -46,7 +46,8 @@ def derivation(traced: Trace, rows: tuple[Row, ...]) -> Callable[[Any], dict[str
         values = [plain(v) for v in values]
         return op.rebind(values), values[where[op.path]]
 
-    walk = Walk(traced.graph, at, frozenset(where), writes=True, reduce=lambda sites, _: sites)
+    # As simulated: products un-fused from sums, or a weight here and there is rounded to another level.
+    walk = Walk(traced.graph, at, frozenset(where), writes=True, reduce=lambda sites, _: sites, is_guarded=True)
     jaxpr, count = traced.jaxpr, traced.count
 
     @jax.jit

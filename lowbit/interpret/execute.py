@@ -2,27 +2,30 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import Full
 from lowbit.core.scales import stored_scale
-from lowbit.packed import native
+from lowbit.packed import native, native_calls
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 
-from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
+from .arithmetic import integer_result, is_integer_pair, result_dtype
 from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .prepared import Prepared
+from .sides import weight_right
 from .state import layer_operand
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
@@ -33,7 +36,8 @@ IMPLEMENTATIONS = ("cpu", "carried", "reference")
 def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Callable[..., Any]:
     """Returns ``run(qparams, *args, **kwargs)``: ``fn`` on packed weights.
 
-    The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on.
+    The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
+    operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations.
@@ -76,10 +80,44 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
     @shares_keywords("lowbit.execute", fn)
     def run(qparams, /, *args, kwargs=None, **keywords):
         check_belongs(plan, qparams)
-        matrices = prepared(qparams) if is_native and native.status() is None else {}
+        matrices = {}
+        if is_native and native.status() is None:
+            matrices = prepared(qparams)
+            if _is_waiting(qparams):
+                _warn_unprepared(plan, native.attached(qparams, matrices))
         return compiled(qparams, matrices, args, merged(keywords, kwargs))
 
     return run
+
+
+def _is_waiting(qparams: QParams) -> bool:
+    """Whether packed parameters have no values yet."""
+    return any(is_traced(x) for x in jax.tree.leaves(qparams))
+
+
+def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
+    """The operations that the native kernels would take, were their weights in the kernels' order."""
+    if native.status() is not None or plan.is_full_integer:
+        return []
+    weights = qparams.weights()
+    found = []
+    for row in plan.quantized:
+        site = row.weight
+        if site is not None and site.key in weights and native.why_not(row, site) is None:
+            found += [] if isinstance(weights[site.key], native.NativeTensor) else [row.path]
+    return found
+
+
+def _warn_unprepared(plan: Plan, qparams: QParams) -> None:
+    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared."""
+    if paths := _unprepared(plan, qparams):
+        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        warnings.warn(
+            f"{shown}: packed weights are traced before they are in the native kernels' order, so that these operations run "
+            f"in plain XLA, 10 to 40 times slower: call qparams = lowbit.prepare(plan, qparams) outside jax.jit, or let the "
+            f"jitted function close over qparams",
+            stacklevel=4,
+        )
 
 
 @shares_keywords("lowbit.explain")
@@ -94,6 +132,9 @@ def explain(
 ) -> str:
     """Returns a line per operation, which implementation runs it and why no faster one, and per parameter of none.
 
+    That is where `execute` runs it, called here: under `jax.jit`, ``qparams`` being traced, nothing can be put into the
+    kernels' order any more, and the lines say what runs there.
+
     Args:
         fn: the function of the plan.
         plan: its plan.
@@ -104,8 +145,10 @@ def explain(
         **keywords: example keyword arguments.
     """
     check_belongs(plan, qparams)
+    late: list[str] = []
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
-        qparams = native.prepare(plan, qparams)
+        late = _unprepared(plan, qparams)
+        qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
         lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report),
@@ -113,6 +156,8 @@ def explain(
         args,
         merged(keywords, kwargs),
     )
+    if late and not _is_waiting(qparams):
+        report = [(p, how, why or (_LATE if how == "cpu" and p in late else "")) for p, how, why in report]
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
     report += [
         (leaf.path, "as it is", f"no operation: {', '.join(leaf.uses) or 'unused'}, {leaf.nbytes} bytes")
@@ -151,6 +196,8 @@ def execution(
     is_integer = plan.is_full_integer
     traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
     check_same_operations(traced.graph, plan)
+    if not plan.quantized:
+        return fn(qparams.params, *args, **kwargs)
     if is_integer:
         outs = integer_execution(
             plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
@@ -159,23 +206,20 @@ def execution(
             report += [(row.path, "reference" if implementation == "reference" else "carried", "") for row in plan]
         return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
+    prepared = frozenset(key for key, q in qparams.weights().items() if isinstance(q, native.NativeTensor))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         states, row = states or {}, rows[op.path]
         values = [
             states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
         ]
-        reason = _why_not_native(op, row, values) if implementation in (None, "cpu") else f"asked for {implementation}"
+        reason = (
+            _why_not_native(op, row, values, prepared)
+            if implementation in (None, "cpu")
+            else f"asked for {implementation}"
+        )
         if reason is None:
-            site, state, x, weight = row.sites[0], states.get("input", {}), plain(values[0]), values[1]
-            if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
-                x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
-            where = site, state, result_dtype(op.eqn)
-            if op.eqn.primitive.name == "dot_general":
-                result = native.matmul(op.eqn.params["dimension_numbers"], x, weight, *where)
-            else:
-                result = native.conv(op.eqn.params, x, weight, *where)
-            how = "cpu"
+            result, how = _native(op, row, values, states), "cpu"
         elif implementation == "cpu":
             raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
         else:
@@ -196,22 +240,54 @@ def execution(
 
 _COMPUTED = ("derived", "constant")
 
+_LATE = (
+    "put into the kernel's order at the first call; where jax.jit takes qparams as an argument, carried or xla: call "
+    "lowbit.prepare(plan, qparams) before"
+)
 
-def _why_not_native(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
-    weight = row.weight
-    if weight is None:
+UNPREPARED = "the weight is not in the kernels' order: call lowbit.prepare(plan, qparams) before jax.jit"
+
+
+def _native(op: Operation, row: Row, values: Sequence[Any], states: Mapping[str, Any]) -> Any:
+    """The operation on the native kernels; `_why_not_native` has nothing against it."""
+    sides = weight_right(op.eqn, op.weight)
+    (site, _), (x, weight) = sides.operands(*row.sites), sides.operands(*values)
+    x, state = plain(x), states.get("input", {})
+    if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
+        x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
+    params, where = dict(sides.matmul.params), (site, state, result_dtype(op.eqn))
+    if sides.matmul.name == "dot_general":
+        return sides.restore(native_calls.matmul(params["dimension_numbers"], x, weight, *where))
+    return native_calls.conv(params, x, weight, *where)
+
+
+def _why_not_native(op: Operation, row: Row, values: Sequence[Any], prepared: frozenset[str]) -> str | None:
+    site = row.weight
+    if site is None:
         return "both operands are computed"
     if (reason := native.status()) is not None:
         return reason
-    if (reason := native.why_not(row, weight)) is not None:
+    if (reason := native.why_not(row, site)) is not None:
         return reason
-    if not isinstance(values[1], native.NativeTensor):
-        return "the weight is moved before use, or its bytes do not line up, or it is not prepared"
-    if op.eqn.primitive.name == "conv_general_dilated" and not native.is_plain_conv(op.eqn.params):
-        return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    if site.key not in prepared:
+        return UNPREPARED
+    sides = weight_right(op.eqn, op.weight)
+    (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
+    params = dict(sides.matmul.params)
+    if not isinstance(weight, native.NativeTensor):
+        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+    for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):
+        if dtype not in native_calls.FLOATS:
+            return f"the kernels compute in {', '.join(native_calls.FLOATS)}, not in {dtype}"
+    if sides.matmul.name == "conv_general_dilated":
+        if not native_calls.is_plain_conv(params):
+            return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    elif native_calls.dot_of(params["dimension_numbers"], len(x.aval.shape), weight) is None:
+        return "the weight is in the kernel's order of another operation that shares it, or was moved since"
     if not row.is_integer:
         return None
-    return None if native.can_take_input(row.sites[0]) else "this input is quantized outside the kernel"
+    inputs = sides.operands(*row.sites)[0]
+    return None if native_calls.can_take_input(inputs) else "this input is quantized outside the kernel"
 
 
 def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
@@ -226,7 +302,9 @@ def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
     if op.is_lookup:
         return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
-        return integer_result(Matmul.of(op.eqn), left, right, result_dtype(op.eqn), carried=carried)
+        sides = weight_right(op.eqn, op.weight)
+        operands = sides.operands(left, right)
+        return sides.restore(integer_result(sides.matmul, *operands, result_dtype(op.eqn), carried=carried))
     return rebind(op.eqn, [plain(left), plain(right)])[0]
 
 

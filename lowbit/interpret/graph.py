@@ -7,7 +7,7 @@ from typing import Any
 
 from jax import lax
 
-from lowbit.core.paths import common_prefix
+from lowbit.core.paths import common_prefix, derived_path
 
 from . import compat, moves, picks
 from .kinds import (
@@ -19,7 +19,7 @@ from .kinds import (
     Weight,
     carried,
     combine,
-    derived_path,
+    computed,
     join,
     layer_of,
     leaf_contraction,
@@ -58,6 +58,12 @@ class Operation:
     def is_lookup(self) -> bool:
         """Whether it picks parts of its left operand."""
         return self.eqn.primitive.name in picks.LOOKUPS
+
+    @property
+    def weight(self) -> int | None:
+        """Which operand is the weight; None where both depend on data."""
+        is_weight = [not isinstance(kind, Data) or isinstance(kind, Picked) for kind in self.kinds]
+        return is_weight.index(True) if any(is_weight) else None
 
     @property
     def primitive(self) -> str:
@@ -293,7 +299,8 @@ class _Reader:
     _remat = _jit
 
     def _custom_vjp(self, eqn, kinds, address, stack):
-        return self.settled(self._jit(eqn, self.settled(kinds), address, stack))
+        outs = self.settled(self._jit(eqn, self.settled(kinds), address, stack))
+        return [computed(k) for k in outs]
 
     _custom_jvp = _shard_map = _custom_vjp
 
@@ -302,7 +309,7 @@ class _Reader:
             self.body(b.jaxpr, [Derived()] * len(b.consts), kinds[1:], (*address, i), stack)
             for i, b in enumerate(compat.bodies(eqn))
         ]
-        outs = [join(self.settled(options)) for options in zip(*branches, strict=True)]
+        outs = [computed(join(self.settled(options))) for options in zip(*branches, strict=True)]
         return left_behind(outs, is_data=isinstance(kinds[0], Data))
 
     def _while(self, eqn, kinds, address, stack):

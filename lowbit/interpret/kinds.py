@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lowbit.core.paths import common_prefix
-
 from . import moves, picks
 
 Address = tuple[int, ...]
@@ -85,6 +83,11 @@ def leaves_of(kind: Kind) -> frozenset[int]:
     if isinstance(kind, Weight):
         return frozenset([kind.leaf])
     return kind.leaves if isinstance(kind, Derived) else frozenset()
+
+
+def computed(kind: Kind) -> Kind:
+    """Returns a weight as the result of a computation: what `lowbit.interpret.compat.INLINED` does not hold returns it."""
+    return Derived(leaves_of(kind), kind.varies) if isinstance(kind, Weight) else kind
 
 
 def varies(kinds: Iterable[Kind]) -> bool:
@@ -199,23 +202,3 @@ def leaf_contraction(eqn: Any, index: int, axes: moves.Axes, picked: Sequence[in
     inside = {axis for i in contracted for axis, _ in axes[i]}
     outside = {axis for i, atoms in enumerate(axes) if i not in contracted for axis, _ in atoms}
     return None if inside & outside or any(axis < 0 for axis in inside) else tuple(sorted(inside))
-
-
-def derived_path(paths: Sequence[str]) -> str:
-    """Returns the path of a weight computed from leaves of one size: what they share, the differences joined by ``+``.
-
-    Example:
-        >>> derived_path(["cell/ii/kernel", "cell/if/kernel"])
-        'cell/ii+if/kernel'
-    """
-    if len(paths) == 1:
-        return paths[0]
-    split = [p.split("/") for p in paths]
-    prefix = common_prefix(paths).split("/") if common_prefix(paths) else []
-    rest = [s[len(prefix) :] for s in split]
-    suffix: list[str] = []
-    while all(len(r) > 1 for r in rest) and len({r[-1] for r in rest}) == 1:
-        suffix.insert(0, rest[0][-1])
-        rest = [r[:-1] for r in rest]
-    middle = "+".join("/".join(r) for r in rest)
-    return "/".join([*prefix, middle, *suffix])

@@ -12,7 +12,7 @@ from lowbit.plan.rows import Plan
 from .graph import Operation
 from .integer.interpretations import observation as integer_observation
 from .simulate import compute
-from .state import QState, finished, get, layer_operand, quantizer_of, statistics_of, walked_sites
+from .state import QState, finished, get, has_no_values, layer_operand, quantizer_of, statistics_of, walked_sites
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -64,7 +64,8 @@ def observation(
         for site, value in zip(rows[op.path].sites, values, strict=True):
             if site.role in after and site.kind != "leaf":
                 x = plain(value)
-                after[site.role] = {s.name: s.update(after[site.role][s.name], x) for s in statistics_of(site)}
+                if not has_no_values(x):
+                    after[site.role] = {s.name: s.update(after[site.role][s.name], x) for s in statistics_of(site)}
                 if qstate is not None:
                     state = quantizer_of(site).init(
                         layer_operand(site), finished(site, after[site.role]), jax.random.key(0)

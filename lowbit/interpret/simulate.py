@@ -14,15 +14,17 @@ from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
 from lowbit.plan.rows import Plan, Site
 
-from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
+from .arithmetic import is_integer_pair, result_dtype, simulated
 from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
+from .sides import weight_right
 from .state import (
     QState,
     check_state,
     get,
+    has_no_values,
     layer_operand,
     marked,
     put,
@@ -40,7 +42,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
     results agree to the last bit. Other quantized operations dequantize and accumulate in float. Gradients pass
-    straight through, as each quantizer says.
+    straight through, as each quantizer says. Where no operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).
@@ -105,6 +107,8 @@ def simulation(
     check_state(plan, qstate)
     traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
     check_same_operations(traced.graph, plan)
+    if not plan.quantized:
+        return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
             plan, traced, qstate, train=train, key=key, step=step, updated=_updated
@@ -162,7 +166,8 @@ def compute(op: Operation, left: Any, right: Any) -> Any:
     if op.is_lookup:
         return lookup(eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
-        return _simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
+        sides = weight_right(eqn, op.weight)
+        return sides.restore(_simulated(sides.matmul, *sides.operands(left, right), result_dtype(eqn)))
     return rebind(eqn, [plain(left), plain(right)])[0]
 
 
@@ -196,6 +201,8 @@ def _trained(
 def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
     """The state after one training batch: statistics of this batch, given to the quantizer's ``update``."""
     quantizer = quantizer_of(site)
+    if stats is None and has_no_values(x):
+        return state
     if stats is None:
         operand = layer_operand(site)
         if site.is_weight:

@@ -177,6 +177,11 @@ def site_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def has_no_values(x: Any) -> bool:
+    """Returns whether an array is empty: a batch of nothing says nothing about ranges. Symbolic lengths count as some."""
+    return any(isinstance(n, int) and n == 0 for n in x.shape)
+
+
 def statistics_of(site: Site) -> tuple[Statistic, ...]:
     """Returns what is folded at a site that the walk carries."""
     return (Values(),) if site.is_weight else quantizer_of(site).needs(layer_operand(site))

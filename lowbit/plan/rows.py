@@ -59,6 +59,7 @@ class Row:
         stack: lengths of the enclosing scans over layers.
         rule: the rule that took it.
         feature_groups: of a convolution; 1 elsewhere.
+        batch: axes of the weight that a dot pairs with axes of the input without a sum (experts), in the weight's coordinates.
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
     """
@@ -69,6 +70,7 @@ class Row:
     stack: tuple[int, ...]
     rule: str
     feature_groups: int = 1
+    batch: tuple[int, ...] = ()
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
 

@@ -56,6 +56,7 @@ def to_json(plan: Plan) -> str:
             "stack": list(row.stack),
             "rule": row.rule,
             "feature_groups": row.feature_groups,
+            "batch": list(row.batch),
             "macs": row.macs,
             "source": row.source,
         }
@@ -100,6 +101,7 @@ def from_json(text: str) -> Plan:
             stack=tuple(row["stack"]),
             rule=row["rule"],
             feature_groups=row["feature_groups"],
+            batch=tuple(row.get("batch", ())),
             macs=row["macs"],
             source=row["source"],
         )
