@@ -16,7 +16,9 @@ from jaxtyping import Array
 
 import lowbit_kernels
 from lowbit.core.qtensor import QTensor
-from lowbit.core.spec import Channel, Format, Tensor
+from lowbit.core.spec import Channel, Format, Spec, Tensor
+from lowbit.formats.integer import Integer
+from lowbit.formats.signs import Ternary
 from lowbit.plan.rows import Plan, Row, Site
 
 from .belongs import check_belongs
@@ -223,12 +225,14 @@ def _builder(feature_groups: int | None, contract: tuple[int, ...], stack: int) 
     return jax.jit(build)
 
 
-def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
+def matmul(
+    dimension_numbers: Any, x: Array | QTensor, weight: NativeTensor, site: Site, state: Any, dtype: Any
+) -> Array:
     """Returns a dot of float inputs with a native weight, as the kernels do it.
 
     Args:
         dimension_numbers: of the dot_general; the weight is the right operand, without batch axes.
-        x: the left operand, float.
+        x: the left operand: float, or on its grid already.
         weight: the right operand.
         site: the left operand's site: how it is quantized, if at all.
         state: its scale and zero point where static.
@@ -237,10 +241,20 @@ def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, s
     (lc, rc), _ = dimension_numbers
     pairs = sorted(zip(lc, rc, strict=True), key=lambda pair: pair[1])
     free = [i for i in range(x.ndim) if i not in lc]
-    rows = jnp.transpose(x, [*free, *(a for a, _ in pairs)]).reshape(*(x.shape[i] for i in free), -1)
-    out = lowbit_kernels.quant_matmul(
-        rows, weight.matrix, activation=_activation(site, state), out_dtype=dtype, implementation="cpu"
-    )
+
+    def in_rows(x: Array) -> Array:
+        return jnp.transpose(x, [*free, *(a for a, _ in pairs)]).reshape(*(x.shape[i] for i in free), -1)
+
+    activation = _activation(site, state)
+    if isinstance(x, QTensor):
+        scale = x.scale_values
+        scale = scale.reshape(()) if scale.size == 1 else in_rows(scale)[..., 0]
+        rows, activation = in_rows(x.encode().codes), _grid_of(x, scale)
+        if scale.ndim:
+            activation = dataclasses.replace(activation, scale=jnp.broadcast_to(scale, rows.shape[:-1]))
+    else:
+        rows = in_rows(x)
+    out = lowbit_kernels.quant_matmul(rows, weight.matrix, activation=activation, out_dtype=dtype, implementation="cpu")
     columns = [n for i, n in enumerate(weight.shape) if i not in rc]
     return out.reshape(*(x.shape[i] for i in free), *columns)
 
@@ -257,21 +271,22 @@ def is_plain_conv(params: Any) -> bool:
     )
 
 
-def conv(params: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
+def conv(params: Any, x: Array | QTensor, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
     """Returns a convolution of float inputs with a native weight, as the kernels do it.
 
     Args:
         params: of the conv_general_dilated; `is_plain_conv` holds.
-        x: NHWC, float.
+        x: NHWC: float, or on its grid already.
         weight: HWIO.
         site: the input's site.
         state: its scale and zero point.
         dtype: of the result.
     """
+    is_on_grid = isinstance(x, QTensor)
     return lowbit_kernels.quant_conv(
-        x,
+        x.encode().codes if is_on_grid else x,
         weight.matrix,
-        activation=_activation(site, state),
+        activation=_grid_of(x, x.scale_values.reshape(())) if is_on_grid else _activation(site, state),
         strides=tuple(params["window_strides"]),
         padding=tuple(params["padding"]),
         rhs_dilation=tuple(params["rhs_dilation"]),
@@ -286,20 +301,45 @@ def can_take_input(site: Site) -> bool:
     spec = site.spec
     if spec is None:
         return True
+    if site.own_code or type(spec.format) not in (Integer, Ternary):  # another format may round in its own way
+        return False
     if not spec.dynamic:
         return spec.granularity.text == "tensor"
-    return spec.format.name == "int8" and spec.symmetric and isinstance(spec.granularity, Channel)
+    is_plain = spec.format.name == "int8" and spec.symmetric and spec.scale_dtype == "float32"
+    return is_plain and isinstance(spec.granularity, Channel)
+
+
+def why_not_codes(eqn: Any, q: QTensor) -> str | None:
+    """Returns why the kernels cannot take an input's codes, or None: they have one zero point, and a scale a row at most.
+
+    Args:
+        eqn: the operation.
+        q: its left operand.
+    """
+    scale = q.scale_values
+    is_dot = eqn.primitive.name == "dot_general"
+    along = eqn.params["dimension_numbers"][0][0] if is_dot else range(q.ndim)
+    if q.groups or any(scale.shape[i] != 1 for i in along):
+        return "the kernels take inputs with a scale per row" if is_dot else "the kernels take inputs with one scale"
+    return None if q.zero is None or q.zero.size == 1 else "the kernels take inputs with one zero point"
 
 
 def _activation(site: Site, state: Any) -> Any:
     spec = site.spec
-    if spec is None:
+    if spec is None or site.own_code:
         return None
     if spec.dynamic:
         return "int8"
-    zero = state.get("zero")
+    return _static(spec, state["scale"].reshape(()), state.get("zero"))
+
+
+def _grid_of(q: QTensor, scale: Array) -> Any:
+    return _static(q.spec, scale, q.zero)
+
+
+def _static(spec: Spec, scale: Array, zero: Array | None) -> Any:
     return lowbit_kernels.StaticActivation(
-        scale=state["scale"].reshape(()),
+        scale=scale,
         zero=jnp.zeros((), jnp.int32) if zero is None else zero.reshape(()).astype(jnp.int32),
         lo=int(spec.format.low),
         hi=int(spec.format.high),
