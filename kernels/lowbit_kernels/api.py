@@ -77,7 +77,7 @@ def quant_matmul(
         spec = dataclasses.replace(spec, platform=platform)
     chosen = select(spec, implementation)
     config = tuning.lookup(chosen, spec) if config is None else config
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(spec.rows, x.shape[-1])
     if isinstance(activation, StaticActivation):
         scale = jnp.asarray(activation.scale, jnp.float32)
         activation = dataclasses.replace(
@@ -149,7 +149,7 @@ def matmul_spec(x: Any, packed: Weights, activation: Activation, out_dtype: Any)
         group=packed.group,
         groups=packed.groups,
         affine=packed.zeros is not None,
-        codebook=0 if packed.codebook is None else packed.codebook.shape[0],
+        codebook=0 if packed.codebook is None else 1 << packed.bits,
         scale_dtype=packed.scales.dtype.name,
         x_dtype=name,
         out_dtype=out_name,

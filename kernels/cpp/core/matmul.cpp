@@ -2,58 +2,84 @@
 
 #include <algorithm>
 
+#include "core/view.h"
+
 namespace lowbit {
 namespace {
-
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 int64_t PaddedRows(const Matmul& p) { return RoundUp(p.rows, kRowPadding); }
 
 // One row of codes or floats. 64 more bytes keep rows from falling on the same cache sets where K is a power of two.
-int64_t Stride(const Matmul& p) { return RoundUp(p.blocks * p.span(), 64) + 64; }
+int64_t Stride(const Matmul& p) { return Plus(RoundUp(Times(p.blocks, p.span()), 64), 64); }
+
+int64_t CodeBytes(const Matmul& p) {
+  return Times(Times(PaddedRows(p), Stride(p)), p.activation == Activation::kFloat ? 4 : 1);
+}
+
+// Some rows of x, which lies in columns.
+template <typename T>
+void Transpose(const Matmul& p, int64_t row_begin, int64_t row_end) {
+  const T* x = static_cast<const T*>(p.x);
+  T* rows = static_cast<T*>(p.rows_of_x);
+  for (int64_t k = 0; k < p.length; ++k) {
+    for (int64_t m = row_begin; m < row_end; ++m) rows[m * p.length + k] = x[k * p.rows + m];
+  }
+}
 
 }  // namespace
 
-size_t ScratchBytes(const Matmul& p) {
+int64_t ScratchBytes(const Matmul& p) {
   const int64_t rows = PaddedRows(p);
-  const int64_t element = p.activation == Activation::kFloat ? 4 : 1;
-  return 64 + rows * Stride(p) * element + 2 * rows * p.groups * 4 + rows * 4;
+  const int64_t columns = p.x_columns ? Times(Times(p.rows, p.length), SizeOf(p.x_type)) : 0;
+  return Plus(Plus(64, CodeBytes(p)), Plus(Times(rows, Plus(Times(8, p.groups), 4)), columns));
 }
 
 const char* Check(const Matmul& p) {
-  if (p.rows < 0 || p.length < 1 || p.out < 1) return "sizes must be positive";
+  if (!IsExtent(p.length) || !IsExtent(p.out) || p.rows < 0 || p.length < 1) return "sizes must be positive";
   if (p.bits != 2 && p.bits != 4 && p.bits != 8) return "bits must be 2, 4 or 8";
+  if (p.offset < 0 || p.offset > 1 << (p.bits - 1)) return "offset must lie in 0 .. 2^(bits - 1)";
   if (p.group < 1 || p.group > p.length) return "group must lie in 1..K";
-  if (p.groups != (p.length + p.group - 1) / p.group) return "groups must be ceil(K / group)";
+  if (p.groups != CeilDivide(p.length, p.group)) return "groups must be ceil(K / group)";
   const int64_t span = p.span();
   const int64_t last = p.length - (p.groups - 1) * p.group;
-  if (p.group_blocks != (p.group + span - 1) / span ||
-      p.blocks != (p.groups - 1) * p.group_blocks + (last + span - 1) / span) {
+  if (p.group_blocks != CeilDivide(p.group, span) ||
+      p.blocks != (p.groups - 1) * p.group_blocks + CeilDivide(last, span)) {
     return "blocks do not match K and group";
   }
   const bool integer_x = p.x_type == Type::kS8 || p.x_type == Type::kU8;
+  if (!integer_x && p.x_type != Type::kF32 && p.x_type != Type::kBF16) return "x must be f32, bf16, s8 or u8";
   if (integer_x && p.activation != Activation::kStatic) return "integer x needs a static activation";
-  if (p.activation == Activation::kStatic && !(p.lo < p.hi && p.lo >= -128 && p.hi <= 255 && p.hi - p.lo <= 255)) {
-    return "activation range must fit in 8 bits";
+  if (p.activation == Activation::kStatic) {
+    if (const char* problem = CheckGrid(p.lo, p.hi, p.x_type)) return problem;
+    if (p.column_sums == nullptr) return "static activations need column sums";
   }
-  if (p.activation == Activation::kStatic && p.column_sums == nullptr) return "static activations need column sums";
   if (p.activation != Activation::kFloat && p.codebook != nullptr) return "a codebook needs float activations";
+  if (p.activation == Activation::kFloat && p.factors != nullptr) return "integer scales need integer activations";
+  return nullptr;
+}
+
+const char* CheckGrid(int64_t lo, int64_t hi, Type type) {
+  const bool fits = (lo >= -128 && hi <= 127) || (lo >= 0 && hi <= 255);
+  if (!(lo < hi && fits)) return "codes must lie in [-128, 127] or in [0, 255]";
+  if ((type == Type::kU8 && lo < 0) || (type == Type::kS8 && hi > 127)) return "x holds other codes than its grid";
   return nullptr;
 }
 
 void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
-  if (p.rows == 0) return;
+  if (p.rows == 0 || p.out == 0) return;
   const Body& body = BodyOf(isa);
   const int64_t padded = PaddedRows(p);
-  auto* at = reinterpret_cast<uint8_t*>(RoundUp(reinterpret_cast<intptr_t>(scratch), 64));
+  auto* at = Aligned(scratch);
   p.padded_rows = padded;
   p.codes_stride = Stride(p);
   p.codes = reinterpret_cast<int8_t*>(at);
   p.floats = reinterpret_cast<float*>(at);
-  at += padded * p.codes_stride * (p.activation == Activation::kFloat ? 4 : 1);
+  at += CodeBytes(p);
   p.starts = reinterpret_cast<int32_t*>(at);
   p.sums = p.starts + padded * p.groups;
   p.row_scales = reinterpret_cast<float*>(p.sums + padded * p.groups);
+  p.rows_of_x = p.row_scales + padded;
+  for (int64_t m = 0; p.tail.codes != nullptr && m < p.rows; ++m) p.tail.marks[m] = p.tail.next_scale;
 
   const int64_t available = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());
   threads = threads <= 0 ? available : std::min(threads, available);
@@ -61,9 +87,17 @@ void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   // Quantize: worth other threads only where a row block is more than a few microseconds of work.
   constexpr int64_t kRows = 8;
   const int64_t row_blocks = (p.rows + kRows - 1) / kRows;
-  ParallelFor(pool, p.rows * p.length < 1 << 16 ? 1 : threads, row_blocks, [&](int64_t i) {
+  ParallelFor(pool, Times(p.rows, p.length) < 1 << 16 ? 1 : threads, row_blocks, [&](int64_t i) {
     ScopedFlushSubnormals flush;
-    body.quantize(p, i * kRows, std::min(p.rows, (i + 1) * kRows));
+    const int64_t begin = i * kRows, end = std::min(p.rows, begin + kRows);
+    if (!p.x_columns) return body.quantize(p, begin, end);
+    Matmul rows = p;
+    rows.x = p.rows_of_x;
+    const int64_t size = SizeOf(p.x_type);
+    size == 4   ? Transpose<uint32_t>(p, begin, end)
+    : size == 2 ? Transpose<uint16_t>(p, begin, end)
+                : Transpose<uint8_t>(p, begin, end);
+    body.quantize(rows, begin, end);
   });
 
   // Multiply. Tiles outermost: a chunk reads its weights once and reuses them over its rows. Rows are cut only where
