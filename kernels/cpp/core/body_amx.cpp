@@ -160,6 +160,9 @@ void MultiplyRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t 
   _tile_release();
 }
 
+void Expand(const Matmul& p, int64_t tile, uint8_t* out, int32_t* sums) {
+  body_avx512vnni::kBody.expand(p, tile, out, sums);
+}
 void ConvQuantize(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBody.conv_quantize(c, begin, end); }
 void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t begin, int64_t end) {
   body_avx512vnni::kBody.conv_gather(c, p, group, begin, end);
@@ -169,7 +172,7 @@ void Depthwise(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBo
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ConvQuantize, ConvGather, Depthwise};
+const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
 
 }  // namespace body_amx
 }  // namespace lowbit

@@ -1,6 +1,7 @@
 #include "core/matmul.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/view.h"
 
@@ -24,6 +25,43 @@ void Transpose(const Matmul& p, int64_t row_begin, int64_t row_end) {
   for (int64_t k = 0; k < p.length; ++k) {
     for (int64_t m = row_begin; m < row_end; ++m) rows[m * p.length + k] = x[k * p.rows + m];
   }
+}
+
+// Integer scales of groups: from more rows than this on, a tile's codes times factors are written out as 8-bit codes once
+// and read by every row; for fewer the groups' sums are multiplied.
+constexpr int64_t kFewRows = 4;
+
+// The accumulators' start where all groups are one.
+void StartExpanded(const Matmul& p, const Body& body) {
+  for (int64_t m = 0; m < p.rows; ++m) {
+    uint32_t steps = 0;
+    for (int64_t g = 0; g < p.groups; ++g) steps += static_cast<uint32_t>(p.sums[g * p.padded_rows + m]);
+    const uint32_t codes = steps + static_cast<uint32_t>(p.zero()) * static_cast<uint32_t>(p.length);
+    p.sums[m] = static_cast<int32_t>(steps);
+    p.starts[m] = static_cast<int32_t>(static_cast<uint32_t>(body.seen8) * codes - 128 * steps);
+  }
+}
+
+void MultiplyExpanded(const Matmul& p, const Body& body, int64_t row, int64_t row_end, int64_t tile, int64_t tile_end) {
+  Matmul q = p;
+  q.bits = 8;
+  q.offset = 128;
+  q.groups = 1;
+  q.blocks = q.group_blocks = p.blocks * (8 / p.bits);
+  q.group = q.length = q.blocks * 4;
+  q.factors = nullptr;
+  q.column_sums_16 = false;
+  const int64_t count = tile_end - tile, bytes = q.blocks * kBlockBytes;
+  thread_local std::vector<uint8_t> weights;
+  int32_t sums[2 * kLanes];
+  if (static_cast<int64_t>(weights.size()) < count * bytes) weights.resize(count * bytes);
+  for (int64_t t = 0; t < count; ++t) body.expand(p, tile + t, weights.data() + t * bytes, sums + t * kLanes);
+  q.w = weights.data();
+  q.column_sums = sums;
+  q.scales = static_cast<const uint8_t*>(p.scales) + tile * kLanes * (p.scales_bf16 ? 2 : 4);
+  q.out = std::min(p.out - tile * kLanes, count * kLanes);
+  q.tail = p.tail.from(tile * kLanes, tile * kLanes);
+  body.matmul(q, row, row_end, 0, count);
 }
 
 }  // namespace
@@ -100,6 +138,9 @@ void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
     body.quantize(rows, begin, end);
   });
 
+  const bool expands = p.factors != nullptr && p.rows > kFewRows;
+  if (expands) StartExpanded(p, body);
+
   // Multiply. Tiles outermost: a chunk reads its weights once and reuses them over its rows. Rows are cut only where
   // there are too few tiles to feed every thread.
   const int64_t tiles = p.tiles();
@@ -114,7 +155,9 @@ void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   ParallelFor(pool, threads, tile_chunks * row_chunks, [&](int64_t i) {
     ScopedFlushSubnormals flush;
     const int64_t tile = i / row_chunks * tile_chunk, row = i % row_chunks * row_chunk;
-    body.matmul(p, row, std::min(p.rows, row + row_chunk), tile, std::min(tiles, tile + tile_chunk));
+    const int64_t row_end = std::min(p.rows, row + row_chunk), tile_end = std::min(tiles, tile + tile_chunk);
+    if (!expands) return body.matmul(p, row, row_end, tile, tile_end);
+    for (int64_t t = tile; t < tile_end; t += 2) MultiplyExpanded(p, body, row, row_end, t, std::min(tile_end, t + 2));
   });
 }
 

@@ -44,6 +44,8 @@ const char* ReadBatched(const View& view, const View& y, size_t batch_rank, bool
   return nullptr;
 }
 
+constexpr int64_t kMostSummed = 1 << 23;  // inputs; one more bit would not fit codes of 8 bits in int32
+
 bool IsEmpty(const View& v, size_t batch_rank) { return HasShape(v, batch_rank, {0}); }
 
 }  // namespace
@@ -71,7 +73,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   LOWBIT_REQUIRE(call.length >= 1 && call.length <= kMostExtent, "K must lie in 1 .. 2^31 - 1");
   LOWBIT_REQUIRE(call.group >= 1 && call.group <= call.length, "group must lie in 1..K");
   LOWBIT_REQUIRE(call.activation >= 0 && call.activation <= 2, "activation must be 0, 1 or 2");
-  LOWBIT_REQUIRE(call.activation == 0 || call.group <= 1 << 23, "a group's sums must fit in int32");
+  LOWBIT_REQUIRE(call.activation == 0 || call.group <= kMostSummed, "a group's sums must fit in int32");
   LOWBIT_REQUIRE(call.lo >= -128 && call.hi <= 255, "codes must lie in [-128, 127] or in [0, 255]");
   LOWBIT_REQUIRE(call.offset >= 0 && call.offset <= 128, "offset must lie in 0 .. 2^(bits - 1)");
   if (const char* problem = CheckIsa(call.isa, call.threads)) return problem;
@@ -94,7 +96,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
 
   const int64_t tiles = p.tiles(), out = p.out;
   const bool factored = !IsEmpty(call.factors, r);
-  LOWBIT_REQUIRE(!factored, "integer scales of groups have no kernel yet");
+  LOWBIT_REQUIRE(!factored || call.length <= kMostSummed, "a channel's sums must fit in int32");
   const int64_t scale_groups = factored ? 1 : p.groups;
   LOWBIT_REQUIRE(call.blocks.type == Type::kU8 && HasShape(call.blocks, r, {tiles, p.blocks, kBlockBytes}),
                  "blocks must be u8 (tiles, blocks, 64) for K, N, bits and group");

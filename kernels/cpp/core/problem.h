@@ -112,12 +112,16 @@ struct Body {
   void (*quantize)(const Matmul&, int64_t row_begin, int64_t row_end);
   // Computes y for some rows and tiles of 16 channels.
   void (*matmul)(const Matmul&, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end);
+  // With factors: a tile's codes times factors as stored 8-bit codes (blocks * per * 64), and their 16 column sums.
+  void (*expand)(const Matmul&, int64_t tile, uint8_t* out, int32_t* sums);
   // Puts some lines (batch and padded height) of a convolution's x on its grid.
   void (*conv_quantize)(const Conv&, int64_t line_begin, int64_t line_end);
   // Gathers the windows of some output positions, of one group's channels, as rows of a matmul.
   void (*conv_gather)(const Conv&, const Matmul&, int64_t group, int64_t row_begin, int64_t row_end);
   // Computes some output lines (batch and height) of a depthwise convolution.
   void (*depthwise)(const Conv&, int64_t line_begin, int64_t line_end);
+  // What the dot product of this body takes off stored 8-bit codes.
+  int32_t seen8;
 };
 
 const Body& BodyOf(Isa isa);

@@ -145,7 +145,7 @@ std::string OneMatmul(Pool* pool, bool* spoilt) {
   const bool bytes = is_static && Chance(40), wide = is_static && Chance(40);
   p.x_type = bytes ? (wide ? Type::kU8 : Type::kS8) : Chance(70) ? Type::kF32 : Type::kBF16;
   c.x_columns = Uniform(0, 1), c.y_columns = Uniform(0, 1), p.x_columns = c.x_columns != 0;
-  const bool book = is_float && Chance(40), factors = !is_float && p.bits < 8 && Chance(0);
+  const bool book = is_float && Chance(40), factors = !is_float && p.bits < 8 && Chance(30);
   const bool zeros = !book && !factors && Chance(40);
   const std::vector<int64_t> table = {p.tiles(), p.groups, kLanes};
   c.activation = static_cast<int64_t>(p.activation), c.bits = p.bits, c.offset = Chance(50) ? 0 : 1 << (p.bits - 1);

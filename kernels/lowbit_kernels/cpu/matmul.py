@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lowbit_kernels.cpu import library
-from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, stored_bits
+from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, restore, stored_bits
 from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail
-from lowbit_kernels.matrix import PackedMatrix
+from lowbit_kernels.matrix import PackedMatrix, merge_factors
 from lowbit_kernels.numerics import StaticActivation
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
@@ -44,6 +44,8 @@ def cost(spec: MatmulSpec) -> str:
     isa = library.status().isas[0] if library.status().isas else ""
     if spec.prepared is None:
         return f"{isa}; reorders the weight in every call: prepare() it once"
+    if spec.factors and spec.activation == "float":
+        return f"{isa}; writes the weight out as 8-bit codes in every call: integer scales of groups are for integer activations"
     return isa
 
 
@@ -71,6 +73,8 @@ def call(
 ) -> Results:
     """The native call; `native` is float32 or bfloat16. In columns, x is `(K, M)` and the results are `(N, M)`."""
     config = check_config(config)
+    if activation is None and matrix.factors is not None:  # the weight-only kernel has no integer sums to multiply
+        matrix = merge_factors(restore(matrix) if isinstance(matrix, PreparedMatrix) else matrix)
     if isinstance(matrix, PackedMatrix):
         matrix = prepare(matrix)
     if x.dtype == jnp.float16:
@@ -98,7 +102,7 @@ def call(
         _or_empty(matrix.zeros, jnp.int16),
         _or_empty(matrix.column_sums, jnp.int32),
         _or_empty(matrix.codebook, jnp.float32),
-        jnp.zeros((0,), jnp.int8),
+        _or_empty(matrix.factors, jnp.int8),
         *tail.operands(matrix.blocks.shape[0]),
         **tail.attributes(),
         activation=np.int64(kind),

@@ -35,7 +35,7 @@ class PreparedMatrix:
 
     Attributes:
         blocks: uint8 `(ceil(N / 16), B, 64)`, B blocks along K.
-        scales: `(ceil(N / 16), G, 16)` float32 or bfloat16; padded channels have scale 0.
+        scales: `(ceil(N / 16), G, 16)` float32 or bfloat16; padded channels have scale 0. With `factors` `(.., 1, 16)`.
         zeros: int16 like `scales`, zero points of the stored codes `u`, or None.
         column_sums: int16 or int32 like `scales`, sums of the stored codes `u` over each group, or None. Needed for
             activations with a zero point; 16 bits a group, or 32 where 16 could overflow.
@@ -43,6 +43,7 @@ class PreparedMatrix:
         bits: of the logical code, 1 to 8 (the stored width is `stored_bits`).
         signed, length, group: as in `PackedMatrix`.
         out: N.
+        factors: int8 `(ceil(N / 16), G, 16)` integer scales of groups, or None.
     """
 
     blocks: Any
@@ -55,6 +56,7 @@ class PreparedMatrix:
     length: int = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})
     out: int = dataclasses.field(metadata={"static": True})
+    factors: Any = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,6 +128,7 @@ def prepare(packed: PackedMatrix, *, column_sums: bool = True) -> PreparedMatrix
         length=packed.length,
         group=packed.group,
         out=out,
+        factors=None if packed.factors is None else _tiles(packed.factors),
     )
 
 
@@ -155,6 +158,7 @@ def restore(prepared: PreparedMatrix) -> PackedMatrix:
         signed=prepared.signed,
         length=prepared.length,
         group=prepared.group,
+        factors=None if prepared.factors is None else _untile(prepared.factors, out),
     )
 
 
@@ -167,12 +171,11 @@ def check_prepared(prepared: PreparedMatrix) -> None:
             f"PreparedMatrix.blocks must be uint8 {(tiles, total, CHANNELS * BYTES)}, "
             f"got {prepared.blocks.dtype} {prepared.blocks.shape}; make it with prepare()"
         )
-    for name in ("scales", "zeros", "column_sums"):
+    for name in ("scales", "zeros", "column_sums", "factors"):
         table = getattr(prepared, name)
-        if table is not None and table.shape != (tiles, prepared.groups, CHANNELS):
-            raise ValueError(
-                f"PreparedMatrix.{name} must have shape {(tiles, prepared.groups, CHANNELS)}, got {table.shape}"
-            )
+        groups = 1 if name == "scales" and prepared.factors is not None else prepared.groups
+        if table is not None and table.shape != (tiles, groups, CHANNELS):
+            raise ValueError(f"PreparedMatrix.{name} must have shape {(tiles, groups, CHANNELS)}, got {table.shape}")
     book, entries = prepared.codebook, 1 << stored_bits(prepared.bits)
     if book is not None and (book.shape != (entries,) or book.dtype != jnp.float32):
         raise ValueError(f"PreparedMatrix.codebook must be float32 ({entries},), got {book.dtype} {book.shape}")
