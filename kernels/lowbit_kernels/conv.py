@@ -73,7 +73,7 @@ def pack_conv(
         raise ValueError(f"pack_conv: codes must be {layout}, got shape {codes.shape}")
     codes = codes.transpose(KERNELS[layout])
     codes = codes[None] if codes.ndim == 3 else codes
-    shape = codes.shape
+    shape = codes.shape[0], codes.shape[1], codes.shape[2], codes.shape[3]
     axis = 3 if shape[2] == 1 else 2
     scales = jnp.asarray(scales)
     if scales.shape != shape[3:] or scales.dtype != jnp.float32:

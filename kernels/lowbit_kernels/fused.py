@@ -64,9 +64,9 @@ class Fused(NamedTuple):
         marks: float32, one a row: `emit.scale`, or NaN where the row's value has a NaN; None without `emit`.
     """
 
-    value: Array | None
-    codes: Array | None
-    marks: Array | None
+    value: Any
+    codes: Any
+    marks: Any
 
 
 def prepare_steps(steps: Sequence[tuple[str, Any]], out: int, *, feature_group_count: int = 1) -> Steps:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
@@ -111,7 +112,7 @@ def pack_matrix(
 
 def is_traced(array: object) -> bool:
     """Whether the values are unknown: `array` belongs to a trace."""
-    return isinstance(array, jax.core.Tracer)
+    return isinstance(array, Tracer)
 
 
 def merge_factors(packed: PackedMatrix) -> PackedMatrix:

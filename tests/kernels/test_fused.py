@@ -30,9 +30,9 @@ GRIDS = [
 ]
 
 
-def product(a, b):
+def product(a, b) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.clip(F(a) * F(b), -MOST, MOST)  # NaN passes
+        return np.asarray(np.clip(F(a) * F(b), -MOST, MOST))  # NaN passes
 
 
 def grid_codes(value, grid):

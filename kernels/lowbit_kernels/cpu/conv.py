@@ -55,7 +55,7 @@ def is_depthwise(kernel: tuple[int, int, int, int], groups: int, bits: int, *, s
 def prepare(codes: Array, scales: Array, *, bits: int, signed: bool, groups: int) -> PreparedConv:
     """HWIO codes and their scales in the CPU kernel's order; pure."""
     height, width, inputs, out = codes.shape
-    depthwise = is_depthwise(codes.shape, groups, bits, signed=signed)
+    depthwise = is_depthwise((height, width, inputs, out), groups, bits, signed=signed)
     table = grouped(scales, 1 if depthwise else groups)
     if depthwise:
         weights = jax.lax.bitcast_convert_type(codes.astype(jnp.int8), jnp.uint8).reshape(height * width, out)
@@ -66,7 +66,7 @@ def prepare(codes: Array, scales: Array, *, bits: int, signed: bool, groups: int
         ones = jnp.ones((1, rows.shape[1]), jnp.float32)
         weights = prepare_matrix(pack_matrix(rows, ones, bits=bits, signed=signed), column_sums=False).blocks
         offset = 1 << (bits - 1) if signed else 0
-        sums = grouped(jnp.sum(codes.astype(jnp.int32) + offset, axis=(0, 1, 2)), groups)
+        sums = grouped(jnp.sum(codes.astype(jnp.int32) + offset, axis=(0, 1, 2), dtype=jnp.int32), groups)
     return PreparedConv(
         weights=weights,
         scales=table,
