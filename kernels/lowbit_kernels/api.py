@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Num
 from lowbit_kernels import tuning
 from lowbit_kernels.cpu.prepare import PreparedMatrix, check_prepared, restore
 from lowbit_kernels.implementations import report, select
-from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix
+from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix, merge_factors
 from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation, quantize_fp8, rounded_product
 from lowbit_kernels.spec import MatmulSpec
 
@@ -151,7 +151,8 @@ def matmul_spec(x: Any, packed: Weights, activation: Activation, out_dtype: Any)
         group=packed.group,
         groups=packed.groups,
         affine=packed.zeros is not None,
-        codebook=0 if packed.codebook is None else packed.codebook.shape[0],
+        codebook=0 if packed.codebook is None else 1 << packed.bits,
+        factors=packed.factors is not None,
         scale_dtype=packed.scales.dtype.name,
         x_dtype=name,
         out_dtype=out_name,
@@ -165,6 +166,12 @@ def _check_integers(packed: Weights) -> None:
     """Raises ValueError where the sums are not integers that fit in int32, whatever the codes are."""
     if packed.codebook is not None:
         raise ValueError("a codebook's levels are not integers: pass activation=None with codebook weights")
+    if packed.factors is not None:
+        if packed.length * 128 * 255 >= 1 << 31:
+            raise ValueError(
+                f"{packed.length} inputs with integer scales of groups can sum above int32; at most 65793 can"
+            )
+        return
     most = largest_group(packed.bits, signed=packed.signed, affine=packed.zeros is not None)
     if packed.group > most:
         raise ValueError(
@@ -198,6 +205,8 @@ def _matmul(call: _Call, x: Array, packed: Weights, static: StaticActivation | N
     chosen = select(call.spec, call.name)
     if isinstance(packed, PreparedMatrix) and chosen.name != call.spec.prepared:
         packed = restore(packed)
+    if isinstance(packed, PackedMatrix) and packed.factors is not None and chosen.name != "cpu":
+        packed = merge_factors(packed)
     if call.activation == "fp8":
         codes, scale = quantize_fp8(x)
         result = chosen.run(codes.astype(x.dtype), packed, None, "float32", call.config)
@@ -211,7 +220,7 @@ def _forward(call: _Call, x: Array, packed: Weights, static: StaticActivation | 
 
 def _backward(call: _Call, residuals, grad: Array):
     x, weights, static = residuals
-    packed = restore(weights) if isinstance(weights, PreparedMatrix) else weights
+    packed = merge_factors(restore(weights) if isinstance(weights, PreparedMatrix) else weights)
     grad = grad.astype(jnp.float32)
     dx = jnp.dot(grad, dequantize_matrix(packed).T, precision=lax.Precision.HIGHEST)
     activation = call.activation if static is None else static

@@ -1,4 +1,4 @@
-"""`quant_conv`: a 2-D convolution on integer codes, NHWC by HWIO, with the matmul's numeric contract.
+"""`quant_conv`: a convolution on integer codes, in one or two dimensions, with the matmul's numeric contract.
 
 STABLE: `PackedConv`, `pack_conv`, `quant_conv`.
 
@@ -16,10 +16,13 @@ from jaxtyping import Array, Float, Integer, Num
 
 from lowbit_kernels.cpu import conv as cpu
 from lowbit_kernels.cpu.conv import PreparedConv
+from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
 from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation, rounded_product
 
 NAMES = ("cpu", "reference")
+KERNELS = {"HWIO": (0, 1, 2, 3), "OIHW": (2, 3, 1, 0), "WIO": (0, 1, 2), "OIW": (2, 1, 0)}  # to spatial, I, O
+LAYOUTS = ("NHWC", "NCHW", "NWC", "NCW")
 
 
 @jax.tree_util.register_dataclass
@@ -44,16 +47,33 @@ class PackedConv:
 
 
 def pack_conv(
-    codes: Integer[AnyArray, "kh kw in out"], scales: Float[AnyArray, " out"], *, bits: int, signed: bool = True
+    codes: Integer[AnyArray, "..."],
+    scales: Float[AnyArray, " out"],
+    *,
+    bits: int,
+    signed: bool = True,
+    layout: str = "HWIO",
 ) -> PackedConv:
-    """Packed form of HWIO codes with one scale an output channel.
+    """Packed form of codes with one scale an output channel.
+
+    Args:
+        codes: integers, in the order of `layout`.
+        scales: float32 `(O,)`.
+        bits: of a code.
+        signed: codes are two's complement.
+        layout: "HWIO" or "OIHW"; "WIO" or "OIW" in one dimension. Brought to HWIO here, once.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together.
     """
-    shape = jnp.shape(codes)
-    if len(shape) != 4:
-        raise ValueError(f"pack_conv: codes must be HWIO (KH, KW, I, O), got shape {shape}")
+    if layout not in KERNELS:
+        raise ValueError(f"pack_conv: layout must be one of {tuple(KERNELS)}, got {layout!r}")
+    codes = jnp.asarray(codes)
+    if codes.ndim != len(layout):
+        raise ValueError(f"pack_conv: codes must be {layout}, got shape {codes.shape}")
+    codes = codes.transpose(KERNELS[layout])
+    codes = codes[None] if codes.ndim == 3 else codes
+    shape = codes.shape[0], codes.shape[1], codes.shape[2], codes.shape[3]
     axis = 3 if shape[2] == 1 else 2
     scales = jnp.asarray(scales)
     if scales.shape != shape[3:] or scales.dtype != jnp.float32:
@@ -74,16 +94,17 @@ def conv_codes(packed: PackedConv) -> Array:
 
 
 def prepare_conv(packed: PackedConv, *, feature_group_count: int = 1) -> PreparedConv:
-    """`packed` in the CPU kernels' order, once; pure. Takes dense (1 group) and depthwise kernels."""
-    depthwise = feature_group_count > 1
-    if depthwise and packed.kernel[2:] != (1, feature_group_count):
-        raise ValueError(
-            f"prepare_conv: {feature_group_count} groups need a depthwise kernel, got HWIO {packed.kernel}"
-        )
-    return cpu.prepare(conv_codes(packed), packed.scales, bits=packed.bits, signed=packed.signed, depthwise=depthwise)
+    """`packed` in the CPU kernels' order, once; pure."""
+    if packed.kernel[3] % feature_group_count:
+        raise ValueError(f"prepare_conv: {packed.kernel[3]} outputs do not divide into {feature_group_count} groups")
+    return cpu.prepare(
+        conv_codes(packed), packed.scales, bits=packed.bits, signed=packed.signed, groups=feature_group_count
+    )
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
+    """The static half of a convolution."""
+
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
@@ -91,37 +112,50 @@ class _Call(NamedTuple):
     out_dtype: str
     name: str
     config: Any
+    x_channels_first: bool
+    y_channels_first: bool
+
+
+class Layout(NamedTuple):
+    """Where the axes of x are: one dimension (`flat`) is a height of 1, at the axis `height`."""
+
+    flat: bool
+    height: int
 
 
 def quant_conv(
-    x: Num[Array, "batch height width in"],
+    x: Num[Array, "..."],
     packed: PackedConv | PreparedConv,
     *,
     activation: StaticActivation,
-    strides: tuple[int, int] = (1, 1),
+    strides: tuple[int, ...] | None = None,
     padding: Any = "SAME",
-    rhs_dilation: tuple[int, int] = (1, 1),
+    rhs_dilation: tuple[int, ...] | None = None,
     feature_group_count: int = 1,
     out_dtype: Any = None,
+    layout: str | None = None,
     implementation: str | None = None,
     config: Any = None,
-) -> Float[Array, "batch out_height out_width out"]:
-    """Convolution of NHWC `x` with packed HWIO weights; the border is padded with the zero point, that is with 0.0.
+) -> Float[Array, "..."]:
+    """Convolution of `x` with packed weights; the border is padded with the zero point, that is with 0.0.
 
     Args:
         x: float32, bfloat16 or float16; or int8/uint8 codes on the grid of `activation`.
         packed: a `PackedConv`, or the same `prepare_conv`ed once for the CPU kernel.
-        activation: one scale and zero for the tensor; the zero must be a code, `lo <= zero <= hi`.
-        strides: as in `jax.lax.conv_general_dilated`.
+        activation: one scale and zero for the tensor; the zero must be a code, `lo <= zero <= hi`. With codes the scale
+            may be `(batch, height, width)`: the same number everywhere, or NaN at positions whose windows become NaN
+            (`fused.py`).
+        strides: as in `jax.lax.conv_general_dilated`, one a spatial axis; default 1.
         padding: the same; "SAME", "VALID" or pairs of positions.
-        rhs_dilation: the same.
+        rhs_dilation: the same; default 1.
         feature_group_count: the same.
         out_dtype: default x's dtype, float32 for codes.
+        layout: of x and of the result: "NHWC" or "NCHW"; "NWC" or "NCW" in one dimension. Default: channels last.
         implementation: "cpu", "reference" or None for the first that can run.
         config: `CpuConfig` for "cpu".
 
     Returns:
-        `(batch, height, width, O)` of `out_dtype`, the same to the last bit in every implementation.
+        `(batch, height, width, O)` of `out_dtype` (in `layout`), the same to the last bit in every implementation.
 
     Works under `jit` and `vmap`. Not differentiable: train with the simulation.
 
@@ -129,21 +163,66 @@ def quant_conv(
         ValueError: what does not fit together.
         NotImplementedError: the named implementation cannot run this; the message says why.
     """
+    call, x, shape, axes = conv_call(
+        x, packed, activation=activation, strides=strides, padding=padding, rhs_dilation=rhs_dilation,
+        feature_group_count=feature_group_count, out_dtype=out_dtype, layout=layout, implementation=implementation, config=config,
+    )  # fmt: skip
+    value = run_conv(call, x, packed, activation, shape, NO_TAIL).value.astype(call.out_dtype)
+    return lax.squeeze(value, (axes.height,)) if axes.flat else value
+
+
+def conv_call(
+    x: Array,
+    packed: PackedConv | PreparedConv,
+    *,
+    activation: StaticActivation,
+    strides: tuple[int, ...] | None = None,
+    padding: Any = "SAME",
+    rhs_dilation: tuple[int, ...] | None = None,
+    feature_group_count: int = 1,
+    out_dtype: Any = None,
+    layout: str | None = None,
+    implementation: str | None = None,
+    config: Any = None,
+) -> tuple[Call, Array, tuple[int, int, int, int], Layout]:
+    """The checked call, x in two dimensions, the shape `(batch, height, width, O)` of the result, and the layout."""
     x = jnp.asarray(x)
-    kernel = packed.kernel
-    if x.ndim != 4 or x.shape[3] != kernel[2] * feature_group_count:
+    layout = ("NHWC" if x.ndim == 4 else "NWC") if layout is None else layout
+    if layout not in LAYOUTS:
+        raise ValueError(f"quant_conv: layout must be one of {LAYOUTS}, got {layout!r}")
+    kernel, first, flat = packed.kernel, layout[1] == "C", len(layout) == 3
+    inputs = kernel[2] * feature_group_count
+    if x.ndim != len(layout) or x.shape[1 if first else -1] != inputs:
         raise ValueError(
-            f"quant_conv: x must be NHWC with {kernel[2]} x {feature_group_count} channels for HWIO {kernel}, got {x.shape}"
+            f"quant_conv: x must be {layout} with {kernel[2]} x {feature_group_count} channels for HWIO {kernel}, got {x.shape}"
         )
-    if kernel[3] % feature_group_count:
+    if feature_group_count < 1 or kernel[3] % feature_group_count:
         raise ValueError(f"quant_conv: {kernel[3]} outputs do not divide into {feature_group_count} feature groups")
-    if not isinstance(activation, StaticActivation) or jnp.shape(activation.scale) != ():
-        raise ValueError("quant_conv: activation must be a StaticActivation with one scale for the tensor")
-    check_activation(activation, ())
-    spatial = (x.shape[1], x.shape[2])
+    axes = 1 if flat else 2
+    strides = (1,) * axes if strides is None else tuple(strides)
+    rhs_dilation = (1,) * axes if rhs_dilation is None else tuple(rhs_dilation)
+    if len(strides) != axes or len(rhs_dilation) != axes or min(*strides, *rhs_dilation) < 1:
+        raise ValueError(
+            f"quant_conv: strides and rhs_dilation must be {axes} positive integers each, got {strides}, {rhs_dilation}"
+        )
+    if flat:
+        if kernel[0] != 1:
+            raise ValueError(f"quant_conv: {layout} takes a kernel of one dimension, got HWIO {kernel}")
+        x = jnp.expand_dims(x, 2 if first else 1)
+        strides, rhs_dilation = (1, *strides), (1, *rhs_dilation)
+        padding = padding if isinstance(padding, str) else ((0, 0), *padding)
+    batch, height, width = (x.shape[0], *x.shape[2:]) if first else x.shape[:3]
+    if not isinstance(activation, StaticActivation):
+        raise ValueError("quant_conv: activation must be a StaticActivation")
+    marks = (batch, width) if flat else (batch, height, width)
+    if jnp.shape(activation.scale) and jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError("quant_conv: activation of float x must have one scale for the tensor")
+    check_activation(activation, marks)
     window = tuple((k - 1) * d + 1 for k, d in zip(kernel[:2], rhs_dilation, strict=True))
-    pads = lax.padtype_to_pads(spatial, window, strides, padding) if isinstance(padding, str) else padding
+    pads = lax.padtype_to_pads((height, width), window, strides, padding) if isinstance(padding, str) else padding
     pads = tuple((int(low), int(high)) for low, high in pads)
+    if len(pads) != 2:
+        raise ValueError(f"quant_conv: padding must have a pair a spatial axis, got {padding}")
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     out_name = jnp.dtype(out_dtype if out_dtype is not None else x.dtype if floating else jnp.float32).name
     reasons = {
@@ -159,37 +238,56 @@ def quant_conv(
         raise ValueError(f"quant_conv: implementation {implementation!r} is unknown; the names are {NAMES}")
     if reasons[implementation] is not None:
         raise NotImplementedError(f"quant_conv: {implementation!r} cannot run this: {reasons[implementation]}")
-    call = _Call(tuple(strides), pads, tuple(rhs_dilation), feature_group_count, out_name, implementation, config)
-    if implementation == "cpu" or isinstance(packed, PreparedConv):
-        return _run_cpu(call, x, packed, activation)
-    return _run_reference(call, x, packed, activation)
-
-
-def _run_reference(call: _Call, x: Array, packed: PackedConv, activation: StaticActivation) -> Array:
-    codes, zero, scale = activation_codes(x, activation)
-    acc = lax.conv_general_dilated(
-        codes.astype(jnp.int32) - zero,
-        conv_codes(packed).astype(jnp.int32),
-        call.strides,
-        call.padding,
-        rhs_dilation=call.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=call.groups,
-        preferred_element_type=jnp.int32,
-    )
-    return rounded_product(rounded_product(acc.astype(jnp.float32), packed.scales), scale).astype(call.out_dtype)
-
-
-def _run_cpu(call: _Call, x: Array, packed: PackedConv | PreparedConv, activation: StaticActivation) -> Array:
-    if isinstance(packed, PackedConv):
-        packed = prepare_conv(packed, feature_group_count=call.groups)
-    heights = [
-        (size + low + high - (k - 1) * d - 1) // s + 1
-        for size, (low, high), k, d, s in zip(
-            x.shape[1:3], call.padding, packed.kernel[:2], call.dilation, call.strides, strict=True
-        )
+    sizes = [
+        max((size + low + high - size_of_window) // stride + 1, 0)
+        for size, (low, high), size_of_window, stride in zip((height, width), pads, window, strides, strict=True)
     ]
-    shape = (x.shape[0], max(heights[0], 0), max(heights[1], 0), packed.kernel[3])
-    if 0 in shape or 0 in x.shape:
-        return jnp.zeros(shape, call.out_dtype)
-    return cpu.run(x, packed, activation, shape, call)
+    call = Call(
+        strides, pads, rhs_dilation, feature_group_count, out_name, implementation, config, first, first
+    )  # fmt: skip
+    return call, x, (batch, sizes[0], sizes[1], kernel[3]), Layout(flat, 2 if first else 1)
+
+
+def run_conv(
+    call: Call,
+    x: Array,
+    packed: PackedConv | PreparedConv,
+    activation: StaticActivation,
+    shape: tuple[int, int, int, int],
+    tail: Tail,
+) -> Results:
+    """The convolution in two dimensions. Only "cpu" takes a tail."""
+    if jnp.ndim(activation.scale) == 2:  # marks of one dimension
+        activation = dataclasses.replace(activation, scale=jnp.expand_dims(activation.scale, 1))
+    if call.name == "cpu":
+        if isinstance(packed, PackedConv):
+            packed = prepare_conv(packed, feature_group_count=call.groups)
+        return cpu.run(x, packed, activation, shape, call, tail)
+    assert isinstance(packed, PackedConv)
+    none = jnp.zeros((0,), jnp.float32)
+    return Results(_run_reference(call, x, packed, activation), none, none)
+
+
+def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticActivation) -> Array:
+    x = jnp.moveaxis(x, 1, -1) if call.x_channels_first else x
+    codes, zero, scale = activation_codes(x, activation)
+
+    def convolution(left: Array, right: Array, groups: int) -> Array:
+        return lax.conv_general_dilated(
+            left,
+            right,
+            call.strides,
+            call.padding,
+            rhs_dilation=call.dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+            preferred_element_type=jnp.int32,
+        )
+
+    acc = convolution(codes.astype(jnp.int32) - zero, conv_codes(packed).astype(jnp.int32), call.groups)
+    if scale.ndim:  # marks: NaN in every window that holds one
+        marked = jnp.isnan(scale).astype(jnp.int32)[..., None]
+        found = convolution(marked, jnp.ones((*packed.kernel[:2], 1, 1), jnp.int32), 1)
+        scale = jnp.where(found > 0, jnp.float32(jnp.nan), jnp.nanmax(scale) if scale.size else jnp.float32(1))
+    value = rounded_product(rounded_product(acc.astype(jnp.float32), packed.scales), scale).astype(call.out_dtype)
+    return jnp.moveaxis(value, -1, 1) if call.y_channels_first else value

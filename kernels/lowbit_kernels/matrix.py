@@ -3,7 +3,9 @@
 STABLE: `PackedMatrix` (fields and meaning), `pack_matrix`, `dequantize_matrix`.
 
 `W[k, n] = (codes[k, n] - zeros[g, n]) * scales[g, n]`, `g = k // group`; with a codebook
-`W[k, n] = codebook[codes[k, n]] * scales[g, n]`. The last group may be short.
+`W[k, n] = codebook[codes[k, n]] * scales[g, n]`; with integer scales of groups
+`W[k, n] = (codes[k, n] * factors[g, n]) * scales[0, n]`, whose parenthesis fits int8: the sum over all of K stays an integer,
+and one float32 scale a channel follows it. The last group may be short.
 """
 
 import dataclasses
@@ -12,6 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
@@ -34,6 +38,8 @@ class PackedMatrix:
         signed: codes are two's complement.
         length: K, in codes.
         group: codes along K that share a scale; 1 to K.
+        factors: int8 `(G, N)` integer scales of groups, or None. Then `scales` is `(1, N)`, codes are signed and
+            symmetric with 2 to 4 bits, and `code * factor` lies in [-128, 127] (0 .. 15 always fit 4 bits).
     """
 
     # Fields are Any: tree transformations put shapes, specs and sizes in them. `check_matrix` says what arrays must be.
@@ -45,6 +51,7 @@ class PackedMatrix:
     signed: bool = dataclasses.field(default=True, metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})
+    factors: Any = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,10 +73,11 @@ def pack_matrix(
     zeros: Integer[AnyArray, "groups out"] | None = None,
     signed: bool = True,
     codebook: Float[AnyArray, " levels"] | None = None,
+    factors: Integer[AnyArray, "factors out"] | None = None,
 ) -> PackedMatrix:
     """Packed form of integer codes `(K, N)` and their scales `(G, N)`.
 
-    `group=None` is per channel. Works under `jit`; codes outside the range of `bits` lose their high bits.
+    `group=None` is per channel. With `factors` `(G, N)`, integer scales of groups, `scales` is `(1, N)`. Works under `jit`; codes outside the range of `bits` lose their high bits.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together; both are named.
@@ -90,9 +98,30 @@ def pack_matrix(
         signed=signed,
         length=length,
         group=length if group is None else group,
+        factors=None if factors is None else jnp.asarray(factors),
     )
     check_matrix(packed)
+    if factors is not None and not (is_traced(codes) or is_traced(factors)):
+        levels = np.asarray(codes, np.int64) * np.repeat(np.asarray(factors, np.int64), packed.group, axis=0)[:length]
+        if levels.size and (levels.min() < -128 or levels.max() > 127):
+            raise ValueError(
+                f"pack_matrix: codes times factors must fit int8, got [{levels.min()}, {levels.max()}]: use smaller factors"
+            )
     return packed
+
+
+def is_traced(array: object) -> bool:
+    """Whether the values are unknown: `array` belongs to a trace."""
+    return isinstance(array, Tracer)
+
+
+def merge_factors(packed: PackedMatrix) -> PackedMatrix:
+    """The same numbers as 8-bit codes with one scale a channel: what an implementation without integer scales runs."""
+    if packed.factors is None:
+        return packed
+    codes = unpack_codes(packed.codes, packed.bits, packed.length, axis=0, signed=True)
+    codes = codes.astype(jnp.int32) * expand_groups(packed.factors.astype(jnp.int32), packed)
+    return pack_matrix(codes, packed.scales, bits=8)
 
 
 def check_matrix(packed: PackedMatrix) -> None:
@@ -109,6 +138,15 @@ def check_matrix(packed: PackedMatrix) -> None:
             f"got {codes.dtype} {codes.shape}"
         )
     table = (packed.groups, codes.shape[1])
+    factors = packed.factors
+    if factors is not None:
+        if factors.shape != table or factors.dtype != jnp.int8:
+            raise ValueError(f"PackedMatrix.factors must be int8 (G, N) = {table}, got {factors.dtype} {factors.shape}")
+        if not packed.signed or zeros is not None or codebook is not None or not 2 <= packed.bits <= 4:
+            raise ValueError(
+                f"PackedMatrix.factors take signed symmetric codes of 2 to 4 bits, got {packed.bits} bits, signed={packed.signed}"
+            )
+        table = (1, codes.shape[1])
     if scales.shape != table or scales.dtype.name not in SCALE_DTYPES:
         raise ValueError(
             f"PackedMatrix.scales must be (G, N) = {table} of {' or '.join(SCALE_DTYPES)}, "
@@ -133,6 +171,7 @@ def check_matrix(packed: PackedMatrix) -> None:
 
 def levels_matrix(packed: PackedMatrix) -> Array:
     """`codes - zeros` as int32 `(K, N)`, exact; for a codebook its float32 entries."""
+    packed = merge_factors(packed)
     codes = unpack_codes(packed.codes, packed.bits, packed.length, axis=0, signed=packed.signed)
     if packed.codebook is not None:
         return packed.codebook[codes.astype(jnp.int32)]
@@ -144,6 +183,7 @@ def levels_matrix(packed: PackedMatrix) -> Array:
 
 def dequantize_matrix(packed: PackedMatrix) -> Float[Array, "in out"]:
     """W as float32 `(K, N)`: one product of an exact level and its scale, rounded once."""
+    packed = merge_factors(packed)
     scales = expand_groups(packed.scales.astype(jnp.float32), packed)
     return levels_matrix(packed).astype(jnp.float32) * scales
 

@@ -25,6 +25,6 @@ def group_sums(steps: Int32[Array, "rows in"], packed: PackedMatrix) -> Int32[Ar
     short = packed.groups * packed.group - packed.length
     steps = jnp.pad(steps, ((0, 0), (0, short)))
     levels = jnp.pad(levels_matrix(packed), ((0, short), (0, 0)))
-    steps = steps.reshape(-1, packed.groups, packed.group)
-    levels = levels.reshape(packed.groups, packed.group, -1)
+    steps = steps.reshape(steps.shape[0], packed.groups, packed.group)
+    levels = levels.reshape(packed.groups, packed.group, levels.shape[1])
     return jnp.einsum("mgk,gkn->gmn", steps, levels, preferred_element_type=jnp.int32)

@@ -13,6 +13,7 @@ class Matrix(Protocol):
     scales: Any
     zeros: Any
     codebook: Any
+    factors: Any
     bits: int
     signed: bool
     length: int
@@ -34,6 +35,7 @@ class MatmulSpec:
         bits, signed, group, groups: of the codes of the weight; `group` in codes, `groups` along K.
         affine: the weight has zero points.
         codebook: entries of the weight's table, 0 without one.
+        factors: the weight has integer scales of groups.
         scale_dtype: of the weight's scales.
         x_dtype, out_dtype: names.
         activation: "float" (weight-only), "dynamic" (int8 per row) or "static".
@@ -50,6 +52,7 @@ class MatmulSpec:
     groups: int
     affine: bool
     codebook: int
+    factors: bool = False
     scale_dtype: str
     x_dtype: str
     out_dtype: str

@@ -49,10 +49,9 @@ def test_convolutions_are_equal_to_the_last_bit(index, bits):
     @jax.jit
     def everything(x, packed):
         results = {"reference": quant_conv(x, packed, implementation="reference", **options)}
-        if shape.groups in (1, shape.channels):
-            prepared = prepare_conv(packed, feature_group_count=shape.groups)
-            for isa in status().isas:
-                results[isa] = quant_conv(x, prepared, implementation="cpu", config=CpuConfig(isa=isa), **options)
+        prepared = prepare_conv(packed, feature_group_count=shape.groups)
+        for isa in status().isas:
+            results[isa] = quant_conv(x, prepared, implementation="cpu", config=CpuConfig(isa=isa), **options)
         return results
 
     results = everything(x, packed)
@@ -63,8 +62,11 @@ def test_convolutions_are_equal_to_the_last_bit(index, bits):
 
 def test_a_named_convolution_runs_or_raises():
     _, packed, x = case(4, 8)
-    with pytest.raises(NotImplementedError, match="one feature group"):
-        quant_conv(x, packed, activation=ACTIVATIONS[0], feature_group_count=2, implementation="cpu")
+    options = {"padding": ((0, 0), (-1, 0)), "feature_group_count": 2, "implementation": "cpu"}
+    with pytest.raises(NotImplementedError, match="negative padding"):
+        quant_conv(x, packed, activation=ACTIVATIONS[0], **options)
+    with pytest.raises(NotImplementedError, match="prepared for 2 feature groups"):
+        quant_conv(x[..., :4], prepare_conv(packed, feature_group_count=2), activation=ACTIVATIONS[0])
     with pytest.raises(ValueError, match="channels for HWIO"):
         quant_conv(x, packed, activation=ACTIVATIONS[0])
     with pytest.raises(ValueError, match="the names are"):

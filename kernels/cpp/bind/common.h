@@ -1,16 +1,13 @@
-// What the handlers share: types, batch dimensions under vmap, and XLA's thread pool as the core's.
+// What the handlers share: XLA's arrays as the core's, and its thread pool. All checks are the core's (core/calls.h).
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <utility>
 
-#include "core/parallel.h"
-#include "core/problem.h"
+#include "core/calls.h"
 #include "xla/ffi/api/ffi.h"
-
-#define LOWBIT_CHECK(condition, message) \
-  if (!(condition)) return ffi::Error(ffi::ErrorCode::kInvalidArgument, "lowbit_kernels: " message)
 
 namespace lowbit {
 
@@ -26,42 +23,26 @@ class ThreadPool : public Pool {
   ffi::ThreadPool& pool_;
 };
 
-inline bool ReadType(ffi::DataType dtype, Type* type) {
+inline Type TypeOf(ffi::DataType dtype) {
   switch (dtype) {
-    case ffi::F32: *type = Type::kF32; return true;
-    case ffi::BF16: *type = Type::kBF16; return true;
-    case ffi::S8: *type = Type::kS8; return true;
-    case ffi::U8: *type = Type::kU8; return true;
-    default: return false;
+    case ffi::F32: return Type::kF32;
+    case ffi::BF16: return Type::kBF16;
+    case ffi::S8: return Type::kS8;
+    case ffi::U8: return Type::kU8;
+    case ffi::S16: return Type::kS16;
+    case ffi::S32: return Type::kS32;
+    default: return Type::kOther;
   }
 }
 
-// An operand with leading batch dimensions, each of full size or 1.
-struct Batched {
-  int64_t count = 1;  // its own batches
-  int64_t size = 1;   // elements of one
-  size_t rank;
+inline View ViewOf(const ffi::AnyBuffer& buffer) {
+  const auto dims = buffer.dimensions();
+  return {TypeOf(buffer.element_type()), dims.begin(), dims.size(), buffer.untyped_data()};
+}
 
-  template <typename Buffer>
-  Batched(const Buffer& buffer, size_t batch_rank) : rank(batch_rank) {
-    const auto dims = buffer.dimensions();
-    for (size_t i = 0; i < dims.size(); ++i) (i < batch_rank ? count : size) *= dims[i];
-  }
-
-  // Where this operand's part of batch `index` (of the result, row-major) begins.
-  template <typename Buffer, typename Dims>
-  const void* At(const Buffer& buffer, const Dims& out_dims, int64_t index, int64_t bytes) const {
-    const auto dims = buffer.dimensions();
-    int64_t at = 0, step = 1;
-    for (size_t i = rank; i-- > 0;) {
-      if (dims[i] != 1) {
-        at += index % out_dims[i] * step;
-        step *= dims[i];
-      }
-      index /= out_dims[i];
-    }
-    return static_cast<const uint8_t*>(buffer.untyped_data()) + at * bytes;
-  }
-};
+inline ffi::Error Answer(const char* problem) {
+  if (problem == nullptr) return ffi::Error::Success();
+  return ffi::Error(ffi::ErrorCode::kInvalidArgument, std::string("lowbit_kernels: ") + problem);
+}
 
 }  // namespace lowbit

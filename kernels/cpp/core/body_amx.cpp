@@ -14,6 +14,7 @@ namespace {
 
 #include "core/body_bits.h"
 #include "core/vec_avx512.h"
+#include "core/body_quantize.h"
 #include "core/body_store.h"
 
 constexpr int64_t kTileBlocks = 16;  // blocks in a weight tile: 64 inputs
@@ -159,17 +160,19 @@ void MultiplyRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t 
   _tile_release();
 }
 
-void Quantize(const Matmul& p, int64_t begin, int64_t end) { body_avx512vnni::kBody.quantize(p, begin, end); }
+void Expand(const Matmul& p, int64_t tile, uint8_t* out, int32_t* sums) {
+  body_avx512vnni::kBody.expand(p, tile, out, sums);
+}
 void ConvQuantize(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBody.conv_quantize(c, begin, end); }
-void ConvGather(const Conv& c, const Matmul& p, int64_t begin, int64_t end) {
-  body_avx512vnni::kBody.conv_gather(c, p, begin, end);
+void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t begin, int64_t end) {
+  body_avx512vnni::kBody.conv_gather(c, p, group, begin, end);
 }
 void Depthwise(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBody.depthwise(c, begin, end); }
 
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {Quantize, MultiplyRange, ConvQuantize, ConvGather, Depthwise};
+const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
 
 }  // namespace body_amx
 }  // namespace lowbit

@@ -13,3 +13,9 @@ LOWBIT_INLINE uint32_t Bits(float f) {
   __builtin_memcpy(&u, &f, 4);
   return u;
 }
+
+LOWBIT_INLINE float FromBits(uint32_t u) {
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+}

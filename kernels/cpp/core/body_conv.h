@@ -13,45 +13,64 @@ LOWBIT_INLINE void StepSpan(const T* x, int64_t n, float inverse, float lo, floa
   }
 }
 
+// `n` inputs that lie side by side, on the grid, as the convolution's body wants them.
 template <typename T>
-LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, int64_t line_begin, int64_t line_end) {
-  constexpr bool kCodes = sizeof(T) == 1;
+LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, int64_t n, float* steps) {
+  if constexpr (sizeof(T) == 1) {
+    const uint8_t flip = c.shift() == 128 ? 128 : 0;
+    for (int64_t k = 0; k < n; ++k) {
+      steps[k] = static_cast<float>(static_cast<int8_t>(static_cast<uint8_t>(x[k]) ^ flip) - c.zero());
+    }
+  } else {
+    StepSpan(x, n, 1.0f / c.x_scale, static_cast<float>(c.lo - c.x_zero), static_cast<float>(c.hi - c.x_zero), steps);
+  }
+}
+template <typename T>
+LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, int64_t n, int8_t* codes) {
+  if constexpr (sizeof(T) == 1) {
+    FlipSpan(x, n, c.shift() == 128 ? 128 : 0, codes);
+  } else {
+    QuantizeSpan(x, n, 1.0f / c.x_scale, static_cast<float>(c.lo - c.x_zero), static_cast<float>(c.hi - c.x_zero),
+                 c.zero(), codes);
+  }
+}
+
+// Some padded lines. Q is what the body reads: int8 codes, or float steps (q_x - z_x), whose padding is step 0.
+template <typename T, typename Q>
+LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begin, int64_t line_end) {
   const int64_t height = c.padded_height(), width = c.padded_width(), row = width * c.channels;
-  const int32_t zero = c.zero();
-  const float inverse = 1.0f / c.x_scale;
-  const float lo = static_cast<float>(c.lo - c.x_zero), hi = static_cast<float>(c.hi - c.x_zero);
   for (int64_t line = line_begin; line < line_end; ++line) {
     const int64_t b = line / height, i = line % height - c.pad_top;
     // Columns [left, right) of this padded line lie inside x.
     int64_t left = c.pad_left < width ? c.pad_left : width;
     int64_t right = c.pad_left + c.width < width ? c.pad_left + c.width : width;
     if (i < 0 || i >= c.height) left = right = width;
-    const T* x = static_cast<const T*>(c.x) + ((b * c.height + i) * c.width) * c.channels;
-    const int64_t before = left * c.channels, inside = (right - left) * c.channels;
-    if (c.depthwise) {
-      float* steps = static_cast<float*>(c.padded) + line * row;
-      for (int64_t k = 0; k < before; ++k) steps[k] = 0.0f;
-      if constexpr (kCodes) {
-        const uint8_t flip = c.shift() == 128 ? 128 : 0;
-        for (int64_t k = 0; k < inside; ++k) {
-          steps[before + k] = static_cast<float>(static_cast<int8_t>(static_cast<uint8_t>(x[k]) ^ flip) - zero);
+    Q* out = static_cast<Q*>(c.padded) + line * row;
+    const int64_t before = left * c.channels, inside = right - left;
+    for (int64_t k = 0; k < before; ++k) out[k] = padding;
+    out += before;
+    if (inside > 0 && !c.x_channels_first) {
+      ConvSpan(c, static_cast<const T*>(c.x) + (b * c.height + i) * c.width * c.channels, inside * c.channels, out);
+    } else if (inside > 0) {
+      constexpr int64_t kPart = 256;  // a line of one channel, part by part, scattered to its channel
+      Q part[kPart];
+      for (int64_t n = 0; n < c.channels; ++n) {
+        const T* x = static_cast<const T*>(c.x) + ((b * c.channels + n) * c.height + i) * c.width;
+        for (int64_t j = 0; j < inside; j += kPart) {
+          const int64_t count = inside - j < kPart ? inside - j : kPart;
+          ConvSpan(c, x + j, count, part);
+          for (int64_t k = 0; k < count; ++k) out[(j + k) * c.channels + n] = part[k];
         }
-      } else {
-        StepSpan(x, inside, inverse, lo, hi, steps + before);
       }
-      for (int64_t k = before + inside; k < row; ++k) steps[k] = 0.0f;
-    } else {
-      int8_t* codes = static_cast<int8_t*>(c.padded) + line * row;
-      __builtin_memset(codes, zero, before);
-      if constexpr (kCodes) {
-        const uint8_t flip = c.shift() == 128 ? 128 : 0;
-        FlipSpan(x, inside, flip, codes + before);
-      } else {
-        QuantizeSpan(x, inside, inverse, lo, hi, zero, codes + before);
-      }
-      __builtin_memset(codes + before + inside, zero, row - before - inside);
     }
+    for (int64_t k = inside * c.channels; k < row - before; ++k) out[k] = padding;
   }
+}
+
+template <typename T>
+LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, int64_t line_begin, int64_t line_end) {
+  if (c.depthwise) return ConvQuantizeLines<T, float>(c, 0.0f, line_begin, line_end);
+  ConvQuantizeLines<T, int8_t>(c, static_cast<int8_t>(c.zero()), line_begin, line_end);
 }
 
 void ConvQuantize(const Conv& c, int64_t line_begin, int64_t line_end) {
@@ -64,40 +83,60 @@ void ConvQuantize(const Conv& c, int64_t line_begin, int64_t line_end) {
   }
 }
 
-void ConvGather(const Conv& c, const Matmul& p, int64_t row_begin, int64_t row_end) {
-  const int64_t height = c.padded_height(), width = c.padded_width(), tap = c.tap_inputs();
+// Few bytes are copied here: a call of memcpy costs more than the copy.
+LOWBIT_INLINE void CopySpan(int8_t* to, const int8_t* from, int64_t n) {
+  if (n >= 64) {
+    __builtin_memcpy(to, from, n);
+    return;
+  }
+  for (; n >= 8; n -= 8, to += 8, from += 8) __builtin_memcpy(to, from, 8);
+  for (; n > 0; --n) *to++ = *from++;
+}
+
+// The scale of a window: NaN where a position that it sums over is marked so.
+LOWBIT_INLINE float WindowScale(const Conv& c, int64_t b, int64_t i, int64_t j) {
+  if (c.x_marks == nullptr) return c.x_scale;
+  for (int64_t u = 0; u < c.kernel_height; ++u) {
+    const int64_t h = i * c.stride_height + u * c.dilation_height - c.pad_top;
+    if (h < 0 || h >= c.height) continue;
+    for (int64_t v = 0; v < c.kernel_width; ++v) {
+      const int64_t w = j * c.stride_width + v * c.dilation_width - c.pad_left;
+      if (w < 0 || w >= c.width) continue;
+      const float mark = c.x_marks[(b * c.height + h) * c.width + w];
+      if (mark != mark) return mark;
+    }
+  }
+  return c.x_scale;
+}
+
+void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t row_begin, int64_t row_end) {
+  const int64_t height = c.padded_height(), width = c.padded_width(), tap = c.group_channels();
   const bool together = tap == c.channels && c.dilation_width == 1;  // a line of taps lies side by side in x
+  const int64_t pad = p.blocks * p.span() - c.inputs();
   for (int64_t m = row_begin; m < row_end; ++m) {
     const int64_t j = m % c.out_width, i = m / c.out_width % c.out_height, b = m / c.out_width / c.out_height;
-    const int8_t* x = static_cast<const int8_t*>(c.padded) +
+    const int8_t* x = static_cast<const int8_t*>(c.padded) + group * tap +
                       ((b * height + i * c.stride_height) * width + j * c.stride_width) * c.channels;
     int8_t* row = p.codes + m * p.codes_stride;
     int8_t* q = row;
     for (int64_t u = 0; u < c.kernel_height; ++u) {
       const int8_t* line = x + u * c.dilation_height * width * c.channels;
       if (together) {
-        __builtin_memcpy(q, line, c.kernel_width * tap);
+        CopySpan(q, line, c.kernel_width * tap);
         q += c.kernel_width * tap;
         continue;
       }
-      for (int64_t v = 0; v < c.kernel_width; ++v, q += tap) {
-        __builtin_memcpy(q, line + v * c.dilation_width * c.channels, c.channels);
-        __builtin_memset(q + c.channels, 0, tap - c.channels);
-      }
+      for (int64_t v = 0; v < c.kernel_width; ++v, q += tap) CopySpan(q, line + v * c.dilation_width * c.channels, tap);
     }
-    FinishGroup(p, m, 0, row, p.blocks, Vec::Sum(row, q - row), static_cast<int32_t>(c.taps_count() * c.channels));
-    p.row_scales[m] = c.x_scale;
+    for (int64_t k = 0; k < pad; ++k) q[k] = 0;
+    FinishGroup(p, m, 0, row, p.blocks, Vec::Sum(row, c.inputs()), static_cast<int32_t>(c.inputs()));
+    p.row_scales[m] = WindowScale(c, b, i, j);
   }
 }
 
 // Sums of integers carried in float: below 2^24 they are exact in any order, fused or not (Check() refuses more taps).
 void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
   const int64_t height = c.padded_height(), width = c.padded_width();
-  Matmul view;  // what StoreTile needs
-  view.out = c.channels;
-  view.y = c.y;
-  view.y_bf16 = c.y_bf16;
-  const Vec::F x_scale = Vec::SetF(c.x_scale);
   for (int64_t line = line_begin; line < line_end; ++line) {
     const int64_t b = line / c.out_height, i = line % c.out_height;
     const float* x = static_cast<const float*>(c.padded) + (b * height + i * c.stride_height) * width * c.channels;
@@ -128,8 +167,9 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
           }
         }
         for (int64_t k = 0; k < kSide && j + k < c.out_width; ++k) {
+          const Vec::F x_scale = Vec::SetF(WindowScale(c, b, i, j + k));
           const Vec::F y = Vec::MulF(Vec::Saturate(Vec::MulF(sum[k], scale)), x_scale);
-          StoreTile(view, line * c.out_width + j + k, n / kLanes, Vec::Saturate(y));
+          StoreTile(c.tail, c.channels, line * c.out_width + j + k, n / kLanes, Vec::Saturate(y));
         }
       }
     }

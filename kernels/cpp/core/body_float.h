@@ -48,7 +48,7 @@ void FloatTile(const Matmul& p, int64_t row, int64_t valid, int64_t tile) {
   }
   for (int m = 0; m < kRows && m < valid; ++m) {
     for (int t = 0; t < kTiles; ++t) {
-      StoreTile(p, row + m, tile + t, total[m][t]);
+      StoreTile(p.tail, p.out, row + m, tile + t, total[m][t]);
     }
   }
 }

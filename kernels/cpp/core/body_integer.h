@@ -121,3 +121,78 @@ void IntegerRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t t
   for (; tile + kStep <= tile_end; tile += kStep) IntegerRows<kBits, kStep>(p, row_begin, row_end, tile);
   for (; tile < tile_end; ++tile) IntegerRows<kBits, 1>(p, row_begin, row_end, tile);
 }
+
+// With integer scales of groups the sum over groups is an integer too: each group's, times its factor, in int32.
+template <int kRows, int kTiles, int kBits>
+__attribute__((noinline)) void FactorTile(const Matmul& p, int64_t row, int64_t valid, int64_t tile) {
+  constexpr int kSpan = 4 * (8 / kBits);
+  const int8_t* x[kRows];
+  const uint8_t* w[kTiles];
+  for (int m = 0; m < kRows; ++m) x[m] = p.codes + (row + m) * p.codes_stride;
+  for (int t = 0; t < kTiles; ++t) w[t] = p.w + (tile + t) * p.blocks * kBlockBytes;
+  const int32_t zero = p.zero();
+  const int32_t* starts = p.starts + row;
+  int64_t index = tile * p.groups * kLanes;
+  Vec::I total[kRows][kTiles];
+  for (int m = 0; m < kRows; ++m) {
+    for (int t = 0; t < kTiles; ++t) total[m][t] = Vec::Set(0);
+  }
+  for (int64_t g = 0; g < p.groups; ++g, starts += p.padded_rows, index += kLanes) {
+    const int64_t blocks = p.blocks_of(g);
+    Vec::I acc[kRows][kTiles];
+    for (int m = 0; m < kRows; ++m) {
+      for (int t = 0; t < kTiles; ++t) acc[m][t] = Vec::Set(starts[m]);
+    }
+    AddTerms<kRows, kTiles>(p, acc, starts, index, zero);
+    Accumulate<kRows, kTiles, kBits>(acc, x, w, blocks);
+    for (int m = 0; m < kRows; ++m) x[m] += blocks * kSpan;
+    for (int t = 0; t < kTiles; ++t) {
+      w[t] += blocks * kBlockBytes;
+      const Vec::I factor = Vec::Load8(p.factors + index + t * p.groups * kLanes);
+      for (int m = 0; m < kRows; ++m) total[m][t] = Vec::Add(total[m][t], Vec::Mul(acc[m][t], factor));
+    }
+  }
+  for (int t = 0; t < kTiles; ++t) {
+    const Vec::F scale = LoadScales(p, (tile + t) * kLanes);
+    for (int m = 0; m < kRows && m < valid; ++m) {
+      FinishTile(p, row + m, tile + t, Vec::MulF(Vec::Convert(total[m][t]), scale), p.row_scales[row + m]);
+    }
+  }
+}
+
+template <int kBits>
+void FactorRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
+  for (int64_t tile = tile_begin; tile < tile_end; ++tile) {
+    int64_t row = row_begin;
+    for (; row + 2 <= row_end; row += 2) FactorTile<2, 1, kBits>(p, row, 2, tile);
+    if (row < row_end) FactorTile<1, 1, kBits>(p, row, 1, tile);
+  }
+}
+
+// A tile of codes times factors as stored 8-bit codes: field s of block b becomes block (b * per + s), whose bytes meet
+// the activations where they lie. `sums` are the column sums of what is stored, over the inputs that there are.
+void ExpandTile(const Matmul& p, int64_t tile, uint8_t* out, int32_t* sums) {
+  const uint8_t* w = p.w + tile * p.blocks * kBlockBytes;
+  const int per = 8 / p.bits, mask = (1 << p.bits) - 1;
+  for (int64_t n = 0; n < kLanes; ++n) sums[n] = static_cast<int32_t>(128 * p.length);
+  for (int64_t g = 0; g < p.groups; ++g) {
+    const int64_t index = (tile * p.groups + g) * kLanes;
+    int16_t factor[kBlockBytes];
+    for (int64_t i = 0; i < kBlockBytes; ++i) factor[i] = p.factors[index + i / 4];
+    for (int64_t b = 0; b < p.blocks_of(g); ++b, w += kBlockBytes) {
+      for (int s = 0; s < per; ++s, out += kBlockBytes) {
+        for (int64_t i = 0; i < kBlockBytes; ++i) {
+          const int16_t code = static_cast<int16_t>((w[i] >> (p.bits * s) & mask) - p.offset);
+          out[i] = static_cast<uint8_t>(code * factor[i] + 128);
+        }
+      }
+    }
+    if (p.column_sums == nullptr) continue;
+    for (int64_t n = 0; n < kLanes; ++n) {
+      const int32_t column = p.column_sums_16 ? static_cast<const int16_t*>(p.column_sums)[index + n]
+                                              : static_cast<const int32_t*>(p.column_sums)[index + n];
+      const uint32_t levels = uint32_t(column) - uint32_t(p.offset) * uint32_t(p.group_size(g));
+      sums[n] = static_cast<int32_t>(uint32_t(sums[n]) + levels * uint32_t(int32_t{p.factors[index + n]}));
+    }
+  }
+}

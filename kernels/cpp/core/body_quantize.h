@@ -79,11 +79,13 @@ LOWBIT_INLINE void Permute(const int8_t* in, int8_t* out, int64_t blocks) {
 // What a group of codes needs beside the codes: its sums, and the order of the blocks.
 LOWBIT_INLINE void FinishGroup(const Matmul& p, int64_t m, int64_t g, int8_t* q, int64_t blocks, int32_t sum,
                                int32_t count) {
-  const int32_t steps = sum - p.zero() * count;  // sum of (q_x - z_x)
+  // Unsigned arithmetic: what does not fit wraps modulo 2^32, as it does in the vectors and in XLA.
+  const uint32_t steps = uint32_t(sum) - uint32_t(p.zero()) * uint32_t(count);  // sum of (q_x - z_x)
   // The dot product sees stored codes, less kSeen8 on some machines: start at what that gets wrong.
-  const int32_t seen = p.bits == 8 ? Vec::kSeen8 : 0;
-  p.sums[g * p.padded_rows + m] = steps;
-  p.starts[g * p.padded_rows + m] = seen * sum - (p.zeros == nullptr ? p.offset * steps : 0);
+  const uint32_t seen = p.bits == 8 ? Vec::kSeen8 : 0;
+  p.sums[g * p.padded_rows + m] = static_cast<int32_t>(steps);
+  const uint32_t start = seen * uint32_t(sum) - (p.zeros == nullptr ? uint32_t(p.offset) * steps : 0);
+  p.starts[g * p.padded_rows + m] = static_cast<int32_t>(start);
   if (p.bits == 4) Permute<2>(q, q, blocks);
   if (p.bits == 2) Permute<4>(q, q, blocks);
 }

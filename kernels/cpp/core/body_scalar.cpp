@@ -17,7 +17,7 @@ namespace {
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ConvQuantize, ConvGather, Depthwise};
+const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
 
 }  // namespace body_scalar
 }  // namespace lowbit

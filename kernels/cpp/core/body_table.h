@@ -2,6 +2,10 @@
 #pragma once
 
 void MultiplyRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
+  if (p.factors != nullptr) {
+    return p.bits == 4 ? FactorRange<4>(p, row_begin, row_end, tile_begin, tile_end)
+                       : FactorRange<2>(p, row_begin, row_end, tile_begin, tile_end);
+  }
   const bool book = p.codebook != nullptr;
   auto run = p.activation != Activation::kFloat
                  ? (p.bits == 8 ? IntegerRange<8> : p.bits == 4 ? IntegerRange<4> : IntegerRange<2>)

@@ -1,4 +1,4 @@
-// A 2-D convolution, NHWC by HWIO, on integer codes: per-tensor static activations, per-channel scales.
+// A 2-D convolution on integer codes: per-tensor static activations, per-channel scales, feature groups.
 #pragma once
 
 #include <cstddef>
@@ -10,6 +10,7 @@
 namespace lowbit {
 
 // y[b, i, j, n] = s_x * s_w[n] * sum over taps and inputs of (q_x - z_x) q_w. A position outside x counts as z_x.
+// The inputs of a window lie side by side, taps first, then the channels of its group: (taps * group_channels) along K.
 struct Conv {
   int64_t batch = 0, height = 0, width = 0, channels = 0;        // of x
   int64_t out_height = 0, out_width = 0, out = 0;                // of y
@@ -18,18 +19,20 @@ struct Conv {
   int64_t pad_top = 0, pad_left = 0;
   int bits = 8;            // stored: 2, 4, 8 (depthwise: 8)
   int32_t offset = 0;      // stored code - logical code
-  bool depthwise = false;  // out == channels, one input each
+  int64_t groups = 1;      // dense: each has its own tiles
+  bool depthwise = false;  // out == channels, one input each: a body of its own
 
-  const void* x = nullptr;
+  const void* x = nullptr;  // NHWC, or NCHW
+  bool x_channels_first = false;
   Type x_type = Type::kF32;
   float x_scale = 1.0f;
+  const float* x_marks = nullptr;  // (B, H, W): NaN where a position holds one, or null where none does
   int32_t x_zero = 0, lo = -128, hi = 127;
-  const uint8_t* w = nullptr;      // dense: (tiles, taps * channel blocks, 64), a tap's channels padded to whole blocks
+  const uint8_t* w = nullptr;      // dense: (tiles, blocks, 64), a window padded to whole blocks
   const int8_t* taps = nullptr;    // depthwise: codes (taps, channels)
-  const float* scales = nullptr;   // (tiles, 16)
-  const int32_t* sums = nullptr;   // dense: (tiles, 16), sums of stored codes over taps and inputs
-  void* y = nullptr;
-  bool y_bf16 = false;
+  const float* scales = nullptr;   // (groups * tiles, 16)
+  const int32_t* sums = nullptr;   // dense: (groups * tiles, 16), sums of stored codes over taps and inputs
+  Tail tail;  // rows are output positions
 
   // Scratch: x on its grid, with the padding that the kernel reads. int8 codes, or float steps (q_x - z_x) for depthwise.
   void* padded = nullptr;
@@ -42,12 +45,18 @@ struct Conv {
   }
   LOWBIT_INLINE int64_t taps_count() const { return kernel_height * kernel_width; }
   LOWBIT_INLINE int64_t span() const { return 4 * (8 / bits); }
-  LOWBIT_INLINE int64_t tap_inputs() const { return (channels + span() - 1) / span() * span(); }
+  LOWBIT_INLINE int64_t group_channels() const { return channels / groups; }
+  LOWBIT_INLINE int64_t group_out() const { return out / groups; }
+  LOWBIT_INLINE int64_t group_tiles() const { return (group_out() + kLanes - 1) / kLanes; }
+  LOWBIT_INLINE int64_t inputs() const { return taps_count() * group_channels(); }
+  LOWBIT_INLINE int64_t blocks() const { return (inputs() + span() - 1) / span(); }
+  LOWBIT_INLINE int64_t rows() const { return batch * out_height * out_width; }
   LOWBIT_INLINE int32_t shift() const { return hi > 127 ? 128 : 0; }
   LOWBIT_INLINE int32_t zero() const { return x_zero - shift(); }
 };
 
-size_t ScratchBytes(const Conv& c);
+// As those of matmul.h.
+int64_t ScratchBytes(const Conv& c);
 const char* Check(const Conv& c);
 void Run(const Conv& c, void* scratch, Isa isa, Pool* pool, int64_t threads);
 

@@ -8,8 +8,16 @@
 
 namespace lowbit {
 
-// Bytes of scratch a matmul works in.
-size_t ScratchBytes(const Matmul& p);
+// Bytes of scratch a matmul works in, kTooLarge (view.h) where they do not fit in 64 bits.
+int64_t ScratchBytes(const Matmul& p);
+
+// `scratch` moved up to where it is aligned: scratch has 64 bytes for that.
+inline uint8_t* Aligned(void* scratch) {
+  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch) + 63) / 64 * 64);
+}
+
+// Null, or what is wrong with the range of codes, or with codes of this type on it.
+const char* CheckGrid(int64_t lo, int64_t hi, Type type);
 
 // Null, or what is wrong with the sizes. Pointers are not followed.
 const char* Check(const Matmul& p);

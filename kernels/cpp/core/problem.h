@@ -15,8 +15,44 @@ constexpr int64_t kLanes = 16;       // output channels in a block
 constexpr int64_t kBlockBytes = 64;  // 16 channels of 4 bytes
 constexpr int64_t kRowPadding = 16;  // rows of scratch are padded to this, so that a tile may read past the last
 
-enum class Type : int { kF32, kBF16, kS8, kU8 };
+enum class Type : int { kF32, kBF16, kS8, kU8, kS16, kS32, kOther };
 enum class Activation : int { kFloat = 0, kDynamic = 1, kStatic = 2 };
+
+// A step of the tail: one float32 operation with a number of each channel. kMul saturates as `rounded_product` does.
+enum class Step : int8_t { kAdd = 0, kMul = 1, kMax = 2, kMin = 3 };
+constexpr int kStepKinds = 4;
+constexpr int kMostSteps = 8;
+
+// What is done with a row of results before it is stored, and where it goes.
+struct Tail {
+  int count = 0;  // steps
+  Step kinds[kMostSteps] = {};
+  const float* steps = nullptr;  // (count, step_stride): padded channels
+  int64_t step_stride = 0;
+
+  // Value and code of row m and channel n lie at m / inner * outer_stride + m % inner * row_stride + n * channel_stride.
+  int64_t inner = 1, outer_stride = 0, row_stride = 0, channel_stride = 1;
+  void* y = nullptr;  // or null
+  bool y_bf16 = false;
+
+  int8_t* codes = nullptr;  // of the next grid, or null
+  float* marks = nullptr;   // with codes: (rows), next_scale, or NaN where a value of the row is NaN
+  float next_scale = 1.0f;
+  int32_t next_zero = 0, next_lo = -128, next_hi = 127;
+
+  LOWBIT_INLINE bool plain() const { return count == 0 && codes == nullptr; }
+  LOWBIT_INLINE int64_t at(int64_t m) const {
+    return inner == 1 ? m * outer_stride : m / inner * outer_stride + m % inner * row_stride;
+  }
+  // The tail of channels from `n` on.
+  LOWBIT_INLINE Tail from(int64_t n, int64_t padded_n) const {
+    Tail t = *this;
+    if (y != nullptr) t.y = static_cast<uint8_t*>(y) + n * channel_stride * (y_bf16 ? 2 : 4);
+    if (codes != nullptr) t.codes += n * channel_stride;
+    if (steps != nullptr) t.steps += padded_n;
+    return t;
+  }
+};
 
 // One matmul y = x @ W. The order of the weight's bytes is drawn in lowbit_kernels/cpu/prepare.py.
 struct Matmul {
@@ -29,7 +65,8 @@ struct Matmul {
 
   // Activations.
   Activation activation = Activation::kFloat;
-  const void* x = nullptr;  // (rows, length)
+  const void* x = nullptr;  // (rows, length), or (length, rows)
+  bool x_columns = false;
   Type x_type = Type::kF32;
   const float* x_scale = nullptr;  // static: one, or one per row
   int64_t x_scale_stride = 0;      // 0 or 1
@@ -43,11 +80,10 @@ struct Matmul {
   const int16_t* zeros = nullptr;     // (tiles, groups, 16) or null
   const void* column_sums = nullptr;  // (tiles, groups, 16) or null, of stored codes
   bool column_sums_16 = false;
-  const float* codebook = nullptr;  // 1 << code bits entries, or null
+  const float* codebook = nullptr;  // 1 << bits entries, or null
+  const int8_t* factors = nullptr;  // (tiles, groups, 16) or null: integer scales; then `scales` has one group
 
-  // Result.
-  void* y = nullptr;  // (rows, out)
-  bool y_bf16 = false;
+  Tail tail;
 
   // Scratch, carved by Plan().
   int64_t codes_stride = 0;   // bytes (integers) or floats (weight-only) from row to row
@@ -57,6 +93,7 @@ struct Matmul {
   int32_t* starts = nullptr;  // (groups, padded rows): where the accumulator starts
   int32_t* sums = nullptr;    // (groups, padded rows): sum of (code - zero)
   float* row_scales = nullptr;
+  void* rows_of_x = nullptr;  // (rows, length) of x, where it comes in columns
 
   LOWBIT_INLINE int64_t tiles() const { return (out + kLanes - 1) / kLanes; }
   LOWBIT_INLINE int64_t span() const { return 4 * (8 / bits); }  // inputs in a block
@@ -75,12 +112,16 @@ struct Body {
   void (*quantize)(const Matmul&, int64_t row_begin, int64_t row_end);
   // Computes y for some rows and tiles of 16 channels.
   void (*matmul)(const Matmul&, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end);
+  // With factors: a tile's codes times factors as stored 8-bit codes (blocks * per * 64), and their 16 column sums.
+  void (*expand)(const Matmul&, int64_t tile, uint8_t* out, int32_t* sums);
   // Puts some lines (batch and padded height) of a convolution's x on its grid.
   void (*conv_quantize)(const Conv&, int64_t line_begin, int64_t line_end);
-  // Gathers the windows of some output positions as rows of a matmul.
-  void (*conv_gather)(const Conv&, const Matmul&, int64_t row_begin, int64_t row_end);
+  // Gathers the windows of some output positions, of one group's channels, as rows of a matmul.
+  void (*conv_gather)(const Conv&, const Matmul&, int64_t group, int64_t row_begin, int64_t row_end);
   // Computes some output lines (batch and height) of a depthwise convolution.
   void (*depthwise)(const Conv&, int64_t line_begin, int64_t line_end);
+  // What the dot product of this body takes off stored 8-bit codes.
+  int32_t seen8;
 };
 
 const Body& BodyOf(Isa isa);

@@ -17,6 +17,10 @@ struct Vec {
     return {_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)p)),
             _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)(p + 8)))};
   }
+  static I Load8(const int8_t* p) {
+    const __m128i v = _mm_loadu_si128((const __m128i*)p);
+    return {_mm256_cvtepi8_epi32(v), _mm256_cvtepi8_epi32(_mm_srli_si128(v, 8))};
+  }
   static I Add(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
   static I Sub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
   static I Mul(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }

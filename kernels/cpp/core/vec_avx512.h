@@ -12,6 +12,7 @@ struct Vec {
   static I Set(int32_t v) { return _mm512_set1_epi32(v); }
   static I Load(const int32_t* p) { return _mm512_loadu_si512(p); }
   static I Load16(const int16_t* p) { return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+  static I Load8(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
   static I Add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I Sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I Mul(I a, I b) { return _mm512_mullo_epi32(a, b); }

@@ -18,6 +18,12 @@ struct Vec {
   static I Set(int32_t x) { return Each<I>([&](int) { return vdupq_n_s32(x); }); }
   static I Load(const int32_t* p) { return Each<I>([&](int i) { return vld1q_s32(p + 4 * i); }); }
   static I Load16(const int16_t* p) { return Each<I>([&](int i) { return vmovl_s16(vld1_s16(p + 4 * i)); }); }
+  static I Load8(const int8_t* p) {
+    const int8x16_t v = vld1q_s8(p);
+    const int16x8_t low = vmovl_s8(vget_low_s8(v)), high = vmovl_s8(vget_high_s8(v));
+    return {{vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
+             vmovl_s16(vget_high_s16(high))}};
+  }
   static I Add(I a, I b) { return Each<I>([&](int i) { return vaddq_s32(a.v[i], b.v[i]); }); }
   static I Sub(I a, I b) { return Each<I>([&](int i) { return vsubq_s32(a.v[i], b.v[i]); }); }
   static I Mul(I a, I b) { return Each<I>([&](int i) { return vmulq_s32(a.v[i], b.v[i]); }); }

@@ -20,6 +20,7 @@ struct Vec {
   static I Set(int32_t x) { return Each<I>([&](int) { return x; }); }
   static I Load(const int32_t* p) { return Each<I>([&](int i) { return p[i]; }); }
   static I Load16(const int16_t* p) { return Each<I>([&](int i) { return int32_t{p[i]}; }); }
+  static I Load8(const int8_t* p) { return Each<I>([&](int i) { return int32_t{p[i]}; }); }
   static I Add(I a, I b) { return Each<I>([&](int i) { return Wrap(uint32_t(a.v[i]) + uint32_t(b.v[i])); }); }
   static I Sub(I a, I b) { return Each<I>([&](int i) { return Wrap(uint32_t(a.v[i]) - uint32_t(b.v[i])); }); }
   static I Mul(I a, I b) { return Each<I>([&](int i) { return Wrap(uint32_t(a.v[i]) * uint32_t(b.v[i])); }); }

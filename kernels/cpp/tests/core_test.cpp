@@ -195,7 +195,7 @@ void TestBodies(Pool* pool) {
         EXPECT(Check(p) == nullptr);
         std::vector<uint8_t> scratch(ScratchBytes(p));
         std::vector<float> y(c.rows * c.out, NAN);
-        p.y = y.data();
+        p.tail.y = y.data(), p.tail.outer_stride = p.out;
         Run(p, scratch.data(), isa, pool, threads);
         for (size_t j = 0; j < y.size(); ++j) {
           if (y[j] != expected[j]) {
@@ -222,7 +222,7 @@ void TestWeightOnly(Pool* pool) {
         if (!IsaSupported(isa)) continue;
         std::vector<uint8_t> scratch(ScratchBytes(p));
         std::vector<float> y(p.rows * p.out, NAN);
-        p.y = y.data();
+        p.tail.y = y.data(), p.tail.outer_stride = p.out;
         Run(p, scratch.data(), isa, pool, 2);
         for (int64_t m = 0; m < p.rows; ++m) {
           for (int64_t n = 0; n < p.out; ++n) {
@@ -250,14 +250,14 @@ void TestConv(Pool* pool) {
     c.batch = 2, c.height = 6, c.width = 7, c.channels = 5, c.out = depthwise ? 5 : 19;
     c.kernel_height = 3, c.kernel_width = 2, c.stride_height = 2, c.dilation_width = 2, c.pad_top = 1, c.pad_left = 1;
     c.out_height = 3, c.out_width = 6, c.depthwise = depthwise, c.offset = 128, c.x_zero = 4;
-    const int64_t tap = c.tap_inputs(), tiles = (c.out + kLanes - 1) / kLanes, inputs = depthwise ? 1 : c.channels;
+    const int64_t tap = c.channels, tiles = (c.out + kLanes - 1) / kLanes, inputs = depthwise ? 1 : c.channels;
     std::mt19937 random(5);
     auto uniform = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
     std::vector<float> x(c.batch * c.height * c.width * c.channels), scales(tiles * kLanes, 1.0f);
     for (float& v : x) v = static_cast<float>(uniform(-100, 100));
     std::vector<int8_t> codes(c.taps_count() * inputs * c.out);
     for (int8_t& v : codes) v = static_cast<int8_t>(uniform(-128, 127));
-    const int64_t blocks = c.taps_count() * tap / 4;
+    const int64_t blocks = c.blocks();
     std::vector<uint8_t> w(tiles * blocks * kBlockBytes, 77);  // padded inputs meet code 0: any weight will do
     std::vector<int32_t> sums(tiles * kLanes, 0);
     for (int64_t t = 0; t < c.taps_count() && !depthwise; ++t) {
@@ -277,7 +277,7 @@ void TestConv(Pool* pool) {
       if (!IsaSupported(isa)) continue;
       std::vector<uint8_t> scratch(ScratchBytes(c));
       std::vector<float> y(c.batch * c.out_height * c.out_width * c.out, NAN);
-      c.y = y.data();
+      c.tail.y = y.data(), c.tail.outer_stride = c.out;
       Run(c, scratch.data(), isa, pool, 2);
       size_t at = 0;
       for (int64_t b = 0; b < c.batch; ++b) {

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lowbit_kernels.cpu import library
-from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, stored_bits
-from lowbit_kernels.matrix import PackedMatrix
+from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, restore, stored_bits
+from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail
+from lowbit_kernels.matrix import PackedMatrix, merge_factors
 from lowbit_kernels.numerics import StaticActivation
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
@@ -43,6 +44,8 @@ def cost(spec: MatmulSpec) -> str:
     isa = library.status().isas[0] if library.status().isas else ""
     if spec.prepared is None:
         return f"{isa}; reorders the weight in every call: prepare() it once"
+    if spec.factors and spec.activation == "float":
+        return f"{isa}; writes the weight out as 8-bit codes in every call: integer scales of groups are for integer activations"
     return isa
 
 
@@ -53,12 +56,25 @@ def candidates(spec: MatmulSpec) -> tuple[CpuConfig, ...]:
 
 def run(x: Array, matrix: PackedMatrix | PreparedMatrix, activation: object, out_dtype: str, config: object) -> Array:
     """See `Implementation.run`."""
-    if config is None:
-        config = CpuConfig()
-    if not isinstance(config, CpuConfig):
-        raise ValueError(f"implementation 'cpu' takes config=CpuConfig(...), got {type(config).__name__}")
-    if config.threads is not None and config.threads < 1:
-        raise ValueError(f"CpuConfig.threads must be at least 1, got {config.threads}")
+    native = "bfloat16" if out_dtype == "bfloat16" else "float32"
+    return call(x, matrix, activation, native, config, NO_TAIL).value.astype(out_dtype)
+
+
+def call(
+    x: Array,
+    matrix: PackedMatrix | PreparedMatrix,
+    activation: object,
+    native: str,
+    config: object,
+    tail: Tail,
+    *,
+    x_columns: bool = False,
+    y_columns: bool = False,
+) -> Results:
+    """The native call; `native` is float32 or bfloat16. In columns, x is `(K, M)` and the results are `(N, M)`."""
+    config = check_config(config)
+    if activation is None and matrix.factors is not None:  # the weight-only kernel has no integer sums to multiply
+        matrix = merge_factors(restore(matrix) if isinstance(matrix, PreparedMatrix) else matrix)
     if isinstance(matrix, PackedMatrix):
         matrix = prepare(matrix)
     if x.dtype == jnp.float16:
@@ -69,11 +85,15 @@ def run(x: Array, matrix: PackedMatrix | PreparedMatrix, activation: object, out
     if static is not None and matrix.column_sums is None:
         raise ValueError("static activations need a matrix prepared with column_sums=True")
     kind = 0 if activation is None else 1 if static is None else 2
-    native = "bfloat16" if out_dtype == "bfloat16" else "float32"
-    rows, length = x.shape
-    out = jax.ShapeDtypeStruct((rows, matrix.out), native)
-    scratch = jax.ShapeDtypeStruct((scratch_bytes(rows, length, matrix.group, matrix.bits, kind),), jnp.uint8)
-    result, _ = jax.ffi.ffi_call(library.TARGETS["LowbitMatmul"], (out, scratch), vmap_method="expand_dims")(
+    rows, length = x.shape[::-1] if x_columns else x.shape
+    columns = rows * length * x.dtype.itemsize if x_columns else 0
+    shape = (matrix.out, rows) if y_columns else (rows, matrix.out)
+    empty = (matrix.out, 0) if y_columns else (0, matrix.out)
+    results = [
+        *tail.results(native, shape, empty, (rows,), (0,)),
+        jax.ShapeDtypeStruct((scratch_bytes(rows, length, matrix.group, matrix.bits, kind) + columns,), jnp.uint8),
+    ]
+    y, codes, marks, _ = jax.ffi.ffi_call(library.TARGETS["LowbitMatmul"], results, vmap_method="expand_dims")(
         x,
         scale,
         zero,
@@ -82,6 +102,9 @@ def run(x: Array, matrix: PackedMatrix | PreparedMatrix, activation: object, out
         _or_empty(matrix.zeros, jnp.int16),
         _or_empty(matrix.column_sums, jnp.int32),
         _or_empty(matrix.codebook, jnp.float32),
+        _or_empty(matrix.factors, jnp.int8),
+        *tail.operands(matrix.blocks.shape[0]),
+        **tail.attributes(),
         activation=np.int64(kind),
         lo=np.int64(-128 if static is None else static.lo),
         hi=np.int64(127 if static is None else static.hi),
@@ -89,10 +112,27 @@ def run(x: Array, matrix: PackedMatrix | PreparedMatrix, activation: object, out
         offset=np.int64(1 << (matrix.bits - 1) if matrix.signed else 0),
         length=np.int64(length),
         group=np.int64(matrix.group),
+        x_columns=np.int64(x_columns),
+        y_columns=np.int64(y_columns),
         isa=np.int64(library.isa_number(config.isa)),
         threads=np.int64(0 if config.threads is None else config.threads),
     )
-    return result.astype(out_dtype)
+    return Results(y, codes, marks)
+
+
+def check_config(config: object) -> CpuConfig:
+    """`config`, or the default.
+
+    Raises:
+        ValueError: it is another implementation's, or its values are out of range.
+    """
+    if config is None:
+        config = CpuConfig()
+    if not isinstance(config, CpuConfig):
+        raise ValueError(f"implementation 'cpu' takes config=CpuConfig(...), got {type(config).__name__}")
+    if config.threads is not None and config.threads < 1:
+        raise ValueError(f"CpuConfig.threads must be at least 1, got {config.threads}")
+    return config
 
 
 def scratch_bytes(rows: int, length: int, group: int, bits: int, kind: int) -> int:

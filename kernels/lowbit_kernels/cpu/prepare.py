@@ -35,14 +35,15 @@ class PreparedMatrix:
 
     Attributes:
         blocks: uint8 `(ceil(N / 16), B, 64)`, B blocks along K.
-        scales: `(ceil(N / 16), G, 16)` float32 or bfloat16; padded channels have scale 0.
+        scales: `(ceil(N / 16), G, 16)` float32 or bfloat16; padded channels have scale 0. With `factors` `(.., 1, 16)`.
         zeros: int16 like `scales`, zero points of the stored codes `u`, or None.
         column_sums: int16 or int32 like `scales`, sums of the stored codes `u` over each group, or None. Needed for
             activations with a zero point; 16 bits a group, or 32 where 16 could overflow.
-        codebook: float32 table of `2**bits` entries, or None.
+        codebook: float32 table of `2**stored_bits(bits)` entries, those past `2**bits` zero, or None.
         bits: of the logical code, 1 to 8 (the stored width is `stored_bits`).
         signed, length, group: as in `PackedMatrix`.
         out: N.
+        factors: int8 `(ceil(N / 16), G, 16)` integer scales of groups, or None.
     """
 
     blocks: Any
@@ -55,6 +56,7 @@ class PreparedMatrix:
     length: int = dataclasses.field(metadata={"static": True})
     group: int = dataclasses.field(metadata={"static": True})
     out: int = dataclasses.field(metadata={"static": True})
+    factors: Any = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,25 +107,28 @@ def prepare(packed: PackedMatrix, *, column_sums: bool = True) -> PreparedMatrix
     span = block_inputs(packed.bits)
     if packed.groups > 1 and packed.group % span:
         short = packed.groups * packed.group - packed.length
-        codes = jnp.pad(codes, ((0, short), (0, 0))).reshape(packed.groups, packed.group, -1)
-        codes = jnp.pad(codes, ((0, 0), (0, whole * span - packed.group), (0, 0))).reshape(-1, codes.shape[-1])
+        codes = jnp.pad(codes, ((0, short), (0, 0))).reshape(packed.groups, packed.group, codes.shape[1])
+        codes = jnp.pad(codes, ((0, 0), (0, whole * span - packed.group), (0, 0)))
+        codes = codes.reshape(packed.groups * whole * span, codes.shape[-1])
         codes = codes[: total * span]
     else:
         codes = jnp.pad(codes, ((0, total * span - packed.length), (0, 0)))
-    data = pack_codes(codes, bits, axis=0).reshape(total, BYTES, -1, CHANNELS)
-    blocks = data.transpose(2, 0, 3, 1).reshape(-1, total, CHANNELS * BYTES)
+    tiles = codes.shape[1] // CHANNELS
+    data = pack_codes(codes, bits, axis=0).reshape(total, BYTES, tiles, CHANNELS)
+    blocks = data.transpose(2, 0, 3, 1).reshape(tiles, total, CHANNELS * BYTES)
     zeros = None if packed.zeros is None else _tiles(packed.zeros.astype(jnp.int16) + jnp.int16(offset))
     return PreparedMatrix(
         blocks=blocks,
         scales=_tiles(packed.scales),
         zeros=zeros,
         column_sums=None if sums is None else _tiles(sums),
-        codebook=packed.codebook,
+        codebook=None if packed.codebook is None else jnp.pad(packed.codebook, (0, (1 << bits) - (1 << packed.bits))),
         bits=packed.bits,
         signed=packed.signed,
         length=packed.length,
         group=packed.group,
         out=out,
+        factors=None if packed.factors is None else _tiles(packed.factors),
     )
 
 
@@ -137,7 +142,7 @@ def restore(prepared: PreparedMatrix) -> PackedMatrix:
     codes = unpack_codes(data, bits, total * span, axis=0, signed=False).astype(jnp.uint8)
     if groups > 1 and prepared.group % span:
         codes = jnp.pad(codes, ((0, (groups * whole - total) * span), (0, 0))).reshape(groups, whole * span, out)
-        codes = codes[:, : prepared.group].reshape(-1, out)
+        codes = codes[:, : prepared.group].reshape(groups * prepared.group, out)
     codes = codes[: prepared.length]
     offset = _offset(prepared)
     codes = codes - jnp.uint8(offset)  # wraps to two's complement
@@ -148,11 +153,12 @@ def restore(prepared: PreparedMatrix) -> PackedMatrix:
         codes=pack_codes(codes, prepared.bits, axis=0),
         scales=_untile(prepared.scales, out),
         zeros=zeros,
-        codebook=prepared.codebook,
+        codebook=None if prepared.codebook is None else prepared.codebook[: 1 << prepared.bits],
         bits=prepared.bits,
         signed=prepared.signed,
         length=prepared.length,
         group=prepared.group,
+        factors=None if prepared.factors is None else _untile(prepared.factors, out),
     )
 
 
@@ -165,12 +171,14 @@ def check_prepared(prepared: PreparedMatrix) -> None:
             f"PreparedMatrix.blocks must be uint8 {(tiles, total, CHANNELS * BYTES)}, "
             f"got {prepared.blocks.dtype} {prepared.blocks.shape}; make it with prepare()"
         )
-    for name in ("scales", "zeros", "column_sums"):
+    for name in ("scales", "zeros", "column_sums", "factors"):
         table = getattr(prepared, name)
-        if table is not None and table.shape != (tiles, prepared.groups, CHANNELS):
-            raise ValueError(
-                f"PreparedMatrix.{name} must have shape {(tiles, prepared.groups, CHANNELS)}, got {table.shape}"
-            )
+        groups = 1 if name == "scales" and prepared.factors is not None else prepared.groups
+        if table is not None and table.shape != (tiles, groups, CHANNELS):
+            raise ValueError(f"PreparedMatrix.{name} must have shape {(tiles, groups, CHANNELS)}, got {table.shape}")
+    book, entries = prepared.codebook, 1 << stored_bits(prepared.bits)
+    if book is not None and (book.shape != (entries,) or book.dtype != jnp.float32):
+        raise ValueError(f"PreparedMatrix.codebook must be float32 ({entries},), got {book.dtype} {book.shape}")
 
 
 def _offset(matrix: PackedMatrix | PreparedMatrix) -> int:
@@ -182,7 +190,7 @@ def _column_sums(codes: Array, packed: PackedMatrix) -> Array:
     largest = ((1 << packed.bits) - 1) * packed.group
     dtype = jnp.int16 if largest < 1 << 15 else jnp.int32
     short = packed.groups * packed.group - packed.length
-    codes = jnp.pad(codes, ((0, short), (0, 0))).reshape(packed.groups, packed.group, -1)
+    codes = jnp.pad(codes, ((0, short), (0, 0))).reshape(packed.groups, packed.group, codes.shape[1])
     return jnp.sum(codes, axis=1, dtype=jnp.int32).astype(dtype)
 
 
@@ -193,4 +201,4 @@ def _tiles(table: Array) -> Array:
 
 
 def _untile(table: Array, out: int) -> Array:
-    return table.swapaxes(0, 1).reshape(table.shape[1], -1)[:, :out]
+    return table.swapaxes(0, 1).reshape(table.shape[1], table.shape[0] * CHANNELS)[:, :out]

@@ -72,6 +72,8 @@ def supports(spec: MatmulSpec) -> str | None:
     """None where the kernel runs `spec`, else the reason."""
     if spec.platform not in ("gpu", "interpret"):
         return f"runs on Hopper GPUs, the default platform is {spec.platform} (GpuConfig(interpret=True) interprets)"
+    if spec.factors:
+        return "takes float scales of groups, not integer ones"
     if jax.__version_info__[:2] < FIRST_JAX:
         return f"needs jax 0.11 or newer (Python 3.12), this is jax {jax.__version__}"
     if spec.platform == "gpu":

@@ -45,6 +45,8 @@ def supports(spec: MatmulSpec) -> str | None:
     """None where the kernel runs `spec`, else the reason."""
     if spec.platform not in ("tpu", "interpret"):
         return f"runs on TPUs, the default platform is {spec.platform} (TpuConfig(interpret=True) interprets)"
+    if spec.factors:
+        return "takes float scales of groups, not integer ones"
     if spec.platform == "tpu" and is_too_old(jax.devices("tpu")[0].device_kind):
         return f"needs a TPU v5 or newer, got {jax.devices('tpu')[0].device_kind}"
     if spec.activation not in ("float", "dynamic", "static"):

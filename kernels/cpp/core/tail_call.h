@@ -1,0 +1,63 @@
+// The tail of a call, and what all calls check alike.
+#pragma once
+
+#include "core/calls.h"
+#include "core/matmul.h"
+
+#define LOWBIT_REQUIRE(condition, message) \
+  if (!(condition)) return message
+
+namespace lowbit {
+
+constexpr int64_t kMostElements = int64_t{1} << 38;
+constexpr int64_t kMostZero = 1 << 20;  // zero points of grids are codes or near them; exact in float32
+
+// Null, or why `v` is no array: a dimension out of range, or data missing.
+inline const char* CheckView(const View& v) {
+  for (size_t i = 0; i < v.rank; ++i) LOWBIT_REQUIRE(IsExtent(v.dims[i]), "an extent is out of range");
+  LOWBIT_REQUIRE(Elements(v) <= kMostElements, "an array is too large");
+  LOWBIT_REQUIRE(v.data != nullptr || Elements(v) == 0, "an array has no data");
+  return nullptr;
+}
+
+inline const char* CheckIsa(int64_t isa, int64_t threads) {
+  LOWBIT_REQUIRE(isa >= -1 && isa < kIsaCount, "isa must be -1 (the best) or the number of an instruction set");
+  LOWBIT_REQUIRE(isa < 0 || IsaSupported(static_cast<Isa>(isa)), "this machine does not run that instruction set");
+  LOWBIT_REQUIRE(threads >= 0 && threads <= kMostExtent, "threads must be 0 (all) or more");
+  return nullptr;
+}
+
+// The parts that do not depend on the batch: which steps, which types. `tiles` counts the channels' blocks of 16.
+inline const char* ReadTail(const TailCall& call, size_t batch_rank, int64_t tiles, Tail* tail) {
+  LOWBIT_REQUIRE(call.kinds_count <= kMostSteps, "at most 8 steps follow a product");
+  tail->count = static_cast<int>(call.kinds_count);
+  for (size_t i = 0; i < call.kinds_count; ++i) {
+    LOWBIT_REQUIRE(call.kinds[i] >= 0 && call.kinds[i] < kStepKinds, "a step must be 0 (add), 1 (mul), 2 (max) or 3 (min)");
+    tail->kinds[i] = static_cast<Step>(call.kinds[i]);
+  }
+  tail->step_stride = tiles * kLanes;
+  LOWBIT_REQUIRE(call.steps.type == Type::kF32 && HasShape(call.steps, batch_rank, {tail->count, tiles, kLanes}),
+                 "steps must be f32 (count, tiles, 16)");
+  LOWBIT_REQUIRE(call.y.type == Type::kF32 || call.y.type == Type::kBF16, "y must be f32 or bf16");
+  tail->y_bf16 = call.y.type == Type::kBF16;
+  LOWBIT_REQUIRE(!tail->y_bf16 || (tail->count == 0 && Elements(call.codes) == 0),
+                 "steps and codes follow a float32 product");
+  if (const char* problem = CheckGrid(call.next_lo, call.next_hi, call.codes.type)) return problem;
+  LOWBIT_REQUIRE(call.codes.type == (call.next_hi > 127 ? Type::kU8 : Type::kS8), "codes must be s8, or u8 above 127");
+  tail->next_lo = static_cast<int32_t>(call.next_lo);
+  tail->next_hi = static_cast<int32_t>(call.next_hi);
+  LOWBIT_REQUIRE(call.marks.type == Type::kF32, "marks must be f32");
+  LOWBIT_REQUIRE(call.next_scale.type == Type::kF32 && HasShape(call.next_scale, batch_rank, {1}),
+                 "the next scale must be one f32");
+  LOWBIT_REQUIRE(call.next_zero.type == Type::kS32 && HasShape(call.next_zero, batch_rank, {1}),
+                 "the next zero must be one s32");
+  return nullptr;
+}
+
+inline void FillMarks(void* marks, int64_t count, float scale) {
+  for (int64_t i = 0; i < count; ++i) static_cast<float*>(marks)[i] = scale;
+}
+
+inline bool IsZeroPoint(int32_t zero) { return zero >= -kMostZero && zero <= kMostZero; }
+
+}  // namespace lowbit

@@ -1,0 +1,289 @@
+"""A product, what follows it, and the next operation's quantization in one call, without changing a number.
+
+    value = x @ W                                   as `quant_matmul` or `quant_conv` gives it, float32
+    for each step, in order:
+        "add"   value = value + operand             float32, rounded once
+        "mul"   value = value * operand             the same, then saturated (`rounded_product`)
+        "max"   value = max(value, operand)         NaN wins, 0.0 is above -0.0, as in XLA
+        "min"   value = min(value, operand)
+    codes = clip(nearest_even(value * (1 / s)) + z, lo, hi)         `quantize_static` on the grid `emit`
+    marks = s, or NaN in a row whose value has a NaN
+
+The native call does these operations in this order, in registers; everything else does them as separate operations.
+Both give the same bits. A code cannot say NaN, so a row (an output position of a convolution) carries a mark: give
+`marks` as the scale of the next call's `StaticActivation`, and what sums over a NaN is NaN there as well. A depthwise
+consumer sums over one channel of a position and a mark speaks of all: where NaN must stay in its channel, `keep` the value.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Num
+
+from lowbit_kernels import tuning
+from lowbit_kernels.api import Activation, Weights, matmul_spec, quant_matmul
+from lowbit_kernels.conv import PackedConv, conv_call, run_conv
+from lowbit_kernels.cpu import conv as cpu_conv
+from lowbit_kernels.cpu import matmul as cpu_matmul
+from lowbit_kernels.cpu.conv import PreparedConv
+from lowbit_kernels.cpu.tail import KINDS, MOST_STEPS, NO_TAIL, Tail, grouped
+from lowbit_kernels.implementations import select
+from lowbit_kernels.numerics import StaticActivation, check_activation, quantize_static, rounded_product
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Operations on a float32 result, one number a channel each; made once by `prepare_steps`.
+
+    Attributes:
+        table: float32 `(steps, tiles, 16)`: each feature group's channels fill whole tiles.
+        kinds: of "add", "mul", "max", "min", in order.
+        out: N, channels of the result.
+        groups: feature groups, 1 for a matmul.
+    """
+
+    table: Any
+    kinds: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    out: int = dataclasses.field(metadata={"static": True})
+    groups: int = dataclasses.field(metadata={"static": True})
+
+
+class Fused(NamedTuple):
+    """Results of a fused call.
+
+    Attributes:
+        value: float32 after the steps, or None where `keep` was False.
+        codes: int8, or uint8 where `emit.hi > 127`, in the shape of the value; None without `emit`.
+        marks: float32, one a row: `emit.scale`, or NaN where the row's value has a NaN; None without `emit`.
+    """
+
+    value: Any
+    codes: Any
+    marks: Any
+
+
+def prepare_steps(steps: Sequence[tuple[str, Any]], out: int, *, feature_group_count: int = 1) -> Steps:
+    """The steps of a result of `out` channels: pairs of a kind and a float32 number, or one number a channel. Pure.
+
+    Raises:
+        ValueError: an unknown kind, an operand that is neither a number nor `(out,)`, or more than 8 steps.
+
+    >>> prepare_steps([("add", jnp.ones(5, jnp.float32)), ("max", 0.0)], 5).kinds
+    ('add', 'max')
+    """
+    if len(steps) > MOST_STEPS:
+        raise ValueError(f"prepare_steps: at most {MOST_STEPS} steps follow a product, got {len(steps)}")
+    if out % feature_group_count:
+        raise ValueError(f"prepare_steps: {out} channels do not divide into {feature_group_count} feature groups")
+    operands = []
+    for kind, operand in steps:
+        if kind not in KINDS:
+            raise ValueError(f"prepare_steps: step {kind!r} is unknown; the steps are {KINDS}")
+        operand = jnp.asarray(operand, jnp.float32) if isinstance(operand, int | float) else jnp.asarray(operand)
+        if operand.dtype != jnp.float32 or operand.shape not in ((), (out,)):
+            raise ValueError(
+                f"prepare_steps: the operand of {kind!r} must be float32 () or ({out},), got {operand.dtype} {operand.shape}"
+            )
+        operands.append(jnp.broadcast_to(operand, (out,)))
+    rows = jnp.stack(operands) if operands else jnp.zeros((0, out), jnp.float32)
+    kinds = tuple(kind for kind, _ in steps)
+    return Steps(table=grouped(rows, feature_group_count), kinds=kinds, out=out, groups=feature_group_count)
+
+
+def apply_steps(value: Float[Array, "*rows out"], steps: Steps) -> Float[Array, "*rows out"]:
+    """The steps as separate operations, in order: what a fused call reproduces bit for bit."""
+    tiles = steps.table.reshape(len(steps.kinds), steps.groups, steps.table.shape[1] // steps.groups * 16)
+    for index, kind in enumerate(steps.kinds):
+        operand = tiles[index, :, : steps.out // steps.groups].reshape(-1)
+        if kind == "add":
+            value = value + operand
+        elif kind == "mul":
+            value = rounded_product(value, operand)
+        else:
+            value = (lax.max if kind == "max" else lax.min)(value, jnp.broadcast_to(operand, value.shape))
+    return value
+
+
+def fused_matmul(
+    x: Num[Array, "*batch in"],
+    packed: Weights,
+    *,
+    activation: Activation = None,
+    steps: Steps | None = None,
+    emit: StaticActivation | None = None,
+    keep: bool = True,
+    x_columns: bool = False,
+    y_columns: bool = False,
+    implementation: str | None = None,
+    config: Any = None,
+) -> Fused:
+    """`quant_matmul` to float32, then `steps`, then codes on the grid `emit`: on a CPU one call.
+
+    Args:
+        x: as in `quant_matmul`: floats, or codes on the grid of a `StaticActivation`. A previous call's codes come with
+            `StaticActivation(marks, zero, lo, hi)`.
+        packed: a `PackedMatrix`, or better the same `prepare`d once.
+        activation: as in `quant_matmul`, but not "fp8".
+        steps: of `prepare_steps`, or None.
+        emit: grid of the codes, one scale and zero, or None to emit none.
+        keep: the float value is a result; False only with `emit`.
+        x_columns: x is `(K, M)`: `W.T @ x` of a left-hand weight, without a transpose before the call.
+        y_columns: results are `(N, M)`: without one after it.
+        implementation: None for the native call where it can run, else the operations one by one; "cpu" runs the native
+            call or raises; another name of `quant_matmul` runs that, and the operations one by one.
+        config: as in `quant_matmul`.
+
+    Returns:
+        `Fused`: the value and codes `(..., N)` and marks `(...)`, or `(N, M)` and `(M,)` with `y_columns`.
+
+    Works under `jit` and `vmap` (over anything, stacked weights included). Not differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit.
+        NotImplementedError: the named implementation cannot run this; the message says why.
+    """
+    x = jnp.asarray(x)
+    if x_columns and x.ndim != 2:
+        raise ValueError(f"fused_matmul: x_columns takes x of shape (K, M), got {x.shape}")
+    if y_columns and x.ndim != 2:
+        raise ValueError(f"fused_matmul: y_columns takes x of rank 2, got {x.shape}")
+    if activation == "fp8":
+        raise ValueError("fused_matmul: activation 'fp8' has no fused call; use quant_matmul")
+    rows = jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if x_columns else x
+    spec = matmul_spec(rows, packed, activation, "float32")
+    _check_tail("fused_matmul", steps, emit, packed.shape[1], 1, keep=keep)
+    chosen = select(spec, implementation)
+    if chosen.name != "cpu":
+        value = quant_matmul(
+            x.T if x_columns else x, packed, activation=activation, out_dtype="float32",
+            implementation=implementation, config=config,
+        )  # fmt: skip
+        return _one_by_one(value, steps, emit, keep=keep, columns=y_columns)
+    config = tuning.lookup(chosen, spec) if config is None else config
+    if isinstance(activation, StaticActivation) and jnp.ndim(activation.scale):
+        activation = dataclasses.replace(activation, scale=jnp.reshape(activation.scale, (-1,)))
+    flat = x if x_columns else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    results = cpu_matmul.call(
+        flat, packed, activation, "float32", config, _tail(steps, emit, keep=keep), x_columns=x_columns, y_columns=y_columns
+    )  # fmt: skip
+    lead = () if x_columns or y_columns else x.shape[:-1]
+
+    def unflatten(array: Array, tail: tuple[int, ...]) -> Array:
+        return array if x_columns or y_columns else array.reshape(*lead, *tail)
+
+    out = (packed.shape[1],)
+    return Fused(
+        value=unflatten(results.value, out) if keep else None,
+        codes=None if emit is None else unflatten(results.codes, out),
+        marks=None if emit is None else unflatten(results.marks, ()),
+    )
+
+
+def fused_conv(
+    x: Num[Array, "..."],
+    packed: PackedConv | PreparedConv,
+    *,
+    activation: StaticActivation,
+    steps: Steps | None = None,
+    emit: StaticActivation | None = None,
+    keep: bool = True,
+    implementation: str | None = None,
+    config: Any = None,
+    **geometry: Any,
+) -> Fused:
+    """`quant_conv` to float32, then `steps` (one number an output channel), then codes on the grid `emit`.
+
+    Args:
+        x: as in `quant_conv`.
+        packed: as in `quant_conv`.
+        activation: as in `quant_conv`; with codes of an earlier call, its scale may be their `marks`.
+        steps: of `prepare_steps(.., feature_group_count=..)` with the convolution's groups (1 for depthwise), or None.
+        emit: as in `fused_matmul`.
+        keep: as in `fused_matmul`.
+        implementation: as in `quant_conv`; "cpu" is one call.
+        config: as in `quant_conv`.
+        **geometry: strides, padding, rhs_dilation, feature_group_count, layout, as in `quant_conv`.
+
+    Returns:
+        `Fused`: value and codes in the layout of x; marks `(batch, height, width)` (`(batch, width)` in one dimension).
+
+    Raises:
+        ValueError: what does not fit together.
+        NotImplementedError: the named implementation cannot run this.
+    """
+    call, x, shape, layout = conv_call(
+        x, packed, activation=activation, out_dtype="float32", implementation=implementation, config=config, **geometry
+    )  # fmt: skip
+    groups = call.groups
+    if groups > 1 and cpu_conv.is_depthwise(packed.kernel, groups, packed.bits, signed=packed.signed):
+        groups = 1
+    _check_tail("fused_conv", steps, emit, packed.kernel[3], groups, keep=keep)
+    if call.name != "cpu":
+        value = run_conv(call, x, packed, activation, shape, NO_TAIL).value
+        if call.y_channels_first:
+            value = jnp.moveaxis(value, 1, -1)
+        fused = _one_by_one(value, steps, emit, keep=keep, columns=False)
+        if call.y_channels_first:
+            first = lambda a: None if a is None else jnp.moveaxis(a, -1, 1)  # noqa: E731
+            fused = Fused(first(fused.value), first(fused.codes), fused.marks)
+    else:
+        results = run_conv(call, x, packed, activation, shape, _tail(steps, emit, keep=keep))
+        fused = Fused(
+            results.value if keep else None,
+            None if emit is None else results.codes,
+            None if emit is None else results.marks,
+        )
+    if not layout.flat:
+        return fused
+    squeeze = lambda a, axis: None if a is None else lax.squeeze(a, (axis,))  # noqa: E731
+    return Fused(squeeze(fused.value, layout.height), squeeze(fused.codes, layout.height), squeeze(fused.marks, 1))
+
+
+def _tail(steps: Steps | None, emit: StaticActivation | None, *, keep: bool) -> Tail:
+    return Tail(() if steps is None else steps.kinds, None if steps is None else steps.table, emit, keep)
+
+
+def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int, *, keep: bool) -> None:
+    """Raises ValueError where the steps or the grid do not fit a result of `out` channels."""
+    if steps is not None:
+        if not isinstance(steps, Steps):
+            raise ValueError(f"{name}: steps must be what prepare_steps returns, got {type(steps).__name__}")
+        if (steps.out, steps.groups) != (out, groups):
+            raise ValueError(
+                f"{name}: the steps are for {steps.out} channels in {steps.groups} groups, the result has {out} in {groups}: "
+                "call prepare_steps with these"
+            )
+        tiles = groups * -(-(out // groups) // 16)
+        if steps.table.shape != (len(steps.kinds), tiles, 16) or steps.table.dtype != jnp.float32:
+            raise ValueError(
+                f"{name}: Steps.table must be float32 {(len(steps.kinds), tiles, 16)}, got {steps.table.dtype} {steps.table.shape}"
+            )
+    if emit is None:
+        if not keep:
+            raise ValueError(f"{name}: keep=False leaves no result; pass emit")
+        return
+    if not isinstance(emit, StaticActivation) or jnp.shape(emit.scale) != ():
+        raise ValueError(f"{name}: emit must be a StaticActivation with one scale")
+    check_activation(emit, ())
+
+
+def _one_by_one(
+    value: Array, steps: Steps | None, emit: StaticActivation | None, *, keep: bool, columns: bool
+) -> Fused:
+    """The operations after a product, each by itself."""
+    if steps is not None:
+        value = apply_steps(value, steps)
+    codes = marks = None
+    if emit is not None:
+        scale = jnp.asarray(emit.scale, jnp.float32)
+        codes = quantize_static(value, emit)
+        marks = jnp.where(jnp.any(jnp.isnan(value), axis=-1), jnp.float32(np.nan), scale)
+        codes = codes.T if columns else codes
+    return Fused((value.T if columns else value) if keep else None, codes, marks)
