@@ -11,6 +11,7 @@ from lowbit.core.gradients import element_wise, inclusive, straight_through, unm
 from lowbit.core.metrics import cosine, nmse, sqnr_db
 from lowbit.core.powers import ceil_power_of_two, exponent, power_of_two, power_of_two_scale
 from lowbit.core.qtensor import QTensor, quantize_with
+from lowbit.core.ranges import scale_zero
 from lowbit.core.rounding import cast_once, rounded_product, stochastic
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Channel, Operand, Spec
@@ -113,6 +114,14 @@ def test_metrics():
     np.testing.assert_allclose(sqnr_db(x, y), 20.0, rtol=1e-5)
     np.testing.assert_allclose(cosine(x, y), 1.0, rtol=1e-5)
     assert float(sqnr_db(x, x)) == np.inf
+
+
+def test_a_range_includes_zero():
+    """Zero is a level, also of a channel whose values have one sign: the range is widened, never moved."""
+    low, high = jnp.array([0.5, -3.0, -1.0]), jnp.array([2.0, -1.0, 3.0])
+    scale, zero = scale_zero(low, high, Spec(Integer(8, signed=False), Channel(), symmetric=False))
+    np.testing.assert_allclose(scale, np.array([2.0, 3.0, 4.0]) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(zero, [0, 255, 64])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "e8m0"])
