@@ -12,7 +12,7 @@ from lowbit.core.metrics import cosine, nmse, sqnr_db
 from lowbit.core.powers import ceil_power_of_two, exponent, power_of_two, power_of_two_scale
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import scale_zero
-from lowbit.core.rounding import cast_once, rounded_product, stochastic
+from lowbit.core.rounding import cast_once, clip_between, rounded_product, stochastic
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Channel, Operand, Spec
 from lowbit.core.statistics import Sample
@@ -105,6 +105,18 @@ def test_gradient_rules():
     got = jax.grad(lambda y: (g * element_wise(strict, 0.1)(y, -8.0, 7.0)).sum())(y)
     np.testing.assert_allclose(got, g * (1 + 0.1 * np.sign(g) * (y - np.round(y))), rtol=1e-6)
     assert float(straight_through(jnp.float32(1.0), jnp.float32(np.pi))) == np.float32(np.pi)
+
+
+def test_a_clip_passes_the_gradient_strictly_inside():
+    """LSQ, Eq. (3): none at a bound and beyond it, where the bounds take it."""
+
+    def clipped(x, low, high):
+        return jnp.sum(clip_between(x, low, high))
+
+    x = jnp.array([-9.0, -8.0, -7.9, 0.0, 6.9, 7.0, 8.0])
+    to_x, to_low, to_high = jax.grad(clipped, (0, 1, 2))(x, -8.0, 7.0)
+    np.testing.assert_array_equal(to_x, [0, 0, 1, 1, 1, 0, 0])
+    assert (float(to_low), float(to_high)) == (2.0, 2.0)
 
 
 def test_metrics():
