@@ -113,9 +113,9 @@ FAULTS = (
     ),
     Fault(
         "bfloat16 scales are stored in float32",
-        "lowbit/packed/bits.py",
-        'if dtype in ("bfloat16", "float16", "float32") else q.scale',
-        'if dtype in ("float16", "float32") else q.scale',
+        "lowbit/core/qtensor.py",
+        'dtypes = {"bfloat16": jnp.bfloat16, "float16"',
+        'dtypes = {"float16"',
         (
             "tests/packed/test_files.py::test_bfloat16_stays_two_bytes",
             "tests/packed/test_arrays.py::test_bits_are_real",
@@ -175,7 +175,7 @@ FAULTS = (
         "lowbit/learn/oscillation.py",
         "jnp.round(state.mean), state.held)",
         "levels, state.held)",
-        ("tests/learn/test_learn.py::test_oscillation",),
+        ("tests/learn/test_learn.py::test_a_weight_is_held_at_its_mean_not_where_it_is",),
     ),
     Fault(
         "a transposed weight keeps the blocks of its old axes",
