@@ -65,7 +65,7 @@ class MinMax(Statistic):
 
     def init(self, operand: Operand) -> State:
         shape = _scale_shape(self.granularity, operand)
-        return jnp.full(shape, jnp.inf), jnp.full(shape, -jnp.inf), jnp.zeros((), jnp.int32)
+        return jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)
 
     def batch(self, x: Float[Array, "..."]) -> tuple[Array, Array]:
         """Returns the smallest and largest value per block of one batch."""
@@ -132,7 +132,7 @@ class Sample(Statistic):
         return "sample"
 
     def init(self, operand: Operand) -> State:
-        return jnp.zeros((self.size,)), jnp.zeros((), jnp.int32)
+        return jnp.zeros((self.size,), jnp.float32), jnp.zeros((), jnp.int32)
 
     def update(self, state: State, x: Float[Array, "..."]) -> State:
         kept, seen = state

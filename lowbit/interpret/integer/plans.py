@@ -97,8 +97,8 @@ def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tu
 
 
 def _on_grids(row: Row, program: Program) -> Row:
-    (node,) = (node for node, _ in program.everywhere() if node.path == row.path)
-    if node.kind == "lookup":
+    node = next((node for node, _ in program.everywhere() if node.path == row.path), None)
+    if node is None or node.kind == "lookup":  # of integers alone, or with indices for inputs
         return row
     grids = iter([program.grids[v] for v in node.ins])
     sites = tuple(s if s.is_weight else dataclasses.replace(s, kind="grid", key=next(grids)) for s in row.sites)
