@@ -1,5 +1,6 @@
 """How a run ends: one table, a line per method in ``metrics.jsonl``, ``report.html``."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -112,10 +113,9 @@ def finish(
         line = {"config": config.name, "seeds": list(config.seeds), "mean": float(np.mean(accuracy))}
         line |= {"spread": _deviation(accuracy), **made}
         folder.log(row.name, "summary", **line, seconds=round(60 * minutes, 1), latency=row.latency)
+    write_json(folder.path / "summary.json", _summary(config, rows, minutes) | made)
     found = table(rows, config)
-    lines = tables.text(found).splitlines()
-    write_json(folder.path / "summary.json", _summary(config, rows, minutes) | made | {"table": lines})
-    (folder.path / "table.txt").write_text("\n".join(lines) + "\n")
+    (folder.path / "table.txt").write_text(tables.text(found) + "\n")
     size = figures.accuracy_against_bytes(_points(rows))
     (folder.path / "accuracy.svg").write_text(size)
     sections = [page.table(found, NOTES), page.figure("Accuracy against size", size)]
@@ -157,7 +157,8 @@ CAPTION = (
 
 
 def _summary(config: Config, rows: Sequence[Row], minutes: float) -> dict[str, Any]:
-    """What is kept of a run: accuracy of the packed weights in percent, by row and seed."""
+    """What is kept of a run: accuracy of the packed weights in percent, by row and seed, and the table but for its times."""
+    kept = table([row._replace(latency={}) for row in rows], dataclasses.replace(config, latency_rounds=0))
     found = {}
     for row in rows:
         percent = [round(100 * a, 3) for a in row.values("accuracy", "execute")]
@@ -171,6 +172,7 @@ def _summary(config: Config, rows: Sequence[Row], minutes: float) -> dict[str, A
         "rows": found,
         "spread": "sample standard deviation over seeds",
         "minutes": round(minutes, 1),
+        "table": [list(kept.columns), *map(list, kept.rows)],
     }
 
 

@@ -1,18 +1,22 @@
-"""What XLA compiled for a test is kept for the next run, in a folder outside the tree that all test processes share.
+"""What XLA and IREE compiled for a test is kept for the next run, in a folder outside the tree that all test processes share.
 
 JAX writes an entry in place, so that a process beside it may read half of one. Each process therefore has a folder of its own,
 and whole entries are linked from there into the shared one, and from there to all, before every test file and at the end.
 A run that is killed leaves nothing half written in the shared folder. `LOWBIT_COMPILED=` (empty) keeps nothing.
+
+IREE's modules are kept by what goes into the compiler: the program's bytes, the options, the version.
 """
 
 import contextlib
 import hashlib
+import importlib.util
+import json
 import os
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 MAX_BYTES = 2 << 30
-_OWN = "own-"
+_OWN, _IREE = "own-", "iree-"
 _DAY = 24 * 3600
 
 
@@ -62,11 +66,38 @@ def prune(root: Path, limit: int = MAX_BYTES) -> None:
 def link_new(source: Path, target: Path) -> int:
     """Links the entries of one folder that another lacks into it; returns how many."""
     there = set(os.listdir(target))
-    missing = [name for name in os.listdir(source) if name not in there and not name.startswith(_OWN)]
+    missing = [name for name in os.listdir(source) if name not in there and not name.startswith((_OWN, _IREE))]
     for name in missing:
         with contextlib.suppress(FileExistsError, FileNotFoundError):  # another process linked or pruned it
             os.link(source / name, target / name)
     return len(missing)
+
+
+def keeping(compile_file: Callable[..., Any], shared: Path, version: str) -> Callable[..., Any]:
+    """IREE's ``compile_file``, whose results are kept; what it rejects is not."""
+
+    def kept(source: str, *, output_file: str, **options: Any) -> None:
+        key = hashlib.sha256(Path(source).read_bytes() + json.dumps([version, options], sort_keys=True).encode())
+        entry = shared / f"{_IREE}{key.hexdigest()}"
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(entry, output_file)
+            return
+        compile_file(source, output_file=output_file, **options)
+        handle, part = tempfile.mkstemp(prefix=_IREE, dir=shared)
+        with os.fdopen(handle, "wb") as file:
+            file.write(Path(output_file).read_bytes())
+        os.replace(part, entry)
+
+    return kept
+
+
+def keep_modules_of_iree(shared: Path) -> None:
+    """Has IREE's compiler keep its results for as long as this process lives, where IREE is installed."""
+    if importlib.util.find_spec("iree") is None or importlib.util.find_spec("iree.compiler") is None:
+        return
+    from iree import compiler
+
+    compiler.compile_file = keeping(compiler.compile_file, shared, metadata.version("iree-base-compiler"))
 
 
 class Cache:

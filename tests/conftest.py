@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         compiled.prune(shared.parent)
     if shared is not None and (is_worker or not config.getoption("numprocesses", None)):
         config.pluginmanager.register(compiled.Cache(shared))
+        compiled.keep_modules_of_iree(shared)
     if record := os.environ.get("LOWBIT_TIMES"):
         config.pluginmanager.register(times.Recorder(Path(record), writes=not is_worker))
 

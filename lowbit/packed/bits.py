@@ -38,7 +38,7 @@ def pack(q: QTensor, contract: tuple[int, ...] = (), stack: int = 0) -> QTensor:
     if q.stage == "packed":
         return q
     q = q.encode()
-    scale = pack(q.scale) if isinstance(q.scale, QTensor) else _stored(q)
+    scale = pack(q.scale) if isinstance(q.scale, QTensor) else q.scale
     zero = None if q.zero is None else zero_dtype(q.zero, q.spec)
     bits = q.spec.format.bits
     if bits > 8 or q.codes.ndim == 0:
@@ -47,11 +47,6 @@ def pack(q: QTensor, contract: tuple[int, ...] = (), stack: int = 0) -> QTensor:
     static = (axis - q.ndim, q.shape[axis])
     codes = pack_codes(q.codes, bits, axis)
     return dataclasses.replace(q, codes=codes, scale=scale, zero=zero, stage="packed", packed_axis=static)
-
-
-def _stored(q: QTensor):
-    dtype = q.spec.scale_dtype
-    return q.scale_values.astype(dtype) if dtype in ("bfloat16", "float16", "float32") else q.scale
 
 
 def unpack(q: QTensor) -> QTensor:

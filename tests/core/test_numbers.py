@@ -11,7 +11,8 @@ from lowbit.core.gradients import element_wise, inclusive, straight_through, unm
 from lowbit.core.metrics import cosine, nmse, sqnr_db
 from lowbit.core.powers import ceil_power_of_two, exponent, power_of_two, power_of_two_scale
 from lowbit.core.qtensor import QTensor, quantize_with
-from lowbit.core.rounding import cast_once, rounded_product, stochastic
+from lowbit.core.ranges import scale_zero
+from lowbit.core.rounding import cast_once, clip_between, rounded_product, stochastic
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Channel, Operand, Spec
 from lowbit.core.statistics import Sample
@@ -106,6 +107,18 @@ def test_gradient_rules():
     assert float(straight_through(jnp.float32(1.0), jnp.float32(np.pi))) == np.float32(np.pi)
 
 
+def test_a_clip_passes_the_gradient_strictly_inside():
+    """LSQ, Eq. (3): none at a bound and beyond it, where the bounds take it."""
+
+    def clipped(x, low, high):
+        return jnp.sum(clip_between(x, low, high))
+
+    x = jnp.array([-9.0, -8.0, -7.9, 0.0, 6.9, 7.0, 8.0])
+    to_x, to_low, to_high = jax.grad(clipped, (0, 1, 2))(x, -8.0, 7.0)
+    np.testing.assert_array_equal(to_x, [0, 0, 1, 1, 1, 0, 0])
+    assert (float(to_low), float(to_high)) == (2.0, 2.0)
+
+
 def test_metrics():
     x = heavy_tailed(0, 100, 30, freedom=3.0)
     y = x * 1.1
@@ -113,6 +126,14 @@ def test_metrics():
     np.testing.assert_allclose(sqnr_db(x, y), 20.0, rtol=1e-5)
     np.testing.assert_allclose(cosine(x, y), 1.0, rtol=1e-5)
     assert float(sqnr_db(x, x)) == np.inf
+
+
+def test_a_range_includes_zero():
+    """Zero is a level, also of a channel whose values have one sign: the range is widened, never moved."""
+    low, high = jnp.array([0.5, -3.0, -1.0]), jnp.array([2.0, -1.0, 3.0])
+    scale, zero = scale_zero(low, high, Spec(Integer(8, signed=False), Channel(), symmetric=False))
+    np.testing.assert_allclose(scale, np.array([2.0, 3.0, 4.0]) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(zero, [0, 255, 64])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "e8m0"])

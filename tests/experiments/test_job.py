@@ -48,7 +48,10 @@ def test_writes_the_run_folder(first):
         line["method"]: [round(100 * line["accuracy"]["execute"], 3)] for line in results
     }
     assert {"commit", "dirty", "versions", "device", "seeds", "minutes"} <= set(summary)
-    assert summary["table"] == (first / "table.txt").read_text().splitlines()
+    printed = (first / "table.txt").read_text().splitlines()
+    assert [line[0] for line in summary["table"]] == ["method", *(line.split()[0] for line in printed[2:])]
+    assert {len(line) for line in summary["table"]} == {6}  # all that the table has, but for the time of a call
+    assert all(cell in printed[3] for cell in summary["table"][2])
     assert "<svg" in (first / "accuracy.svg").read_text()
 
 

@@ -65,10 +65,10 @@ def run(tests: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def verdict(fault: Fault) -> str:
-    """Empty where a test finds the fault, else what happened instead."""
+def verdict(fault: Fault, sound: Path) -> str:
+    """Empty where a test finds the fault in a copy of a sound tree, else what happened instead."""
     with tempfile.TemporaryDirectory() as name:
-        folder = copied(ROOT, Path(name).resolve())
+        folder = Path(shutil.copytree(sound, Path(name).resolve(), dirs_exist_ok=True))
         (folder / fault.file).write_text(place(fault, folder))
         done = run(fault.tests, folder)
     if done.returncode == _FAILED:
@@ -84,14 +84,14 @@ def main() -> int:
     faults = [f for f in FAULTS if not chosen.words or any(word in f.name or word in f.file for word in chosen.words)]
     for fault in faults:
         place(fault, ROOT)
-    with tempfile.TemporaryDirectory() as name:
-        sound = run(sorted({test for fault in faults for test in fault.tests}), copied(ROOT, Path(name).resolve()))
-    if sound.returncode != _PASSED:
-        print(f"the tests fail without any fault:\n{sound.stdout[-3000:]}")
-        return 1
-    with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
-        wrong = 0
-        for fault, found in zip(faults, pool.map(verdict, faults), strict=True):
+    wrong = 0
+    with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
+        sound = copied(ROOT, Path(name).resolve())
+        done = run(sorted({test for fault in faults for test in fault.tests}), sound)
+        if done.returncode != _PASSED:
+            print(f"the tests fail without any fault:\n{done.stdout[-3000:]}")
+            return 1
+        for fault, found in zip(faults, pool.map(lambda fault: verdict(fault, sound), faults), strict=True):
             wrong += bool(found)
             print(f"{found or 'found':<10} {fault.file}: {fault.name}", flush=True)
     print(f"{len(faults) - wrong} of {len(faults)} faults were found")

@@ -36,6 +36,9 @@ def test_floats_are_those_of_ml_dtypes(numbers):
     np.testing.assert_array_equal(numbers.decode(jnp.asarray(codes)), table)
     finite = np.isfinite(table)
     np.testing.assert_array_equal(numbers.encode(jnp.asarray(table[finite])), codes[finite])
+    nan = np.array([np.nan], np.float32)
+    has_nan = np.isnan(table).any()
+    np.testing.assert_array_equal(numbers.encode(jnp.asarray(nan)), nan.astype(oracle).view(np.uint8) if has_nan else 0)
     levels = np.unique(table[finite])
     ties = (levels[1:] / 2 + levels[:-1] / 2).astype(np.float32)
     tails = np.random.default_rng(0).standard_t(2, 20000).astype(np.float32)
@@ -142,6 +145,9 @@ def test_codebooks():
     assert len(learned.levels) == 8
     assert format_named(learned.name) == learned
     assert spec_from_text(learned.name + "/g32", is_weight=True).format == learned
+    uneven = Codebook((-1.0, 0.0, 0.5, 2.0))
+    ties = jnp.array([-0.5, 0.25, 1.25, jnp.nextafter(jnp.float32(1.25), 2.0)])  # half way, to the lower level
+    np.testing.assert_array_equal(uneven.nearest(ties, -1.0, 2.0), [-1.0, 0.0, 0.5, 2.0])
     for bad in ((1.0,), (0.0, 0.0), (1.0, 0.0), (-2.0, -1.0), (0.0, np.inf), (0.0, 0.1)):
         with pytest.raises(ValueError):
             Codebook(bad)

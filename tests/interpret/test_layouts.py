@@ -149,3 +149,14 @@ def test_a_weight_moved_into_any_layout_is_its_einsum(seed):
     params = {"w": jnp.asarray(rng.normal(size=leaf), jnp.float32)}
     rule = ("w8,a8", "w4", "w8/tensor,a8/dynamic")[seed % 3]
     _check(lambda p, x: fn({"w": value(p["w"])}, x), params, x, subscripts, rule, value=value)
+
+
+@pytest.mark.parametrize("rule", ["w4/g4", "w4/g4,a8"])
+def test_a_transposed_weight_takes_its_groups_along(rule):
+    """Groups of 4 of 12 inputs, which are the leaf's last axis: the other one, of 8, could be cut in fours as well."""
+    rng = np.random.default_rng(7)
+    params, x = (
+        {"w": jnp.asarray(rng.normal(size=(8, 12)), jnp.float32)},
+        jnp.asarray(rng.normal(size=(3, 12)), jnp.float32),
+    )
+    _check(lambda p, x: x @ p["w"].T, params, x, "bk,nk->bn", rule)

@@ -134,6 +134,20 @@ def test_parq_ends_on_the_grid():
         parq(optax.sgd(0.1), rtn("wnf4").weight, start=0, end=5)
 
 
+def test_a_weight_is_held_at_its_mean_not_where_it_is():
+    """Levels 0 1 0 1 0, momentum 1/2: means 0 1/2 1/4 5/8, then the frequency passes: 5/8 is level 1, the weight is at 0."""
+    q = rtn("w4").weight
+    operand = Operand((2, 1), contract=(0,))
+    state = q.init(operand, {"values": jnp.array([[0.0], [7.0]])}, KEY)
+    watched = watch(q.quantize(state, jnp.array([[0.0], [7.0]]), operand))
+    for level in (1.0, 0.0, 1.0, 0.0):
+        now = q.quantize(state, jnp.array([[level], [7.0]]), operand)
+        watched = observe(watched, now, momentum=0.5, threshold=0.8)
+    assert watched.frozen[:, 0].tolist() == [True, False]
+    assert float(now.codes[0, 0]) == 0.0
+    assert freeze(jnp.array([[0.1], [7.0]]), watched, now)[:, 0].tolist() == [1.0, 7.0]
+
+
 def test_oscillation():
     """A weight that flips at every step is frozen at its mean level; the others move on."""
     q = rtn("w4").weight

@@ -1,6 +1,7 @@
 """What is kept between runs changes no number, is bounded, and a spoiled part of it does no harm."""
 
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,32 @@ def test_half_an_entry_is_compiled_anew(cache):
     got, found = hits(lambda: np.asarray(programs()[0](x)))
     assert found == 0
     np.testing.assert_array_equal(got, want)
+
+
+def test_iree_compiles_the_same_program_once(tmp_path):
+    made = []
+
+    def compile_file(source, *, output_file, extra_args):
+        made.append(extra_args)
+        text = Path(source).read_bytes()
+        if text == b"bad":
+            raise ValueError("rejected")
+        Path(output_file).write_bytes(text + " ".join(extra_args).encode())
+
+    run = compiled.keeping(compile_file, tmp_path, "1")
+    source, target = tmp_path / "source", tmp_path / "target"
+
+    def result(text, *args):
+        source.write_bytes(text)
+        run(str(source), output_file=str(target), extra_args=list(args))
+        return target.read_bytes()
+
+    assert [result(b"a", "x"), result(b"b", "x"), result(b"a", "y"), result(b"a", "x")] == [b"ax", b"bx", b"ay", b"ax"]
+    assert made == [["x"], ["x"], ["y"]]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="rejected"):
+            result(b"bad", "x")
+    assert len(made) == 5
 
 
 def test_the_oldest_go_first(tmp_path):
