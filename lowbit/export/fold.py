@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowbit.interpret import compat
 from lowbit.interpret.graph import is_smaller
+from lowbit.program import compat
 
 from . import lowering
 from .ragged import has_ragged_rows, packed, unpacked

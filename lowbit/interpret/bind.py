@@ -13,8 +13,8 @@ from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program import compat
 
-from . import compat
 from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
 from .graph import Data, Graph, Operation, Weight, contraction, leaf_contraction

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 from lowbit.plan.rows import Row
+from lowbit.program.compat import rebind
 
-from .compat import rebind
 from .graph import Operation
 from .trace import Trace
 from .walk import Walk, plain

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lowbit.core.paths import common_prefix
+from lowbit.program import compat, primitives
 
-from . import compat, moves
+from . import moves
 
 Address = tuple[int, ...]
 """Where an equation is: equation index, body index, equation index, ..., equation index."""
@@ -149,7 +150,7 @@ class _Reader:
         name = eqn.primitive.name
         if compat.is_unseen(eqn) and self.recording:
             self.graph.unseen.append((name, compat.source_line(eqn)))
-        if name in compat.MATMULS and any(isinstance(k, Data) for k in kinds):
+        if name in primitives.PRODUCTS and any(isinstance(k, Data) for k in kinds):
             return [self.record(eqn, kinds, address, stack)]
         if name == "gather" and isinstance(kinds[0], Weight) and isinstance(kinds[1], Data) and _is_lookup(eqn):
             return [self.record(eqn, kinds, address, stack)]

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from .compat import rebind
+from lowbit.program.compat import rebind
+
 from .trace import Model, trace
 from .walk import Walk
 

@@ -9,8 +9,7 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.bits import unpack
-
-from .compat import rebind
+from lowbit.program.compat import rebind
 
 
 def lookup(eqn: Any, table: QTensor, indices: Array) -> Array:

@@ -18,8 +18,9 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import unfused
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import Dropped
+from lowbit.program import compat
 
-from . import compat, moves
+from . import moves
 from .graph import Address, Graph, Operation
 
 Sites = dict[str, Any]

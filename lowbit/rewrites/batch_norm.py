@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from lowbit.core.rounding import rounded_product
-from lowbit.interpret import compat
+from lowbit.program import compat
 
 from .chain import Rewrite
 from .fixed import Reader

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lowbit.interpret import compat, moves
+from lowbit.interpret import moves
+from lowbit.program import compat
 
 from .program import Program
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lowbit.interpret import compat, moves
+from lowbit.interpret import moves
+from lowbit.program import compat, primitives
 
 from .fixed import MOVES, ROOTS, Reader
 from .program import Program
@@ -89,7 +90,7 @@ def find(program: Program) -> tuple[tuple[Norm, ...], tuple[Left, ...]]:
     left: list[Left] = []
     seen: set[int] = set()
     for i, eqn in enumerate(program.eqns):
-        if eqn.primitive.name not in compat.MATMULS or all(reader.is_fixed(v) for v in eqn.invars):
+        if eqn.primitive.name not in primitives.PRODUCTS or all(reader.is_fixed(v) for v in eqn.invars):
             continue
         steps = _chain(reader, i)
         if steps is None:

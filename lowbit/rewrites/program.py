@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lowbit.core.paths import leaf_path
-from lowbit.interpret import compat
+from lowbit.program import compat
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.interpret import compat
+from lowbit.program import compat, primitives
 
 from . import types
 
@@ -348,7 +348,7 @@ def named(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
     for value in graph.values():
         if value.array is not None and value.size > 1:
             value.where = by_key.get(key(value.array), "")
-        elif value.name in (*compat.MATMULS, *MOVES, "mul"):
+        elif value.name in (*primitives.PRODUCTS, *MOVES, "mul"):
             value.where = next((u.where for u in value.ins if u.where and _is_constant(u)), "")
 
 

@@ -16,8 +16,8 @@ from jax import lax
 
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize_p, fake_quant, fake_quant_p
-from lowbit.interpret import compat
 from lowbit.interpret.integer.nodes import MOVES
+from lowbit.program import compat
 
 _STEPS = 127
 _LIKE = ("convert_element_type", "copy", "stop_gradient")

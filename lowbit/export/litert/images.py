@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowbit.export.composites import fake_quant_p
-from lowbit.interpret import compat
 from lowbit.interpret.integer.nodes import TABULAR
+from lowbit.program import compat
 
 _ELEMENTWISE = TABULAR | {fake_quant_p.name}
 

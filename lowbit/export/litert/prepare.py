@@ -16,7 +16,7 @@ from jax import lax
 
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant, fake_quant_p
-from lowbit.interpret import compat
+from lowbit.program import compat
 
 from .affine import Affine, affine
 from .images import Image, as_image, carried, convolved, window_axis, window_params

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.export.composites import NAMES
-from lowbit.interpret import compat
+from lowbit.program import compat
 
 from . import arithmetic, indexing, movement, products, quantized, windows
 from .arithmetic import Handler

@@ -12,12 +12,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Int32, Integer
 
 from lowbit.core.spec import Spec
-from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, contracted_size, exact_sum, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
+from lowbit.program import compat
+from lowbit.program.read import Equation
 
 from .fixed import Rounding
-from .flat import Equation
 from .nodes import Node
 
 AFFINE_BITS = 12

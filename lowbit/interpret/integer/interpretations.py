@@ -21,11 +21,12 @@ from lowbit.interpret.walk import plain
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.read import Value
 
 from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
-from .flat import Constants, Var
+from .flat import Constants
 from .nodes import Node, Program
 from .plans import program_for, program_of, steps_of
 from .run import Arithmetic, Levels, defined, evaluate, indices
@@ -58,7 +59,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     return found
 
 
-def _data(program: Program, traced: Trace) -> dict[Var, Any]:
+def _data(program: Program, traced: Trace) -> dict[Value, Any]:
     flat = program.flat
     return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
 
@@ -197,7 +198,7 @@ def _weights(
     return known, weights, changed
 
 
-def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Var]]:
+def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
     rows: dict[str, Row] = {row.path: row for row in plan.rows}
     found = []
     for node, _ in program.everywhere():
@@ -211,7 +212,7 @@ def _of_rank(x: Any, rank: int) -> Any:
     return x if x.ndim == rank else x.reshape((1,) * (rank - 1) + (x.size,))
 
 
-def _at_operation(node: Node, var: Var, known: Constants, weights: Mapping[str, QTensor]) -> Array:
+def _at_operation(node: Node, var: Value, known: Constants, weights: Mapping[str, QTensor]) -> Array:
     """The value of a constant at a node: the weight of an operation is on its grid."""
     if node.op is not None and node.path in weights and var in node.equations[0].ins:
         return plain(weights[node.path])

@@ -22,10 +22,12 @@ import numpy as np
 
 from lowbit.core.paths import common_prefix
 from lowbit.interpret.graph import Operation
+from lowbit.program import read
+from lowbit.program.read import Equation, Value
 
 from . import templates
 from .absorb import bounds_of, channels, is_affine, is_float, varying
-from .flat import Equation, Flat, Var, small_shape
+from .flat import small_shape
 from .grids import Grids
 from .nodes import MOVES, TABULAR, Node, Program
 
@@ -34,7 +36,7 @@ _PAIRS = {"add": "add", "add_any": "add", "sub": "add", "mul": "product", "max":
 _KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
 
 
-def place(flat: Flat, operations: Mapping[tuple[int, ...], Operation]) -> Program:
+def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -> Program:
     """Returns the integer form of a flat program.
 
     Args:
@@ -54,39 +56,25 @@ def place(flat: Flat, operations: Mapping[tuple[int, ...], Operation]) -> Progra
 
 
 class _Placer:
-    def __init__(self, flat: Flat, operations: Mapping[tuple[int, ...], Operation]):
+    def __init__(self, flat: read.Program, operations: Mapping[tuple[int, ...], Operation]):
         self.operations = operations
-        self.readers: dict[Var, list[Any]] = {}
-        self.order: dict[Equation, int] = {}
-        self._read(flat.equations)
-        for var in flat.outs:
-            self.readers.setdefault(var, []).append(None)
+        self.readers, self.order = flat.readers, flat.order
         self.top: list[Node] = []
-        self.home: dict[Var, list[Node]] = {}
-        self.near: dict[Var, frozenset[str]] = {}
-        self.roots: dict[Var, Var] = {}
+        self.home: dict[Value, list[Node]] = {}
+        self.near: dict[Value, frozenset[str]] = {}
+        self.roots: dict[Value, Value] = {}
         self.grids = Grids()
-        self.made: dict[Var, Node] = {}
+        self.made: dict[Value, Node] = {}
         self.counts: dict[tuple[str, str], int] = {}
         self.done: set[Equation] = set()
         self.inside: set[Equation] = set()  # templates
-        self.indices: set[Var] = set()  # integers that depend on integers alone
-        self.inner: set[Var] = set()  # carries and slices at the start of a turn
-
-    def _read(self, equations: list[Equation]) -> None:
-        for equation in equations:
-            self.order[equation] = len(self.order)
-            for var in equation.ins:
-                self.readers.setdefault(var, []).append(equation)
-            if equation.loop is not None:
-                self._read(equation.loop.equations)
-                for var in (*equation.loop.afters, *equation.loop.ys):
-                    self.readers.setdefault(var, []).append(None)
+        self.indices: set[Value] = set()  # integers that depend on integers alone
+        self.inner: set[Value] = set()  # carries and slices at the start of a turn
 
     # nodes
 
     def add(
-        self, nodes: list[Node], kind: str, ins: list[Var], outs: list[Var], equations: list[Equation], **rest: Any
+        self, nodes: list[Node], kind: str, ins: list[Value], outs: list[Value], equations: list[Equation], **rest: Any
     ):
         """Makes a node; its path is that of the operation, or the nearest weights' common prefix and the kind."""
         op: Operation | None = rest.get("op")
@@ -105,7 +93,7 @@ class _Placer:
             self.near[out], self.home[out], self.made[out] = near, nodes, node
         return node
 
-    def input(self, var: Var) -> None:
+    def input(self, var: Value) -> None:
         if jnp.issubdtype(var.dtype, jnp.integer) and jnp.iinfo(var.dtype).bits >= 32:
             self.indices.add(var)
             self.add(self.top, "index", [], [var], [])
@@ -117,12 +105,12 @@ class _Placer:
             )
         self.add(self.top, "input", [], [var], [])
 
-    def need(self, var: Var, nodes: list[Node], reader: Equation | None) -> Var:
+    def need(self, var: Value, nodes: list[Node], reader: Equation | None) -> Value:
         """Returns ``var`` on a grid of its own: makes the table, or the constant, that it takes."""
         if not var.is_data:
             if not jnp.issubdtype(var.dtype, jnp.floating):
                 raise self.error(reader, f"a constant of dtype {var.dtype} cannot be on a grid")
-            out = Var(var.shape, var.dtype, True)
+            out = Value(var.shape, var.dtype, True)
             self.add(nodes, "constant", [], [out], [], details={"value": var})
             return out
         if var in self.indices:
@@ -137,7 +125,7 @@ class _Placer:
         self.add(self.home[root], "table", [root], [var], self._region(root, var))
         return var
 
-    def _region(self, root: Var, out: Var) -> list[Equation]:
+    def _region(self, root: Value, out: Value) -> list[Equation]:
         found: dict[Equation, None] = {}
         todo = [out]
         while todo:
@@ -171,8 +159,10 @@ class _Placer:
         """Returns the rule that takes an equation."""
         name = equation.name
         data = [v for v in equation.ins if v.is_data]
-        if equation.loop is not None:
+        if equation.call == "scan":
             return self.scan
+        if equation.call is not None:
+            raise self.error(equation, "of control flow, only scans over data have an integer form")
         if name == "gather" and equation.address in self.operations:
             return self.lookup
         if self.indices.issuperset(data) and not any(is_float(v) for v in equation.outs):
@@ -243,7 +233,7 @@ class _Placer:
         self.linear("affine", equation, [equation], [x], nodes, chain=[(equation, constant)])
 
     def linear(
-        self, kind: str, last: Equation, equations: list[Equation], ins: list[Var], nodes: list[Node], **rest: Any
+        self, kind: str, last: Equation, equations: list[Equation], ins: list[Value], nodes: list[Node], **rest: Any
     ):
         """A node that ends in a sum: absorbs what follows, by constants that vary along ``axes`` at most (None: any)."""
         chain, axes = rest.pop("chain", []), rest.pop("axes", None)
@@ -259,16 +249,16 @@ class _Placer:
         self.done |= set(equations)
         return self.add(nodes, kind, ins, [out], equations, chain=chain, clips=clips, **rest)
 
-    def follower(self, out: Var, last: Equation) -> Equation | None:
+    def follower(self, out: Value, last: Equation) -> Equation | None:
         """The one equation that reads ``out``, in the same loop and in no template."""
         readers = self.readers.get(out, [])
         if len(readers) != 1 or readers[0] is None or readers[0].scope is not last.scope or readers[0] in self.inside:
             return None
         return readers[0]
 
-    def clipped(self, out: Var, last: Equation, equations: list[Equation]) -> tuple[Var, list[tuple[str, Var]]]:
+    def clipped(self, out: Value, last: Equation, equations: list[Equation]) -> tuple[Value, list[tuple[str, Value]]]:
         """Absorbs relu and clips by scalars."""
-        clips: list[tuple[str, Var]] = []
+        clips: list[tuple[str, Value]] = []
         while (following := self.follower(out, last)) is not None:
             bounds = bounds_of(following, out)
             if bounds is None:
@@ -329,6 +319,10 @@ class _Placer:
     def scan(self, equation: Equation, nodes: list[Node]) -> None:
         loop = equation.loop
         assert loop is not None
+        for var in loop.xs:
+            if not var.is_data:
+                why = f"it is over parameters or constants of shape {var.shape}; write the layers out in a Python loop"
+                raise self.error(equation, why)
         for var in (*loop.inits, *loop.slices, *loop.ys):
             if not is_float(var):
                 raise self.error(equation, f"it carries or scans {var.dtype} values, which have no grid; unroll it")
@@ -360,6 +354,6 @@ class _Placer:
                 raise self.error(equation, "a value that it carries unchanged is read after it; read the value itself")
 
 
-def _is_written(var: Var, value: float) -> bool:
+def _is_written(var: Value, value: float) -> bool:
     known = templates.written_value(var)
     return known is not None and bool(np.all(known == value))

@@ -9,11 +9,12 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
-from lowbit.interpret import compat
+from lowbit.program import compat
+from lowbit.program.read import Equation, Value
 
 from . import compute, grouped, long, long_rows
 from .fixed import Rounding
-from .flat import Constants, Equation, Var
+from .flat import Constants
 from .nodes import Node, Program
 from .templates import is_kept
 
@@ -39,12 +40,12 @@ class Levels(NamedTuple):
         return cast_once(rounded_product(self.levels - self.zero, self.scale), dtype)
 
 
-def evaluate(nodes: Sequence[Node], env: dict[Var, Any], at: AtNode, state: Any) -> Any:
+def evaluate(nodes: Sequence[Node], env: dict[Value, Any], at: AtNode, state: Any) -> Any:
     """Adds what the nodes make to ``env`` and returns the state after them. Scans carry the state.
 
     Args:
         nodes: in order.
-        env: values; those of `lowbit.interpret.integer.flat.Flat.inputs` and of outer loops are in it.
+        env: values; those of `lowbit.program.read.Program.inputs` and of outer loops are in it.
         at: what to do at a node that is no scan.
         state: given to ``at`` and taken from it.
     """
@@ -57,7 +58,7 @@ def evaluate(nodes: Sequence[Node], env: dict[Var, Any], at: AtNode, state: Any)
     return state
 
 
-def _scan(node: Node, env: dict[Var, Any], at: AtNode, state: Any) -> Any:
+def _scan(node: Node, env: dict[Value, Any], at: AtNode, state: Any) -> Any:
     details, loop = node.details, node.loop
     assert loop is not None
     count = details["count"]
@@ -80,11 +81,11 @@ def _scan(node: Node, env: dict[Var, Any], at: AtNode, state: Any) -> Any:
     return state
 
 
-def defined(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> list[Any]:
+def defined(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> list[Any]:
     """Returns a node's results in float, by its equations; ``get`` has the values of what is not data."""
     if node.kind == "constant":
         return [get(node.details["value"])]
-    env: dict[Var, Any] = dict(zip(node.ins, values, strict=True))
+    env: dict[Value, Any] = dict(zip(node.ins, values, strict=True))
     for equation in node.equations:
         operands = [env[v] if v in env else get(v) for v in equation.ins]
         changes = compute.NEAREST if node.kind == "lookup" else {}
@@ -111,7 +112,7 @@ def tabulated(codes: Any, c: Mapping[str, Any], given: Spec, made: Spec) -> Any:
     return compute.looked_up(codes, c, int(given.format.low))
 
 
-def indices(node: Node, values: Sequence[Any], env: Mapping[Var, Any], get: Callable[[Var], Any]) -> list[Any]:
+def indices(node: Node, values: Sequence[Any], env: Mapping[Value, Any], get: Callable[[Value], Any]) -> list[Any]:
     """Returns the integers of an ``index`` node, as it is written: an argument, or what is computed of integers."""
     if not node.equations:
         return [env[node.out]]
@@ -146,11 +147,11 @@ class Arithmetic:
         self.program, self.specs, self.rounding, self.found = program, specs, rounding, found
         self.weights, self.known, self.carried = weights, known, carried
 
-    def spec(self, var: Var) -> Spec:
+    def spec(self, var: Value) -> Spec:
         """The spec of a value's grid."""
         return self.specs[self.program.grids[var]]
 
-    def zero(self, var: Var) -> Array:
+    def zero(self, var: Value) -> Array:
         """The zero point of a value's grid, int32."""
         return self.found[self.program.grids[var]]["zero"]
 

@@ -18,10 +18,11 @@ import numpy as np
 from jax import lax
 
 from lowbit.core.checks import is_traced
-from lowbit.interpret import compat
 from lowbit.interpret.trace import trace
+from lowbit.program import compat, read
+from lowbit.program.read import Equation, Value
 
-from .flat import Equation, Flat, Var, flatten, small_shape
+from .flat import flatten, small_shape
 
 Template = Callable[..., Any]
 
@@ -106,12 +107,12 @@ class Found:
     """
 
     kind: str
-    x: Var
+    x: Value
     axis: int
     equations: tuple[Equation, ...]
     is_centered: bool = False
-    epsilon: Var | None = None
-    gain: Var | None = None
+    epsilon: Value | None = None
+    gain: Value | None = None
     mask: Equation | None = None
 
 
@@ -120,7 +121,9 @@ MASKED = -1e4
 
 
 @functools.lru_cache(maxsize=512)
-def _traced(template: Template, shape: tuple[int, ...], dtype: str, axis: int, pair: Any) -> tuple[Flat, list[Var]]:
+def _traced(
+    template: Template, shape: tuple[int, ...], dtype: str, axis: int, pair: Any
+) -> tuple[read.Program, list[Value]]:
     x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     if pair is None:
         flat = flatten(trace(lambda p, x: template(x, axis), {}, (x,), {}))
@@ -131,7 +134,7 @@ def _traced(template: Template, shape: tuple[int, ...], dtype: str, axis: int, p
     return flat, flat.inputs[:2]
 
 
-def find(root: Equation, order: dict[Equation, int], readers: dict[Var, list[Any]]) -> Found | None:
+def find(root: Equation, order: dict[Equation, int], readers: dict[Value, list[Any]]) -> Found | None:
     """Returns the template whose result ``root`` makes, or None.
 
     Args:
@@ -188,7 +191,7 @@ def _reduced(root: Equation) -> list[int]:
     return sorted(axis for axis in found if axis < len(root.outs[0].shape))
 
 
-def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
+def _mask(x: Value, equations: list[Equation], readers: dict[Value, list[Any]]) -> Equation | None:
     """The mask that makes ``x``, for these alone.
 
     A selection by a constant predicate between data and `MASKED` or less, or the sum of data and a constant of 0 and of
@@ -206,7 +209,7 @@ def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> E
     return select if value is not None and bool(np.all(value <= MASKED)) else None
 
 
-def _added_mask(x: Var, add: Equation, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
+def _added_mask(x: Value, add: Equation, equations: list[Equation], readers: dict[Value, list[Any]]) -> Equation | None:
     constants = [v for v in add.ins if not v.is_data]
     value = _whole_value(constants[0]) if len(constants) == 1 else None
     if value is None or not bool(np.any(value <= MASKED)) or any(r not in equations for r in readers.get(x, [])):
@@ -219,7 +222,7 @@ def _added_mask(x: Var, add: Equation, equations: list[Equation], readers: dict[
     return add
 
 
-def is_kept(mask: Equation, get: Callable[[Var], Any]) -> Any:
+def is_kept(mask: Equation, get: Callable[[Value], Any]) -> Any:
     """Returns where a masked softmax takes data; ``get`` has the values of constants."""
     if mask.name == "add":
         (added,) = (v for v in mask.ins if not v.is_data)
@@ -237,7 +240,7 @@ def _candidates(name: str) -> Iterator[tuple[Template, Any]]:
             yield template, pair
 
 
-def _is_closed(equations: list[Equation], root: Equation, readers: dict[Var, list[Any]]) -> bool:
+def _is_closed(equations: list[Equation], root: Equation, readers: dict[Value, list[Any]]) -> bool:
     """Whether nothing else reads what is inside."""
     inside = set(equations)
     return all(r in inside for e in equations if e is not root for out in e.outs for r in readers.get(out, []))
@@ -247,13 +250,13 @@ _IGNORED = ("sharding", "out_sharding", "accuracy", "precision", "weak_type")
 
 
 class _Match:
-    def __init__(self, x: Var, constants: list[Var]):
+    def __init__(self, x: Value, constants: list[Value]):
         self.x, self.constants = x, set(constants)
-        self.bound: dict[Var, Var] = {}
+        self.bound: dict[Value, Value] = {}
         self.equations: dict[Equation, None] = {}
-        self.done: dict[Var, Var] = {}
+        self.done: dict[Value, Value] = {}
 
-    def same(self, t: Var, u: Var) -> bool:
+    def same(self, t: Value, u: Value) -> bool:
         if t in self.done:
             return self.done[t] is u
         found = self._same(t, u)
@@ -261,7 +264,7 @@ class _Match:
             self.done[t] = u
         return found
 
-    def _same(self, t: Var, u: Var) -> bool:
+    def _same(self, t: Value, u: Value) -> bool:
         if t is self.x:
             return self._bind(t, u) and u.is_data
         if not t.is_data:
@@ -281,7 +284,7 @@ class _Match:
             self.equations |= dict.fromkeys(passed)
         return ok
 
-    def _bind(self, t: Var, u: Var) -> bool:
+    def _bind(self, t: Value, u: Value) -> bool:
         return self.bound.setdefault(t, u) is u
 
     def _same_equation(self, t: Equation, u: Equation) -> bool:
@@ -302,7 +305,7 @@ class _Match:
             self.bound, self.equations, self.done = saved
         return False
 
-    def _same_constant(self, t: Var, u: Var) -> bool:
+    def _same_constant(self, t: Value, u: Value) -> bool:
         if (inner := _written(t)) in self.constants:
             if math.prod(small_shape(t)) == 1 and math.prod(small_shape(u)) != 1:
                 return False
@@ -317,14 +320,14 @@ def _word(equation: Equation) -> str:
     return equation.name
 
 
-def _written(var: Var) -> Var:
+def _written(var: Value) -> Value:
     """What a constant was before it was spread."""
     while var.source is not None and var.source.name in ("broadcast_in_dim", "reshape"):
         var = var.source.ins[0]
     return var
 
 
-def written_value(var: Var) -> Any:
+def written_value(var: Value) -> Any:
     """Returns the value of a constant that depends on no parameter, before it was spread; None for others."""
     var = _written(var)
     if var.source is None:
@@ -336,7 +339,7 @@ def written_value(var: Var) -> Any:
         return np.asarray(compat.rebind(var.source.eqn, [jnp.asarray(v) for v in values])[0])
 
 
-def _whole_value(var: Var) -> Any:
+def _whole_value(var: Value) -> Any:
     """The value of a constant that depends on no parameter, of its own shape; None for others."""
     if var.source is None:
         return None if var.value is None or is_traced(var.value) else np.asarray(var.value)
@@ -348,7 +351,7 @@ def _whole_value(var: Var) -> Any:
     return np.asarray(found[var.source.outs.index(var)])
 
 
-def _unspread(var: Var) -> tuple[Var, tuple[int, ...], list[Equation]]:
+def _unspread(var: Value) -> tuple[Value, tuple[int, ...], list[Equation]]:
     """The value before axes of length 1 were added or spread, where its longer axes went, and the equations passed."""
     where, passed = tuple(range(len(var.shape))), []
     start = var
