@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from . import compat, spellings
+from . import compat
 from .read import Equation, Program, Value
 
 Handler = Callable[[Equation, list[Any]], Sequence[Any]]
@@ -57,18 +57,6 @@ def run(
         made = handlers.get(equation.word, otherwise)(equation, [get(v) for v in equation.ins])
         env.update(zip(equation.outs, made, strict=True))
     return [get(v) for v in program.outs]
-
-
-def spelled(equation: Equation, values: Sequence[Any], **handling: Any) -> list[Any] | None:
-    """Returns the results of an equation by simpler ones (`lowbit.program.spellings`), or None if it has no simpler form.
-
-    Args:
-        equation: the equation.
-        values: what it reads.
-        **handling: as `evaluate` takes it.
-    """
-    program = spellings.of(equation)
-    return None if program is None else evaluate(program, values, **handling)
 
 
 def turns(

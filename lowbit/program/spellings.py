@@ -55,9 +55,7 @@ SPELLINGS: Mapping[str, Callable[..., Any]] = {
 """By primitive: ``(*operands, **parameters) -> results``."""
 
 
-def of(equation: Equation) -> Program | None:
-    """Returns the program of an equation's simpler form, or None if it has none."""
-    if equation.name not in SPELLINGS:
-        return None
+def spelling(equation: Equation) -> Program:
+    """Returns the program of an equation's simpler form; its primitive is one of `SPELLINGS`."""
     function = functools.partial(SPELLINGS[equation.name], **equation.params)
     return read(jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in equation.ins)))
