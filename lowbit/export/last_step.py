@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.interpret.integer.flat import flatten
-from lowbit.interpret.integer.templates import written_value
 from lowbit.interpret.trace import Trace
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 from lowbit.program import read
+from lowbit.program.constants import written_value
 from lowbit.program.read import Equation, Value
 
 _SUMS = ("add", "sub", "add_any")

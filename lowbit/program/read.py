@@ -10,10 +10,11 @@ import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import compat
+from . import compat, primitives
 
 CALLS = ("jit", "remat", "custom_jvp", "custom_vjp")
 """Calls of one body with its operands and results: what an evaluation that nobody differentiates inlines."""
@@ -137,17 +138,23 @@ class Program:
 
     @functools.cached_property
     def readers(self) -> dict[Value, list[Equation | None]]:
-        """Who reads each value, in order, inside loops too; None stands for a result, of the program or of a turn."""
+        """Who reads each value, in order, inside loops too; None stands for a result, of the program or of a turn.
+
+        An elementwise equation or a movement whose results nothing reads is no reader.
+        """
         found: dict[Value, list[Equation | None]] = {}
-        for equation in everywhere(self.equations):
-            for value in equation.ins:
-                found.setdefault(value, []).append(equation)
+        for value in self.outs:
+            found.setdefault(value, []).append(None)
+        for equation in reversed(list(everywhere(self.equations))):
             if equation.call == "scan" and equation.is_data and equation.loop is not None:
                 for value in (*equation.loop.afters, *equation.loop.ys):
                     found.setdefault(value, []).append(None)
-        for value in self.outs:
-            found.setdefault(value, []).append(None)
-        return found
+        for equation in reversed(list(everywhere(self.equations))):
+            is_plain = equation.name in primitives.ELEMENTWISE or equation.name in primitives.MOVES
+            if not is_plain or any(v in found for v in equation.outs):
+                for value in equation.ins:
+                    found.setdefault(value, []).append(equation)
+        return {value: readers[::-1] for value, readers in found.items()}
 
 
 @dataclasses.dataclass(eq=False)
@@ -308,3 +315,15 @@ def _loop(equation: Equation) -> Loop:
     loop.equations = loop.body.equations
     loop.afters, loop.ys = loop.body.outs[:n_carry], loop.body.outs[n_carry:]
     return loop
+
+
+def spliced(function: Any, values: Sequence[Value], scope: Loop | None = None) -> Program:
+    """Returns the program of a function of values of another program: new equations, to be read with the old ones.
+
+    Args:
+        function: of arrays, traced for the values' shapes.
+        values: what it is called with.
+        scope: the loop that they are in.
+    """
+    closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+    return within(closed, values, scope=scope)

@@ -23,7 +23,7 @@ from lowbit.interpret.integer.fixed import rounding_named
 from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.nodes import LINEAR, Node, Program
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import Arithmetic, evaluate
+from lowbit.interpret.integer.run import Arithmetic, evaluate, indices
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -56,6 +56,8 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
     arithmetic = _Typed(plan, program, qparams, known)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
+        if node.kind == "index":
+            return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
         x = env[node.out]
@@ -129,7 +131,8 @@ class _Typed(Arithmetic):
         """The accumulator of a linear node, and the value of one of its steps, which broadcasts to it."""
         step = self.step(node, c)
         if node.op is None:
-            return self.accumulator(node, codes, [self.zero(v) for v in node.ins], c, is_long=False), step
+            zeros = [self.zero(v) for v in node.ins if v in self.program.grids]
+            return self.accumulator(node, codes, zeros, c, is_long=False), step
         equation, weight = node.equations[0], weight_of(node, self.plan, self.qparams, self.known)
         operands = [Operand(x, self.type(v)) for x, v in zip(codes, node.ins, strict=True)]
         scale = np.asarray(math.prod(self.type(v).scale[0] for v in node.ins))

@@ -98,7 +98,9 @@ class _Maker:
             return compat.rebind(equation.eqn, list(values))
         if kind == "select":
             assert equation is not None
-            return compat.rebind(equation.eqn, [self.known.value(equation.ins[0]), *values])
+            which, *rest = equation.ins
+            predicate = values[-1] if which.is_data else self.known.value(which)
+            return compat.rebind(equation.eqn, [predicate, *values[: len(rest)]])
         grid = self.grid(node.out)
         if kind == "constant":
             codes = self.qparams.sites[node.path]["codes"]

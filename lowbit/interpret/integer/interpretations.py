@@ -68,7 +68,7 @@ def _warm(program: Program, known: Constants) -> None:
     """Computes what nodes inside scans take from outside, outside."""
     for node, scope in program.everywhere():
         if scope:
-            values = [v for e in node.equations for v in e.ins] + [node.details.get("value")]
+            values = [v for e in node.equations for v in e.ins] + [node.details.get("value"), node.details.get("kept")]
             for var in values:
                 if var is not None and not var.is_data:
                     known.raw(var)
@@ -330,9 +330,9 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
 
 def _warm_selected(program: Program, known: Constants) -> None:
     for node, scope in program.everywhere():
-        if scope and node.kind in ("select", "move"):
-            for var in node.equations[0].ins:
-                if not var.is_data:
+        if scope and node.kind in ("select", "move", "softmax"):
+            for var in (*node.equations[0].ins, node.details.get("kept")):
+                if var is not None and not var.is_data:
                     known.raw(var)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from lowbit.core.paths import common_prefix
 from lowbit.interpret.graph import Operation
 from lowbit.program import read
+from lowbit.program.constants import written_value
 from lowbit.program.read import Equation, Value
 
 from . import templates
@@ -94,13 +95,13 @@ class _Placer:
         return node
 
     def input(self, var: Value) -> None:
-        if jnp.issubdtype(var.dtype, jnp.integer) and jnp.iinfo(var.dtype).bits >= 32:
+        if var.dtype == jnp.bool_ or (jnp.issubdtype(var.dtype, jnp.integer) and jnp.iinfo(var.dtype).bits >= 32):
             self.indices.add(var)
             self.add(self.top, "index", [], [var], [])
             return
         if not jnp.issubdtype(var.dtype, jnp.floating):
             raise ValueError(
-                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, or indices in int32, and fix "
+                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, indices and masks in int32 or bool, and fix "
                 f"other integers and keys by functools.partial"
             )
         self.add(self.top, "input", [], [var], [])
@@ -145,15 +146,21 @@ class _Placer:
     # rules
 
     def run(self, equations: list[Equation], nodes: list[Node]) -> None:
-        found = {e: f for e in equations if (f := templates.find(e, self.order, self.readers)) is not None}
-        self.inside |= {e for f in found.values() for e in f.equations}
+        found = templates.find(equations, self.order, self.readers)
+        for each in found.values():
+            self.inside.update(each.equations)
         for equation in equations:
             if equation in found:
                 self.template(equation, found[equation], nodes)
-            elif equation in self.inside or equation in self.done or not any(v.is_data for v in equation.ins):
+            elif equation in self.inside or equation in self.done or not equation.is_data or self.is_dead(equation):
                 continue
             else:
                 self.rule(equation)(equation, nodes)
+
+    def is_dead(self, equation: Equation) -> bool:
+        """Whether nothing reads what a plain equation makes."""
+        is_plain = equation.name in TABULAR or equation.name in MOVES
+        return is_plain and not any(v in self.readers for v in equation.outs)
 
     def rule(self, equation: Equation) -> Callable[[Equation, list[Node]], None]:
         """Returns the rule that takes an equation."""
@@ -171,7 +178,8 @@ class _Placer:
             return self.matmul
         if name in _SUMS:
             return self.sum
-        is_choice = name == "select_n" and not equation.ins[0].is_data and not self.is_tabular(equation)
+        is_choice = name == "select_n" and not self.is_tabular(equation)
+        is_choice = is_choice and (not equation.ins[0].is_data or equation.ins[0] in self.indices)
         if name == "concatenate" or is_choice:
             return self.unified
         if name in MOVES and not (name in TABULAR and data[0] in self.roots):
@@ -194,17 +202,20 @@ class _Placer:
         )
 
     def template(self, equation: Equation, found: templates.Found, nodes: list[Node]) -> None:
-        x = self.need(found.x, nodes, equation)
+        for made in found.before:
+            self.order.setdefault(made, self.order[equation])
+            self.rule(made)(made, nodes)
+        ins = [self.need(found.x, nodes, equation)]
+        if found.kept is not None and found.kept.is_data:
+            ins += [found.kept, *found.integers]
         details: dict[str, Any] = {
             "axis": found.axis,
             "epsilon": found.epsilon,
             "is_centered": found.is_centered,
-            "mask": found.mask,
+            "kept": found.kept,
         }
-        chain = []
-        if found.gain is not None:
-            chain.append((equation, found.gain))  # multiplied in the template's own last equation
-        self.linear(found.kind, equation, list(found.equations), [x], nodes, chain=chain, details=details)
+        chain = [] if found.gain is None else [found.gain]
+        self.linear(found.kind, equation, list(found.equations), ins, nodes, chain=chain, details=details)
 
     def matmul(self, equation: Equation, nodes: list[Node]) -> None:
         op = self.operations[equation.address]
@@ -272,7 +283,8 @@ class _Placer:
         first = 1 if equation.name == "select_n" else 0
         ins = [self.need(v, nodes, equation) for v in equation.ins[first:]]
         kind = "select" if first else "concatenate"
-        self.add(nodes, kind, ins, list(equation.outs), [equation])
+        which = [v for v in equation.ins[:first] if v.is_data]
+        self.add(nodes, kind, [*ins, *which], list(equation.outs), [equation])
         self.grids.unify(*ins, equation.outs[0])
 
     def move(self, equation: Equation, nodes: list[Node]) -> None:
@@ -355,5 +367,5 @@ class _Placer:
 
 
 def _is_written(var: Value, value: float) -> bool:
-    known = templates.written_value(var)
+    known = written_value(var)
     return known is not None and bool(np.all(known == value))

@@ -16,7 +16,6 @@ from . import compute, grouped, long, long_rows
 from .fixed import Rounding
 from .flat import Constants
 from .nodes import Node, Program
-from .templates import is_kept
 
 AtNode = Callable[[Node, list[Any], Any], tuple[list[Any], Any]]
 """``(node, what it reads, state) -> (what it makes, state)``."""
@@ -161,7 +160,7 @@ class Arithmetic:
         if kind == "lookup":
             dtype, table = compute.code_dtype(self.spec(node.out)), self.weights[node.path].codes
             return [compute.picked(node.equations[0], table, codes[0], c, self.rounding, dtype)]
-        zeros = [self.zero(v) for v in node.ins]
+        zeros = [self.zero(v) for v in node.ins if v in self.program.grids]  # masks have none
         if kind == "move":
             rest = [self.known.value(v) for v in node.equations[0].ins[1:] if node.equations[0].name != "pad"]
             return compute.moved(node.equations[0], codes[0], zeros[0], rest)
@@ -170,9 +169,11 @@ class Arithmetic:
         if kind == "concatenate":
             return compat.rebind(node.equations[0].eqn, list(codes))
         if kind == "select":
-            return compat.rebind(node.equations[0].eqn, [self.known.value(node.equations[0].ins[0]), *codes])
+            which, *rest = node.equations[0].ins
+            predicate = codes[-1] if which.is_data else self.known.value(which)
+            return compat.rebind(node.equations[0].eqn, [predicate, *codes[: len(rest)]])
         dtype = compute.code_dtype(self.spec(node.out))
-        is_long = any(compute.code_dtype(self.spec(v)) == jnp.int16 for v in node.ins)
+        is_long = any(compute.code_dtype(self.spec(v)) == jnp.int16 for v in node.ins if v in self.program.grids)
         if kind == "table":
             return [tabulated(codes[0], c, self.spec(node.ins[0]), self.spec(node.out))]
         if kind in ("add", "max", "min"):
@@ -225,7 +226,8 @@ class Arithmetic:
             left, right = (x.astype(jnp.int32) - z for x, z in zip(codes, zeros, strict=True))
             return left * right
         if kind == "softmax":
-            mask = node.details["mask"]
-            kept = None if mask is None else is_kept(mask, self.known.value)
+            kept = node.details["kept"]
+            if kept is not None:
+                kept = codes[1] if kept.is_data else self.known.value(kept)
             return (long_rows if is_long else compute).softmax(codes[0], c, node.details["axis"], kept)
         return long_rows.normalized(codes[0], c, node) if is_long else compute.normalized(codes[0], c, node, zeros[0])
