@@ -4,12 +4,14 @@
 #   VENV=/some/folder   put the environment elsewhere
 #   CONFIG=name         the config that `make demo` runs: experiments/configs/<name>.py
 #   TESTS="tests/core"  what `make pytest` runs; PYTEST_FLAGS="-k lsq -x" how; MARK= with the slow ones
+#   FAULTS="clip"       those that `make test-faults` plants, by a word of their names or files
 
 PYTHON ?= python3
 CONFIG ?= demo
 TESTS ?=
 PYTEST_FLAGS ?=
 MARK ?= not slow
+FAULTS ?=
 # Test processes: XLA compiles on one core, so one process a core, four at most (each takes 1 to 2 GB).
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 
@@ -37,7 +39,7 @@ CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
 NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow fuzz test-edge lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
+.PHONY: help env demo test test-slow test-times test-faults fuzz test-edge lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -100,8 +102,18 @@ format: env  ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+# What each test cost, a file for each kind of run; compiled programs are kept in ~/.cache/lowbit (tests/compiled.py).
+SPACE := $(subst ,, )
+TIMES = build/times/py$(PYTAG)-$(if $(TESTS)$(PYTEST_FLAGS),some,$(or $(subst $(SPACE),-,$(strip $(MARK))),all)).jsonl
+
 pytest: env  ## tests, doctests and documents
-	$(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=10 --durations-min=5 -m "$(MARK)" $(PYTEST_FLAGS) $(TESTS)
+	LOWBIT_TIMES=$(TIMES) $(PY) -m pytest -q -n $(JOBS) --dist worksteal --durations=10 --durations-min=5 -m "$(MARK)" $(PYTEST_FLAGS) $(TESTS)
+
+test-times: env  ## minutes of processor per test file, of the last runs
+	$(PY) -m tests.times build/times/*.jsonl
+
+test-faults: env  ## plant small faults in copies of the tree: each must be found by a test (half an hour)
+	$(PY) -m tests.faults --jobs $(JOBS) $(FAULTS)
 
 # The Python tests of the kernels are in tests/kernels; these are the algorithms without XLA or Python.
 kernels-test: env  ## C++ unit tests of the kernels
@@ -136,13 +148,17 @@ test-edge:  ## install converters, emulators and cross compilers, and run every 
 	  --platform manylinux_2_28_aarch64 --target "$(EDGE_TOOLS)/iree-aarch64" iree-base-runtime==$(EDGE_IREE)
 	$(EDGE_VENV)/bin/python -m pytest -q -n $(JOBS) $(PYTEST_FLAGS) tests/edge
 
-# jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter.
-test-jax12:  ## the tests once more, on the newest interpreter found (jax 0.12), random networks but for a few
+# jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter. It repeats what depends
+# on jax: reading, rewriting and running programs, arithmetic that XLA compiles, kernels, and the StableHLO that is written.
+JAX_TESTS := tests/contract tests/core tests/formats tests/interpret tests/kernels tests/packed tests/rewrites \
+  $(addprefix tests/export/test_,bundle.py fuzz.py integer_export.py quantized.py universal.py verify.py) \
+  tests/learn/test_training.py tests/project/test_public_api.py lowbit
+test-jax12:  ## what depends on jax once more, on the newest interpreter found (jax 0.12)
 	@if [ "$(PYTAG)" != 3.11 ]; then echo "test-jax12: left out, $(PYTHON) runs on jax 0.12 already"; exit 0; fi; \
 	for python in $(PYTHON12) python3.13 python3.12 $$(ls -d "$$(pyenv root 2>/dev/null)"/versions/3.1[23].*/bin/python3 2>/dev/null); do \
 	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 12), (3, 13)])' 2>/dev/null; then \
 	    echo "== test-jax12: $$python"; \
-	    exec env LOWBIT_FUZZ=2 $(MAKE) --no-print-directory pytest kernels-test "PYTHON=$$python" \
+	    exec env LOWBIT_FUZZ=2 $(MAKE) --no-print-directory pytest "PYTHON=$$python" "TESTS=$(or $(TESTS),$(JAX_TESTS))" \
 	      $(if $(filter command,$(origin VENV)),VENV=$(VENV)-jax12); \
 	  fi; \
 	done; \

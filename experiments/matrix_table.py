@@ -91,15 +91,15 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", NOTE]) + "\n"
 
 
-def block(text: str) -> tuple[int, int]:
-    """Returns where the table of a document begins and ends.
+def block(text: str, marks: tuple[str, str] = MARKS) -> tuple[int, int]:
+    """Returns where a table of a document begins and ends.
 
     Raises:
         ValueError: if the marks are not there, once each.
     """
-    if any(text.count(mark) != 1 for mark in MARKS):
-        raise ValueError(f"the document must hold {MARKS[0]!r} and {MARKS[1]!r} once each")
-    return text.index(MARKS[0]) + len(MARKS[0]) + 1, text.index(MARKS[1])
+    if any(text.count(mark) != 1 for mark in marks):
+        raise ValueError(f"the document must hold {marks[0]!r} and {marks[1]!r} once each")
+    return text.index(marks[0]) + len(marks[0]) + 1, text.index(marks[1])
 
 
 def finish(

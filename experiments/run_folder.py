@@ -67,7 +67,8 @@ def _cpu() -> str:
 
 def _commit() -> dict[str, Any]:
     command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent)]
-    try:
+    try:  # only of a repository that holds this file: a copy may lie in another one's folder
+        subprocess.run([*command, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changes = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

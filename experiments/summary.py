@@ -112,9 +112,10 @@ def finish(
         line = {"config": config.name, "seeds": list(config.seeds), "mean": float(np.mean(accuracy))}
         line |= {"spread": _deviation(accuracy), **made}
         folder.log(row.name, "summary", **line, seconds=round(60 * minutes, 1), latency=row.latency)
-    write_json(folder.path / "summary.json", _summary(config, rows, minutes) | made)
     found = table(rows, config)
-    (folder.path / "table.txt").write_text(tables.text(found) + "\n")
+    lines = tables.text(found).splitlines()
+    write_json(folder.path / "summary.json", _summary(config, rows, minutes) | made | {"table": lines})
+    (folder.path / "table.txt").write_text("\n".join(lines) + "\n")
     size = figures.accuracy_against_bytes(_points(rows))
     (folder.path / "accuracy.svg").write_text(size)
     sections = [page.table(found, NOTES), page.figure("Accuracy against size", size)]

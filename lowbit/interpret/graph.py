@@ -61,6 +61,7 @@ class Operation:
         base: the path without ``@0``; `path` adds it.
         kinds: the kind of either operand.
         stack: lengths of the enclosing scans over layers.
+        source: where it was written, or, where a traced body does not say, where the call of it was.
         path: unique name.
     """
 
@@ -69,6 +70,7 @@ class Operation:
     base: str
     kinds: tuple[Kind, Kind]
     stack: tuple[int, ...]
+    source: str
     path: str = ""
 
 
@@ -130,6 +132,7 @@ class _Reader:
         self.recording = True
         self.products: dict[str, int] = {}
         self.constants = 0
+        self.caller = ""
 
     def body(self, jaxpr, consts: Sequence[Kind], kinds: Sequence[Kind], scope: Address, stack) -> list[Kind]:
         env: dict[Any, Kind] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -146,10 +149,13 @@ class _Reader:
     def equation(self, eqn, kinds: list[Kind], address: Address, stack) -> list[Kind]:
         what = compat.kind(eqn)
         if what is not None:
-            return getattr(self, "_" + what)(eqn, kinds, address, stack)
+            before, self.caller = self.caller, compat.source_line(eqn) or self.caller
+            outs = getattr(self, "_" + what)(eqn, kinds, address, stack)
+            self.caller = before
+            return outs
         name = eqn.primitive.name
         if compat.is_unseen(eqn) and self.recording:
-            self.graph.unseen.append((name, compat.source_line(eqn)))
+            self.graph.unseen.append((name, compat.source_line(eqn) or self.caller))
         if name in primitives.PRODUCTS and any(isinstance(k, Data) for k in kinds):
             return [self.record(eqn, kinds, address, stack)]
         if name == "gather" and isinstance(kinds[0], Weight) and isinstance(kinds[1], Data) and _is_lookup(eqn):
@@ -175,7 +181,8 @@ class _Reader:
             if self.recording:
                 self.products[prefix] = number + 1
         if self.recording:
-            self.graph.operations.append(Operation(address, eqn, base, pair, stack))  # pyright: ignore[reportArgumentType]
+            source = compat.source_line(eqn) or self.caller
+            self.graph.operations.append(Operation(address, eqn, base, pair, stack, source))  # pyright: ignore[reportArgumentType]
         return Data(near)
 
     def weight_path(self, kind: Kind) -> str:

@@ -1,6 +1,9 @@
 """The one file that knows how primitives' parameters differ between jax versions (0.10 to 0.12)."""
 
 import dataclasses
+import functools
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,10 +144,17 @@ def manual_axes(eqn: Any) -> tuple[str, ...]:
     return tuple(params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"])
 
 
+_BETWEEN = ("jax", "jaxlib", "flax", "lowbit", "lowbit_kernels")
+"""Packages whose frames lie between a user's program and the equation that it makes."""
+
+_WRAPPERS = ("contextlib", "functools")
+"""Modules of Python's own library whose frames do so too."""
+
+
 def source_line(eqn: Any) -> str:
     """Returns where in the user's program an equation was written, ``file.py:12``, or an empty string."""
     frame = _user_frame(eqn)
-    return "" if frame is None else f"{frame[0].rsplit('/', 1)[-1]}:{frame[1]}"
+    return "" if frame is None else f"{os.path.basename(frame[0])}:{frame[1]}"
 
 
 def _user_frame(eqn: Any) -> tuple[str, int] | None:
@@ -152,7 +162,36 @@ def _user_frame(eqn: Any) -> tuple[str, int] | None:
     if traceback is None:
         return None
     for frame in traceback.frames:
-        name = frame.file_name
-        if not any(part in name for part in ("/jax/", "/flax/", "/lowbit/", "/contextlib.py", "/functools.py")):
-            return name, frame.line_num
+        if not _is_between(frame.file_name):
+            return frame.file_name, frame.line_num
     return None
+
+
+@functools.cache
+def _is_between(file_name: str) -> bool:
+    """Returns whether code lies in one of those packages: by where the package is, since a user's folders may have any name.
+
+    A path counts as it is written and with links resolved: an installer may link a package's folder, or its files.
+    """
+    if file_name.startswith("<"):  # typed in, or made from a string
+        return False
+    return any(
+        path == place or path.startswith(place + os.sep) for path in _spellings(file_name) for place in _places()
+    )
+
+
+@functools.cache
+def _places() -> tuple[str, ...]:
+    """The folders of the packages and the files of the modules."""
+    found: list[str] = []
+    for name in (*_BETWEEN, *_WRAPPERS):
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            continue
+        own = spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else [])
+        found += [spelling for place in own for spelling in _spellings(place)]
+    return tuple(dict.fromkeys(found))
+
+
+def _spellings(path: str) -> tuple[str, str]:
+    return os.path.abspath(path), os.path.realpath(path)

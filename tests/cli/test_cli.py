@@ -2,6 +2,7 @@ import dataclasses
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,12 @@ from lowbit import cli
 from tests.experiments import tiny
 
 DEMO = "experiments/configs/demo.py"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    """Where its paths are meant from, whatever folder the tests were started in."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
 
 
 def failed(capsys, *words: str) -> str:

@@ -48,6 +48,7 @@ def test_writes_the_run_folder(first):
         line["method"]: [round(100 * line["accuracy"]["execute"], 3)] for line in results
     }
     assert {"commit", "dirty", "versions", "device", "seeds", "minutes"} <= set(summary)
+    assert summary["table"] == (first / "table.txt").read_text().splitlines()
     assert "<svg" in (first / "accuracy.svg").read_text()
 
 

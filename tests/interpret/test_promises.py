@@ -156,6 +156,27 @@ def test_a_second_call_compiles_nothing():
     assert traces == first
 
 
+def test_the_range_is_that_of_all_batches():
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    params, batches = {"w": normal(0, 6, 5)}, [(normal(1, 3, 6) * size,) for size in (1.0, 9.0, 2.0)]
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, *batches[0])
+    scale = lb.calibrate(fn, plan, params, batches)["fixed"]["w"]["input"]["scale"]
+    values = np.concatenate([np.asarray(x, np.float64) for (x,) in batches])
+    assert float(scale.reshape(())) == pytest.approx((values.max() - values.min()) / 255, rel=1e-6)
+
+
+def test_other_weights_are_not_served_from_a_cache():
+    """Packed weights are put into the kernels' order once: those of one model must not be another's."""
+    fn = lambda p, x: x @ p["w"]  # noqa: E731
+    x = normal(1, 3, 64)
+    plan, qstate = _ready(fn, {"**": "w8,a8"}, {"w": normal(0, 64, 32)}, x)
+    models = [lb.pack(plan, {"w": normal(seed, 64, 32)}, qstate) for seed in (2, 3)]
+    run, reference = lb.execute(fn, plan), lb.execute(fn, plan, implementation="reference")
+    for qparams in (*models, *models):
+        np.testing.assert_array_equal(run(qparams, x), reference(qparams, x))
+    assert not np.array_equal(*(run(qparams, x) for qparams in models))
+
+
 def test_bad_values_raise_by_name():
     fn = lambda p, x: x @ p["w"]  # noqa: E731
     params, x = {"w": normal(0, 6, 5)}, normal(1, 3, 6)

@@ -6,18 +6,20 @@ parts here, or this file would break them.
 """
 
 import ast
+import contextlib
 import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MAX_LINES = 400
 MAX_BYTES = 500_000
 
-# Where a folder walk must not go when there is no git to ask.
-_NOT_SOURCE = {"build", "dist", "runs", "data", "__pycache__", "node_modules"}
+# Where a folder walk must not go when there is no git to ask: anywhere, and right under the root.
+_NOT_SOURCE = {"build", "dist", "__pycache__", "node_modules"}
+_OUTPUTS = {"runs", "data"}
 
 # The beginnings of paths that exist on one machine only.
 _MACHINE_ROOTS = ("home", "root", "Users", "work", "opt", "mnt", "tmp")
@@ -40,17 +42,21 @@ _REGISTRY = re.compile(
 
 def files(root: Path) -> list[Path]:
     """The project's own files under `root`: what git tracks or would add, or all but outputs where git is absent."""
-    command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
-    except (OSError, subprocess.CalledProcessError):
-        listed = [os.path.relpath(path, root) for path in _walk(root)]
-    return sorted(root / name for name in listed if name and (root / name).is_file())
+    return sorted(root / name for name in _listed(root) if name and (root / name).is_file())
+
+
+def _listed(root: Path) -> Iterable[str]:
+    if (root / ".git").exists():  # without, git would answer for a repository around the tree, which may ignore it
+        command = ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    return (os.path.relpath(path, root) for path in _walk(root))
 
 
 def _walk(root: Path) -> Iterator[str]:
     for folder, names, leaves in os.walk(root):
-        names[:] = [name for name in names if name not in _NOT_SOURCE and not name.startswith((".venv", ".git"))]
+        skipped = _NOT_SOURCE | (_OUTPUTS if Path(folder) == root else set())
+        names[:] = [name for name in names if name not in skipped and not name.startswith((".venv", ".git"))]
         names[:] = [name for name in names if not name.endswith((".egg-info", "_cache"))]
         yield from (os.path.join(folder, leaf) for leaf in leaves)
 

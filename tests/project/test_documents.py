@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import matrix_table
+from experiments import demo_table, matrix_table
 from tests.project import rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,11 +55,12 @@ def test_the_links_lead_somewhere(path: Path) -> None:
     assert not missing
 
 
-def test_the_matrix_is_what_was_measured() -> None:
-    """README's table is rendered from the result of the run, and nobody edits it."""
+def test_tables_are_what_was_measured() -> None:
+    """README's tables are rendered from the results of their runs, and nobody edits them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    start, end = matrix_table.block(text)
-    assert text[start:end] == matrix_table.markdown(json.loads(matrix_table.RESULT.read_text()))
+    for made in (matrix_table, demo_table):
+        start, end = matrix_table.block(text, made.MARKS)
+        assert text[start:end] == made.markdown(json.loads(made.RESULT.read_text()))
     with pytest.raises(ValueError, match="once each"):
         matrix_table.block(text.replace(matrix_table.MARKS[1], ""))
 

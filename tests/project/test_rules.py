@@ -1,6 +1,7 @@
 """The tree keeps the project's rules, and each rule can fail: it is also run on a tree that breaks it."""
 
 import inspect
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,14 @@ def test_the_rule_finds_other_spellings(name: str, text: str, tmp_path: Path) ->
 def test_the_rule_lets_good_lines_pass(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(text)
     assert not RULES[name](tmp_path)
+
+
+def test_the_files_of_a_tree_are_its_own(tmp_path: Path) -> None:
+    """A tree without `.git` may lie in a folder that another repository ignores, and hold a package called `data`."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / ".gitignore").write_text("*\n")
+    root = tmp_path / "data" / "lowbit"
+    for name in ("experiments/data/a.py", "data/b.py", "runs/c.py", "build/d.py"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    assert rules.files(root) == [root / "experiments/data/a.py"]

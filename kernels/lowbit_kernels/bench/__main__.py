@@ -270,9 +270,10 @@ def device() -> str:
 @functools.cache
 def commit() -> str:
     """Short hash of the source tree, with + where it has changes; empty outside one."""
-    folder = os.path.dirname(__file__)
+    folder, file = os.path.split(os.path.abspath(__file__))
     try:
         run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
+        run(["git", "ls-files", "--error-unmatch", file])  # installed into another project, it lies in that one's tree
         name = run(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
         return name + ("+" if run(["git", "status", "--porcelain"]).stdout.strip() else "")
     except (OSError, subprocess.CalledProcessError):

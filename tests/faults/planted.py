@@ -1,0 +1,229 @@
+"""Small faults, one per room or so, and the tests that must find each.
+
+A fault is a replacement: its old text stands once in its file. `make test-faults` plants one after the other in a copy of the
+tree. To add one, write what a tired programmer would, name the quickest test that must fail, and run `make test-faults FAULTS=name`.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One fault.
+
+    Attributes:
+        name: what went wrong.
+        file: from the root of the tree.
+        old: text that stands in it once.
+        new: what stands there instead.
+        tests: node ids, one of which must fail at least; files and doctests count.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = (
+    Fault(
+        "ties are rounded away from zero",
+        "lowbit/core/rounding.py",
+        "return lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)",
+        "return lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO)",
+        ("tests/formats/test_formats.py::test_half_away_differs_at_ties_only",),
+    ),
+    Fault(
+        "a product is fused with the sum after it",
+        "lowbit/core/rounding.py",
+        "return unfused(a * b)",
+        "return a * b",
+        ("tests/core/test_numbers.py::test_products_are_rounded_before_a_sum",),
+    ),
+    Fault(
+        "the last, short group has no scale",
+        "lowbit/core/blocks.py",
+        "math.ceil(n / block) for n, block in zip(shape, blocks, strict=True))",
+        "n // block for n, block in zip(shape, blocks, strict=True))",
+        ("tests/core/test_blocks.py::test_against_a_loop",),
+    ),
+    Fault(
+        "the gradient passes on the bound of a range",
+        "lowbit/core/rounding.py",
+        "jnp.where(x >= high, high, x))",
+        "jnp.where(x > high, high, x))",
+        ("tests/quantizers/test_methods.py::test_lsq_golden",),
+    ),
+    Fault(
+        "the zero point is not kept within the levels",
+        "lowbit/core/ranges.py",
+        "zero = jnp.clip(jnp.round(bottom - low * (1.0 / scale)), bottom, top)",
+        "zero = jnp.round(bottom - low * (1.0 / scale))",
+        ("tests/contract/test_quantizers.py::test_special_values",),
+    ),
+    Fault(
+        "of several batches, the range of the last one counts",
+        "lowbit/core/statistics.py",
+        "return jnp.minimum(low, now_low), jnp.maximum(high, now_high), seen + 1",
+        "return now_low, now_high, seen + 1",
+        ("tests/interpret/test_promises.py::test_the_range_is_that_of_all_batches",),
+    ),
+    Fault(
+        "a step is learned at full speed",
+        "lowbit/quantizers/lsq.py",
+        "1.0 / math.sqrt(count * self.spec.format.high)",
+        "1.0 / math.sqrt(self.spec.format.high)",
+        ("tests/quantizers/test_methods.py::test_lsq_golden",),
+    ),
+    Fault(
+        "levels are not clipped to the format",
+        "lowbit/formats/integer.py",
+        "return round(clip_between(x, low, high))",
+        "return round(x)",
+        ("tests/formats/test_formats.py::test_every_format",),
+    ),
+    Fault(
+        "NaN becomes a number in fp8",
+        "lowbit/formats/minifloat.py",
+        "code = jnp.where(magnitude > 0x7F800000, self.nan_code or 0, code)",
+        "code = jnp.where(magnitude > 0x7F800000, 0, code)",
+        ("tests/formats/test_formats.py::test_floats_are_those_of_ml_dtypes",),
+    ),
+    Fault(
+        "half way, a value takes the upper level of a codebook",
+        "lowbit/formats/codebook.py",
+        "value = jnp.where(x > bound, jnp.float32(level), value)",
+        "value = jnp.where(x >= bound, jnp.float32(level), value)",
+        ("tests/formats/test_formats.py::test_codebooks",),
+    ),
+    Fault(
+        "the last rule that matches wins",
+        "lowbit/plan/match.py",
+        "next((rule for rule in rules if rule.is_for(path)), None)",
+        "next((rule for rule in reversed(rules) if rule.is_for(path)), None)",
+        ("tests/interpret/test_bind.py::test_a_rule_that_is_shadowed_raises",),
+    ),
+    Fault(
+        "codes share bytes along an axis that is not contracted",
+        "lowbit/packed/bits.py",
+        "return packed_length(shape[axis], bits) * rest, axis not in contract, -axis",
+        "return packed_length(shape[axis], bits) * rest, axis in contract, -axis",
+        ("tests/packed/test_native.py",),
+    ),
+    Fault(
+        "bfloat16 scales are stored in float32",
+        "lowbit/packed/bits.py",
+        'if dtype in ("bfloat16", "float16", "float32") else q.scale',
+        'if dtype in ("float16", "float32") else q.scale',
+        (
+            "tests/packed/test_files.py::test_bfloat16_stays_two_bytes",
+            "tests/packed/test_arrays.py::test_bits_are_real",
+        ),
+    ),
+    Fault(
+        "an altered file is read",
+        "lowbit/packed/files.py",
+        "if content.count(mark) != 1 or hashlib",
+        "if content.count(mark) > 1 and hashlib",
+        ("tests/packed/test_files.py::test_an_altered_byte_or_a_truncation_is_refused",),
+    ),
+    Fault(
+        "new weights are served from the order prepared for old ones",
+        "lowbit/interpret/execute.py",
+        "if self.source() is qparams and self.value is not None:",
+        "if self.value is not None:",
+        ("tests/interpret/test_promises.py::test_other_weights_are_not_served_from_a_cache",),
+    ),
+    Fault(
+        "source lines are lost in folders of some names",
+        "lowbit/program/compat.py",
+        "        if not _is_between(frame.file_name):",
+        '        if "/jax/" not in frame.file_name and not _is_between(frame.file_name):',
+        ("tests/interpret/test_source_lines.py",),
+    ),
+    Fault(
+        "the product of both zero points is dropped",
+        "lowbit/interpret/integer/compute.py",
+        "- zero * of_left + count * zeros[0] * zero",
+        "- zero * of_left",
+        ("tests/interpret/test_integer_lookup.py",),
+    ),
+    Fault(
+        "what lies below a half is not looked at",
+        "lowbit/interpret/integer/fixed.py",
+        "(bit(words, s - 1) & (has_below(words, s - 1) | (floor & 1)))",
+        "(bit(words, s - 1) & (floor & 1))",
+        ("tests/interpret/test_integer_fixed.py::test_roundings_are_what_they_are_called",),
+    ),
+    Fault(
+        "the input's scale is multiplied before the weight's",
+        "lowbit/interpret/epilogue.py",
+        "rounded_product(rounded_product(value, first), second)",
+        "rounded_product(rounded_product(value, second), first)",
+        ("tests/interpret/test_promises.py::test_other_weights_are_not_served_from_a_cache",),
+    ),
+    Fault(
+        "the sign of a folded mean is lost",
+        "lowbit/rewrites/batch_norm.py",
+        'elif step.kind == "rsub":\n                scale, shift = -scale, factor - shift',
+        'elif step.kind == "rsub":\n                scale, shift = -scale, shift - factor',
+        ("tests/rewrites/test_batch_norm.py::test_plain_functions_fold",),
+    ),
+    Fault(
+        "a weight is frozen where it is, not on its mean",
+        "lowbit/learn/oscillation.py",
+        "jnp.round(state.mean), state.held)",
+        "levels, state.held)",
+        ("tests/learn/test_learn.py::test_oscillation",),
+    ),
+    Fault(
+        "a transposed weight keeps the blocks of its old axes",
+        "lowbit/interpret/moves.py",
+        "[q.blocks[i] for i in order]",
+        "list(q.blocks)",
+        ("tests/interpret/test_serving.py::test_simulate_equals_execute[tied_embedding-dynamic]",),
+    ),
+    Fault(
+        "the ONNX form drops the bias of a convolution",
+        "lowbit/export/onnx_graph/finish.py",
+        'return Node("Conv", [x, weight, g.constant(bias) if written is None else written], product.node.attributes)',
+        'return Node("Conv", [x, weight], product.node.attributes)',
+        ("tests/export/test_onnx.py",),
+    ),
+    Fault(
+        "C clamps at one end only",
+        "lowbit/export/c/elementwise.py",
+        'return Expr(emitter.call("min", value.dtype, [inner, high]), max(inner.level, high.level))',
+        "return inner",
+        ("tests/export/test_c_primitives.py::test_arithmetic_is_that_of_xla",),
+    ),
+    Fault(
+        "a NaN among the results counts as equal",
+        "lowbit/export/verify.py",
+        "is_same = (wide[0] == wide[1]) | (np.isnan(wide[0]) & np.isnan(wide[1]))",
+        "is_same = (wide[0] == wide[1]) | np.isnan(wide[0]) | np.isnan(wide[1])",
+        ("tests/export/test_verify.py::test_inexact_operations_have_a_measured_limit",),
+    ),
+    Fault(
+        "codes of a byte are in the other order",
+        "kernels/lowbit_kernels/layout.py",
+        "            shift = k * bits - byte * 8  # where bit 0 of code k lies, counted from bit 0 of this byte",
+        "            shift = (count - 1 - k) * bits - byte * 8",
+        ("tests/kernels/test_layout.py::test_golden_bytes",),
+    ),
+    Fault(
+        "a row that holds NaN is quantized as if it did not",
+        "kernels/lowbit_kernels/numerics.py",
+        "return jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))",
+        "return jnp.where(jnp.isfinite(absmax), scale, jnp.ones_like(scale))",
+        ("tests/kernels/test_matmul.py::test_special_values_are_decided",),
+    ),
+    Fault(
+        "a key of the command line is not checked",
+        "lowbit/cli.py",
+        "        _check_known(name, known, key, names)\n        new =",
+        "        new =",
+        ("tests/cli/test_cli.py::test_wrong_words",),
+    ),
+)
