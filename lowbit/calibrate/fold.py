@@ -10,14 +10,24 @@ import numpy as np
 from jaxtyping import Array
 
 from lowbit.core.checks import is_traced, not_finite
-from lowbit.core.paths import leaf_path
+from lowbit.core.keywords import check_keywords, merged, shares_keywords
+from lowbit.core.paths import flatten
 from lowbit.interpret.observe import observer
 from lowbit.interpret.state import QState, empty_statistics, initial_state
 from lowbit.interpret.trace import Model
 from lowbit.plan.rows import Plan
 
 
-def init(fn: Model, plan: Plan, params: Any, *args: Any, key: Array | None = None, **kwargs: Any) -> QState:
+@shares_keywords("lowbit.init")
+def init(
+    fn: Model,
+    plan: Plan,
+    params: Any,
+    *args: Any,
+    key: Array | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
+) -> QState:
     """Returns the state of every site, inputs measured on one example batch.
 
     Args:
@@ -26,15 +36,17 @@ def init(fn: Model, plan: Plan, params: Any, *args: Any, key: Array | None = Non
         params: float parameters.
         *args: an example batch; its values set the input ranges.
         key: a typed key, for quantizers that start at random; `jax.random.key(0)` by default.
-        **kwargs: keyword arguments of ``fn``.
+        kwargs: keyword arguments of ``fn``, whatever their names: ``key`` too.
+        **keywords: keyword arguments of ``fn``.
 
     Returns:
         ``{"learn": ..., "fixed": ...}``; ``["learn"]`` goes to optax.
 
     Raises:
+        TypeError: for a ``key`` that could be init's and the model's (`lowbit.core.keywords`).
         ValueError: if a weight or an input holds NaN or infinity (not checked under jit).
     """
-    return calibrate(fn, plan, params, [args], key=key, kwargs=kwargs)
+    return calibrate(fn, plan, params, [args], key=key, kwargs=merged(keywords, kwargs))
 
 
 def calibrate(
@@ -67,6 +79,8 @@ def calibrate(
         ValueError: if there is no batch, or NaN or infinity in weights or inputs (not checked under jit).
         TypeError: if a batch is not a tuple of arguments.
     """
+    if kwargs is not None:
+        check_keywords("lowbit.calibrate", None, ("kwargs",), {"kwargs": kwargs})
     key = jax.random.key(0) if key is None else key
     _check_weights(plan, params)
     statistics = empty_statistics(plan)
@@ -94,7 +108,7 @@ def initializer(plan: Plan) -> Callable[..., QState]:
 
 def _check_weights(plan: Plan, params: Any) -> None:
     wanted = {path for row in plan.rows for site in row.sites if site.spec is not None for path in site.leaves}
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     for path in not_finite({path: leaf for path, leaf in leaves.items() if path in wanted}):
         raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
 

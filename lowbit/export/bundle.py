@@ -26,11 +26,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowbit.adapters.linen import LinenFunction
-from lowbit.adapters.nnx import NNXFunction
+from lowbit.core.keywords import explicit
+from lowbit.core.marks import takes_state
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.trace import Model, trace
+from lowbit.packed.belongs import check_belongs, checked
 from lowbit.packed.bits import unpack
 from lowbit.packed.files import decode_tensors, encode_tensors
 from lowbit.packed.trees import QParams
@@ -114,7 +115,8 @@ def export(
             (``jax.export.symbolic_shape("batch, 64")``) where every target takes them.
         path: the folder; an earlier bundle there is replaced.
         constant_args: positions in ``args`` whose values become constants. By default the state of `lowbit.linen` and
-            `lowbit.nnx` functions (position 0), and none of a plain function.
+            `lowbit.nnx` functions (position 0), wrapped and rewritten or not (`lowbit.core.marks`), and none of a plain
+            function.
         kwargs: keyword arguments, all constant.
         version: of the StableHLO portable artifact.
         name: of the module.
@@ -124,7 +126,7 @@ def export(
 
     Raises:
         TypeError: for other types, or a constant argument without values.
-        ValueError: for an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
+        ValueError: for parameters of another plan, a scale that is NaN, infinite or smaller than 2**-126, an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
             something else, a module whose constants take more than the packed weights, or a full-integer plan's module
             that computes in floats.
 
@@ -142,10 +144,8 @@ def export(
         ...     "tensor<64x32xi4>" in (bundle.path / "model.mlir").read_text(), bundle.manifest["inputs"]
         (True, [{'name': 'x', 'shape': [2, 64], 'dtype': 'float32'}])
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-    if not isinstance(qparams, QParams):
-        raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
+    check_belongs(plan, qparams)
+    checked(qparams)
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
     if not (isinstance(name, str) and name.isidentifier()):
@@ -155,7 +155,7 @@ def export(
     target = _target(path)
     stablehlo.check_version(version)
     if constant_args is None:
-        constant_args = (0,) if isinstance(fn, LinenFunction | NNXFunction) and args else ()
+        constant_args = (0,) if takes_state(fn) and args else ()
     call = signature.read(fn, args, constant_args, dict(kwargs or {}))
 
     if call.is_symbolic:
@@ -178,7 +178,7 @@ def export(
     def results(plan: Plan) -> list[jax.Array]:
         if boundary:
             return boundary.results(plan, vectors)
-        return jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **call.kwargs))
+        return jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **explicit(call.kwargs)))
 
     want = results(plan)
     inexact = stablehlo.inexact_operations(found)

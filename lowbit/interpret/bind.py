@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowbit.core.keywords import merged, shares_keywords
+from lowbit.core.marks import takes_state
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
 from lowbit.plan import match
@@ -25,6 +27,7 @@ from .state import abstract_state
 from .trace import Model, Trace, trace
 
 
+@shares_keywords("lowbit.bind")
 def bind(
     fn: Model,
     rules: Mapping[str, Any],
@@ -32,7 +35,8 @@ def bind(
     *args: Any,
     integer: bool = False,
     rounding: str = "exact",
-    **kwargs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> Plan:
     """Returns the plan: which operations of ``fn(params, *args, **kwargs)`` are quantized, and how.
 
@@ -46,13 +50,15 @@ def bind(
             16 (``aint16``).
         rounding: of a full-integer plan, where products are cut back to a grid: ``"exact"``, ``"tflite_single"`` or
             ``"gemmlowp_double"``.
-        **kwargs: example keyword arguments.
+        kwargs: example keyword arguments, whatever their names: ``integer`` and ``rounding`` too.
+        **keywords: example keyword arguments.
 
     Returns:
         The plan; ``print(plan)`` shows it.
 
     Raises:
-        TypeError: for rules of a wrong type, or parameters that are not arrays.
+        TypeError: for rules of a wrong type, parameters that are not arrays, ``integer`` that is no boolean, or a keyword
+            that could be bind's and the model's (`lowbit.core.keywords`).
         ValueError: for a rule that matches nothing, a rule text that does not parse, an operation that mixes parameters
             with data and has no rule of its own, a shared weight whose operations disagree, a sum that may overflow
             int32, or a group that does not line up with how a weight is reshaped. With ``integer``: for an equation
@@ -63,7 +69,10 @@ def bind(
         >>> [(row.path, row.rule) for row in plan]
         [('w', '**: w4,a8')]
     """
+    if not isinstance(integer, bool):
+        raise TypeError(f"integer must be True or False, got {integer!r}")
     typed = match.read(rules)
+    kwargs = merged(keywords, kwargs)
     traced = trace(fn, params, args, kwargs)
     graph = traced.graph
     chosen = match.first_matches(typed, [op.path for op in graph.operations])
@@ -74,7 +83,7 @@ def bind(
     dropped = dropped_leaves(traced, rows) if derived is not None else ()
     plan = Plan(rows, tuple(graph.unseen), dropped, derived)
     if integer:
-        state = args[0] if getattr(fn, "takes_state", False) and args else ()
+        state = args[0] if takes_state(fn) and args else ()
         plan = full_integer(plan, traced, rounding, state)
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
@@ -211,7 +220,7 @@ def _warn_constants(rows: tuple[Row, ...]) -> None:
         warnings.warn(
             f"{', '.join(constants)}: the weight is an array the function closed over, not a parameter; it is "
             f"quantized but cannot be trained. Pass it in params, or give it the rule 'keep'",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

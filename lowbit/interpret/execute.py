@@ -2,17 +2,17 @@
 
 import dataclasses
 import functools
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from lowbit.core.checks import is_traced
+from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import Full
 from lowbit.core.scales import stored_scale
 from lowbit.packed import native
+from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
@@ -22,6 +22,7 @@ from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
 from .graph import Operation
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
+from .prepared import Prepared
 from .state import layer_operand
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
@@ -42,13 +43,13 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
             first of these that can run it.
 
     Returns:
-        A function, jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
-        weights into the kernels' order once and keeps that as long as ``qparams`` lives; under an outer jit, call
+        A function (what is in ``kwargs={...}`` always goes to ``fn``), jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
+        weights into the kernels' order once and keeps that as long as their arrays live; under an outer jit, call
         `lowbit.prepare` on ``qparams`` first.
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: for an unknown implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
+        ValueError: at the call, if ``qparams`` are another plan's; for an unknown implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -65,48 +66,31 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
 @functools.lru_cache(maxsize=256)
 def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[..., Any]:
     @jax.jit
-    def compiled(qparams, args, kwargs):
+    def compiled(qparams, matrices, args, kwargs):
+        qparams = native.attached(qparams, matrices) if matrices else qparams
         return execution(fn, plan, qparams, args, kwargs, implementation=implementation)
 
-    prepared = _Prepared(plan)
+    is_native = implementation in (None, "cpu") and not plan.is_full_integer
+    prepared = Prepared(plan)
 
-    def run(qparams, *args, **kwargs):
-        _check_packed(qparams)
-        if implementation in (None, "cpu") and not plan.is_full_integer:
-            qparams = prepared(qparams)
-        return compiled(qparams, args, kwargs)
+    @shares_keywords("lowbit.execute", fn)
+    def run(qparams, /, *args, kwargs=None, **keywords):
+        check_belongs(plan, qparams)
+        matrices = prepared(qparams) if is_native and native.status() is None else {}
+        return compiled(qparams, matrices, args, merged(keywords, kwargs))
 
     return run
 
 
-class _Prepared:
-    """Remembers the prepared form of the last packed parameters, as long as they live. Changes no number."""
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.source: Any = lambda: None
-        self.value: QParams | None = None
-
-    def __call__(self, qparams: QParams) -> QParams:
-        if self.source() is qparams and self.value is not None:
-            return self.value
-        if native.status() is not None or any(is_traced(x) for x in jax.tree.leaves(qparams)):
-            return qparams
-        self.value = native.prepare(self.plan, qparams)
-        self.source = weakref.ref(qparams, self._forget)
-        return self.value
-
-    def _forget(self, _: Any) -> None:
-        self.value = None
-
-
-def _check_packed(qparams: Any) -> None:
-    if not isinstance(qparams, QParams):
-        raise TypeError(f"execute takes packed parameters from lowbit.pack, got {type(qparams).__name__}")
-
-
+@shares_keywords("lowbit.explain")
 def explain(
-    fn: Model, plan: Plan, qparams: QParams, *args: Any, implementation: str | None = None, **kwargs: Any
+    fn: Model,
+    plan: Plan,
+    qparams: QParams,
+    *args: Any,
+    implementation: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> str:
     """Returns a line per operation: which implementation runs it, and why no faster one.
 
@@ -116,9 +100,10 @@ def explain(
         qparams: packed parameters.
         *args: example arguments; shapes and dtypes matter.
         implementation: as in `execute`.
-        **kwargs: example keyword arguments.
+        kwargs: example keyword arguments, whatever their names: ``implementation`` too.
+        **keywords: example keyword arguments.
     """
-    _check_packed(qparams)
+    check_belongs(plan, qparams)
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
         qparams = native.prepare(plan, qparams)
     report: list[tuple[str, str, str]] = []
@@ -126,7 +111,7 @@ def explain(
         lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report),
         qparams,
         args,
-        kwargs,
+        merged(keywords, kwargs),
     )
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
     order = [row.path for row in plan.rows]
@@ -158,6 +143,7 @@ def execution(
         report: gets a line per operation.
         has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
     """
+    check_belongs(plan, qparams)
     traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
     check_same_operations(traced.graph, plan)
     if plan.is_full_integer:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
+from lowbit.packed.belongs import checked
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
 
-from .state import QState, get, layer_operand, quantized_sites, quantizer_of
+from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 
 
 def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
@@ -26,22 +27,33 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
         qstate: from `lowbit.init`, `lowbit.calibrate`, training or `lowbit.solve`.
 
     Raises:
-        ValueError: if a weight holds NaN or infinity (not checked under jit), or the plan came from a file.
+        TypeError: for other types, or parameters that are packed already.
+        ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
+            2**-126 (values are not checked under jit), or the plan came from a file.
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"pack takes (plan, params, qstate): plan must be a Plan, got {type(plan).__name__}")
+    if isinstance(params, QParams):
+        raise TypeError("params are packed already: pack takes the float parameters")
+    check_state(plan, qstate)
     weights = _weights(plan, params)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
+    for key in not_finite({key: [qstate[part][key] for part in PARTS] for key in qstate["fixed"]}):
+        raise ValueError(
+            f"the state of {key!r} holds NaN or infinity: training diverged; go back to a state that is finite"
+        )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
     made = _packer(plan)(weights, states)
     sites = plan.leaf_sites()
 
-    def leaf(keys: Any, x: Any) -> Any:
-        path = leaf_path(keys)
-        if path in plan.dropped:
+    def leaf(path: str, x: Any) -> Any:
+        if path in plan.dropped and not jnp.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random streams stay
             return Dropped(tuple(x.shape), str(x.dtype))
         return made[_name(sites[path])] if path in sites else x
 
-    packed = jax.tree_util.tree_map_with_path(leaf, params)
+    paths, leaves, tree = flatten(params)
+    packed = jax.tree.unflatten(tree, [leaf(path, x) for path, x in zip(paths, leaves, strict=True)])
     found: dict[str, dict[str, Any]] = {}
     for row, site in quantized_sites(plan):
         if site.kind not in ("leaf", "grid"):
@@ -51,7 +63,7 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
             raise ValueError("a full-integer plan read from a file can execute, not pack: bind again")
         for path, integers in plan.freeze(params, qstate).items():
             found[path] = {**found.get(path, {}), **integers}
-    return QParams(packed, found)
+    return checked(QParams(packed, found, plan.fingerprint))
 
 
 def _name(site: Site) -> str:
@@ -60,12 +72,16 @@ def _name(site: Site) -> str:
 
 def _weights(plan: Plan, params: Any) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
     for row, site in quantized_sites(plan):
         if not site.is_weight:
             continue
         if site.kind == "leaf":
+            if site.key not in leaves:
+                raise ValueError(
+                    f"params have no {site.key!r}, which the plan quantizes; they have {', '.join(leaves) or 'nothing'}"
+                )
             weights[site.key] = leaves[site.key]
             continue
         if plan.derive is None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
@@ -18,7 +19,18 @@ from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
-from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
+from .state import (
+    QState,
+    check_state,
+    get,
+    layer_operand,
+    marked,
+    put,
+    quantized_sites,
+    quantizer_of,
+    site_key,
+    walked_sites,
+)
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -34,7 +46,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).
         plan: from `lowbit.bind`.
         train: use the quantizers' training forms; ``run`` then takes ``key=`` and ``step=`` and returns
-            ``(y, qstate')``.
+            ``(y, qstate')``. A model's own ``key`` or ``step`` goes in ``kwargs={...}``, which ``run`` always takes.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
 
@@ -42,7 +54,8 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
 
     Raises:
-        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` lacks a site.
+        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`).
+        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's.
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
@@ -61,14 +74,16 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callab
 
     if train:
 
-        def run_train(params, qstate, *args, key: Array | None = None, step: Any = None, **kwargs):
+        @shares_keywords("lowbit.simulate(train=True)", fn)
+        def run_train(params, qstate, /, *args, key: Array | None = None, step: Any = None, kwargs=None, **keywords):
             step = None if step is None else jnp.asarray(step, jnp.int32)
-            return compiled(params, qstate, args, kwargs, key, step)
+            return compiled(params, qstate, args, merged(keywords, kwargs), key, step)
 
         return run_train
 
-    def run(params, qstate, *args, **kwargs):
-        return compiled(params, qstate, args, kwargs, None, None)[0]
+    @shares_keywords("lowbit.simulate", fn)
+    def run(params, qstate, /, *args, kwargs=None, **keywords):
+        return compiled(params, qstate, args, merged(keywords, kwargs), None, None)[0]
 
     return run
 
@@ -87,6 +102,7 @@ def simulation(
     custom_vjp: str = "raise",
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
+    check_state(plan, qstate)
     traced = trace(fn, params, args, dict(kwargs))
     check_same_operations(traced.graph, plan)
     if plan.is_full_integer:
@@ -198,4 +214,4 @@ def _collected(plan: Plan, leaves: Mapping[str, Any], sites: Mapping[str, Any]) 
     parts: dict[str, Any] = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         put(parts, site.key, site.role, leaves[site.key] if site.kind == "leaf" else sites[row.path][site.role])
-    return parts
+    return marked(plan, parts)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.trees import Dropped
 from lowbit.plan.rows import Plan
@@ -66,13 +66,12 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of (params, *args), got {type(fn).__name__}")
-    entries, param_tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_leaf)
-    paths = [leaf_path(keys) for keys, _ in entries]
-    for path, (_, leaf) in zip(paths, entries, strict=True):
+    paths, values, param_tree = flatten(params, is_leaf=_is_leaf)
+    for path, leaf in zip(paths, values, strict=True):
         if not (_is_leaf(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
             raise TypeError(f"parameter {path!r} must be an array, got {type(leaf).__name__}")
     rest, rest_tree = jax.tree.flatten((tuple(args), kwargs))
-    leaves = [leaf for _, leaf in entries] + rest
+    leaves = values + rest
     out_tree = None
 
     def flat(*leaves):

@@ -6,8 +6,8 @@ The file, little-endian, as safetensors has it::
     header    JSON: {"__metadata__": {"lowbit": CARD}, NAME: {"dtype", "shape", "data_offsets"}, ...}
     data      the tensors' bytes, widest dtype first, without gaps
 
-``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`) and ``tree``
-(see `lowbit.packed.structure`). Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
+``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
+(see `lowbit.packed.structure`) and, where the parameters carry it, the ``fingerprint`` of the plan. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
 byte. ``sha256`` is that of the whole file with its own 64 digits written as zeros, so every byte counts. The same model
 gives the same bytes.
 """
@@ -30,6 +30,7 @@ from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
 from . import structure
+from .belongs import check_belongs, checked
 from .trees import QParams
 
 FORMAT = "lowbit"
@@ -56,7 +57,8 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
 
     Raises:
         TypeError: for other types, or a tree that a file cannot hold (its path is named).
-        ValueError: for a spec that does not read back: a number format of your own lives in your code only.
+        ValueError: for parameters of another plan, a scale that is NaN, infinite or smaller than 2**-126, or a spec that
+            does not read back: a number format of your own lives in your code only.
 
     Example:
         >>> import tempfile, jax, lowbit as lb
@@ -74,6 +76,9 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         raise TypeError(f"save takes (path, plan, qparams): plan must be a Plan, got {type(plan).__name__}")
     if not isinstance(qparams, QParams):
         raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
+    if qparams.fingerprint:
+        check_belongs(plan, qparams)
+    checked(qparams)
     plan_text = serial.to_json(plan)
     if [_specs(row) for row in serial.from_json(plan_text)] != [_specs(row) for row in plan]:
         raise ValueError(
@@ -85,6 +90,8 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         "sites": structure.describe(qparams.sites, "sites", arrays),
     }
     card = {"format": FORMAT, "version": VERSION, "sha256": _ZEROS, "plan": plan_text, "tree": tree}
+    if qparams.fingerprint:
+        card["fingerprint"] = plan.fingerprint
     chunks = encode_tensors(arrays, {FORMAT: json.dumps(card, separators=(",", ":"))})
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -105,7 +112,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
     Raises:
         TypeError: if ``path`` is not a path.
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated, altered, not lowbit's, or of a newer version: the message says which.
+        ValueError: if the file is truncated, altered, not lowbit's, of a newer version, or holds a scale that is none: the
+            message says which.
     """
     source = _path(path)
     content = source.read_bytes()
@@ -123,10 +131,11 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
         arrays = {name: _on_device(name, array) for name, array in decode_tensors(content).items()}
         plan = serial.from_json(card["plan"])
         tree = card["tree"]
-        qparams = QParams(structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays))
+        params, sites = structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays)
+        qparams = QParams(params, sites, plan.fingerprint if card.get("fingerprint") else "")
     except (KeyError, TypeError, IndexError, AttributeError, safetensors.SafetensorError) as error:
         raise ValueError(f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error}") from None
-    return plan, qparams
+    return plan, checked(qparams)
 
 
 def _path(path: Any) -> Path:
@@ -172,7 +181,12 @@ def encode_tensors(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> li
 def _host(name: str, array: Any) -> np.ndarray:
     if isinstance(array, Tracer):
         raise TypeError(f"{name} is a tracer: save cannot run under jit")
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended) or str(array.dtype) not in _DTYPES:
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"{name} is a {array.dtype}, a random key, which a safetensors file cannot hold: keep jax.random.key_data(key) "
+            f"there and wrap it in the function, or pass the key as an argument"
+        )
+    if str(array.dtype) not in _DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold; cast it first")
     host = np.ascontiguousarray(array)
     return host.reshape(array.shape).astype(host.dtype.newbyteorder("<"), copy=False)

@@ -1,13 +1,13 @@
 """Packed weights in the physical order of the kernels, prepared once; the only other import of `lowbit_kernels`.
 
-`prepare` is pure and changes no number. `lowbit.execute` calls it by itself the first time it sees concrete packed
-parameters, and keeps the result as long as they live.
+`prepare` is pure and changes no number. `lowbit.execute` does the same by itself the first time it sees concrete packed
+weights, and keeps the result as long as their arrays live.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import lowbit_kernels
-from lowbit.core.paths import leaf_path
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Format, Tensor
 from lowbit.plan.rows import Plan, Row, Site
 
+from .belongs import check_belongs
 from .bits import unpack
-from .trees import QParams
+from .trees import QParams, flatten
 
 Matrix = Any
 T = TypeVar("T")
@@ -153,34 +153,59 @@ def status() -> str | None:
 def prepare(plan: Plan, qparams: QParams) -> QParams:
     """Returns ``qparams`` with every weight that the kernels can take in their physical order as well. Pure.
 
+    What it returns is a copy: replace an entry in ``qparams`` and prepare again, not in the result.
+
     Args:
         plan: from `lowbit.bind`.
         qparams: from `lowbit.pack` or `lowbit.load`.
+
+    Raises:
+        TypeError: for other types.
+        ValueError: if ``qparams`` are another plan's.
     """
-    rows = {
+    check_belongs(plan, qparams)
+    made = {key: matrix(*each) for key, each in candidates(plan, qparams).items()}
+    return attached(qparams, {key: each for key, each in made.items() if each is not None})
+
+
+def candidates(plan: Plan, qparams: QParams) -> dict[str, tuple[QTensor, Row, Site]]:
+    """Returns the packed weights, by key, that the kernels may take and that are not prepared yet."""
+    rows = _rows(plan)
+    found = {key: q for key, q in qparams.weights().items() if key in rows and not isinstance(q, NativeTensor)}
+    return {key: (q, *rows[key]) for key, q in found.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _rows(plan: Plan) -> dict[str, tuple[Row, Site]]:
+    return {
         site.key: (row, site)
         for row in plan.rows
         for site in row.sites
         if site.is_weight and why_not(row, site) is None
     }
 
-    def one(q: Any, key: str) -> Any:
-        if not isinstance(q, QTensor) or isinstance(q, NativeTensor) or key not in rows:
-            return q
-        row, site = rows[key]
-        groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
-        matrix = _builder(groups, site.operand.contract, site.operand.stack)(q)
-        if matrix is None:
-            return q
-        fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}
-        return NativeTensor(**fields, matrix=matrix)
 
-    def leaf(keys: Any, q: Any) -> Any:
-        return one(q, leaf_path(keys))
+def matrix(q: QTensor, row: Row, site: Site) -> Any:
+    """Returns a packed weight in the kernels' order, or None where its bytes do not line up."""
+    groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
+    return _builder(groups, site.operand.contract, site.operand.stack)(q)
 
-    params = jax.tree_util.tree_map_with_path(leaf, qparams.params, is_leaf=lambda x: isinstance(x, QTensor))
-    sites = {path: {role: one(q, path) for role, q in roles.items()} for path, roles in qparams.sites.items()}
-    return QParams(params, sites)
+
+def attached(qparams: QParams, matrices: Mapping[str, Any]) -> QParams:
+    """Returns ``qparams`` with these forms of weights, by key, beside the packed ones."""
+    paths, leaves, tree = flatten(qparams.params)
+
+    def one(key: str, q: Any) -> Any:
+        if key not in matrices:
+            return q
+        return NativeTensor(**{f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}, matrix=matrices[key])
+
+    params = jax.tree.unflatten(tree, [one(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
+    sites = {
+        path: {role: one(path, x) if isinstance(x, QTensor) else x for role, x in roles.items()}
+        for path, roles in qparams.sites.items()
+    }
+    return dataclasses.replace(qparams, params=params, sites=sites)
 
 
 @functools.lru_cache(maxsize=256)

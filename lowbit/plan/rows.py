@@ -1,6 +1,7 @@
 """The plan: a row per operation. Frozen, hashable data; traced once, checked once, taken by every later step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ class Site:
             replaced by 0: only their rank and axes matter.
         spec: how it is quantized, or None.
         quantizer: what quantizes it; None where ``spec`` is None, and in a plan read from a file.
+        text: of the quantizer, in a plan read from a file; else "".
     """
 
     role: str
@@ -33,6 +35,12 @@ class Site:
     operand: Operand
     spec: Spec | None = None
     quantizer: Quantizer | None = dataclasses.field(default=None, compare=True)
+    text: str = ""
+
+    @property
+    def method(self) -> str:
+        """The quantizer as text, also where a file held nothing else of it; "" where there is none."""
+        return self.text if self.quantizer is None else self.quantizer.text
 
     @property
     def is_weight(self) -> bool:
@@ -160,6 +168,13 @@ class Plan:
     def is_full_integer(self) -> bool:
         """Whether every tensor that crosses an operation has a grid."""
         return bool(self.steps)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What states and packed parameters of this plan carry; see `lowbit.plan.fingerprint`."""
+        from .fingerprint import fingerprint
+
+        return fingerprint(self)
 
     def grids(self) -> dict[str, Site]:
         """Returns the grids of a full-integer plan, by path."""

@@ -20,7 +20,7 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         "leaves": list(site.leaves),
         "operand": dataclasses.asdict(site.operand),
         "spec": None if site.spec is None else site.spec.text,
-        "quantizer": None if site.quantizer is None else site.quantizer.text,
+        "quantizer": site.method or None,
     }
 
 
@@ -42,6 +42,7 @@ def _site_from_json(data: dict[str, Any]) -> Site:
             operand["is_weight"],
         ),
         spec=spec,
+        text=data["quantizer"] or "",
     )
 
 

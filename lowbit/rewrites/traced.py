@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.program.read import Equation, Program, Value
 from lowbit.program.read import read as read_program
 
@@ -68,7 +68,6 @@ def read(fn: Callable[..., Any], params: Any, state: Any, args: Sequence[Any], k
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of (params, state, *args), got {type(fn).__name__}")
-    entries, _ = jax.tree_util.tree_flatten_with_path(params)
     state_entries, _ = jax.tree_util.tree_flatten_with_path(state)
     leaves, tree = jax.tree.flatten((params, state, tuple(args), dict(kwargs)))
     out: Any = None
@@ -81,11 +80,12 @@ def read(fn: Callable[..., Any], params: Any, state: Any, args: Sequence[Any], k
         return jax.tree.leaves(result)
 
     avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
-    fixed = len(entries) + len(state_entries)
+    paths, state_paths = tuple(flatten(params)[0]), tuple(flatten(state)[0])
+    fixed = len(paths) + len(state_paths)
     return Traced(
         read_program(jax.make_jaxpr(flat)(*avals), fixed=fixed, inlined=("jit",)),
-        tuple(leaf_path(keys) for keys, _ in entries),
-        tuple(leaf_path(keys) for keys, _ in state_entries),
+        paths,
+        state_paths,
         jax.tree.structure(out),
         _updates(out, [keys for keys, _ in state_entries]),
     )

@@ -247,6 +247,8 @@ def summed_count(equation: Equation) -> int:
     params = equation.eqn.params
     if equation.name == "reduce_sum":
         return math.prod(equation.ins[0].shape[i] for i in params["axes"])
+    if equation.name == "cumsum":
+        return equation.ins[0].shape[params["axis"]]
     return math.prod(params["window_dimensions"])
 
 

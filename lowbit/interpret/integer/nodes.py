@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lowbit.interpret.graph import Operation
-from lowbit.program import read
+from lowbit.program import primitives, read
 from lowbit.program.read import Equation, Loop, Value
 
 TABULAR = frozenset(
@@ -18,13 +18,14 @@ TABULAR = frozenset(
 )  # fmt: skip
 """Elementwise: of one tensor and scalars, any of them is part of a table."""
 
-MOVES = frozenset(
-    (
-        "broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims", "gather",
-        "optimization_barrier", "pad", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "reshape",
-        "rev", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose", "name",
-    )
-)  # fmt: skip
+MOVES = (
+    primitives.SAME
+    | primitives.VARYING
+    | primitives.CASTS
+    | primitives.SHAPED
+    | {"broadcast_to", "dynamic_slice", "gather", "pad", "slice", "split", "tile", "unstack"}
+    | {"cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
+)
 """Of data, these change where elements are or choose among them: the result is on the same grid."""
 
 LINEAR = frozenset(("dot", "conv", "affine", "sum", "product", "softmax", "norm"))

@@ -32,7 +32,7 @@ from .flat import small_shape
 from .grids import Grids
 from .nodes import MOVES, TABULAR, Node, Program
 
-_SUMS = {"reduce_sum": "sum", "reduce_window_sum": "sum"}
+_SUMS = ("cumsum", "reduce_sum", "reduce_window_sum")
 _PAIRS = {"add": "add", "add_any": "add", "sub": "add", "mul": "product", "max": "max", "min": "min"}
 _KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
 
@@ -66,13 +66,22 @@ class _Placer:
         self.roots: dict[Value, Value] = {}
         self.grids = Grids()
         self.made: dict[Value, Node] = {}
-        self.counts: dict[tuple[str, str], int] = {}
+        self.counts: dict[str, int] = {}
+        self.taken = {op.path for op in operations.values()}
         self.done: set[Equation] = set()
         self.inside: set[Equation] = set()  # templates
         self.indices: set[Value] = set()  # integers that depend on integers alone
         self.inner: set[Value] = set()  # carries and slices at the start of a turn
 
     # nodes
+
+    def named(self, stem: str) -> str:
+        """The next path ``stem_0``, ``stem_1``, ... that is not that of an operation: a parameter may be called so."""
+        while True:
+            number = self.counts.get(stem, 0)
+            self.counts[stem] = number + 1
+            if (path := f"{stem}_{number}") not in self.taken:
+                return path
 
     def add(
         self, nodes: list[Node], kind: str, ins: list[Value], outs: list[Value], equations: list[Equation], **rest: Any
@@ -84,9 +93,7 @@ class _Placer:
             path, near = op.path, frozenset([op.base])
         else:
             prefix = common_prefix(sorted(near))
-            number = self.counts.get((prefix, kind), 0)
-            self.counts[prefix, kind] = number + 1
-            path = f"{prefix}/{kind}_{number}" if prefix else f"{kind}_{number}"
+            path = self.named(f"{prefix}/{kind}" if prefix else kind)
         source = next((e.source for e in equations if e.source), "")
         node = Node(kind, path, ins, outs, equations, source, **rest)
         nodes.append(node)
@@ -180,7 +187,7 @@ class _Placer:
             return self.sum
         is_choice = name == "select_n" and not self.is_tabular(equation)
         is_choice = is_choice and (not equation.ins[0].is_data or equation.ins[0] in self.indices)
-        if name == "concatenate" or is_choice:
+        if name in ("concatenate", "stack") or is_choice:
             return self.unified
         if name in MOVES and not (name in TABULAR and data[0] in self.roots):
             return self.move
