@@ -146,3 +146,23 @@ def common_prefix(paths: Sequence[str]) -> str:
             break
         shared.append(parts[0])
     return "/".join(shared)
+
+
+def derived_path(paths: Sequence[str]) -> str:
+    """Returns the path of a weight computed from leaves of one size: what they share, the differences joined by ``+``.
+
+    Example:
+        >>> derived_path(["cell/ii/kernel", "cell/if/kernel"])
+        'cell/ii+if/kernel'
+    """
+    if len(paths) == 1:
+        return paths[0]
+    split = [p.split("/") for p in paths]
+    prefix = common_prefix(paths).split("/") if common_prefix(paths) else []
+    rest = [s[len(prefix) :] for s in split]
+    suffix: list[str] = []
+    while all(len(r) > 1 for r in rest) and len({r[-1] for r in rest}) == 1:
+        suffix.insert(0, rest[0][-1])
+        rest = [r[:-1] for r in rest]
+    middle = "+".join("/".join(r) for r in rest)
+    return "/".join([*prefix, middle, *suffix])

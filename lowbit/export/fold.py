@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowbit.interpret.graph import is_smaller
+from lowbit.interpret.kinds import is_smaller
 from lowbit.program import compat
 from lowbit.program.evaluate import evaluate
 from lowbit.program.read import Equation, Program

@@ -109,6 +109,6 @@ def run(compiled: bytes, args: Sequence[np.ndarray], *, entry: str = "main") -> 
     context = runtime.SystemContext(config=runtime.Config("local-sync"))
     module = runtime.VmModule.copy_buffer(context.instance, compiled)
     context.add_vm_module(module)
-    outs = context.modules[module.name][entry](*[np.ascontiguousarray(x) for x in args])
+    outs = context.modules[module.name][entry](*[np.asarray(x, order="C") for x in args])
     outs = outs if isinstance(outs, list | tuple) else [outs]
     return [np.asarray(out) for out in outs]

@@ -36,7 +36,7 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
     if isinstance(params, QParams):
         raise TypeError("params are packed already: pack takes the float parameters")
     check_state(plan, qstate)
-    weights = _weights(plan, params)
+    weights = _weights(plan, params, qstate)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
     for key in not_finite({key: [qstate[part][key] for part in PARTS] for key in qstate["fixed"]}):
@@ -70,7 +70,7 @@ def _name(site: Site) -> str:
     return f"{site.key}:{site.role}"
 
 
-def _weights(plan: Plan, params: Any) -> dict[str, Any]:
+def _weights(plan: Plan, params: Any, qstate: QState) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
@@ -88,9 +88,27 @@ def _weights(plan: Plan, params: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{site.key}: a derived weight needs the traced function, which a file does not hold: bind again"
             )
-        derived = plan.derive(params) if derived is None else derived
+        derived = plan.derive(_as_served(plan, params, qstate)) if derived is None else derived
         weights[site.key] = derived[row.path]
     return weights
+
+
+def _as_served(plan: Plan, params: Any, qstate: QState) -> Any:
+    """The parameters, leaves that an operation uses as they are with the values they are served with.
+
+    Simulation computes with those wherever such a leaf is used, so a weight derived from it is derived from those.
+    """
+    used = {leaf for _, site in quantized_sites(plan) if site.kind == "derived" for leaf in site.leaves}
+    sites = {path: site for path, site in plan.leaf_sites().items() if path in used}
+
+    def value(path: str, x: Any) -> Any:
+        site = sites.get(path)
+        if site is None:
+            return x
+        return quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand).dequantize()
+
+    paths, leaves, tree = flatten(params)
+    return jax.tree.unflatten(tree, [value(path, x) for path, x in zip(paths, leaves, strict=True)])
 
 
 @functools.lru_cache(maxsize=256)
@@ -123,8 +141,13 @@ def _weight(row: Row | Step, site: Site, state: QState, x: Any) -> Any:
 
 
 def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:
-    """The scale and zero point a static input is served with, read off the quantizer's own grid; none if dynamic."""
+    """What an input is served with: scale and zero point, read off the quantizer's own grid; none if dynamic.
+
+    Where the quantizer's own code serves it, the quantizer's state.
+    """
     assert site.spec is not None
+    if site.own_code:
+        return dict(state)
     if site.spec.dynamic:
         return {}
     quantizer, operand = quantizer_of(site), layer_operand(site)

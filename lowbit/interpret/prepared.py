@@ -30,14 +30,13 @@ class Prepared:
             arrays = jax.tree.leaves(q)
             if any(is_traced(x) for x in arrays):
                 continue
-            sources, matrix = self.known.get(key, ((), None))
+            sources, order = self.known.get(key, ((), None))
             if len(sources) != len(arrays) or any(ref() is not x for ref, x in zip(sources, arrays, strict=True)):
-                matrix = _apart(native.matrix(q, row, site), arrays)
+                order = _apart(native.order_of(q, row, site), arrays)
                 self.known.pop(key, None)
                 if all(isinstance(x, jax.Array) for x in arrays):
-                    self.known[key] = tuple(weakref.ref(x, self._forgetter(key)) for x in arrays), matrix
-            if matrix is not None:
-                found[key] = matrix
+                    self.known[key] = tuple(weakref.ref(x, self._forgetter(key)) for x in arrays), order
+            found[key] = order
         return found
 
     def _forgetter(self, key: str) -> Any:
@@ -51,7 +50,8 @@ class Prepared:
         return forget
 
 
-def _apart(matrix: Any, arrays: list[Any]) -> Any:
+def _apart(order: native.Order, arrays: list[Any]) -> native.Order:
     """The same, holding none of the arrays it was made from: a compiled program may hand its argument back as it is."""
     mine = {id(x) for x in arrays}
-    return jax.tree.map(lambda x: jnp.array(x, copy=True) if id(x) in mine else x, matrix)
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda x: jnp.array(x, copy=True) if id(x) in mine else x, order)

@@ -15,14 +15,16 @@ from lowbit.core.spec import Operand
 from lowbit.plan.rows import Plan, Site
 from lowbit.program.compat import rebind
 
-from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
+from .arithmetic import is_integer_pair, result_dtype, simulated
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
+from .sides import weight_right
 from .state import (
     QState,
     check_state,
     get,
+    has_no_values,
     layer_operand,
     marked,
     put,
@@ -31,6 +33,7 @@ from .state import (
     site_key,
     walked_sites,
 )
+from .switch import watched
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -40,13 +43,15 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
     results agree to the last bit. Other quantized operations dequantize and accumulate in float. Gradients pass
-    straight through, as each quantizer says.
+    straight through, as each quantizer says. Where no operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).
         plan: from `lowbit.bind`.
         train: use the quantizers' training forms; ``run`` then takes ``key=`` and ``step=`` and returns
             ``(y, qstate')``. A model's own ``key`` or ``step`` goes in ``kwargs={...}``, which ``run`` always takes.
+            Without it, differentiating ``run`` warns where a quantizer trains in another form than it serves, or keeps a
+            state while training.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
 
@@ -68,9 +73,10 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callable[..., Any]:
     @jax.jit
     def compiled(params, qstate, args, kwargs, key, step):
-        return simulation(
+        y, after = simulation(
             fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp
         )
+        return (y if train else watched(plan, y)), after
 
     if train:
 
@@ -103,8 +109,10 @@ def simulation(
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
-    traced = trace(fn, params, args, dict(kwargs))
+    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
     check_same_operations(traced.graph, plan)
+    if not plan.quantized:
+        return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
             plan, traced, qstate, train=train, key=key, step=step, updated=_updated
@@ -132,7 +140,7 @@ def simulation(
         operands = []
         for site, value in zip(rows[op.path].sites, values, strict=True):
             if site.spec is None:
-                operands.append(value if op.eqn.primitive.name == "gather" else plain(value))
+                operands.append(value if op.is_lookup else plain(value))
             elif site.kind == "leaf":
                 operands.append(value)
             else:
@@ -159,10 +167,11 @@ def simulation(
 def compute(op: Operation, left: Any, right: Any) -> Any:
     """Returns the operation on its operands, quantized or not: levels in, the result in its own dtype out."""
     eqn = op.eqn
-    if eqn.primitive.name == "gather":
-        return lookup(eqn, left, right) if isinstance(left, QTensor) else rebind(eqn, [left, right])[0]
+    if op.is_lookup:
+        return lookup(eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
-        return _simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
+        sides = weight_right(eqn, op.weight)
+        return sides.restore(_simulated(sides.matmul, *sides.operands(left, right), result_dtype(eqn)))
     return rebind(eqn, [plain(left), plain(right)])[0]
 
 
@@ -196,6 +205,8 @@ def _trained(
 def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
     """The state after one training batch: statistics of this batch, given to the quantizer's ``update``."""
     quantizer = quantizer_of(site)
+    if stats is None and has_no_values(x):
+        return state
     if stats is None:
         operand = layer_operand(site)
         if site.is_weight:

@@ -51,7 +51,15 @@ def _abstract(leaf: Any) -> Any:
     return leaf
 
 
-def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *, has_codes: bool = False) -> Trace:
+def trace(
+    fn: Model,
+    params: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    has_codes: bool = False,
+    has_picks: bool = True,
+) -> Trace:
     """Returns the trace of ``fn(params, *args, **kwargs)``; packed parameters stand for their float values.
 
     Args:
@@ -60,6 +68,7 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
         args: its arguments.
         kwargs: its keyword arguments.
         has_codes: whether int8 and int16 arguments are codes that stand for float32 values.
+        has_picks: whether a matrix that data picks is a weight; not so in a full-integer plan.
 
     Raises:
         TypeError: if ``fn`` is not callable, or a parameter is not an array.
@@ -86,7 +95,7 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
         shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
     jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
-    return Trace(jaxpr, read(jaxpr, paths, shapes), leaves, paths, out_tree)
+    return Trace(jaxpr, read(jaxpr, paths, shapes, has_picks=has_picks), leaves, paths, out_tree)
 
 
 def check_same_operations(graph: Graph, plan: Plan) -> None:

@@ -13,6 +13,9 @@ from jax.extend import core as jex
 
 from . import primitives
 
+INLINED = ("jit", "remat")
+"""Calls (`kind`) that are their body: what is only moved in there is only moved. Others compute what they return."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Body:
@@ -112,6 +115,14 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
         consts, carries, _ = params["ft_in"].unpack()
         return len(consts), len(carries)
     raise TypeError(f"this version of jax describes scan by {sorted(params)}, which lowbit does not know")
+
+
+def carried(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """Returns those of the operands of a scan or while that it carries; none of another equation."""
+    if kind(eqn) == "scan":
+        consts, carries = scan_counts(eqn)
+        return values[consts : consts + carries]
+    return values[eqn.params["cond_nconsts"] + eqn.params["body_nconsts"] :] if kind(eqn) == "while" else ()
 
 
 def scan(eqn: Any, body: Callable[..., Any], init: Any, xs: Any) -> Any:

@@ -42,8 +42,8 @@ def packed():
 @pytest.fixture
 def builds(monkeypatch):
     """The weights put into the kernels' order, in order."""
-    found, real = [], native.matrix
-    monkeypatch.setattr(native, "matrix", lambda q, row, site: found.append(site.key) or real(q, row, site))
+    found, real = [], native.order_of
+    monkeypatch.setattr(native, "order_of", lambda q, row, site: found.append(site.key) or real(q, row, site))
     return found
 
 

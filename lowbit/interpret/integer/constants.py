@@ -17,8 +17,9 @@ from lowbit.core.powers import exponent, power_of_two
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import nearest_even, rounded_product, unfused
 from lowbit.core.spec import Spec
-from lowbit.interpret.arithmetic import Matmul, contracted_size, right_to_result
+from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec
+from lowbit.interpret.sums import contracted_size
 from lowbit.program import compat
 from lowbit.program.read import Equation, Value
 

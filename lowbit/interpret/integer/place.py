@@ -22,6 +22,7 @@ import numpy as np
 
 from lowbit.core.paths import common_prefix
 from lowbit.interpret.graph import Operation
+from lowbit.interpret.picks import LOOKUPS
 from lowbit.program import read
 from lowbit.program.constants import written_value
 from lowbit.program.read import Equation, Value
@@ -177,7 +178,7 @@ class _Placer:
             return self.scan
         if equation.call is not None:
             raise self.error(equation, "of control flow, only scans over data have an integer form")
-        if name == "gather" and equation.address in self.operations:
+        if name in LOOKUPS and equation.address in self.operations:
             return self.lookup
         if self.indices.issuperset(data) and not any(is_float(v) for v in equation.outs):
             return self.index
@@ -235,11 +236,11 @@ class _Placer:
         self.add(nodes, "index", [v for v in equation.ins if v.is_data], list(equation.outs), [equation])
 
     def lookup(self, equation: Equation, nodes: list[Node]) -> None:
-        if equation.ins[1] not in self.indices:
+        indices = [v for v in equation.ins[1:] if v.is_data]
+        if not self.indices.issuperset(indices):
             raise self.error(equation, "rows of a weight are picked by integers that depend on integer arguments alone")
-        self.add(
-            nodes, "lookup", [equation.ins[1]], list(equation.outs), [equation], op=self.operations[equation.address]
-        )
+        op = self.operations[equation.address]
+        self.add(nodes, "lookup", indices, list(equation.outs), [equation], op=op)
 
     def sum(self, equation: Equation, nodes: list[Node]) -> None:
         x = self.need(equation.ins[0], nodes, equation)
