@@ -1,6 +1,7 @@
 """The interpretations of a full-integer plan: observe, simulate, freeze, execute. One evaluator, one arithmetic."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -277,18 +278,22 @@ def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> P
     rows, steps = steps_of(program, plan.rows)
     leaves = Plan(rows).leaf_sites()
     dropped = tuple(path for path in traced.paths if path not in leaves)
-    bare = dataclasses.replace(plan, rows=rows, steps=steps, rounding=rounding, dropped=dropped)
-    return dataclasses.replace(bare, freeze=freezer(bare, traced))
+    return dataclasses.replace(plan, rows=rows, steps=steps, rounding=rounding, dropped=dropped)
 
 
+@functools.lru_cache(maxsize=64)
 def freezer(plan: Plan, traced: Trace) -> Callable[[Any, QState], dict[str, Any]]:
-    """Returns ``(params, qstate) -> {path: integer constants}``: what packing adds to the weights."""
-    bare = dataclasses.replace(traced, leaves=[])
+    """Returns ``(params, qstate) -> {path: integer constants}``: what packing adds to the weights.
+
+    Args:
+        plan: the plan.
+        traced: a call of its function; its values are not read.
+    """
 
     @jax.jit
     def freeze(params: Any, qstate: QState) -> dict[str, Any]:
         leaves = list(jax.tree.leaves(params))
-        now = dataclasses.replace(bare, leaves=leaves)
+        now = dataclasses.replace(traced, leaves=leaves)
         program = program_for(plan, now)
 
         def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
