@@ -21,13 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowbit.interpret import compat
 from lowbit.interpret.kinds import is_smaller
+from lowbit.program import compat
+from lowbit.program.evaluate import evaluate
+from lowbit.program.read import Equation, Program
+from lowbit.program.read import read as read_program
 
 from . import lowering
 from .ragged import has_ragged_rows, packed, unpacked
 
-_INLINED = ("jit", "remat", "custom_jvp", "custom_vjp")
 _CHEAP = frozenset(
     (
         "convert_element_type",
@@ -193,8 +195,9 @@ def fold(
         rewritten: names of primitives that are written as `lowbit.export.lowering` has them.
     """
     program = _Program([], [], frozenset(kept), frozenset(rewritten))
-    args = [*map(_leaf, constants), *program.slots(len(jaxpr.jaxpr.invars) - len(constants))]
-    program.outs = _flatten(program, jaxpr.jaxpr, [_leaf(c) for c in jaxpr.consts], args)
+    read = read_program(jaxpr)
+    args = [*map(_leaf, constants), *program.slots(len(read.inputs) - len(constants))]
+    program.outs = _flatten(program, read, args)
     used = [v for _, values, _ in program.steps for v in values] + program.outs
     used = [v for v in dict.fromkeys(used) if isinstance(v, Known)]
     _evaluate(known for known in _ingredients(used) if known.is_integer)
@@ -209,33 +212,28 @@ def _leaf(value: Any) -> Known:
     return Known(tuple(np.shape(value)), jnp.result_type(value), value=value)
 
 
-def _flatten(program: _Program, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
+def _flatten(program: _Program, read: Program, args: Sequence[Any]) -> list[Any]:
+    """Adds the equations that are left to ``program`` and returns what the results are."""
 
-    def get(var):
-        return _leaf(np.asarray(var.val, var.aval.dtype)) if compat.is_literal(var) else env[var]
-
-    for eqn in jaxpr.eqns:
-        values = [get(v) for v in eqn.invars]
-        if compat.kind(eqn) in _INLINED:
-            (body,) = compat.bodies(eqn)
-            outs = _flatten(program, body.jaxpr, [_leaf(c) for c in body.consts], values)
-        elif (divisor := _small_divisor(program, eqn, values)) is not None:
+    def equation(equation: Equation, values: list[Any]) -> list[Any]:
+        eqn = equation.eqn
+        if (divisor := _small_divisor(program, eqn, values)) is not None:
             value, shape, axes = divisor
-            product = lowering.quotient(eqn.outvars[0].aval.shape, shape, axes)
-            outs = _flatten(program, product.jaxpr, [_leaf(c) for c in product.consts], [values[0], value])
-        elif _is_known(program, eqn, values):
-            outs = [
-                Known(tuple(var.aval.shape), var.aval.dtype, eqn, i, tuple(values)) for i, var in enumerate(eqn.outvars)
-            ]
-        else:
-            outs = program.slots(len(eqn.outvars))
-            program.steps.append((eqn, values, outs))
-        if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1:
-            program.spread[outs[0]] = eqn, values[0]
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [get(v) for v in jaxpr.outvars]
+            product = lowering.quotient(equation.outs[0].shape, shape, axes)
+            return _flatten(program, read_program(product), [values[0], value])
+        if _is_known(program, eqn, values):
+            return [Known(out.shape, out.dtype, eqn, i, tuple(values)) for i, out in enumerate(equation.outs)]
+        outs = program.slots(len(equation.outs))
+        program.steps.append((eqn, values, outs))
+        return outs
+
+    def spread(of: Equation, values: list[Any]) -> list[Any]:
+        (out,) = equation(of, values)
+        if len(values) == 1:
+            program.spread[out] = of.eqn, values[0]
+        return [out]
+
+    return evaluate(read, args, {"broadcast_in_dim": spread}, equation, lambda v: _leaf(v.value))
 
 
 def _small_divisor(program: _Program, eqn: Any, values: Sequence[Any]) -> Any:

@@ -12,12 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.interpret.integer.flat import Equation, Flat, Var, flatten
-from lowbit.interpret.integer.templates import written_value
+from lowbit.interpret.integer.flat import flatten
 from lowbit.interpret.trace import Trace
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
+from lowbit.program import read
+from lowbit.program.constants import written_value
+from lowbit.program.read import Equation, Value
 
 _SUMS = ("add", "sub", "add_any")
 _KEPT = frozenset(
@@ -41,19 +43,15 @@ def last_steps(plan: Plan, traced: Trace, qparams: QParams) -> list[float | None
         traced: of the exported call on ``qparams``.
         qparams: packed.
     """
-    try:
-        flat = flatten(traced)
-    except ValueError:  # control flow that depends on data
-        return [None] * len(traced.jaxpr.jaxpr.outvars)
-    return _Reader(plan, traced, qparams, flat).found
+    return _Reader(plan, traced, qparams, flatten(traced)).found
 
 
 class _Reader:
-    def __init__(self, plan: Plan, traced: Trace, qparams: QParams, flat: Flat):
+    def __init__(self, plan: Plan, traced: Trace, qparams: QParams, flat: read.Program):
         self.operations = traced.graph.by_address
         self.rows = {row.path: row for row in plan.rows}
         self.qparams, self.weights = qparams, qparams.weights()
-        known: dict[Var, float | None] = {}
+        known: dict[Value, float | None] = {}
         for equation in flat.equations:  # in order, so that no chain is walked twice
             found = self.equation(equation, [0.0 if not v.is_data else known.get(v, 0.0) for v in equation.ins])
             known |= dict.fromkeys(equation.outs, found)
@@ -66,7 +64,7 @@ class _Reader:
         if equation.address in self.operations:
             return self.operation(self.operations[equation.address].path)
         moved = [x for x in given if x is not None]
-        if len(moved) != len(given) or equation.loop is not None:
+        if len(moved) != len(given) or equation.call is not None:
             return None
         name = equation.name
         if name in _SUMS:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowbit.interpret import compat
+from lowbit.program import compat
 
 
 def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:

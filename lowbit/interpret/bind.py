@@ -17,7 +17,7 @@ from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
 from .arithmetic import Matmul
-from .derive import derivation, dropped_leaves
+from .derive import dropped_leaves, has_derived
 from .graph import Graph, Operation
 from .integer.interpretations import full_integer
 from .integer.long import MOST
@@ -82,9 +82,8 @@ def bind(
     rows = tuple(_row(op, graph, traced, chosen[op.path], integer=integer) for op in graph.operations)
     _check_shared(rows)
     _warn_constants(rows)
-    derived = derivation(traced, rows)
-    dropped = dropped_leaves(traced, rows) if derived is not None else ()
-    plan = Plan(rows, tuple(graph.unseen), dropped, derived)
+    dropped = dropped_leaves(traced, rows) if has_derived(rows) else ()
+    plan = Plan(rows, tuple(graph.unseen), dropped, program=traced.bare)
     if integer:
         state = args[0] if takes_state(fn) and args else ()
         plan = full_integer(plan, traced, rounding, state)

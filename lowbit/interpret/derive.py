@@ -1,5 +1,6 @@
 """Derived weights: computed from parameters, quantized after the arithmetic, evaluated once when packed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,14 +31,18 @@ def _zeros(aval: Any) -> Any:
     return jnp.zeros(aval.shape, aval.dtype)
 
 
-def derivation(traced: Trace, rows: tuple[Row, ...]) -> Callable[[Any], dict[str, Any]] | None:
-    """Returns ``params -> {path: derived weight}``, stacked over layers where a scan is over layers; None if none.
+def has_derived(rows: tuple[Row, ...]) -> bool:
+    """Returns whether any operation has a quantized weight that is computed."""
+    return bool(_derived_paths(rows))
+
+
+@functools.lru_cache(maxsize=64)
+def derivation(traced: Trace, rows: tuple[Row, ...]) -> Callable[[Any], dict[str, Any]]:
+    """Returns ``params -> {path: derived weight}``, stacked over layers where a scan is over layers.
 
     Derived weights do not depend on the data, so the function is run on zeros and everything else is dead code.
     """
     where = _derived_paths(rows)
-    if not where:
-        return None
     stacks = {row.path: row.stack for row in rows}
     avals = [var.aval for var in traced.jaxpr.jaxpr.invars]
     shapes = {op.path: op.eqn.invars[where[op.path]].aval for op in traced.graph.operations if op.path in where}

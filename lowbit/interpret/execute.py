@@ -18,9 +18,9 @@ from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.compat import rebind
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
-from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup

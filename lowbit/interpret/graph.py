@@ -8,8 +8,9 @@ from typing import Any
 from jax import lax
 
 from lowbit.core.paths import common_prefix, derived_path
+from lowbit.program import compat, primitives
 
-from . import compat, moves, picks
+from . import moves, picks
 from .kinds import (
     Address,
     Data,
@@ -193,7 +194,7 @@ class _Reader:
         name = eqn.primitive.name
         if compat.is_unseen(eqn) and self.recording:
             self.graph.unseen.append((name, compat.source_line(eqn) or self.caller))
-        if name in compat.MATMULS and any(isinstance(k, Data) for k in kinds):
+        if name in primitives.PRODUCTS and any(isinstance(k, Data) for k in kinds):
             return [self.record(eqn, self.weights_of(eqn, kinds), address, stack)]
         if name in picks.LOOKUPS and any(isinstance(k, Data) for k in kinds[1:]) and self.is_table(kinds[0]):
             return [self.lookup(eqn, kinds, address, stack)]

@@ -10,9 +10,9 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.bits import unpack
+from lowbit.program.compat import rebind
 
 from . import picks
-from .compat import rebind
 
 
 def lookup(eqn: Any, table: QTensor, indices: Sequence[Any]) -> Array:

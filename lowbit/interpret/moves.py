@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowbit.core.qtensor import QTensor
-
-from . import compat
+from lowbit.program import compat
 
 Atom = tuple[int, int]
 """(leaf axis, elements); a leaf axis cut in parts shows as several atoms."""

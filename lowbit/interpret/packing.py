@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,28 +15,43 @@ from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
 
+from .derive import derivation, has_derived
+from .integer.interpretations import freezer
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
+from .trace import Model, check_same_operations, trace
 
 
-def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
+def pack(
+    plan: Plan,
+    params: Any,
+    qstate: QState,
+    *,
+    fn: Model | None = None,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> QParams:
     """Returns the packed model: `QTensor` leaves whose codes take their bits, and the ranges static inputs need.
 
     Args:
         plan: from `lowbit.bind`.
         params: trained parameters.
         qstate: from `lowbit.init`, `lowbit.calibrate`, training or `lowbit.solve`.
+        fn: the function of a plan that was read from a file: derived weights and integer constants are computed by it.
+        args: example arguments of ``fn``; only shapes and dtypes matter.
+        kwargs: example keyword arguments of it.
 
     Raises:
         TypeError: for other types, or parameters that are packed already.
         ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
-            2**-126 (values are not checked under jit), or the plan came from a file.
+            2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"pack takes (plan, params, qstate): plan must be a Plan, got {type(plan).__name__}")
     if isinstance(params, QParams):
         raise TypeError("params are packed already: pack takes the float parameters")
     check_state(plan, qstate)
-    weights = _weights(plan, params, qstate)
+    traced = _traced(plan, fn, params, args, kwargs)
+    weights = _weights(plan, traced, params, qstate)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
     for key in not_finite({key: [qstate[part][key] for part in PARTS] for key in qstate["fixed"]}):
@@ -59,18 +74,30 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
         if site.kind not in ("leaf", "grid"):
             found.setdefault(row.path, {})[site.role] = made[_name(site)]
     if plan.is_full_integer:
-        if plan.freeze is None:
-            raise ValueError("a full-integer plan read from a file can execute, not pack: bind again")
-        for path, integers in plan.freeze(params, qstate).items():
+        for path, integers in freezer(plan, traced)(params, qstate).items():
             found[path] = {**found.get(path, {}), **integers}
     return checked(QParams(packed, found, plan.fingerprint))
+
+
+def _traced(plan: Plan, fn: Model | None, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    """What the plan was bound to, or another trace of its function; None where neither is needed."""
+    if fn is not None:
+        traced = trace(fn, params, args, dict(kwargs or {}), has_picks=not plan.is_full_integer)
+        check_same_operations(traced.graph, plan)
+        return traced.bare
+    if plan.program is not None or not (plan.is_full_integer or has_derived(plan.rows)):
+        return plan.program
+    why = "integer constants need" if plan.is_full_integer else "derived weights need"
+    raise ValueError(
+        f"{why} the traced function, which a plan read from a file does not hold: pass fn=, args=, or bind again"
+    )
 
 
 def _name(site: Site) -> str:
     return f"{site.key}:{site.role}"
 
 
-def _weights(plan: Plan, params: Any, qstate: QState) -> dict[str, Any]:
+def _weights(plan: Plan, traced: Any, params: Any, qstate: QState) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
@@ -84,11 +111,8 @@ def _weights(plan: Plan, params: Any, qstate: QState) -> dict[str, Any]:
                 )
             weights[site.key] = leaves[site.key]
             continue
-        if plan.derive is None:
-            raise ValueError(
-                f"{site.key}: a derived weight needs the traced function, which a file does not hold: bind again"
-            )
-        derived = plan.derive(_as_served(plan, params, qstate)) if derived is None else derived
+        if derived is None:
+            derived = derivation(traced, plan.rows)(_as_served(plan, params, qstate))
         weights[site.key] = derived[row.path]
     return weights
 

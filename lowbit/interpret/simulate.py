@@ -13,9 +13,9 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
 from lowbit.plan.rows import Plan, Site
+from lowbit.program.compat import rebind
 
 from .arithmetic import is_integer_pair, result_dtype, simulated
-from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup

@@ -17,7 +17,7 @@ from .graph import Graph, read
 Model = Callable[..., Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
     """A traced call.
 
@@ -34,6 +34,11 @@ class Trace:
     leaves: list[Any]
     paths: list[str]
     out_tree: Any
+
+    @property
+    def bare(self) -> "Trace":
+        """The trace without the values of its call: what a plan carries."""
+        return dataclasses.replace(self, leaves=[])
 
     @property
     def count(self) -> int:

@@ -19,8 +19,9 @@ from lowbit.core.rounding import unfused
 from lowbit.packed.bits import unpack
 from lowbit.packed.native import NativeTensor
 from lowbit.packed.trees import Dropped
+from lowbit.program import compat
 
-from . import compat, moves
+from . import moves
 from .graph import Graph, Operation
 from .kinds import Address
 from .lookup import pick

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from lowbit.core.quantizer import Quantizer, is_served_by_spec
@@ -164,22 +164,20 @@ class Plan:
         rows: one per operation, in program order.
         unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
         dropped: parameter leaves that only derived weights need: gone once packed.
-        derive: ``params -> {path: derived weight}``, or None where there are none, or in a plan read from a file.
         uncovered: parameters that no operation has as its weight.
         steps: of a full-integer plan, in program order; else none.
         rounding: the named rounding of a full-integer plan, else "".
-        freeze: of a full-integer plan: ``(params, qstate) -> {path: integer constants}``, or None in a plan read from a
-            file.
+        program: what was traced, as data that packing computes derived weights and integer constants by; None in a plan
+            read from a file. It is neither compared nor saved.
     """
 
     rows: tuple[Row, ...]
     unseen: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
     uncovered: tuple[Uncovered, ...] = dataclasses.field(default=(), compare=False, kw_only=True)
-    derive: Callable[[Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
     steps: tuple[Step, ...] = ()
     rounding: str = ""
-    freeze: Callable[[Any, Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
+    program: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -24,12 +24,13 @@ from jaxtyping import Array, Bool, Float
 
 from lowbit.core.keywords import check_keywords, merged
 from lowbit.core.rounding import rounded_product
-from lowbit.interpret import compat
+from lowbit.program.evaluate import again
+from lowbit.program.read import Equation, Value
 
 from .chain import Rewrite
 from .fixed import Reader
 from .norms import Left, Norm, find
-from .program import Program, read
+from .traced import Traced, read
 
 SMALLEST_FACTOR = 2.0**-50
 """A channel's ``gamma / sigma`` counts as at least this: where gamma is 0, training can still divide by it."""
@@ -187,22 +188,22 @@ def _check(norms: tuple[Norm, ...], left: tuple[Left, ...], unfolded: str) -> No
 class _Fixed:
     """Values of the fixed variables of a program, computed when asked for; running statistics in place of the batch's."""
 
-    def __init__(self, program: Program, values: Mapping[Any, Any]):
+    def __init__(self, program: Traced, values: Mapping[Any, Any]):
         self.program = program
         self.batch = Reader(program).batch
         self.values = dict(values)
 
-    def __call__(self, var: Any) -> Any:
-        if compat.is_literal(var):
-            return jnp.asarray(var.val, var.aval.dtype)
+    def __call__(self, var: Value) -> Any:
+        if var.is_written:
+            return jnp.asarray(var.value, var.dtype)
         if var not in self.values:
             if var in self.batch:
                 running = self.values[self.program.state[self.batch[var]]]
-                self.values[var] = running.reshape(var.aval.shape).astype(var.aval.dtype)
+                self.values[var] = running.reshape(var.shape).astype(var.dtype)
             else:
-                eqn = self.program.eqns[self.program.producers[var]]
-                outs = compat.rebind(eqn, [self(v) for v in eqn.invars])
-                self.values.update(zip(eqn.outvars, outs, strict=True))
+                assert var.source is not None
+                outs = again(var.source, [self(v) for v in var.source.ins])
+                self.values.update(zip(var.source.outs, outs, strict=True))
         return self.values[var]
 
     def affine(self, norm: Norm) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -223,7 +224,7 @@ class _Fixed:
             else:
                 shift = shift + factor if step.kind == "add" else shift - factor
         if norm.axis is not None:
-            channels = (self.program.eqns[norm.op].outvars[0].aval.shape[norm.axis],)
+            channels = (norm.op.outs[0].shape[norm.axis],)
             scale, shift = jnp.broadcast_to(scale, channels), jnp.broadcast_to(shift, channels)
         return scale, shift
 
@@ -246,35 +247,34 @@ def _scaled(weight: Array, scale: Array, axis: int | None) -> Array:
 
 
 def _evaluate(
-    program: Program, norms: tuple[Norm, ...], values: dict[Any, Any], shifts: Any, scales: Any, frozen: Any
+    program: Traced, norms: tuple[Norm, ...], values: dict[Value, Any], shifts: Any, scales: Any, frozen: Any
 ) -> list[Any]:
     """The results of the program on folded weights; with ``scales``, as training does."""
     ops = {norm.op: norm for norm in norms}
-    steps = {step.eqn: (norm, step) for norm in norms for step in norm.steps}
-    carried: dict[Any, Any] = {}  # the operation's result, moved along the chain
+    steps = {step.equation: (norm, step) for norm in norms for step in norm.steps}
+    carried: dict[Value, Any] = {}  # the operation's result, moved along the chain
     needed, _ = _needed(program, {} if scales is not None else steps)
 
-    def get(var: Any) -> Any:
-        return var.val if compat.is_literal(var) else values[var]
+    def get(var: Value) -> Any:
+        return var.value if var.is_written else values[var]
 
-    for i, eqn in enumerate(program.eqns):
-        if i not in needed:
+    for equation in program.equations:
+        if equation not in needed:
             continue
-        if i not in steps or scales is not None:
-            outs = compat.rebind(eqn, [get(v) for v in eqn.invars])
-            values.update(zip(eqn.outvars, outs, strict=True))
-        out: Any = eqn.outvars[0] if eqn.outvars else None
-        if i in ops:
-            norm = ops[i]
+        if equation not in steps or scales is not None:
+            outs = again(equation, [get(v) for v in equation.ins])
+            values.update(zip(equation.outs, outs, strict=True))
+        if equation in ops:
+            norm, out = ops[equation], equation.outs[0]
             carried[out] = values[out]
             if scales is not None:
                 wide = values[out].astype(jnp.float32)
                 inverse = _spread(1.0 / scales[norm.path], norm.axis, wide)
                 values[out] = (wide * inverse).astype(values[out].dtype)
-        elif i in steps:
-            norm, step = steps[i]
-            before = carried[next(v for v in eqn.invars if not compat.is_literal(v) and v in carried)]
-            carried[out] = compat.rebind(eqn, [before])[0] if step.kind == "move" else before.astype(out.aval.dtype)
+        elif equation in steps:
+            (norm, step), (out,) = steps[equation], equation.outs
+            before = carried[next(v for v in equation.ins if v in carried)]
+            carried[out] = again(equation, [before])[0] if step.kind == "move" else before.astype(out.dtype)
             if step is norm.steps[-1]:
                 shift = _spread(shifts[norm.path], norm.place(step.axes), carried[out])
                 result = lax.add(carried[out], jnp.broadcast_to(shift, carried[out].shape))
@@ -292,27 +292,24 @@ def _evaluate(
     return outs
 
 
-def _needed(program: Program, steps: Mapping[int, Any]) -> tuple[set[int], set[Any]]:
-    """The equations and variables that the results need; ``steps`` need only the value that the chain carries."""
-    wanted = {v for v in program.outs if not compat.is_literal(v)}
+def _needed(program: Traced, steps: Mapping[Equation, Any]) -> tuple[set[Equation], set[Value]]:
+    """The equations and values that the results need; ``steps`` need only the value that the chain carries."""
+    wanted = set(program.outs)
     found = set()
-    for i in reversed(range(len(program.eqns))):
-        eqn = program.eqns[i]
-        if not (eqn.effects or any(v in wanted for v in eqn.outvars)):
+    for equation in reversed(program.equations):
+        if not (equation.eqn.effects or any(v in wanted for v in equation.outs)):
             continue
-        found.add(i)
-        skip = steps[i][1].fixed if i in steps else None
-        wanted.update(v for v in eqn.invars if not compat.is_literal(v) and (skip is None or v is not skip))
+        found.add(equation)
+        skip = steps[equation][1].fixed if equation in steps else None
+        wanted.update(v for v in equation.ins if v is not skip)
     return found, wanted
 
 
-def _unneeded(program: Program, norms: tuple[Norm, ...]) -> tuple[tuple[int, tuple[int, ...], str], ...]:
+def _unneeded(program: Traced, norms: tuple[Norm, ...]) -> tuple[tuple[int, tuple[int, ...], str], ...]:
     """The parameters that nothing but the folded norms needed."""
-    steps = {step.eqn: (norm, step) for norm in norms for step in norm.steps}
+    steps = {step.equation: (norm, step) for norm in norms for step in norm.steps}
     _, wanted = _needed(program, steps)
-    mine = {v for i, (_, step) in steps.items() if step.fixed is not None for v in Reader(program).upstream(step.fixed)}
+    mine = {v for _, step in steps.values() if step.fixed is not None for v in Reader(program).upstream(step.fixed)}
     return tuple(
-        (i, tuple(var.aval.shape), str(var.aval.dtype))
-        for i, var in enumerate(program.params)
-        if var in mine and var not in wanted
+        (i, var.shape, str(var.dtype)) for i, var in enumerate(program.params) if var in mine and var not in wanted
     )

@@ -4,17 +4,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lowbit.interpret import compat, moves
+from lowbit.interpret import moves
+from lowbit.program import primitives
 
-from .program import Program
+from .traced import Traced
 
-ROOTS = ("rsqrt", "sqrt", "pow")
-"""Primitives that take a root: what tells a normalisation from other products."""
-
+ROOTS = primitives.ROOTS - {"cbrt"}
 _SIMPLE = ("add", "sub", "mul", "div", "max", "min", "neg", "integer_pow", "square", "exp", "log", "abs", "select_n")
 _ELEMENTWISE = (*ROOTS, *_SIMPLE, "convert_element_type")
-_SAME = ("copy", "copy_p", "sharding_constraint", "optimization_barrier", "name", "stop_gradient")
-MOVES = ("transpose", "squeeze", "expand_dims", "reshape", "broadcast_in_dim", "convert_element_type", *_SAME)
+MOVES = primitives.SAME | primitives.CASTS | (primitives.SHAPED - {"rev"})
 """Primitives that move values or cast them, and keep every one of them."""
 
 
@@ -22,12 +20,12 @@ class Reader:
     """What is fixed in a program, and along which axes it varies.
 
     Attributes:
-        program: the program.
+        program: the model.
         batch: variables that hold a statistic of the batch, with the leaf of state that keeps its running average.
         averages: results that are such an average, with the same leaf.
     """
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Traced):
         self.program = program
         self.batch: dict[Any, int] = {}
         self.averages: dict[int, int] = {}
@@ -39,20 +37,20 @@ class Reader:
 
     def is_fixed(self, var: Any) -> bool:
         """Whether a variable depends on parameters, state and constants alone."""
-        return compat.is_literal(var) or var in self._fixed
+        return var.is_written or var in self._fixed
 
     def _all_fixed(self) -> set[Any]:
-        found = {*self.leaves, *self.program.closed.jaxpr.constvars, *self.batch}
-        for eqn in self.program.eqns:
-            if all(compat.is_literal(v) or v in found for v in eqn.invars):
-                found.update(eqn.outvars)
+        found = {*self.leaves, *self.batch}
+        for equation in self.program.equations:
+            if all(v.is_written or v in found for v in equation.ins):
+                found.update(equation.outs)
         return found
 
     def _statistics(self) -> tuple[dict[Any, int], dict[int, int]]:
         batch, averages = {}, {}
         for leaf, result in self.program.updates.items():
             old, new = self.program.state[leaf], self.program.outs[result]
-            statistic = None if compat.is_literal(new) else self._averaged(new, old)
+            statistic = None if new.is_written else self._averaged(new, old)
             if statistic is not None:
                 batch[statistic] = leaf
                 averages[result] = leaf
@@ -61,17 +59,16 @@ class Reader:
     def _averaged(self, new: Any, old: Any) -> Any:
         """The variable that ``new`` averages into ``old``, or None: the first one upstream that has another use."""
         var, is_mixed = new, False
-        while not self.is_fixed(var) and (var is new or len(self.program.consumers[var]) == 1):
-            made = self.program.producers.get(var)
+        while not self.is_fixed(var) and (var is new or len(self.program.readers[var]) == 1):
+            made = var.source
             if made is None:
                 return None
-            eqn = self.program.eqns[made]
-            moving = [v for v in eqn.invars if not self.is_fixed(v)]
-            if eqn.primitive.name not in (*_ELEMENTWISE, *MOVES) or len(moving) != 1:
+            moving = [v for v in made.ins if not self.is_fixed(v)]
+            if made.name not in (*_ELEMENTWISE, *MOVES) or len(moving) != 1:
                 break
-            is_mixed = is_mixed or any(self._reads(v, old) for v in eqn.invars if v is not moving[0])
+            is_mixed = is_mixed or any(self._reads(v, old) for v in made.ins if v is not moving[0])
             var = moving[0]
-        is_like = _long(var) == _long(old) and jnp.issubdtype(old.aval.dtype, jnp.floating)
+        is_like = _long(var) == _long(old) and jnp.issubdtype(old.dtype, jnp.floating)
         return var if is_mixed and is_like and var is not new else None
 
     def _reads(self, var: Any, leaf: Any) -> bool:
@@ -82,53 +79,50 @@ class Reader:
         found, todo = set(), [var]
         while todo:
             var = todo.pop()
-            if compat.is_literal(var) or var in found:
+            if var.is_written or var in found:
                 continue
             found.add(var)
-            made = self.program.producers.get(var)
-            if made is not None and var not in self.batch:
-                todo += self.program.eqns[made].invars
+            if var.source is not None and var not in self.batch:
+                todo += var.source.ins
         return found
 
     def is_root(self, var: Any) -> bool:
         """Whether a fixed variable is computed through a root of something that parameters or state decide."""
         for v in self.upstream(var):
-            made = self.program.producers.get(v)
-            if made is None or v in self.batch or self.program.eqns[made].primitive.name not in ROOTS:
+            made = v.source
+            if made is None or v in self.batch or made.name not in ROOTS:
                 continue
-            if self.upstream(self.program.eqns[made].invars[0]) & {*self.leaves, *self.batch}:
+            if self.upstream(made.ins[0]) & {*self.leaves, *self.batch}:
                 return True
         return False
 
     def varies(self, var: Any) -> frozenset[int]:
         """The axes along which a fixed variable may vary."""
-        if compat.is_literal(var):
+        if var.is_written and not var.shape:
             return frozenset()
         if var not in self._varies:
             self._varies[var] = self._axes(var)
         return self._varies[var]
 
     def _axes(self, var: Any) -> frozenset[int]:
-        shape = tuple(var.aval.shape)
+        shape = var.shape
         every = frozenset(i for i, n in enumerate(shape) if n > 1)
-        made = None if var in self.batch else self.program.producers.get(var)
+        made = None if var in self.batch else var.source
         if made is None:
             return every
-        eqn = self.program.eqns[made]
-        name = eqn.primitive.name
-        first: Any = eqn.invars[0] if eqn.invars else None
+        name = made.name
         if name == "broadcast_in_dim":
-            dims = eqn.params["broadcast_dimensions"]
-            return frozenset(dims[i] for i in self.varies(first))
-        if name in _ELEMENTWISE and all(v.aval.ndim in (0, len(shape)) for v in eqn.invars):
-            return frozenset().union(*(self.varies(v) for v in eqn.invars))
+            dims = made.params["broadcast_dimensions"]
+            return frozenset(dims[i] for i in self.varies(made.ins[0]))
+        if name in _ELEMENTWISE and all(v.ndim in (0, len(shape)) for v in made.ins):
+            return frozenset().union(*(self.varies(v) for v in made.ins))
         if name in MOVES:
-            axes = moves.track(eqn, moves.leaf_axes(first.aval.shape))
+            axes = moves.track(made.eqn, moves.leaf_axes(made.ins[0].shape))
             if axes is not None:
-                inside = self.varies(first)
+                inside = self.varies(made.ins[0])
                 return frozenset(i for i, atoms in enumerate(axes) if any(axis in inside for axis, _ in atoms))
         return every
 
 
 def _long(var: Any) -> tuple[int, ...]:
-    return tuple(n for n in var.aval.shape if n > 1)
+    return tuple(n for n in var.shape if n > 1)

@@ -15,10 +15,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from lowbit.interpret import compat, moves
+from lowbit.interpret import moves
+from lowbit.program import compat, primitives
+from lowbit.program.read import Equation, Program, Value
 
 from .fixed import MOVES, ROOTS, Reader
-from .program import Program
+from .traced import Traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +28,13 @@ class Step:
     """One equation of a chain: ``add``, ``sub``, ``rsub`` (fixed minus value), ``mul``, ``div``, ``neg`` or ``move``.
 
     Attributes:
-        eqn: index of the equation.
+        equation: the equation.
         kind: what it does.
         fixed: the variable of the other operand, or None.
         axes: which axes of the operation's result make up every axis of the equation's result.
     """
 
-    eqn: int
+    equation: Equation
     kind: str
     fixed: Any
     axes: moves.Axes
@@ -46,7 +48,7 @@ class Norm:
         path: of the operation: its weight's leaf path.
         leaf: index of the weight among the parameters.
         leaf_axis: axis of the weight that counts output channels; None where one factor serves all.
-        op: index of the operation's equation.
+        op: the operation's equation.
         steps: from the operation's result to the norm's.
         axis: the channel axis of the operation's result.
         stats: indices of the running statistics among the leaves of state, in a training function.
@@ -55,7 +57,7 @@ class Norm:
     path: str
     leaf: int
     leaf_axis: int | None
-    op: int
+    op: Equation
     steps: tuple[Step, ...]
     axis: int | None
     stats: tuple[int, ...]
@@ -81,52 +83,51 @@ class Left:
         return f"{self.where}: {self.reason}"
 
 
-def find(program: Program) -> tuple[tuple[Norm, ...], tuple[Left, ...]]:
+def find(program: Traced) -> tuple[tuple[Norm, ...], tuple[Left, ...]]:
     """Returns the batch norms that fold, in program order, and what looks like one and does not."""
     reader = Reader(program)
     weights = _weights(program)
     norms: list[Norm] = []
     left: list[Left] = []
-    seen: set[int] = set()
-    for i, eqn in enumerate(program.eqns):
-        if eqn.primitive.name not in compat.MATMULS or all(reader.is_fixed(v) for v in eqn.invars):
+    seen: set[Equation] = set()
+    for equation in program.equations:
+        if equation.name not in primitives.PRODUCTS or all(reader.is_fixed(v) for v in equation.ins):
             continue
-        steps = _chain(reader, i)
+        steps = _chain(reader, equation)
         if steps is None:
             continue
-        seen.update(step.eqn for step in steps)
-        found = _norm(reader, weights, i, steps)
+        seen.update(step.equation for step in steps)
+        found = _norm(reader, weights, equation, steps)
         (norms if isinstance(found, Norm) else left).append(found)  # pyright: ignore[reportArgumentType]
     norms, used = _without_other_uses(reader, norms)
     return tuple(norms), (*left, *used, *_unattached(reader, seen), *_hidden(reader, norms))
 
 
-def _weights(program: Program) -> dict[Any, tuple[int, moves.Axes]]:
+def _weights(program: Traced) -> dict[Value, tuple[int, moves.Axes]]:
     """Parameters, moved at most: ``variable -> (leaf, axes)``. Reversed axes are forgotten, so that none is scaled."""
-    found = {var: (i, moves.leaf_axes(var.aval.shape)) for i, var in enumerate(program.params)}
-    for eqn in program.eqns:
-        if not eqn.invars or compat.is_literal(eqn.invars[0]) or eqn.invars[0] not in found:
+    found = {var: (i, moves.leaf_axes(var.shape)) for i, var in enumerate(program.params)}
+    for equation in program.equations:
+        if not equation.ins or equation.ins[0] not in found:
             continue
-        leaf, axes = found[eqn.invars[0]]
-        if eqn.primitive.name == "rev":
-            found[eqn.outvars[0]] = (
+        leaf, axes = found[equation.ins[0]]
+        if equation.name == "rev":
+            found[equation.outs[0]] = (
                 leaf,
-                tuple(() if i in eqn.params["dimensions"] else atoms for i, atoms in enumerate(axes)),
+                tuple(() if i in equation.params["dimensions"] else atoms for i, atoms in enumerate(axes)),
             )
-        elif eqn.primitive.name in MOVES and (moved := moves.track(eqn, axes)) is not None:
-            found[eqn.outvars[0]] = leaf, moved
+        elif equation.name in MOVES and (moved := moves.track(equation.eqn, axes)) is not None:
+            found[equation.outs[0]] = leaf, moved
     return found
 
 
-def _chain(reader: Reader, op: int) -> list[Step] | None:
+def _chain(reader: Reader, op: Equation) -> list[Step] | None:
     """The steps from an operation's result to a norm's, or None where no norm follows."""
-    program = reader.program
-    var = program.eqns[op].outvars[0]
-    axes, steps, end = moves.leaf_axes(var.aval.shape), [], 0
+    var = op.outs[0]
+    axes, steps, end = moves.leaf_axes(var.shape), [], 0
     is_normal = is_shifted = False
     while True:
-        readers = program.consumers.get(var, [])
-        options = [step for i in readers if i >= 0 and (step := _step(reader, i, var, axes)) is not None]
+        readers = reader.program.readers.get(var, [])
+        options = [step for e in readers if e is not None and (step := _step(reader, e, var, axes)) is not None]
         if len(options) != 1 or (is_normal and len(readers) > 1):
             break
         (step,) = options
@@ -137,59 +138,59 @@ def _chain(reader: Reader, op: int) -> list[Step] | None:
             is_normal = is_normal or (step.kind in ("mul", "div") and reader.is_root(step.fixed))
             is_shifted = is_normal and step.kind in ("add", "sub", "rsub")
             end = len(steps) if is_normal else 0
-        var, axes = program.eqns[step.eqn].outvars[0], step.axes
+        var, axes = step.equation.outs[0], step.axes
     return steps[:end] or None
 
 
-def _step(reader: Reader, index: int, var: Any, axes: moves.Axes) -> Step | None:
-    eqn = reader.program.eqns[index]
-    name = eqn.primitive.name
+def _step(reader: Reader, equation: Equation, var: Value, axes: moves.Axes) -> Step | None:
+    name = equation.name
     if name == "neg":
-        return Step(index, "neg", None, axes)
+        return Step(equation, "neg", None, axes)
     if name in MOVES:
-        moved = moves.track(eqn, axes)
-        return None if moved is None else Step(index, "move", None, moved)
-    if name not in ("add", "sub", "mul", "div") or eqn.outvars[0].aval.shape != var.aval.shape:
+        moved = moves.track(equation.eqn, axes)
+        return None if moved is None else Step(equation, "move", None, moved)
+    if name not in ("add", "sub", "mul", "div") or equation.outs[0].shape != var.shape:
         return None
-    is_second = eqn.invars[0] is not var
-    other = eqn.invars[0 if is_second else 1]
+    is_second = equation.ins[0] is not var
+    other = equation.ins[0 if is_second else 1]
     if other is var or not reader.is_fixed(other) or (is_second and name == "div"):
         return None
     if len(reader.varies(other)) > 1:
         return None
-    return Step(index, "rsub" if is_second and name == "sub" else name, other, axes)
+    return Step(equation, "rsub" if is_second and name == "sub" else name, other, axes)
 
 
-def _norm(reader: Reader, weights: Mapping[Any, tuple[int, moves.Axes]], op: int, steps: list[Step]) -> Norm | Left:
+def _norm(
+    reader: Reader, weights: Mapping[Value, tuple[int, moves.Axes]], op: Equation, steps: list[Step]
+) -> Norm | Left:
     """The norm of a chain, or why it does not fold."""
     program = reader.program
-    eqn = program.eqns[op]
-    line = compat.source_line(program.eqns[steps[-1].eqn]) or eqn.primitive.name
-    sides = [i for i in range(2) if not compat.is_literal(eqn.invars[i]) and eqn.invars[i] in weights]
+    line = steps[-1].equation.source or op.name
+    sides = [i for i in range(2) if op.ins[i] in weights]
     if not sides:
         return Left(line, "the operation before it has no weight that is a parameter, moved at most")
     side = sides[0]
-    leaf, axes = weights[eqn.invars[side]]
+    leaf, axes = weights[op.ins[side]]
     path = program.paths[leaf]
-    if not jnp.issubdtype(program.params[leaf].aval.dtype, jnp.floating):
-        return Left(path, f"the weight is {program.params[leaf].aval.dtype}, not float")
+    if not jnp.issubdtype(program.params[leaf].dtype, jnp.floating):
+        return Left(path, f"the weight is {program.params[leaf].dtype}, not float")
     if not _is_single_use(program, program.params[leaf], op):
         return Left(path, "the weight has another use, which folding would change")
     channel: int | None = None
     for step in steps:
         for at in reader.varies(step.fixed) if step.fixed is not None else ():
             atoms = step.axes[at]
-            size = program.eqns[step.eqn].outvars[0].aval.shape[at]
+            size = step.equation.outs[0].shape[at]
             if len(atoms) != 1 or atoms[0][1] != size or (channel is not None and atoms[0][0] != channel):
                 return Left(path, "the norm is not along one axis of the operation's result")
             channel = atoms[0][0]
     leaf_axis = None
     if channel is not None:
-        operand_axis = _weight_axis(eqn, side, channel)
+        operand_axis = _weight_axis(op, side, channel)
         if operand_axis is None:
             return Left(path, f"the norm is along axis {channel} of the result, which does not come from the weight")
         atoms = axes[operand_axis]
-        if len(atoms) != 1 or atoms[0][1] != program.params[leaf].aval.shape[atoms[0][0]]:
+        if len(atoms) != 1 or atoms[0][1] != program.params[leaf].shape[atoms[0][0]]:
             return Left(path, "the output channels are not one whole axis of the weight's leaf")
         leaf_axis = atoms[0][0]
     fixed = set().union(*(reader.upstream(step.fixed) for step in steps if step.fixed is not None))
@@ -197,25 +198,23 @@ def _norm(reader: Reader, weights: Mapping[Any, tuple[int, moves.Axes]], op: int
     return Norm(path, leaf, leaf_axis, op, tuple(steps), channel, stats)
 
 
-def _is_single_use(program: Program, var: Any, op: int) -> bool:
+def _is_single_use(program: Traced, var: Value, op: Equation) -> bool:
     while True:
-        readers = program.consumers.get(var, [])
-        if len(readers) != 1 or readers[0] < 0:
+        readers = program.readers.get(var, [])
+        if len(readers) != 1 or readers[0] is None:
             return False
-        if readers[0] == op:
+        if readers[0] is op:
             return True
-        var = program.eqns[readers[0]].outvars[0]
+        var = readers[0].outs[0]
 
 
-def _weight_axis(eqn: Any, side: int, channel: int) -> int | None:
+def _weight_axis(op: Equation, side: int, channel: int) -> int | None:
     """The axis of the weight operand that an axis of the result comes from, or None."""
-    numbers = eqn.params["dimension_numbers"]
-    if eqn.primitive.name == "conv_general_dilated":
+    numbers = op.params["dimension_numbers"]
+    if op.name == "conv_general_dilated":
         return numbers.rhs_spec[0] if side == 1 and numbers.out_spec[1] == channel else None
     contract, batch = numbers
-    free = [
-        [i for i in range(v.aval.ndim) if i not in contract[k] and i not in batch[k]] for k, v in enumerate(eqn.invars)
-    ]
+    free = [[i for i in range(v.ndim) if i not in contract[k] and i not in batch[k]] for k, v in enumerate(op.ins)]
     from_weight = [*batch[side], *([None] * len(free[0]) if side == 1 else free[0]), *(free[1] if side == 1 else ())]
     return from_weight[channel] if channel < len(from_weight) else None
 
@@ -224,35 +223,34 @@ def _without_other_uses(reader: Reader, norms: list[Norm]) -> tuple[list[Norm], 
     """The norms whose inner values nothing else needs, once running statistics stand for the batch's."""
     program = reader.program
     folded = {leaf for norm in norms for leaf in norm.stats}
-    ends = {program.eqns[n.steps[-1].eqn].outvars[0]: n for n in norms}
-    inner = {program.eqns[i].outvars[0]: n for n in norms for i in (n.op, *(s.eqn for s in n.steps[:-1]))}
+    ends = {n.steps[-1].equation.outs[0]: n for n in norms}
+    inner = {e.outs[0]: n for n in norms for e in (n.op, *(s.equation for s in n.steps[:-1]))}
     todo = [v for i, v in enumerate(program.outs) if reader.averages.get(i) not in folded]
-    done: set[Any] = set()
-    failed: set[Any] = set()
+    done: set[Value] = set()
+    failed: set[str] = set()
     while todo:
         var = todo.pop()
-        if compat.is_literal(var) or var in done:
+        if var in done:
             continue
         done.add(var)
         if var in inner:
             failed.add(inner[var].path)
-        made = program.producers.get(var)
         if var in ends:
-            todo += program.eqns[ends[var].op].invars
-        elif made is not None:
-            todo += program.eqns[made].invars
+            todo += ends[var].op.ins
+        elif var.source is not None:
+            todo += var.source.ins
     reason = "the operation's result is used before the norm as well"
     return [n for n in norms if n.path not in failed], [Left(n.path, reason) for n in norms if n.path in failed]
 
 
-def _unattached(reader: Reader, seen: set[int]) -> list[Left]:
+def _unattached(reader: Reader, seen: set[Equation]) -> list[Left]:
     """Products of data with a fixed root that belong to no chain: a norm of an input, after relu, over several axes."""
     found = []
-    for i, eqn in enumerate(reader.program.eqns):
-        if i in seen or eqn.primitive.name not in ("mul", "div") or all(reader.is_fixed(v) for v in eqn.invars):
+    for i, equation in enumerate(reader.program.equations):
+        if equation in seen or equation.name not in ("mul", "div") or all(reader.is_fixed(v) for v in equation.ins):
             continue
-        if any(reader.is_fixed(v) and not compat.is_literal(v) and reader.is_root(v) for v in eqn.invars):
-            where = compat.source_line(eqn) or f"equation {i}"
+        if any(reader.is_fixed(v) and not v.is_written and reader.is_root(v) for v in equation.ins):
+            where = equation.source or f"equation {i}"
             found.append(
                 Left(where, "a fixed normalisation that does not directly follow an operation on one channel axis")
             )
@@ -270,39 +268,37 @@ def _hidden(reader: Reader, norms: list[Norm]) -> list[Left]:
     ]
     for leaf, result in program.updates.items():
         old, new = program.state[leaf], program.outs[result]
-        made = None if compat.is_literal(new) else program.producers.get(new)
-        if made is None or not (old.aval.ndim and jnp.issubdtype(old.aval.dtype, jnp.floating)):
+        if new.source is None or not (old.ndim and jnp.issubdtype(old.dtype, jnp.floating)):
             continue
-        call = compat.kind(program.eqns[made])
-        if call is not None and old in program.eqns[made].invars:
+        call = new.source.call
+        if call is not None and old in new.source.ins:
             found.append(Left(program.state_paths[leaf], f"updated inside {call}: a norm there is not looked for"))
-    for eqn in program.eqns:
-        if compat.kind(eqn) is not None and _holds_norm(eqn, [reader.is_fixed(v) for v in eqn.invars]):
-            where = compat.source_line(eqn) or eqn.primitive.name
-            found.append(Left(where, f"inside {compat.kind(eqn)}: a norm there is not looked for"))
+    for equation in program.equations:
+        if equation.call is not None and _holds_norm(equation, [reader.is_fixed(v) for v in equation.ins]):
+            where = equation.source or equation.name
+            found.append(Left(where, f"inside {equation.call}: a norm there is not looked for"))
     return found
 
 
-def _holds_norm(eqn: Any, fixed: list[bool]) -> bool:
+def _holds_norm(equation: Equation, fixed: list[bool]) -> bool:
     """Whether a call multiplies data with the root of a value that is fixed, which it is given."""
-    what = compat.kind(eqn)
-    skip = {"cond": 1, "while": eqn.params.get("cond_nconsts", 0)}.get(what or "", 0)
-    bodies = compat.bodies(eqn)[1:] if what == "while" else compat.bodies(eqn)
-    return any(_body_holds_norm(body.jaxpr, fixed[skip:]) for body in bodies)
+    numbered = list(enumerate(equation.bodies))
+    bodies = numbered[1:] if equation.call == "while" else numbered
+    return any(_body_holds_norm(body, [fixed[k] for k in compat.operands(equation.eqn, i)]) for i, body in bodies)
 
 
-def _body_holds_norm(jaxpr: Any, fixed: list[bool]) -> bool:
-    known = dict(zip(jaxpr.invars, fixed, strict=False))
-    roots: set[Any] = set()
-    for eqn in jaxpr.eqns:
-        flags = [compat.is_literal(v) or known.get(v, True) for v in eqn.invars]
-        given = [v for v in eqn.invars if not compat.is_literal(v)]
-        if compat.kind(eqn) is not None and _holds_norm(eqn, flags):
+def _body_holds_norm(body: Program, fixed: list[bool]) -> bool:
+    known = dict(zip(body.inputs, fixed, strict=True))
+    roots: set[Value] = set()
+    for equation in body.equations:
+        flags = [known.get(v, True) for v in equation.ins]
+        given = [v for v in equation.ins if not v.is_written]
+        if equation.call is not None and _holds_norm(equation, flags):
             return True
         if all(flags):
-            if (eqn.primitive.name in ROOTS and given) or any(v in roots for v in given):
-                roots.update(eqn.outvars)
-        elif eqn.primitive.name in ("mul", "div") and any(v in roots for v in given):
+            if (equation.name in ROOTS and given) or any(v in roots for v in given):
+                roots.update(equation.outs)
+        elif equation.name in ("mul", "div") and any(v in roots for v in given):
             return True
-        known.update({v: all(flags) for v in eqn.outvars})
+        known.update({v: all(flags) for v in equation.outs})
     return False

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import lowbit as lb
-from lowbit.interpret import compat
+from lowbit.program import compat
 from tests.values import normal
 
 PROGRAM = textwrap.dedent("""

@@ -23,6 +23,7 @@ PLANTED = {
     "machine_paths": {"README.md": "see `/ho" + "me/me/x`\n"},
     "registry_addresses": {"Makefile": "\tpip install --index" + "-url x y\n"},
     "test_selections": {"tests/test_a.py": "import pytest\n\ndef test_a():\n    pytest.skip('later')\n"},
+    "loops_over_jaxprs": {"lowbit/a.py": "def f(jaxpr):\n    return [e for e in jaxpr.eqns]\n"},
     "bare_arguments": {"lowbit/a.py": "class A:\n    def b(self, x: int): ...\n    def _c(self, x): ...\n"},
     "loose_pins": {"pyproject.toml": _PYPROJECT, "constraints/py311.txt": "numpy==2.4.6\n"},
 }

@@ -20,7 +20,7 @@ from .schedule import Buffer, Store, access
 _LONGEST = 72
 """Characters of an expression that is written where it is used."""
 
-_RESHAPES = ("reshape", "squeeze", "expand_dims")
+_RESHAPES = ("reshape", "squeeze")
 
 
 @dataclasses.dataclass(frozen=True)

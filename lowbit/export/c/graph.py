@@ -10,19 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit.interpret import compat
+from lowbit.program import compat, primitives
+from lowbit.program.evaluate import evaluate
+from lowbit.program.read import Equation, Program
+from lowbit.program.read import read as read_program
+from lowbit.program.spellings import SPELLINGS, spelling
 
 from . import types
 
-_INLINED = ("jit", "remat", "custom_jvp", "custom_vjp")
-_TRANSPARENT = ("optimization_barrier", "sharding_constraint", "name")
+_TRANSPARENT = primitives.SAME - {"copy", "stop_gradient"}
 _COUNT = itertools.count()
 _SMALL_BITS = 2048
 """A computed constant may always take this much."""
 
 MOVES = frozenset(
     (
-        "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "expand_dims", "pad", "reshape", "rev", "slice",
+        "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "pad", "reshape", "rev", "slice",
         "squeeze", "stop_gradient", "transpose",
     )
 )  # fmt: skip
@@ -162,9 +165,9 @@ def read(closed: Any) -> Graph:
     Raises:
         ValueError: for a float.
     """
-    jaxpr = closed.jaxpr
-    inputs = [Value("input", tuple(v.aval.shape), v.aval.dtype, index=i) for i, v in enumerate(jaxpr.invars)]
-    graph = Graph(inputs, _read(jaxpr, [_constant(c) for c in closed.consts], inputs, None))
+    program = read_program(closed)
+    inputs = [Value("input", v.shape, v.dtype, index=i) for i, v in enumerate(program.inputs)]
+    graph = Graph(inputs, _Writer()(program, inputs))
     _fold(graph)
     return graph
 
@@ -186,67 +189,47 @@ def _check_dtype(dtype: Any, what: str) -> None:
         raise ValueError(f"the C form holds integers only, and {what} is {dtype}: export a full-integer plan")
 
 
-def _read(jaxpr: Any, consts: Sequence[Value], args: Sequence[Value], around: Loop | None) -> list[Value]:
-    env: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, args, strict=True))
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """Programs as values, inside the loop ``around``."""
 
-    def get(var):
-        return _constant(np.asarray(var.val), var.aval.dtype) if compat.is_literal(var) else env[var]
+    around: Loop | None = None
 
-    for eqn in jaxpr.eqns:
-        values = [get(v) for v in eqn.invars]
-        if compat.kind(eqn) in _INLINED:
-            (body,) = compat.bodies(eqn)
-            outs = _read(body.jaxpr, [_constant(c) for c in body.consts], values, around)
-        elif compat.kind(eqn) == "scan":
-            outs = _scan(eqn, values, around)
-        elif eqn.primitive.name in _TRANSPARENT:
-            outs = values
-        elif eqn.primitive.name == "stack":
-            outs = [_stack(eqn, values)]
-        elif eqn.primitive.name == "split":
-            outs = list(_split(eqn, *values))
-        else:
-            outs = []
-            for i, var in enumerate(eqn.outvars):
-                _check_dtype(var.aval.dtype, f"the result of {eqn.primitive.name}")
-                shape = tuple(var.aval.shape)
-                outs.append(Value(eqn.primitive.name, shape, var.aval.dtype, tuple(values), eqn.params, eqn, i))
-        env.update(zip(eqn.outvars, outs, strict=True))
-    return [get(v) for v in jaxpr.outvars]
+    def __call__(self, program: Program, args: Sequence[Value]) -> list[Value]:
+        handlers = {
+            "scan": self.scan,
+            **dict.fromkeys(_TRANSPARENT, lambda equation, values: values),
+            **dict.fromkeys(SPELLINGS, self.spelled),
+        }
+        return evaluate(program, args, handlers, _made, lambda v: _constant(v.value, v.dtype))
 
+    def spelled(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
+        return self(spelling(equation), values)
 
-def _split(eqn: Any, x: Value) -> Iterator[Value]:
-    axis, start = eqn.params["axis"], 0
-    for i, var in enumerate(eqn.outvars):
-        low, high = [0] * len(x.shape), list(x.shape)
-        low[axis], high[axis] = start, start + int(eqn.params["sizes"][i])
-        start = high[axis]
-        params = {"start_indices": tuple(low), "limit_indices": tuple(high), "strides": None}
-        yield Value("slice", tuple(var.aval.shape), x.dtype, (x,), params, eqn, i)
+    def scan(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
+        consts, n_carry = compat.scan_counts(equation.eqn)
+        read = equation.loop
+        assert read is not None
+        inits, xs = list(values[consts : consts + n_carry]), values[consts + n_carry :]
+        loop = Loop(read.length, read.is_reversed, self.around, inits, [], [], [])
+        loop.carries = [Value("carry", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
+        turns = [Value("turn", x.shape[1:], x.dtype, (x,), loop=loop) for x in xs]
+        outs = _Writer(loop)(read.body, [*values[:consts], *loop.carries, *turns])
+        loop.afters, loop.ys, loop.number = outs[:n_carry], outs[n_carry:], next(_COUNT)
+        loop.finals = [Value("carried", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
+        loop.stacks = [
+            Value("stacked", (loop.length, *y.shape), y.dtype, index=i, loop=loop) for i, y in enumerate(loop.ys)
+        ]
+        return [*loop.finals, *loop.stacks]
 
 
-def _stack(eqn: Any, values: Sequence[Value]) -> Value:
-    axis = eqn.params["axis"]
-    parts = [Value("expand_dims", (*v.shape[:axis], 1, *v.shape[axis:]), v.dtype, (v,)) for v in values]
-    return Value("concatenate", tuple(eqn.outvars[0].aval.shape), parts[0].dtype, tuple(parts), {"dimension": axis})
-
-
-def _scan(eqn: Any, values: Sequence[Value], around: Loop | None) -> list[Value]:
-    consts, carries = compat.scan_counts(eqn)
-    (body,) = compat.bodies(eqn)
-    inits, xs = list(values[consts : consts + carries]), values[consts + carries :]
-    loop = Loop(eqn.params["length"], eqn.params["reverse"], around, inits, [], [], [])
-    loop.carries = [Value("carry", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
-    turns = [Value("turn", x.shape[1:], x.dtype, (x,), loop=loop) for x in xs]
-    args = [*values[:consts], *loop.carries, *turns]
-    outs = _read(body.jaxpr, [_constant(c) for c in body.consts], args, loop)
-    loop.afters, loop.ys, loop.number = outs[:carries], outs[carries:], next(_COUNT)
-    loop.finals = [Value("carried", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
-    loop.stacks = [
-        Value("stacked", (loop.length, *y.shape), y.dtype, index=i, loop=loop) for i, y in enumerate(loop.ys)
+def _made(equation: Equation, values: Sequence[Value]) -> list[Value]:
+    for out in equation.outs:
+        _check_dtype(out.dtype, f"the result of {equation.name}")
+    return [
+        Value(equation.name, out.shape, out.dtype, tuple(values), equation.params, equation.eqn, i)
+        for i, out in enumerate(equation.outs)
     ]
-    return [*loop.finals, *loop.stacks]
 
 
 def _fold(graph: Graph) -> None:
@@ -348,7 +331,7 @@ def named(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
     for value in graph.values():
         if value.array is not None and value.size > 1:
             value.where = by_key.get(key(value.array), "")
-        elif value.name in (*compat.MATMULS, *MOVES, "mul"):
+        elif value.name in (*primitives.PRODUCTS, *MOVES, "mul"):
             value.where = next((u.where for u in value.ins if u.where and _is_constant(u)), "")
 
 

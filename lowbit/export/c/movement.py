@@ -184,7 +184,6 @@ RULES: Mapping[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshaped,
     "squeeze": _reshaped,
-    "expand_dims": _reshaped,
     "transpose": _transposed,
     "slice": _sliced,
     "rev": _reversed,

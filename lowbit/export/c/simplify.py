@@ -215,4 +215,4 @@ def _bounds(value: Value) -> tuple[int, int]:
     return types.limits(value.dtype)
 
 
-SPREADS = ("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "slice", "rev", "turn", "copy")
+SPREADS = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "rev", "turn", "copy")

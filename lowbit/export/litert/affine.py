@@ -16,8 +16,8 @@ from jax import lax
 
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize_p, fake_quant, fake_quant_p
-from lowbit.interpret import compat
 from lowbit.interpret.integer.nodes import MOVES
+from lowbit.program.read import Equation, Value
 
 _STEPS = 127
 _LIKE = ("convert_element_type", "copy", "stop_gradient")
@@ -76,19 +76,21 @@ def _kernel(gain: np.ndarray) -> jax.Array:
     return fake_quant(jnp.asarray(values.reshape(1, 1, 1, -1)), grid)
 
 
-def affine(eqn: Any, values: list[Any], makers: Mapping[Any, Any], written: Callable[[], Any]) -> Affine | None:
+def affine(
+    equation: Equation, values: list[Any], env: Mapping[Value, Any], written: Callable[[], Any]
+) -> Affine | None:
     """Returns the result of an equation as `Affine`, where it is one of something on a grid; else None.
 
     Args:
-        eqn: the equation.
+        equation: the equation.
         values: what it reads.
-        makers: the equations that made variables, and what they read.
+        env: what values are, in this body.
         written: makes the result in float.
     """
-    name = eqn.primitive.name
+    name = equation.name
     if name not in ("add", "sub", "mul", "div", "max", "min") or len(values) != 2:
         return None
-    constants = [_constant(var, value, makers) for var, value in zip(eqn.invars, values, strict=True)]
+    constants = [_constant(read, value, env) for read, value in zip(equation.ins, values, strict=True)]
     if sum(c is None for c in constants) != 1:
         return None
     at = constants.index(None)
@@ -101,7 +103,7 @@ def affine(eqn: Any, values: list[Any], makers: Mapping[Any, Any], written: Call
     if name == "div" and at == 1:
         return None
     if not isinstance(x, Affine):
-        if constant.size == 1 or not isinstance(x, jax.Array) or not _is_on_grid(eqn.invars[at], makers):
+        if constant.size == 1 or not isinstance(x, jax.Array) or not _is_on_grid(equation.ins[at], env):
             return None
         one = np.ones((1,) * x.ndim)
         x = Affine(x, one, 0.0 * one, written)
@@ -116,19 +118,17 @@ def affine(eqn: Any, values: list[Any], makers: Mapping[Any, Any], written: Call
     return Affine(x.x, gain, shift + constant, written)
 
 
-def _constant(var: Any, value: Any, makers: Mapping[Any, Any]) -> np.ndarray | None:
+def _constant(read: Value, value: Any, env: Mapping[Value, Any]) -> np.ndarray | None:
     """A constant before it was spread, in float64; None of data."""
-    if not compat.is_literal(var) and var in makers:
-        made, sources = makers[var]
-        name = made.primitive.name
-        if name in (*_LIKE, "broadcast_in_dim") and len(sources) == 1:
-            inner = _constant(made.invars[0], sources[0], makers)
-            if inner is None or name in _LIKE:
-                return inner
-            shape = [1] * len(made.params["shape"])
-            for axis, n in zip(made.params["broadcast_dimensions"], inner.shape, strict=True):
-                shape[axis] = n
-            return inner.reshape(shape)
+    made = _maker(read, env)
+    if made is not None and made.name in (*_LIKE, "broadcast_in_dim") and len(made.ins) == 1:
+        inner = _constant(made.ins[0], env[made.ins[0]], env)
+        if inner is None or made.name in _LIKE:
+            return inner
+        shape = [1] * len(made.params["shape"])
+        for axis, n in zip(made.params["broadcast_dimensions"], inner.shape, strict=True):
+            shape[axis] = n
+        return inner.reshape(shape)
     if (
         isinstance(value, Affine)
         or is_traced(value)
@@ -138,10 +138,15 @@ def _constant(var: Any, value: Any, makers: Mapping[Any, Any]) -> np.ndarray | N
     return np.asarray(value, np.float64)
 
 
-def _is_on_grid(var: Any, makers: Mapping[Any, Any]) -> bool:
-    if var not in makers:
+def _maker(read: Value, env: Mapping[Value, Any]) -> Equation | None:
+    """The equation of this body that makes a value."""
+    return read.source if read.source is not None and all(v in env for v in read.source.ins) else None
+
+
+def _is_on_grid(read: Value, env: Mapping[Value, Any]) -> bool:
+    made = _maker(read, env)
+    if made is None:
         return False
-    eqn, _ = makers[var]
-    if eqn.primitive in (fake_quant_p, dequantize_p):
+    if made.eqn.primitive in (fake_quant_p, dequantize_p):
         return True
-    return eqn.primitive.name in MOVES and not compat.is_literal(eqn.invars[0]) and _is_on_grid(eqn.invars[0], makers)
+    return made.name in MOVES and not made.ins[0].is_written and _is_on_grid(made.ins[0], env)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowbit.export.composites import fake_quant_p
-from lowbit.interpret import compat
 from lowbit.interpret.integer.nodes import TABULAR
+from lowbit.program import compat
+from lowbit.program.read import Equation, Value
 
 _ELEMENTWISE = TABULAR | {fake_quant_p.name}
 
@@ -90,18 +91,18 @@ def window_params(eqn: Any, axis: int) -> dict[str, Any]:
     return {name: wider(eqn.params[name], 1) for name in names} | {"padding": wider(eqn.params["padding"], (0, 0))}
 
 
-def carried(eqn: Any, values: Sequence[Any], makers: Mapping[Any, Any]) -> list[Any] | None:
+def carried(equation: Equation, values: Sequence[Any], env: Mapping[Value, Any]) -> list[Any] | None:
     """Returns the results of an equation on images, as images; None where it reads none, or needs the values themselves.
 
     Args:
-        eqn: the equation.
+        equation: the equation.
         values: what it reads.
-        makers: the equations that made variables.
+        env: what values are, in this body.
     """
     image = next((v for v in values if isinstance(v, Image)), None)
     if image is None:
         return None
-    name, params, axis = eqn.primitive.name, eqn.params, image.axis
+    eqn, name, params, axis = equation.eqn, equation.name, equation.params, image.axis
 
     def wider(numbers: Sequence[int], one: int) -> tuple[int, ...]:
         return (*numbers[:axis], one, *numbers[axis:])
@@ -109,15 +110,15 @@ def carried(eqn: Any, values: Sequence[Any], makers: Mapping[Any, Any]) -> list[
     def moved(i: int) -> int:
         return i + (i >= axis)
 
-    def operand(var: Any, value: Any) -> Any:
+    def operand(read: Value, value: Any) -> Any:
         if not isinstance(value, Image) and not jnp.ndim(value):
             return value
-        spread, sources = (None, []) if compat.is_literal(var) else makers.get(var, (None, []))
-        if spread is None or spread.primitive.name != "broadcast_in_dim" or not isinstance(sources[0], jax.Array):
+        spread = read.source
+        if spread is None or spread.name != "broadcast_in_dim" or not isinstance(env.get(spread.ins[0]), jax.Array):
             return as_image(value, axis)
         shape, dims = spread.params["shape"], spread.params["broadcast_dimensions"]
         changes = {"shape": wider(shape, 1), "broadcast_dimensions": tuple(map(moved, dims))}
-        return compat.rebind(spread, [sources[0]], **changes)[0]
+        return compat.rebind(spread.eqn, [env[spread.ins[0]]], **changes)[0]
 
     changes: dict[str, Any]
     if name in _ELEMENTWISE:
@@ -138,5 +139,5 @@ def carried(eqn: Any, values: Sequence[Any], makers: Mapping[Any, Any]) -> list[
         return compat.rebind(eqn, [image.value])
     else:
         return None
-    operands = [operand(var, v) for var, v in zip(eqn.invars, values, strict=True)]
+    operands = [operand(read, v) for read, v in zip(equation.ins, values, strict=True)]
     return [Image(y, axis) for y in compat.rebind(eqn, operands, **changes)]

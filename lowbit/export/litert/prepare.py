@@ -16,7 +16,9 @@ from jax import lax
 
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant, fake_quant_p
-from lowbit.interpret import compat
+from lowbit.program import compat
+from lowbit.program.evaluate import again, run, turns
+from lowbit.program.read import Equation, Program, Value, read
 
 from .affine import Affine, affine
 from .images import Image, as_image, carried, convolved, window_axis, window_params
@@ -120,10 +122,6 @@ def _plain(value: Any) -> Any:
     return value.plain() if isinstance(value, _Weight | _Window | Affine | Image) else value
 
 
-_Made = tuple[Any, Sequence[Any]]
-"""An equation and what it read."""
-
-
 class Prepared:
     """The function of a universal jaxpr, to be traced for LiteRT.
 
@@ -145,7 +143,7 @@ class Prepared:
             ValueError: for a scan that is too long to be written out.
         """
         self.found = {}
-        return [_plain(v) for v in self.run(self.closed.jaxpr, self.closed.consts, inputs)]
+        return [_plain(v) for v in self.run(read(self.closed, inlined=("jit",)), inputs)]
 
     @property
     def weights(self) -> list[tuple[int, int]]:
@@ -156,35 +154,23 @@ class Prepared:
         """One constant, however often it is read."""
         return self.found.setdefault((id(codes), grid), _Weight(codes, grid))
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        """Returns the results of a jaxpr; weights and sums over windows wait for what reads them."""
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
-        makers: dict[Any, _Made] = {}
+    def run(self, program: Program, args: Sequence[Any]) -> list[Any]:
+        """Returns the results of a program; weights and sums over windows wait for what reads them."""
+        env: dict[Value, Any] = dict(zip(program.inputs, args, strict=True))
 
-        def get(var: Any) -> Any:
-            return var.val if compat.is_literal(var) else env[var]
+        def made(equation: Equation, values: list[Any]) -> Sequence[Any]:
+            outs = self.special(equation, values, env)
+            return again(equation, [_plain(v) for v in values]) if outs is None else outs
 
-        for eqn in jaxpr.eqns:
-            values = [get(v) for v in eqn.invars]
-            outs = self.special(eqn, values, makers)
-            outs = compat.rebind(eqn, [_plain(v) for v in values]) if outs is None else outs
-            env.update(zip(eqn.outvars, outs, strict=True))
-            makers.update(dict.fromkeys(eqn.outvars, (eqn, values)))
-        return [get(v) for v in jaxpr.outvars]
+        return run(program, env, {"scan": self.unrolled}, made)
 
-    def special(self, eqn: Any, values: Sequence[Any], makers: Mapping[Any, _Made]) -> list[Any] | None:
+    def special(self, equation: Equation, values: Sequence[Any], env: Mapping[Value, Any]) -> list[Any] | None:
         """Returns the results of an equation that LiteRT gets in another form; None of any other."""
-        name = eqn.primitive.name
+        eqn, name = equation.eqn, equation.name
         if eqn.primitive is dequantize_p and not is_traced(values[0]):
             return [self.weight(values[0], Grid(**eqn.params))]
         if eqn.primitive is fake_quant_p and isinstance(values[0], Affine) and eqn.params["axis"] is None:
             return [values[0].quantized(Grid(**eqn.params))]
-        if compat.kind(eqn) == "scan":
-            return self.unrolled(eqn, values)
-        if compat.kind(eqn) == "jit":
-            (body,) = compat.bodies(eqn)
-            return self.run(body.jaxpr, body.consts, values)
         if name == "conv_general_dilated":
             if len(eqn.params["window_strides"]) == 1:
                 return [convolved(eqn, _known(values[0]), functools.partial(_wider_kernel, eqn, values[1]))]
@@ -195,43 +181,37 @@ class Prepared:
         if (axis := window_axis(eqn)) is not None:
             x = as_image(_known(values[0]), axis)
             return [Image(y, axis) for y in compat.rebind(eqn, [x], **window_params(eqn, axis))]
-        if name == "div" and compat.is_literal(eqn.invars[1]) and isinstance(values[0], _Window):
+        if name == "div" and isinstance(values[0], _Window) and _is_number(equation.ins[1]):
             return [values[0].averaged(float(values[1]))]
-        if name == "div" and not compat.is_literal(eqn.invars[0]) and _is_made_by(makers, eqn.invars[0], "exp"):
+        if name == "div" and (made := equation.ins[0].source) is not None and made.name == "exp":
             return [_plain(values[0]) * (1.0 / _plain(values[1]))]
         written = functools.partial(_written, eqn, values)
-        if (found := affine(eqn, list(values), makers, written)) is not None:
+        if (found := affine(equation, list(values), env, written)) is not None:
             return [found]
-        return carried(eqn, [_known(v) for v in values], makers)
+        return carried(equation, [_known(v) for v in values], env)
 
-    def unrolled(self, eqn: Any, values: Sequence[Any]) -> list[Any]:
+    def unrolled(self, equation: Equation, values: Sequence[Any]) -> list[Any]:
         """Returns the results of a scan, its turns written out."""
-        (body,), length = compat.bodies(eqn), eqn.params["length"]
-        if length > _UNROLLED:
+        loop = equation.loop
+        assert loop is not None
+        if loop.length > _UNROLLED:
             raise ValueError(
-                f"the litert form writes scans out, up to {_UNROLLED} turns; {compat.source_line(eqn) or 'this one'} has "
-                f"{length}: export one step of it"
+                f"the litert form writes scans out, up to {_UNROLLED} turns; {equation.source or 'this one'} has "
+                f"{loop.length}: export one step of it"
             )
-        n_consts, n_carry = compat.scan_counts(eqn)
-        consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
-        turns: list[list[Any]] = []
-        for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
-            slices = [lax.index_in_dim(_plain(x), i, keepdims=False) for x in xs]
-            outs = self.run(body.jaxpr, body.consts, [*consts, *carry, *slices])
-            carry = outs[:n_carry]
-            turns.append([_plain(y) for y in outs[n_carry:]])
-        if eqn.params["reverse"]:
-            turns.reverse()
-        ys = [jnp.stack(parts) for parts in zip(*turns, strict=True)]
-        return [*carry, *ys]
+
+        def part(x: Any, i: int) -> Any:
+            return lax.index_in_dim(_plain(x), i, keepdims=False)
+
+        return turns(equation, values, self.run, part, lambda parts: jnp.stack([_plain(y) for y in parts]))
 
 
 def _written(eqn: Any, values: Sequence[Any]) -> Any:
     return compat.rebind(eqn, [_plain(v) for v in values])[0]
 
 
-def _is_made_by(makers: Mapping[Any, _Made], var: Any, name: str) -> bool:
-    return var in makers and makers[var][0].primitive.name == name
+def _is_number(value: Value) -> bool:
+    return value.is_written and not value.shape
 
 
 def _wider_kernel(eqn: Any, kernel: Any, axis: int) -> Any:

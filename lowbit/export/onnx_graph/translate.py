@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.export.composites import NAMES
-from lowbit.interpret import compat
+from lowbit.program import compat
+from lowbit.program import evaluate as evaluation
+from lowbit.program.read import Equation, Program, read
+from lowbit.program.read import Value as Read
+from lowbit.program.spellings import SPELLINGS, spelling
 
 from . import arithmetic, indexing, movement, products, quantized, windows
 from .arithmetic import Handler
 from .graph import Graph, Value, bits_of
 
-_INLINED = ("jit", "remat", "custom_jvp", "custom_vjp")
 _UNROLLED = 4096
 """Operators that an unrolled loop may have."""
 
@@ -59,7 +62,7 @@ def graph_of(g: Graph, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
     Raises:
         ValueError: for a primitive that has no ONNX form, by its name and source line.
     """
-    return _Translation(g).body(jaxpr.jaxpr, [_constant(g, c) for c in jaxpr.consts], inputs)
+    return _Translation(g).body(read(jaxpr), inputs)
 
 
 def _constant(g: Graph, value: Any) -> Value:
@@ -73,31 +76,25 @@ class _Translation:
         self.g = g
         self.handlers = handlers()
 
-    def body(self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-        env: dict[Any, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
+    def body(self, program: Program, args: Sequence[Value]) -> list[Value]:
+        handlers = dict.fromkeys(SPELLINGS.keys() - self.handlers.keys(), self.spelled)
+        handlers |= {"scan": self.scan, "cond": self.cond}
+        return evaluation.evaluate(program, args, handlers, self.equation, self.written)
 
-        def get(var: Any) -> Value:
-            return self.literal(var) if compat.is_literal(var) else env[var]
+    def written(self, value: Read) -> Value:
+        return _constant(self.g, value.value)
 
-        for eqn in jaxpr.eqns:
-            env.update(zip(eqn.outvars, self.equation(eqn, [get(v) for v in eqn.invars]), strict=True))
-        return [get(v) for v in jaxpr.outvars]
+    def spelled(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
+        return self.body(spelling(equation), values)
 
-    def literal(self, var: Any) -> Value:
-        return self.g.constant(np.asarray(var.val, var.aval.dtype))
+    def cond(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
+        if values[0].array is None:
+            raise ValueError(self.refusal(equation.eqn))
+        branches = equation.bodies
+        return self.body(branches[min(max(int(values[0].array), 0), len(branches) - 1)], values[1:])
 
-    def equation(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
-        name, kind = eqn.primitive.name, compat.kind(eqn)
-        if kind in _INLINED:
-            (body,) = compat.bodies(eqn)
-            return self.body(body.jaxpr, [_constant(self.g, c) for c in body.consts], values)
-        if kind == "scan":
-            return self.scan(eqn, values)
-        if kind == "cond" and values[0].array is not None:
-            branches = compat.bodies(eqn)
-            body = branches[min(max(int(values[0].array), 0), len(branches) - 1)]
-            return self.body(body.jaxpr, [_constant(self.g, c) for c in body.consts], values[1:])
+    def equation(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
+        eqn, name = equation.eqn, equation.name
         if all(v.array is not None for v in values) and name not in NAMES and not self.keeps(eqn, values):
             return [self.g.constant(np.asarray(y)) for y in self.computed(eqn, values)]
         if name not in self.handlers:
@@ -144,27 +141,16 @@ class _Translation:
         }.get(name, "; write it with other operations, or leave the target out")
         return f"the primitive {name} has no ONNX form{at}{hint}"
 
-    def scan(self, eqn: Any, values: Sequence[Value]) -> list[Value]:
-        (body,) = compat.bodies(eqn)
-        n_consts, n_carry = compat.scan_counts(eqn)
-        length = eqn.params["length"]
-        if length * len(body.jaxpr.eqns) > _UNROLLED:
-            where = compat.source_line(eqn)
+    def scan(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
+        loop = equation.loop
+        assert loop is not None
+        count = len(loop.equations)
+        if loop.length * count > _UNROLLED:
             raise ValueError(
-                f"the primitive scan has {length} steps of {len(body.jaxpr.eqns)} operations ({where}); ONNX gets loops "
+                f"the primitive scan has {loop.length} steps of {count} operations ({equation.source}); ONNX gets loops "
                 f"unrolled, up to {_UNROLLED} operations: export one step, its carry an argument and a result"
             )
-        consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
-        closed = [_constant(self.g, c) for c in body.consts]
-        stacked: list[list[Value]] = [[] for _ in eqn.outvars[n_carry:]]
-        steps = range(length)
-        for i in reversed(steps) if eqn.params["reverse"] else steps:
-            parts = [self.at(x, i) for x in xs]
-            outs = self.body(body.jaxpr, closed, [*consts, *carry, *parts])
-            carry = outs[:n_carry]
-            for found, y in zip(stacked, outs[n_carry:], strict=True):
-                found.append(y)
-        return [*carry, *(self.stack(ys, reverse=eqn.params["reverse"]) for ys in stacked)]
+        return evaluation.turns(equation, values, self.body, self.at, self.stack)
 
     def at(self, x: Value, index: int) -> Value:
         """One step's slice."""
@@ -172,9 +158,8 @@ class _Translation:
         starts[0], stops[0] = index, index + 1
         return movement.reshape(self.g, indexing.sliced(self.g, x, starts, stops, [1] * len(stops)), x.shape[1:])
 
-    def stack(self, ys: Sequence[Value], *, reverse: bool) -> Value:
+    def stack(self, ys: Sequence[Value]) -> Value:
         rows = [movement.reshape(self.g, y, (1, *y.shape)) for y in ys]
-        rows = rows[::-1] if reverse else rows
         shape = (len(rows), *ys[0].shape)
         out = jax.ShapeDtypeStruct(shape, ys[0].dtype)
         return rows[0] if len(rows) == 1 else indexing.concatenate(self.g, rows, {"dimension": 0}, out)

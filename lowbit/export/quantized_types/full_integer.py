@@ -20,13 +20,14 @@ from lowbit.export.universal.values import scalar_grid
 from lowbit.interpret.integer import compute
 from lowbit.interpret.integer.constants import result_scale
 from lowbit.interpret.integer.fixed import rounding_named
-from lowbit.interpret.integer.flat import Constants, Var
+from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.nodes import LINEAR, Node, Program
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import Arithmetic, evaluate
+from lowbit.interpret.integer.run import Arithmetic, evaluate, indices
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
+from lowbit.program.read import Value
 
 from . import operations
 from .products import Operand, product, weight_operand
@@ -51,10 +52,12 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
     program = program_for(plan, traced)
     flat = program.flat
     known = Constants(dict(zip(flat.inputs[: traced.count], traced.leaves, strict=False)))
-    env: dict[Var, Any] = dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
+    env: dict[Value, Any] = dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
     arithmetic = _Typed(plan, program, qparams, known)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
+        if node.kind == "index":
+            return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
         x = env[node.out]
@@ -101,9 +104,9 @@ class _Typed(Arithmetic):
         super().__init__(program, specs, rounding, qparams.sites, self.plain, known, carried=False)
         self.plan, self.qparams = plan, qparams
         self.grids = {path: _grid(plan, qparams, path) for path in specs}
-        self.tight: dict[Var, QuantType] = {}
+        self.tight: dict[Value, QuantType] = {}
 
-    def type(self, var: Var) -> QuantType:
+    def type(self, var: Value) -> QuantType:
         """The type of a value: its grid, with the bounds of what made it."""
         return self.tight.get(var, self.grids[self.program.grids[var]])
 
@@ -128,7 +131,8 @@ class _Typed(Arithmetic):
         """The accumulator of a linear node, and the value of one of its steps, which broadcasts to it."""
         step = self.step(node, c)
         if node.op is None:
-            return self.accumulator(node, codes, [self.zero(v) for v in node.ins], c, is_long=False), step
+            zeros = [self.zero(v) for v in node.ins if v in self.program.grids]
+            return self.accumulator(node, codes, zeros, c, is_long=False), step
         equation, weight = node.equations[0], weight_of(node, self.plan, self.qparams, self.known)
         operands = [Operand(x, self.type(v)) for x, v in zip(codes, node.ins, strict=True)]
         scale = np.asarray(math.prod(self.type(v).scale[0] for v in node.ins))

@@ -18,12 +18,11 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
-from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.integer import long_rows
 from lowbit.interpret.integer.compute import AFFINE_BITS, NEAREST, NORM_BITS, reach_of_spec
 from lowbit.interpret.integer.constants import result_scale
-from lowbit.interpret.integer.flat import Constants, Var
+from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.grouped import Grouped, grouped, multipliers
 from lowbit.interpret.integer.nodes import Node, Program
 from lowbit.interpret.integer.plans import program_for
@@ -31,6 +30,8 @@ from lowbit.interpret.integer.run import evaluate, indices, picking, tabulated
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan
+from lowbit.program import compat
+from lowbit.program.read import Value
 
 from .dense import Dense
 from .values import in_float32, scalar_grid, weight_grid, weight_value
@@ -56,7 +57,7 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
     known = Constants(dict(zip(flat.inputs[: traced.count], traced.leaves, strict=False)))
     sites = plan.grids()
     grids = {path: scalar_grid(site.spec, qparams.sites[path]) for path, site in sites.items() if site.spec is not None}
-    env: dict[Var, Any] = dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
+    env: dict[Value, Any] = dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
     maker = _Maker(plan, program, qparams, known, grids)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
@@ -97,7 +98,9 @@ class _Maker:
             return compat.rebind(equation.eqn, list(values))
         if kind == "select":
             assert equation is not None
-            return compat.rebind(equation.eqn, [self.known.value(equation.ins[0]), *values])
+            which, *rest = equation.ins
+            predicate = values[-1] if which.is_data else self.known.value(which)
+            return compat.rebind(equation.eqn, [predicate, *values[: len(rest)]])
         grid = self.grid(node.out)
         if kind == "constant":
             codes = self.qparams.sites[node.path]["codes"]
@@ -110,7 +113,7 @@ class _Maker:
             return [dequantize(tabulated(codes, self.qparams.sites[node.path], given, made), grid)]
         return [fake_quant(self.value(node, values), grid)]
 
-    def grid(self, var: Var) -> Grid:
+    def grid(self, var: Value) -> Grid:
         """The grid of a value."""
         return self.grids[self.program.grids[var]]
 
@@ -138,7 +141,7 @@ class _Maker:
 
     def defined(self, node: Node, values: Sequence[Array]) -> Array:
         """The node's own equations: a relu is a maximum, which compilers fuse, not the selection that has a gradient."""
-        env: dict[Var, Any] = dict(zip(node.ins, values, strict=True))
+        env: dict[Value, Any] = dict(zip(node.ins, values, strict=True))
         for equation in node.equations:
             operands = [env[v] if v in env else self.known.value(v) for v in equation.ins]
             env.update(zip(equation.outs, compat.rebind(equation.eqn, operands), strict=True))

@@ -7,7 +7,6 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
 from lowbit.interpret.arithmetic import Matmul, result_dtype
-from lowbit.interpret.compat import rebind
 from lowbit.interpret.execute import quantized_input
 from lowbit.interpret.graph import Operation
 from lowbit.interpret.lookup import lookup
@@ -15,6 +14,7 @@ from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row
+from lowbit.program.compat import rebind
 
 from .dense import Dense
 from .values import blockwise, in_float32, input_value, is_blockwise, weight_grid, weight_value

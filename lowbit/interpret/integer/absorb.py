@@ -4,17 +4,19 @@ import math
 
 import jax.numpy as jnp
 
-from .flat import Equation, Var, small_shape
+from lowbit.program.read import Equation, Value
+
+from .flat import small_shape
 
 _AFFINE = ("add", "sub", "add_any", "mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
 
 
-def is_float(var: Var) -> bool:
+def is_float(var: Value) -> bool:
     """Returns whether a value is of floats."""
     return bool(jnp.issubdtype(var.dtype, jnp.floating))
 
 
-def is_affine(equation: Equation, x: Var) -> bool:
+def is_affine(equation: Equation, x: Value) -> bool:
     """Returns whether an equation is affine in ``x`` with constants, and keeps its shape."""
     if equation.name not in _AFFINE or equation.outs[0].shape != x.shape or not is_float(equation.outs[0]):
         return False
@@ -23,7 +25,7 @@ def is_affine(equation: Equation, x: Var) -> bool:
     return equation.name != "div" or equation.ins[0] is x
 
 
-def bounds_of(equation: Equation, x: Var) -> list[tuple[str, Var]] | None:
+def bounds_of(equation: Equation, x: Value) -> list[tuple[str, Value]] | None:
     """Returns the bounds, ``("low" or "high", bound)``, of a clip of ``x`` by scalars; None of any other equation."""
     names = {"max": "low", "min": "high"}
     others = [v for v in equation.ins if v is not x]
@@ -50,6 +52,6 @@ def channels(equation: Equation) -> frozenset[int]:
     return frozenset([*range(len(batch[at])), *range(start, start + free)])
 
 
-def varying(var: Var) -> list[int]:
+def varying(var: Value) -> list[int]:
     """Returns the axes that a constant varies along: those that it was only spread over are left out."""
     return [axis for axis, n in enumerate(small_shape(var)) if n > 1]

@@ -12,14 +12,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int32, Integer
 
 from lowbit.core.spec import Spec
-from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
 from lowbit.interpret.lookup import part
 from lowbit.interpret.sums import contracted_size, exact_sum
+from lowbit.program import compat
+from lowbit.program.read import Equation
 
 from .fixed import Rounding
-from .flat import Equation
 from .nodes import Node
 
 AFFINE_BITS = 12

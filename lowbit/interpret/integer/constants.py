@@ -17,15 +17,16 @@ from lowbit.core.powers import exponent, power_of_two
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import nearest_even, rounded_product, unfused
 from lowbit.core.spec import Spec
-from lowbit.interpret import compat
 from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec
 from lowbit.interpret.sums import contracted_size
+from lowbit.program import compat
+from lowbit.program.read import Equation, Value
 
 from . import long_rows
 from .compute import AFFINE_BITS, NORM_BITS, SOFTMAX_BITS, left_to_result
 from .fixed import fixed_points
-from .flat import Constants, Equation, Var
+from .flat import Constants
 from .grouped import grouped, multipliers
 from .long import BEND_BITS, MOST, PIECE_BITS, PIECES
 from .long_rows import EXP_BITS
@@ -247,6 +248,8 @@ def summed_count(equation: Equation) -> int:
     params = equation.eqn.params
     if equation.name == "reduce_sum":
         return math.prod(equation.ins[0].shape[i] for i in params["axes"])
+    if equation.name == "cumsum":
+        return equation.ins[0].shape[params["axis"]]
     return math.prod(params["window_dimensions"])
 
 
@@ -277,10 +280,10 @@ def result_scale(equation: Equation, weight: QTensor) -> Array:
 
 def tabulated(node: Node, x: Array, known: Constants) -> Array:
     """Returns the function of a table at ``x``, one axis; products that meet a sum round on their own."""
-    env: dict[Var, Any] = {node.ins[0]: x}
+    env: dict[Value, Any] = {node.ins[0]: x}
     summed = {v for e in node.equations if e.name in ("add", "sub", "add_any") for v in e.ins}
 
-    def get(var: Var) -> Array:
+    def get(var: Value) -> Array:
         return env[var] if var in env else jnp.broadcast_to(known.small(var).reshape(()), x.shape)
 
     for equation in node.equations:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from .flat import Var
+from lowbit.program.read import Value
+
 from .nodes import Node
 
 
@@ -10,21 +11,21 @@ class Grids:
     """Values, some of which are on one grid."""
 
     def __init__(self):
-        self.parents: dict[Var, Var] = {}
+        self.parents: dict[Value, Value] = {}
 
-    def _find(self, var: Var) -> Var:
+    def _find(self, var: Value) -> Value:
         while var in self.parents:
             var = self.parents[var]
         return var
 
-    def unify(self, *values: Var) -> None:
+    def unify(self, *values: Value) -> None:
         """Puts values on one grid."""
         first, *rest = [self._find(v) for v in values]
         for other in rest:
             if self._find(other) is not self._find(first):
                 self.parents[self._find(other)] = self._find(first)
 
-    def named(self, nodes: Iterable[Node], inner: Iterable[Var]) -> dict[Var, str]:
+    def named(self, nodes: Iterable[Node], inner: Iterable[Value]) -> dict[Value, str]:
         """Returns the path of the first node, constants aside, whose result is on the grid of each value.
 
         Args:
@@ -32,7 +33,7 @@ class Grids:
             inner: further values: those at the start of a turn of a loop.
         """
         nodes = list(nodes)
-        names: dict[Var, str] = {}
+        names: dict[Value, str] = {}
         for is_constant in (False, True):
             for node in nodes:
                 if (node.kind == "constant") == is_constant and node.kind not in ("move", "scan", "index"):

@@ -19,10 +19,10 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import nearest_even, rounded_product
 from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of
+from lowbit.program.read import Equation
 
 from . import compute
 from .fixed import Long
-from .flat import Equation
 
 _MOST_BITS, _LEAST_BITS = 15, 11
 

@@ -1,6 +1,7 @@
 """The interpretations of a full-integer plan: observe, simulate, freeze, execute. One evaluator, one arithmetic."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ from lowbit.interpret.walk import plain
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.read import Value
 
 from . import spans
 from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
-from .flat import Constants, Var
+from .flat import Constants
 from .nodes import Node, Program
 from .plans import program_for, program_of, steps_of
 from .run import Arithmetic, Levels, defined, evaluate, indices
@@ -62,7 +64,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     return found
 
 
-def _data(program: Program, traced: Trace) -> dict[Var, Any]:
+def _data(program: Program, traced: Trace) -> dict[Value, Any]:
     flat = program.flat
     return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
 
@@ -71,7 +73,7 @@ def _warm(program: Program, known: Constants) -> None:
     """Computes what nodes inside scans take from outside, outside."""
     for node, scope in program.everywhere():
         if scope:
-            values = [v for e in node.equations for v in e.ins] + [node.details.get("value")]
+            values = [v for e in node.equations for v in e.ins] + [node.details.get("value"), node.details.get("kept")]
             for var in values:
                 if var is not None and not var.is_data:
                     known.raw(var)
@@ -202,7 +204,7 @@ def _weights(
     return known, weights, changed
 
 
-def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Var]]:
+def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
     rows: dict[str, Row] = {row.path: row for row in plan.rows}
     found = []
     for node, _ in program.everywhere():
@@ -211,7 +213,7 @@ def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Var]]
     return found
 
 
-def _weight_of(node: Node) -> Var:
+def _weight_of(node: Node) -> Value:
     """The weight of an operation; written indices of a look-up come after it."""
     return next(v for v in node.equations[0].ins if not v.is_data)
 
@@ -221,7 +223,7 @@ def _of_rank(x: Any, rank: int) -> Any:
     return x if x.ndim == rank else x.reshape((1,) * (rank - 1) + (x.size,))
 
 
-def _at_operation(node: Node, var: Var, known: Constants, weights: Mapping[str, QTensor]) -> Array:
+def _at_operation(node: Node, var: Value, known: Constants, weights: Mapping[str, QTensor]) -> Array:
     """The value of a constant at a node: the weight of an operation is on its grid."""
     if node.op is not None and node.path in weights and var is _weight_of(node):
         return plain(weights[node.path])
@@ -276,18 +278,22 @@ def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> P
     rows, steps = steps_of(program, plan.rows)
     leaves = Plan(rows).leaf_sites()
     dropped = tuple(path for path in traced.paths if path not in leaves)
-    bare = dataclasses.replace(plan, rows=rows, steps=steps, rounding=rounding, dropped=dropped)
-    return dataclasses.replace(bare, freeze=freezer(bare, traced))
+    return dataclasses.replace(plan, rows=rows, steps=steps, rounding=rounding, dropped=dropped)
 
 
+@functools.lru_cache(maxsize=64)
 def freezer(plan: Plan, traced: Trace) -> Callable[[Any, QState], dict[str, Any]]:
-    """Returns ``(params, qstate) -> {path: integer constants}``: what packing adds to the weights."""
-    bare = dataclasses.replace(traced, leaves=[])
+    """Returns ``(params, qstate) -> {path: integer constants}``: what packing adds to the weights.
+
+    Args:
+        plan: the plan.
+        traced: a call of its function; its values are not read.
+    """
 
     @jax.jit
     def freeze(params: Any, qstate: QState) -> dict[str, Any]:
         leaves = list(jax.tree.leaves(params))
-        now = dataclasses.replace(bare, leaves=leaves)
+        now = dataclasses.replace(traced, leaves=leaves)
         program = program_for(plan, now)
 
         def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
@@ -339,9 +345,9 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
 
 def _warm_selected(program: Program, known: Constants) -> None:
     for node, scope in program.everywhere():
-        if scope and node.kind in ("select", "move", "lookup"):
-            for var in node.equations[0].ins:
-                if not var.is_data:
+        if scope and node.kind in ("select", "move", "lookup", "softmax"):
+            for var in (*node.equations[0].ins, node.details.get("kept")):
+                if var is not None and not var.is_data:
                     known.raw(var)
 
 

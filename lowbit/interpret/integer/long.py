@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
 
+from lowbit.program.read import Equation
+
 from . import compute
 from .fixed import Long, Rounding, long_words
-from .flat import Equation
 from .nodes import Node
 
 MOST = 2.0**38

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any
 
 from lowbit.interpret.graph import Operation
-
-from .flat import Equation, Flat, Loop, Var
+from lowbit.program import primitives, read
+from lowbit.program.read import Equation, Loop, Value
 
 TABULAR = frozenset(
     (
@@ -18,13 +18,14 @@ TABULAR = frozenset(
 )  # fmt: skip
 """Elementwise: of one tensor and scalars, any of them is part of a table."""
 
-MOVES = frozenset(
-    (
-        "broadcast_in_dim", "convert_element_type", "copy", "dynamic_slice", "expand_dims", "gather",
-        "optimization_barrier", "pad", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "reshape",
-        "rev", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient", "transpose", "name",
-    )
-)  # fmt: skip
+MOVES = (
+    primitives.SAME
+    | primitives.VARYING
+    | primitives.CASTS
+    | primitives.SHAPED
+    | {"broadcast_to", "dynamic_slice", "gather", "pad", "slice", "split", "tile", "unstack"}
+    | {"cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
+)
 """Of data, these change where elements are or choose among them: the result is on the same grid."""
 
 LINEAR = frozenset(("dot", "conv", "affine", "sum", "product", "softmax", "norm"))
@@ -52,19 +53,19 @@ class Node:
 
     kind: str
     path: str
-    ins: list[Var]
-    outs: list[Var]
+    ins: list[Value]
+    outs: list[Value]
     equations: list[Equation]
     source: str = ""
     op: Operation | None = None
-    chain: list[tuple[Equation, Var]] = dataclasses.field(default_factory=list)
-    clips: list[tuple[str, Var]] = dataclasses.field(default_factory=list)
+    chain: list[tuple[Equation, Value]] = dataclasses.field(default_factory=list)
+    clips: list[tuple[str, Value]] = dataclasses.field(default_factory=list)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     loop: Loop | None = None
     body: "list[Node]" = dataclasses.field(default_factory=list)
 
     @property
-    def out(self) -> Var:
+    def out(self) -> Value:
         """Its first result."""
         return self.outs[0]
 
@@ -87,10 +88,10 @@ class Program:
         grids: the path of the grid of every value that crosses a node.
     """
 
-    flat: Flat
+    flat: read.Program
     nodes: list[Node]
-    outs: list[Var]
-    grids: dict[Var, str]
+    outs: list[Value]
+    grids: dict[Value, str]
 
     def everywhere(self) -> list[tuple[Node, tuple[str, ...]]]:
         """Returns all nodes, those inside scans included, each with the paths of the scans it is in."""

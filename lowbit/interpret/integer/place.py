@@ -23,19 +23,22 @@ import numpy as np
 from lowbit.core.paths import common_prefix
 from lowbit.interpret.graph import Operation
 from lowbit.interpret.picks import LOOKUPS
+from lowbit.program import read
+from lowbit.program.constants import written_value
+from lowbit.program.read import Equation, Value
 
 from . import templates
 from .absorb import bounds_of, channels, is_affine, is_float, varying
-from .flat import Equation, Flat, Var, small_shape
+from .flat import small_shape
 from .grids import Grids
 from .nodes import MOVES, TABULAR, Node, Program
 
-_SUMS = {"reduce_sum": "sum", "reduce_window_sum": "sum"}
+_SUMS = ("cumsum", "reduce_sum", "reduce_window_sum")
 _PAIRS = {"add": "add", "add_any": "add", "sub": "add", "mul": "product", "max": "max", "min": "min"}
 _KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
 
 
-def place(flat: Flat, operations: Mapping[tuple[int, ...], Operation]) -> Program:
+def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -> Program:
     """Returns the integer form of a flat program.
 
     Args:
@@ -55,35 +58,21 @@ def place(flat: Flat, operations: Mapping[tuple[int, ...], Operation]) -> Progra
 
 
 class _Placer:
-    def __init__(self, flat: Flat, operations: Mapping[tuple[int, ...], Operation]):
+    def __init__(self, flat: read.Program, operations: Mapping[tuple[int, ...], Operation]):
         self.operations = operations
-        self.readers: dict[Var, list[Any]] = {}
-        self.order: dict[Equation, int] = {}
-        self._read(flat.equations)
-        for var in flat.outs:
-            self.readers.setdefault(var, []).append(None)
+        self.readers, self.order = flat.readers, flat.order
         self.top: list[Node] = []
-        self.home: dict[Var, list[Node]] = {}
-        self.near: dict[Var, frozenset[str]] = {}
-        self.roots: dict[Var, Var] = {}
+        self.home: dict[Value, list[Node]] = {}
+        self.near: dict[Value, frozenset[str]] = {}
+        self.roots: dict[Value, Value] = {}
         self.grids = Grids()
-        self.made: dict[Var, Node] = {}
+        self.made: dict[Value, Node] = {}
         self.counts: dict[str, int] = {}
         self.taken = {op.path for op in operations.values()}
         self.done: set[Equation] = set()
         self.inside: set[Equation] = set()  # templates
-        self.indices: set[Var] = set()  # integers that depend on integers alone
-        self.inner: set[Var] = set()  # carries and slices at the start of a turn
-
-    def _read(self, equations: list[Equation]) -> None:
-        for equation in equations:
-            self.order[equation] = len(self.order)
-            for var in equation.ins:
-                self.readers.setdefault(var, []).append(equation)
-            if equation.loop is not None:
-                self._read(equation.loop.equations)
-                for var in (*equation.loop.afters, *equation.loop.ys):
-                    self.readers.setdefault(var, []).append(None)
+        self.indices: set[Value] = set()  # integers that depend on integers alone
+        self.inner: set[Value] = set()  # carries and slices at the start of a turn
 
     # nodes
 
@@ -96,7 +85,7 @@ class _Placer:
                 return path
 
     def add(
-        self, nodes: list[Node], kind: str, ins: list[Var], outs: list[Var], equations: list[Equation], **rest: Any
+        self, nodes: list[Node], kind: str, ins: list[Value], outs: list[Value], equations: list[Equation], **rest: Any
     ):
         """Makes a node; its path is that of the operation, or the nearest weights' common prefix and the kind."""
         op: Operation | None = rest.get("op")
@@ -113,24 +102,24 @@ class _Placer:
             self.near[out], self.home[out], self.made[out] = near, nodes, node
         return node
 
-    def input(self, var: Var) -> None:
-        if jnp.issubdtype(var.dtype, jnp.integer) and jnp.iinfo(var.dtype).bits >= 32:
+    def input(self, var: Value) -> None:
+        if var.dtype == jnp.bool_ or (jnp.issubdtype(var.dtype, jnp.integer) and jnp.iinfo(var.dtype).bits >= 32):
             self.indices.add(var)
             self.add(self.top, "index", [], [var], [])
             return
         if not jnp.issubdtype(var.dtype, jnp.floating):
             raise ValueError(
-                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, or indices in int32, and fix "
+                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, indices and masks in int32 or bool, and fix "
                 f"other integers and keys by functools.partial"
             )
         self.add(self.top, "input", [], [var], [])
 
-    def need(self, var: Var, nodes: list[Node], reader: Equation | None) -> Var:
+    def need(self, var: Value, nodes: list[Node], reader: Equation | None) -> Value:
         """Returns ``var`` on a grid of its own: makes the table, or the constant, that it takes."""
         if not var.is_data:
             if not jnp.issubdtype(var.dtype, jnp.floating):
                 raise self.error(reader, f"a constant of dtype {var.dtype} cannot be on a grid")
-            out = Var(var.shape, var.dtype, True)
+            out = Value(var.shape, var.dtype, True)
             self.add(nodes, "constant", [], [out], [], details={"value": var})
             return out
         if var in self.indices:
@@ -145,7 +134,7 @@ class _Placer:
         self.add(self.home[root], "table", [root], [var], self._region(root, var))
         return var
 
-    def _region(self, root: Var, out: Var) -> list[Equation]:
+    def _region(self, root: Value, out: Value) -> list[Equation]:
         found: dict[Equation, None] = {}
         todo = [out]
         while todo:
@@ -165,22 +154,30 @@ class _Placer:
     # rules
 
     def run(self, equations: list[Equation], nodes: list[Node]) -> None:
-        found = {e: f for e in equations if (f := templates.find(e, self.order, self.readers)) is not None}
-        self.inside |= {e for f in found.values() for e in f.equations}
+        found = templates.find(equations, self.order, self.readers)
+        for each in found.values():
+            self.inside.update(each.equations)
         for equation in equations:
             if equation in found:
                 self.template(equation, found[equation], nodes)
-            elif equation in self.inside or equation in self.done or not any(v.is_data for v in equation.ins):
+            elif equation in self.inside or equation in self.done or not equation.is_data or self.is_dead(equation):
                 continue
             else:
                 self.rule(equation)(equation, nodes)
+
+    def is_dead(self, equation: Equation) -> bool:
+        """Whether nothing reads what a plain equation makes."""
+        is_plain = equation.name in TABULAR or equation.name in MOVES
+        return is_plain and not any(v in self.readers for v in equation.outs)
 
     def rule(self, equation: Equation) -> Callable[[Equation, list[Node]], None]:
         """Returns the rule that takes an equation."""
         name = equation.name
         data = [v for v in equation.ins if v.is_data]
-        if equation.loop is not None:
+        if equation.call == "scan":
             return self.scan
+        if equation.call is not None:
+            raise self.error(equation, "of control flow, only scans over data have an integer form")
         if name in LOOKUPS and equation.address in self.operations:
             return self.lookup
         if self.indices.issuperset(data) and not any(is_float(v) for v in equation.outs):
@@ -189,8 +186,9 @@ class _Placer:
             return self.matmul
         if name in _SUMS:
             return self.sum
-        is_choice = name == "select_n" and not equation.ins[0].is_data and not self.is_tabular(equation)
-        if name == "concatenate" or is_choice:
+        is_choice = name == "select_n" and not self.is_tabular(equation)
+        is_choice = is_choice and (not equation.ins[0].is_data or equation.ins[0] in self.indices)
+        if name in ("concatenate", "stack") or is_choice:
             return self.unified
         if name in MOVES and not (name in TABULAR and data[0] in self.roots):
             return self.move
@@ -212,17 +210,20 @@ class _Placer:
         )
 
     def template(self, equation: Equation, found: templates.Found, nodes: list[Node]) -> None:
-        x = self.need(found.x, nodes, equation)
+        for made in found.before:
+            self.order.setdefault(made, self.order[equation])
+            self.rule(made)(made, nodes)
+        ins = [self.need(found.x, nodes, equation)]
+        if found.kept is not None and found.kept.is_data:
+            ins += [found.kept, *found.integers]
         details: dict[str, Any] = {
             "axis": found.axis,
             "epsilon": found.epsilon,
             "is_centered": found.is_centered,
-            "mask": found.mask,
+            "kept": found.kept,
         }
-        chain = []
-        if found.gain is not None:
-            chain.append((equation, found.gain))  # multiplied in the template's own last equation
-        self.linear(found.kind, equation, list(found.equations), [x], nodes, chain=chain, details=details)
+        chain = [] if found.gain is None else [found.gain]
+        self.linear(found.kind, equation, list(found.equations), ins, nodes, chain=chain, details=details)
 
     def matmul(self, equation: Equation, nodes: list[Node]) -> None:
         op = self.operations[equation.address]
@@ -251,7 +252,7 @@ class _Placer:
         self.linear("affine", equation, [equation], [x], nodes, chain=[(equation, constant)])
 
     def linear(
-        self, kind: str, last: Equation, equations: list[Equation], ins: list[Var], nodes: list[Node], **rest: Any
+        self, kind: str, last: Equation, equations: list[Equation], ins: list[Value], nodes: list[Node], **rest: Any
     ):
         """A node that ends in a sum: absorbs what follows, by constants that vary along ``axes`` at most (None: any)."""
         chain, axes = rest.pop("chain", []), rest.pop("axes", None)
@@ -267,16 +268,16 @@ class _Placer:
         self.done |= set(equations)
         return self.add(nodes, kind, ins, [out], equations, chain=chain, clips=clips, **rest)
 
-    def follower(self, out: Var, last: Equation) -> Equation | None:
+    def follower(self, out: Value, last: Equation) -> Equation | None:
         """The one equation that reads ``out``, in the same loop and in no template."""
         readers = self.readers.get(out, [])
         if len(readers) != 1 or readers[0] is None or readers[0].scope is not last.scope or readers[0] in self.inside:
             return None
         return readers[0]
 
-    def clipped(self, out: Var, last: Equation, equations: list[Equation]) -> tuple[Var, list[tuple[str, Var]]]:
+    def clipped(self, out: Value, last: Equation, equations: list[Equation]) -> tuple[Value, list[tuple[str, Value]]]:
         """Absorbs relu and clips by scalars."""
-        clips: list[tuple[str, Var]] = []
+        clips: list[tuple[str, Value]] = []
         while (following := self.follower(out, last)) is not None:
             bounds = bounds_of(following, out)
             if bounds is None:
@@ -290,7 +291,8 @@ class _Placer:
         first = 1 if equation.name == "select_n" else 0
         ins = [self.need(v, nodes, equation) for v in equation.ins[first:]]
         kind = "select" if first else "concatenate"
-        self.add(nodes, kind, ins, list(equation.outs), [equation])
+        which = [v for v in equation.ins[:first] if v.is_data]
+        self.add(nodes, kind, [*ins, *which], list(equation.outs), [equation])
         self.grids.unify(*ins, equation.outs[0])
 
     def move(self, equation: Equation, nodes: list[Node]) -> None:
@@ -337,6 +339,10 @@ class _Placer:
     def scan(self, equation: Equation, nodes: list[Node]) -> None:
         loop = equation.loop
         assert loop is not None
+        for var in loop.xs:
+            if not var.is_data:
+                why = f"it is over parameters or constants of shape {var.shape}; write the layers out in a Python loop"
+                raise self.error(equation, why)
         for var in (*loop.inits, *loop.slices, *loop.ys):
             if not is_float(var):
                 raise self.error(equation, f"it carries or scans {var.dtype} values, which have no grid; unroll it")
@@ -368,6 +374,6 @@ class _Placer:
                 raise self.error(equation, "a value that it carries unchanged is read after it; read the value itself")
 
 
-def _is_written(var: Var, value: float) -> bool:
-    known = templates.written_value(var)
+def _is_written(var: Value, value: float) -> bool:
+    known = written_value(var)
     return known is not None and bool(np.all(known == value))

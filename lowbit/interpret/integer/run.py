@@ -9,13 +9,13 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
-from lowbit.interpret import compat
+from lowbit.program import compat
+from lowbit.program.read import Equation, Value
 
 from . import compute, grouped, long, long_rows
 from .fixed import Rounding
-from .flat import Constants, Equation, Var
+from .flat import Constants
 from .nodes import Node, Program
-from .templates import is_kept
 
 AtNode = Callable[[Node, list[Any], Any], tuple[list[Any], Any]]
 """``(node, what it reads, state) -> (what it makes, state)``."""
@@ -39,12 +39,12 @@ class Levels(NamedTuple):
         return cast_once(rounded_product(self.levels - self.zero, self.scale), dtype)
 
 
-def evaluate(nodes: Sequence[Node], env: dict[Var, Any], at: AtNode, state: Any) -> Any:
+def evaluate(nodes: Sequence[Node], env: dict[Value, Any], at: AtNode, state: Any) -> Any:
     """Adds what the nodes make to ``env`` and returns the state after them. Scans carry the state.
 
     Args:
         nodes: in order.
-        env: values; those of `lowbit.interpret.integer.flat.Flat.inputs` and of outer loops are in it.
+        env: values; those of `lowbit.program.read.Program.inputs` and of outer loops are in it.
         at: what to do at a node that is no scan.
         state: given to ``at`` and taken from it.
     """
@@ -57,7 +57,7 @@ def evaluate(nodes: Sequence[Node], env: dict[Var, Any], at: AtNode, state: Any)
     return state
 
 
-def _scan(node: Node, env: dict[Var, Any], at: AtNode, state: Any) -> Any:
+def _scan(node: Node, env: dict[Value, Any], at: AtNode, state: Any) -> Any:
     details, loop = node.details, node.loop
     assert loop is not None
     count = details["count"]
@@ -80,11 +80,11 @@ def _scan(node: Node, env: dict[Var, Any], at: AtNode, state: Any) -> Any:
     return state
 
 
-def defined(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> list[Any]:
+def defined(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> list[Any]:
     """Returns a node's results in float, by its equations; ``get`` has the values of what is not data."""
     if node.kind == "constant":
         return [get(node.details["value"])]
-    env: dict[Var, Any] = dict(zip(node.ins, values, strict=True))
+    env: dict[Value, Any] = dict(zip(node.ins, values, strict=True))
     for equation in node.equations:
         operands = [env[v] if v in env else get(v) for v in equation.ins]
         changes = compute.NEAREST if node.kind == "lookup" and equation.name == "gather" else {}
@@ -111,7 +111,7 @@ def tabulated(codes: Any, c: Mapping[str, Any], given: Spec, made: Spec) -> Any:
     return compute.looked_up(codes, c, int(given.format.low))
 
 
-def indices(node: Node, values: Sequence[Any], env: Mapping[Var, Any], get: Callable[[Var], Any]) -> list[Any]:
+def indices(node: Node, values: Sequence[Any], env: Mapping[Value, Any], get: Callable[[Value], Any]) -> list[Any]:
     """Returns the integers of an ``index`` node, as it is written: an argument, or what is computed of integers."""
     if not node.equations:
         return [env[node.out]]
@@ -119,7 +119,7 @@ def indices(node: Node, values: Sequence[Any], env: Mapping[Var, Any], get: Call
     return compat.rebind(equation.eqn, [next(data) if v.is_data else get(v) for v in equation.ins])
 
 
-def picking(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> list[Any]:
+def picking(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> list[Any]:
     """Returns the indices of a look-up: integers that depend on arguments, and written ones."""
     rest = iter(values)
     return [next(rest) if v.is_data else get(v) for v in node.equations[0].ins[1:]]
@@ -152,11 +152,11 @@ class Arithmetic:
         self.program, self.specs, self.rounding, self.found = program, specs, rounding, found
         self.weights, self.known, self.carried = weights, known, carried
 
-    def spec(self, var: Var) -> Spec:
+    def spec(self, var: Value) -> Spec:
         """The spec of a value's grid."""
         return self.specs[self.program.grids[var]]
 
-    def zero(self, var: Var) -> Array:
+    def zero(self, var: Value) -> Array:
         """The zero point of a value's grid, int32."""
         return self.found[self.program.grids[var]]["zero"]
 
@@ -167,7 +167,7 @@ class Arithmetic:
             dtype, table = compute.code_dtype(self.spec(node.out)), self.weights[node.path].codes
             indices = picking(node, codes, self.known.value)
             return [compute.picked(node.equations[0], table, indices, c, self.rounding, dtype)]
-        zeros = [self.zero(v) for v in node.ins]
+        zeros = [self.zero(v) for v in node.ins if v in self.program.grids]  # masks have none
         if kind == "move":
             rest = [self.known.value(v) for v in node.equations[0].ins[1:] if node.equations[0].name != "pad"]
             return compute.moved(node.equations[0], codes[0], zeros[0], rest)
@@ -176,9 +176,11 @@ class Arithmetic:
         if kind == "concatenate":
             return compat.rebind(node.equations[0].eqn, list(codes))
         if kind == "select":
-            return compat.rebind(node.equations[0].eqn, [self.known.value(node.equations[0].ins[0]), *codes])
+            which, *rest = node.equations[0].ins
+            predicate = codes[-1] if which.is_data else self.known.value(which)
+            return compat.rebind(node.equations[0].eqn, [predicate, *codes[: len(rest)]])
         dtype = compute.code_dtype(self.spec(node.out))
-        is_long = any(compute.code_dtype(self.spec(v)) == jnp.int16 for v in node.ins)
+        is_long = any(compute.code_dtype(self.spec(v)) == jnp.int16 for v in node.ins if v in self.program.grids)
         if kind == "table":
             return [tabulated(codes[0], c, self.spec(node.ins[0]), self.spec(node.out))]
         if kind in ("add", "max", "min"):
@@ -231,7 +233,8 @@ class Arithmetic:
             left, right = (x.astype(jnp.int32) - z for x, z in zip(codes, zeros, strict=True))
             return left * right
         if kind == "softmax":
-            mask = node.details["mask"]
-            kept = None if mask is None else is_kept(mask, self.known.value)
+            kept = node.details["kept"]
+            if kept is not None:
+                kept = codes[1] if kept.is_data else self.known.value(kept)
             return (long_rows if is_long else compute).softmax(codes[0], c, node.details["axis"], kept)
         return long_rows.normalized(codes[0], c, node) if is_long else compute.normalized(codes[0], c, node, zeros[0])

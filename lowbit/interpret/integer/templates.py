@@ -1,93 +1,44 @@
-"""Softmax and normalizations, found by comparing with functions traced by the same jax.
+"""Softmax and normalizations, found by what they compute: their normal form, not how they are written.
 
-A template is a function of one array and of constants (an epsilon, a gain). It is traced for the shape at hand and matched
-backwards from its result. Equal means: the same primitives with the same parameters on the same operands, written
-constants of the same value. Reshapes and broadcasts that only add or spread axes of length 1 are compared by where they
-put each axis, so that ``keepdims=True`` and ``jnp.expand_dims`` are the same.
+From every sum along one axis, `find` looks on for a result and back for an input such that, with the input as the one
+leaf of `lowbit.program.canonical.View`, the result is
+
+* softmax: ``exp(x) / sum exp(x)``, where a mask may multiply both;
+* a norm: ``c / sqrt(a * mean(c^2) + epsilon)`` times constants, ``c`` being ``x`` or ``x - mean(x)``.
+
+What the integer arithmetic gets is the input in the axes of the result. Where the equations read it in other axes, as
+under `jax.vmap`, movements between the two are added; the equations themselves stay as they were traced.
 """
 
 import dataclasses
-import functools
+import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowbit.core.checks import is_traced
-from lowbit.interpret import compat
-from lowbit.interpret.trace import trace
+from lowbit.program import primitives, read
+from lowbit.program.axes import Labels, rooted, stripped
+from lowbit.program.canonical import ONE, Atom, NotSeen, Polynomial, View
+from lowbit.program.constants import is_integral
+from lowbit.program.read import Equation, Value
 
-from .flat import Equation, Flat, Var, flatten, small_shape
+from .masks import Mask, kept, mask_of, moved
 
-Template = Callable[..., Any]
+Readers = Mapping[Value, Sequence[Equation | None]]
 
-
-def _softmax(x, axis):
-    return jax.nn.softmax(x, axis)
-
-
-def _plain_softmax(x, axis):
-    e = jnp.exp(x - jnp.max(x, axis, keepdims=True))
-    return e / jnp.sum(e, axis, keepdims=True)
-
-
-def _mean(x, axis):
-    return jnp.mean(x, axis, keepdims=True)
-
-
-def _of_var(x, axis):
-    return jnp.var(x, axis, keepdims=True)
-
-
-def _of_squares(x, axis):
-    return _mean(jnp.square(x - _mean(x, axis)), axis)
-
-
-def _fast(x, axis):
-    """flax's: E[x^2] - E[x]^2, kept from going below zero."""
-    squares = _mean(jnp.square(x), axis)
-    return jnp.maximum(0.0, squares - jnp.square(_mean(x, axis)))
-
-
-def _with_zero(x, axis):
-    del axis
-    return x - jnp.zeros_like(x)
-
-
-def _as_it_is(x, axis):
-    del axis
-    return x
-
-
-def _centered(x, axis):
-    return x - _mean(x, axis)
-
-
-def _squares(x, axis):
-    return _mean(jnp.square(x), axis)
-
-
-_STATISTICS = (
-    (_centered, _of_var), (_centered, _of_squares), (_centered, _fast), (_as_it_is, _squares), (_with_zero, _squares),
-)  # fmt: skip
-
-
-def _by_root(x, eps, gain, axis, centered, spread):
-    del gain
-    return centered(x, axis) / jnp.sqrt(spread(x, axis) + eps)
-
-
-def _by_inverse(x, eps, gain, axis, centered, spread):
-    del gain
-    return centered(x, axis) * lax.rsqrt(spread(x, axis) + eps)
-
-
-def _by_gain(x, eps, gain, axis, centered, spread):
-    return centered(x, axis) * (lax.rsqrt(spread(x, axis) + eps) * gain)
+_FORWARD = 28
+"""Equations that are looked at after a sum: a norm has some dozen."""
+_BACKWARD = 8
+"""Equations between a sum and its input: a softmax has three."""
+_NEAR = 1e-5
+_ENDS = ("div", "mul", "exp", "select_n")
+_THROUGH = (
+    primitives.ELEMENTWISE | primitives.SAME | primitives.CASTS | primitives.SHAPED | {"reduce_sum", "reduce_max"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,277 +49,331 @@ class Found:
         kind: ``softmax`` or ``norm``.
         x: what it reads.
         axis: along which.
-        equations: its equations, in program order.
+        equations: its equations, in order; the last makes the result.
+        before: movements that make ``x`` of what the program has.
         is_centered: whether the mean is subtracted (a norm).
         epsilon: of a norm.
-        gain: multiplied inside a norm, or None.
-        mask: of a softmax: the ``select_n`` or ``add`` that puts `MASKED` or less where ``x`` is not read, or None.
+        gain: a product with constants inside a norm, or None.
+        kept: of a masked softmax: where it reads ``x``.
+        integers: what the equations read that is data and computed of integers alone: masks.
     """
 
     kind: str
-    x: Var
+    x: Value
     axis: int
     equations: tuple[Equation, ...]
+    before: tuple[Equation, ...] = ()
     is_centered: bool = False
-    epsilon: Var | None = None
-    gain: Var | None = None
-    mask: Equation | None = None
+    epsilon: Value | None = None
+    gain: tuple[Equation, Value] | None = None
+    kept: Value | None = None
+    integers: tuple[Value, ...] = ()
 
 
-MASKED = -1e4
-"""A constant up to here in front of a softmax is a mask: no grid that holds it would have a second level for the scores."""
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """What a result is, before the equations are looked at."""
+
+    kind: str
+    axis: int
+    is_centered: bool = False
+    epsilon: float | Value = 0.0
+    gain: tuple[float, tuple[Value, ...]] = (1.0, ())
+    masks: tuple[Mask, ...] = ()
+    rate: float = 1.0
 
 
-@functools.lru_cache(maxsize=512)
-def _traced(template: Template, shape: tuple[int, ...], dtype: str, axis: int, pair: Any) -> tuple[Flat, list[Var]]:
-    x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    if pair is None:
-        flat = flatten(trace(lambda p, x: template(x, axis), {}, (x,), {}))
-        return flat, []
-    gain = jax.ShapeDtypeStruct(tuple(n if i == axis else 1 for i, n in enumerate(shape)), jnp.dtype(dtype))
-    constants = {"eps": jax.ShapeDtypeStruct((), jnp.dtype(dtype)), "gain": gain}
-    flat = flatten(trace(lambda p, x: template(x, p["eps"], p["gain"], axis, *pair), constants, (x,), {}))
-    return flat, flat.inputs[:2]
-
-
-def find(root: Equation, order: dict[Equation, int], readers: dict[Var, list[Any]]) -> Found | None:
-    """Returns the template whose result ``root`` makes, or None.
+def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: Readers) -> dict[Equation, Found]:
+    """Returns the templates in a list of equations, by the equation that makes the result.
 
     Args:
-        root: the last equation.
-        order: of the equations.
+        equations: of the program, or of the body of a loop.
+        order: of all equations.
         readers: who reads each value.
+
+    Raises:
+        ValueError: for a constant in front of a softmax that masks and biases at once.
     """
-    if (
-        root.name not in ("div", "mul")
-        or not root.outs[0].is_data
-        or not jnp.issubdtype(root.outs[0].dtype, jnp.floating)
-    ):
+    made: dict[Equation, Found] = {}
+    inside: set[Equation] = set()
+    for equation in equations:
+        if equation.name != "reduce_sum" or not equation.is_data or equation in inside:
+            continue
+        if not jnp.issubdtype(equation.outs[0].dtype, jnp.floating):
+            continue
+        found = _from(equation, order, readers)
+        if found is not None:
+            made[found.equations[-1]] = found
+            inside.update(found.equations)
+    return made
+
+
+def _from(total: Equation, order: Mapping[Equation, int], readers: Readers) -> Found | None:
+    (x,), axes = total.ins, total.params["axes"]
+    longer = [i for i in axes if x.shape[i] > 1]
+    if len(longer) > 1 or (not longer and len(axes) != 1):
         return None
-    shape, dtype = root.outs[0].shape, str(root.outs[0].dtype)
-    for axis in _reduced(root):
-        for template, pair in _candidates(root.name):
+    leaves = _leaves(x)
+    for root in _ends(total, order, readers):
+        later = []
+        for leaf in leaves:
+            view = View(leaf, has_ones=not longer)
             try:
-                flat, constants = _traced(template, shape, dtype, axis, pair)
-            except TypeError:  # a dtype that this template does not take
+                seen = view.of(root.outs[0], rooted(root.outs[0], has_ones=not longer))
+            except NotSeen:
                 continue
-            match = _Match(flat.inputs[-1], constants)
-            if not match.same(flat.outs[0], root.outs[0]):
-                continue
-            equations = sorted(match.equations, key=lambda e: order[e])
-            if _is_closed(equations, root, readers):
-                x = match.bound[flat.inputs[-1]]
-                if pair is None:
-                    mask = _mask(x, equations, readers)
-                    if mask is None:
-                        return Found("softmax", x, axis, tuple(equations))
-                    (x,) = (v for v in mask.ins if v.is_data)
-                    return Found("softmax", x, axis, (mask, *equations), mask=mask)
-                eps, gain = (match.bound.get(c) for c in constants)
-                return Found("norm", x, axis, tuple(equations), pair[0] is _centered, eps, gain)
+            form = _softmax(view, seen, root) or _norm(view, seen, root)
+            if form is not None and form.rate != 1:
+                later.append((view, form))
+            elif form is not None and (found := _found(view, form, root, order, readers)) is not None:
+                return found
+        for view, form in later:
+            if (found := _found(view, form, root, order, readers)) is not None:
+                return found
     return None
 
 
-_STARTS = ("dot_general", "conv_general_dilated", "gather", "scan")
-"""In no template: what they make is read by one at most."""
+def _ends(total: Equation, order: Mapping[Equation, int], readers: Readers) -> Iterator[Equation]:
+    """What may be the last equation, in program order."""
+    todo = [(order[total], total)]
+    seen = {total}
+    for _ in range(_FORWARD):
+        if not todo:
+            return
+        _, equation = heapq.heappop(todo)
+        out = equation.outs[0]
+        if equation.name in _ENDS and jnp.issubdtype(out.dtype, jnp.floating):
+            yield equation
+        for reader in readers.get(out, ()):
+            if reader is not None and reader not in seen and reader.name in _THROUGH and reader.scope is total.scope:
+                seen.add(reader)
+                heapq.heappush(todo, (order[reader], reader))
 
 
-def _reduced(root: Equation) -> list[int]:
-    """The axes that some sum before ``root`` is along: those of templates worth tracing, each of which has one."""
-    found: set[int] = set()
-    seen, todo = {root}, [root]
+def _leaves(x: Value) -> list[Value]:
+    """What the sum may be of, the farthest first."""
+    found: dict[Value, int] = {}
+    todo = [(x, 0)]
     while todo:
-        equation = todo.pop()
-        if equation.name == "reduce_sum" and len(equation.eqn.params["axes"]) == 1:
-            found.update(equation.eqn.params["axes"])
-        sources = [v.source for v in equation.ins if v.is_data and v.source is not None]
-        fresh = [s for s in sources if s not in seen and s.name not in _STARTS]
-        seen.update(fresh)
-        todo += fresh
-    return sorted(axis for axis in found if axis < len(root.outs[0].shape))
+        value, depth = todo.pop()
+        value, _ = stripped(value, rooted(value))
+        if not value.is_data or found.get(value, -1) >= depth:
+            continue
+        found[value] = depth
+        source = value.source
+        if source is not None and source.name in primitives.ELEMENTWISE and depth < _BACKWARD:
+            todo += [(v, depth + 1) for v in source.ins if jnp.issubdtype(v.dtype, jnp.floating)]
+    return sorted(found, key=lambda v: -found[v])
 
 
-def _mask(x: Var, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
-    """The mask that makes ``x``, for these alone.
-
-    A selection by a constant predicate between data and `MASKED` or less, or the sum of data and a constant of 0 and of
-    `MASKED` or less.
-    """
-    if x.source is not None and x.source.name == "add":
-        return _added_mask(x, x.source, equations, readers)
-    select = x.source
-    if select is None or select.name != "select_n" or len(select.ins) != 3 or select.ins[0].is_data:
+def _axis(view: View, summed: Atom, here: Atom) -> int | None:
+    """The axis of the root that a sum is along: where the leaf inside it has another label than outside."""
+    bound, inside, _ = summed.content
+    labels = {view.atoms[a].content[1] for a, _ in _spelled(view, inside) if view.atoms[a].kind == "leaf"}
+    if len(labels) != 1:
         return None
-    constants = [v for v in select.ins[1:] if not v.is_data]
-    if len(constants) != 1 or any(reader not in equations for reader in readers.get(x, [])):
+    changed = [b for a, b in zip(labels.pop(), here.content[1], strict=True) if a != b and a == bound]
+    return changed[0] if len(changed) == 1 and isinstance(changed[0], int) else None
+
+
+def _spelled(view: View, term: Any) -> list[tuple[int, float]]:
+    """A term with the products inside its exponentials."""
+    found = []
+    for a, e in term:
+        found += list(view.atoms[a].content) if view.atoms[a].kind == "exp" else [(a, e)]
+    return found
+
+
+def _leaf_at_root(view: View, root: Equation, term: Any) -> Atom | None:
+    """The leaf as the root reads it, if a term is nothing else: with every axis of the root, once."""
+    ((number, power),) = term if len(term) == 1 else ((-1, 0.0),)
+    if power != 1 or view.atoms[number].kind != "leaf":
         return None
-    value = written_value(constants[0])
-    return select if value is not None and bool(np.all(value <= MASKED)) else None
+    wanted = {label for label in rooted(root.outs[0], has_ones=view.has_ones) if label is not None}
+    labels = [label for label in view.atoms[number].content[1] if label is not None]
+    return view.atoms[number] if sorted(labels, key=str) == sorted(wanted, key=str) else None
 
 
-def _added_mask(x: Var, add: Equation, equations: list[Equation], readers: dict[Var, list[Any]]) -> Equation | None:
-    constants = [v for v in add.ins if not v.is_data]
-    value = _whole_value(constants[0]) if len(constants) == 1 else None
-    if value is None or not bool(np.any(value <= MASKED)) or any(r not in equations for r in readers.get(x, [])):
+def _softmax(view: View, seen: Polynomial, root: Equation) -> _Form | None:
+    """``exp(rate x) masks / sum exp(rate x) masks``."""
+    if len(seen) != 1:
         return None
-    if not bool(np.all((value <= MASKED) | (value == 0))):
-        raise ValueError(
-            f"integer=True: the constant added in front of a softmax ({add.source}) masks (it holds {float(np.min(value))}) and "
-            f"biases at once; add the bias alone, and mask by another sum or by jnp.where"
-        )
-    return add
-
-
-def is_kept(mask: Equation, get: Callable[[Var], Any]) -> Any:
-    """Returns where a masked softmax takes data; ``get`` has the values of constants."""
-    if mask.name == "add":
-        (added,) = (v for v in mask.ins if not v.is_data)
-        return get(added) > MASKED
-    predicate = get(mask.ins[0])
-    return predicate if mask.ins[2].is_data else ~predicate
-
-
-def _candidates(name: str) -> Iterator[tuple[Template, Any]]:
-    if name == "div":
-        yield _softmax, None
-        yield _plain_softmax, None
-    for pair in _STATISTICS:
-        for template in (_by_root,) if name == "div" else (_by_inverse, _by_gain):
-            yield template, pair
-
-
-def _is_closed(equations: list[Equation], root: Equation, readers: dict[Var, list[Any]]) -> bool:
-    """Whether nothing else reads what is inside."""
-    inside = set(equations)
-    return all(r in inside for e in equations if e is not root for out in e.outs for r in readers.get(out, []))
-
-
-_IGNORED = ("sharding", "out_sharding", "accuracy", "precision", "weak_type")
-
-
-class _Match:
-    def __init__(self, x: Var, constants: list[Var]):
-        self.x, self.constants = x, set(constants)
-        self.bound: dict[Var, Var] = {}
-        self.equations: dict[Equation, None] = {}
-        self.done: dict[Var, Var] = {}
-
-    def same(self, t: Var, u: Var) -> bool:
-        if t in self.done:
-            return self.done[t] is u
-        found = self._same(t, u)
-        if found:
-            self.done[t] = u
-        return found
-
-    def _same(self, t: Var, u: Var) -> bool:
-        if t is self.x:
-            return self._bind(t, u) and u.is_data
-        if not t.is_data:
-            return not u.is_data and self._same_constant(t, u)
-        if not u.is_data:
-            return False
-        (t, t_map, _), (u, u_map, passed) = _unspread(t), _unspread(u)
-        if t_map != u_map:
-            return False
-        if t is self.x:
-            ok = self._bind(t, u)
-        elif t.source is None or u.source is None:
-            return False
-        else:
-            ok = self._same_equation(t.source, u.source)
-        if ok:
-            self.equations |= dict.fromkeys(passed)
-        return ok
-
-    def _bind(self, t: Var, u: Var) -> bool:
-        return self.bound.setdefault(t, u) is u
-
-    def _same_equation(self, t: Equation, u: Equation) -> bool:
-        if _word(t) != _word(u) or len(t.ins) != len(u.ins) or len(t.outs) != len(u.outs):
-            return False
-        if {k: v for k, v in t.eqn.params.items() if k not in (*_IGNORED, "y")} != {
-            k: v for k, v in u.eqn.params.items() if k not in (*_IGNORED, "y")
-        }:
-            return False
-        orders = [list(u.ins)]
-        if t.name in ("add", "mul", "max", "min"):
-            orders.append(list(reversed(u.ins)))
-        for ins in orders:
-            saved = dict(self.bound), dict(self.equations), dict(self.done)
-            if all(self.same(a, b) for a, b in zip(t.ins, ins, strict=True)):
-                self.equations[u] = None
-                return True
-            self.bound, self.equations, self.done = saved
-        return False
-
-    def _same_constant(self, t: Var, u: Var) -> bool:
-        if (inner := _written(t)) in self.constants:
-            if math.prod(small_shape(t)) == 1 and math.prod(small_shape(u)) != 1:
-                return False
-            return self._bind(inner, u)
-        a, b = written_value(t), written_value(u)
-        return a is not None and b is not None and np.array_equal(a, b, equal_nan=True)
-
-
-def _word(equation: Equation) -> str:
-    if equation.name == "integer_pow" and equation.eqn.params["y"] == 2:
-        return "square"
-    return equation.name
-
-
-def _written(var: Var) -> Var:
-    """What a constant was before it was spread."""
-    while var.source is not None and var.source.name in ("broadcast_in_dim", "reshape"):
-        var = var.source.ins[0]
-    return var
-
-
-def written_value(var: Var) -> Any:
-    """Returns the value of a constant that depends on no parameter, before it was spread; None for others."""
-    var = _written(var)
-    if var.source is None:
-        return None if var.value is None or is_traced(var.value) else np.asarray(var.value)
-    values = [written_value(v) for v in var.source.ins]
-    if any(v is None for v in values):
+    ((term, c),) = seen.items()
+    totals = [view.atoms[a] for a, e in term if view.atoms[a].kind == "sum" and e == -1]
+    outside = frozenset((a, e) for a, e in term if view.atoms[a].kind != "sum")
+    powers = [(at, e) for a, e in outside if (at := _leaf_at_root(view, root, _exponent(view, a))) is not None]
+    if not math.isclose(c, 1.0, rel_tol=_NEAR) or len(totals) != 1 or len(powers) != 1 or len(term) != len(outside) + 1:
         return None
-    with jax.ensure_compile_time_eval():
-        return np.asarray(compat.rebind(var.source.eqn, [jnp.asarray(v) for v in values])[0])
-
-
-def _whole_value(var: Var) -> Any:
-    """The value of a constant that depends on no parameter, of its own shape; None for others."""
-    if var.source is None:
-        return None if var.value is None or is_traced(var.value) else np.asarray(var.value)
-    values = [_whole_value(v) for v in var.source.ins]
-    if any(v is None for v in values):
+    (here, rate), (bound, inside, _) = powers[0], totals[0].content
+    axis = _axis(view, totals[0], here)
+    if axis is None or rate <= 0 or not _is_same(view, inside, outside, bound, axis):
         return None
-    with jax.ensure_compile_time_eval():
-        found = compat.rebind(var.source.eqn, [jnp.asarray(v) for v in values])
-    return np.asarray(found[var.source.outs.index(var)])
+    masks = []
+    for a, e in outside:
+        if (mask := _mask(view, a, e, root)) is not None:
+            masks.append(mask)
+        elif _leaf_at_root(view, root, _exponent(view, a)) is None:
+            return None
+    return _Form("softmax", axis, masks=tuple(masks), rate=1.0 if math.isclose(rate, 1.0, rel_tol=_NEAR) else rate)
 
 
-def _unspread(var: Var) -> tuple[Var, tuple[int, ...], list[Equation]]:
-    """The value before axes of length 1 were added or spread, where its longer axes went, and the equations passed."""
-    where, passed = tuple(range(len(var.shape))), []
-    start = var
-    while var.source is not None and len(var.source.outs) == 1 and var.source.ins and var.source.ins[0].is_data:
-        source, inner = var.source, var.source.ins[0]
-        if source.name == "broadcast_in_dim":
-            step = dict(enumerate(source.eqn.params["broadcast_dimensions"]))
-        elif source.name in ("reshape", "expand_dims", "squeeze"):
-            longer = [[i for i, n in enumerate(v.shape) if n != 1] for v in (inner, var)]
-            if [inner.shape[i] for i in longer[0]] != [var.shape[i] for i in longer[1]]:
-                break
-            step = dict(zip(*longer, strict=True))
-        elif source.name in ("stop_gradient", "copy") or (
-            source.name == "convert_element_type" and inner.dtype == var.dtype
-        ):
-            step = dict(enumerate(range(len(inner.shape))))
-        else:
-            break
-        where = tuple(where[step[i]] if i in step else -1 for i in range(len(inner.shape)))
-        passed.append(source)
-        var = inner
-    axes = tuple(w for i, w in enumerate(where) if var.shape[i] != 1)
-    return var, axes, passed if var is not start else []
+def _mask(view: View, a: int, e: float, root: Equation) -> Mask | None:
+    inner = _exponent(view, a)
+    ((number, power),) = inner if len(inner) == 1 else ((-1, 0.0),)
+    try:
+        return mask_of(view.atoms[a], e, view.atoms[number] if power == 1 else None)
+    except ValueError as error:
+        raise ValueError(f"integer=True: {root.source}: {error}") from None
+
+
+def _exponent(view: View, a: int) -> Any:
+    """What an exponential is of; nothing of other atoms."""
+    return view.atoms[a].content if view.atoms[a].kind == "exp" else frozenset()
+
+
+def _is_same(view: View, inside: Any, outside: Any, bound: str, axis: int) -> bool:
+    """Whether what is summed is what the sum divides, along another axis."""
+
+    def key(a: int, e: float) -> Any:
+        atom = view.atoms[a]
+        if atom.kind == "exp":
+            return "exp", frozenset(key(*part) for part in atom.content), round(e, 9)
+        if atom.kind in ("leaf", "constant", "integral", "where"):
+            value, labels, *rest = atom.content
+            return atom.kind, value, tuple(axis if label == bound else label for label in labels), *rest
+        return a, e
+
+    return {key(a, e) for a, e in inside} == {key(a, e) for a, e in outside}
+
+
+def _norm(view: View, seen: Polynomial, root: Equation) -> _Form | None:
+    common = frozenset.intersection(*seen) if seen else frozenset()
+    spreads = [(view.atoms[a], a) for a, e in common if e == -0.5 and view.atoms[a].kind in ("root", "sum")]
+    if len(spreads) != 1 or len(seen) > 2:
+        return None
+    spread, number = spreads[0]
+    gains = [(a, e) for a, e in common if view.atoms[a].kind == "constant"]
+    rest = {term - {(number, -0.5), *gains}: c for term, c in seen.items()}
+    leaves = [(at, c) for term, c in rest.items() if (at := _leaf_at_root(view, root, term)) is not None]
+    if len(leaves) != 1 or any(e != 1 or view.atoms[a].value is None for a, e in gains):
+        return None
+    (here, beta), means = leaves[0], {t: c for t, c in rest.items() if _leaf_at_root(view, root, t) is None}
+    inside = view.polynomial(number) if spread.kind == "root" else {frozenset([(number, 1.0)]): 1.0}
+    sums = {t: c for t, c in inside.items() if any(view.atoms[a].kind == "sum" for a, _ in t)}
+    squares = [(view.atoms[a], c) for t, c in sums.items() for a, e in t if len(t) == 1 and e == 1]
+    if len(squares) != 1 or len(inside) - len(sums) > 1:
+        return None
+    square, over = squares[0]
+    axis, count = _axis(view, square, here), square.content[2]
+    if axis is None or {e for _, e in square.content[1]} != {2.0} or over <= 0:
+        return None
+    ((leaf, _),) = square.content[1]
+    first = view.ids.get(("sum", (square.content[0], frozenset([(leaf, 1.0)]), count), square.labels), -1)
+    alpha = over * count
+    wanted = {} if not means else {frozenset([(first, 1.0)]): -beta / count}
+    wanted_sums = {frozenset([(view.ids["sum", square.content, square.labels], 1.0)]): over}
+    if means:
+        wanted_sums[frozenset([(first, 2.0)])] = -alpha / count**2
+    if not _is_near(means, wanted) or not _is_near(sums, wanted_sums):
+        return None
+    epsilon = _epsilon(view, {t: c for t, c in inside.items() if t not in sums}, alpha)
+    gain = beta / math.sqrt(alpha)
+    gain = 1.0 if math.isclose(gain, 1.0, rel_tol=_NEAR) else gain
+    if epsilon is None or gain <= 0:
+        return None
+    values = tuple(v for a, _ in gains if (v := view.atoms[a].value) is not None)
+    return _Form("norm", axis, bool(means), epsilon, (gain, values))
+
+
+def _is_near(found: Polynomial, wanted: Polynomial) -> bool:
+    return set(found) == set(wanted) and all(math.isclose(c, wanted[t], rel_tol=_NEAR) for t, c in found.items())
+
+
+def _epsilon(view: View, rest: Polynomial, alpha: float) -> float | Value | None:
+    """What is added to the mean of squares: a number, or a value that the parameters decide."""
+    is_one = math.isclose(alpha, 1.0, rel_tol=_NEAR)
+    if set(rest) <= {ONE}:
+        number = rest.get(ONE, 0.0)
+        return (number if is_one else number / alpha) if number >= 0 else None
+    ((term, c),) = rest.items()
+    ((a, e),) = term if len(term) == 1 else ((-1, 0.0),)
+    atom = view.atoms[a]
+    is_scalar = atom.kind == "constant" and not atom.labels and e == 1
+    return atom.value if is_scalar and is_one and math.isclose(c, 1.0, rel_tol=_NEAR) else None
+
+
+def _found(view: View, form: _Form, root: Equation, order: Mapping[Equation, int], readers: Readers) -> Found | None:
+    """The equations of a form, or None where something else reads what lies inside."""
+    out = root.outs[0]
+    region = sorted(_region(root, set(view.entries)), key=lambda e: order[e])
+    inside = set(region)
+    if any(r not in inside for e in region if e is not root for v in e.outs for r in readers.get(v, ())):
+        return None
+    own = rooted(out, has_ones=view.has_ones)
+    entries = {v: _outside(labels, form.axis) for v, labels in view.entries.items()}
+    x = next((v for v, labels in entries.items() if labels == own and v.shape == out.shape), None)
+    before: list[Equation] = []
+    if x is None:
+        first, labels = next(iter(entries.items()))
+        before, x = moved(first, labels, own, Value(out.shape, first.dtype, True), root.scope)
+    equations: list[Equation] = []
+    for value, labels in entries.items():
+        if value is not x:
+            made, _ = moved(x, own, labels, value, root.scope)
+            made[-1].outs = [value]
+            equations += made
+    if form.rate != 1:
+        x = _at_rate(x, form.rate, before, equations, root)
+    found = Found(form.kind, x, form.axis, (*equations, *region), tuple(before))
+    if form.kind == "norm":
+        gain = _gain(form, out, root)
+        epsilon = form.epsilon if isinstance(form.epsilon, Value) else read.constant(np.float32(form.epsilon))
+        is_lost = bool(form.gain[1]) and gain is None
+        return None if is_lost else dataclasses.replace(found, is_centered=form.is_centered, epsilon=epsilon, gain=gain)
+    if form.masks:
+        made, where = kept(form.masks, x, root.scope)
+        integers = [v for e in region for v in e.ins if v.is_data and is_integral(v)]
+        return dataclasses.replace(found, before=(*before, *made), kept=where, integers=tuple(dict.fromkeys(integers)))
+    return found
+
+
+def _at_rate(x: Value, rate: float, before: list[Equation], equations: list[Equation], root: Equation) -> Value:
+    """The input times a number, made before; the equations read what it was made of."""
+    program = read.spliced(lambda s: s * jnp.asarray(rate, s.dtype), [x], root.scope)
+    before += program.equations
+    back = read.spliced(lambda s: s / jnp.asarray(rate, s.dtype), program.outs, root.scope)
+    back.equations[-1].outs = [x]
+    equations[:0] = back.equations
+    return program.outs[0]
+
+
+def _region(root: Equation, entries: set[Value]) -> set[Equation]:
+    found, todo = {root}, [root]
+    while todo:
+        for value in todo.pop().ins:
+            if value in entries or value.source is None or value.source in found or is_integral(value):
+                continue
+            found.add(value.source)
+            todo.append(value.source)
+    return found
+
+
+def _outside(labels: Labels, axis: int) -> Labels:
+    return tuple(axis if isinstance(label, str) else label for label in labels)
+
+
+def _gain(form: _Form, out: Value, root: Equation) -> tuple[Equation, Value] | None:
+    """The product with constants inside a norm, as one equation behind it."""
+    number, values = form.gain
+    if number == 1 and not values:
+        return None
+    if len(values) > 1 or any(v.ndim != out.ndim for v in values):
+        return None
+    if not values:
+        factor = read.constant(np.full((1,) * out.ndim, number, out.dtype))
+    elif number == 1:
+        (factor,) = values
+    else:
+        factor = read.spliced(lambda g: g * jnp.asarray(number, g.dtype), values, root.scope).outs[0]
+    scaled = read.spliced(lambda y, g: lax.mul(y, jnp.broadcast_to(g, y.shape)), (out, factor), root.scope)
+    return Equation(scaled.equations[-1].eqn, [out, factor], [out], scope=root.scope), factor

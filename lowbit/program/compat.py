@@ -11,16 +11,10 @@ import jax
 from jax import lax
 from jax.extend import core as jex
 
-MATMULS = ("dot_general", "conv_general_dilated")
-"""Primitives that multiply and accumulate, that lowbit reads."""
+from . import primitives
 
-_UNSEEN = ("pallas_call", "ffi_call", "ragged_dot", "ragged_dot_general", "scaled_matmul", "custom_partitioning")
-_JIT = ("jit", "pjit", "closed_call", "core_call")
-_REMAT = ("remat2", "remat", "checkpoint")
 INLINED = ("jit", "remat")
 """Calls (`kind`) that are their body: what is only moved in there is only moved. Others compute what they return."""
-
-_CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +29,20 @@ def _body(jaxpr: Any) -> Body:
     return Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
 
 
+_KINDS = (
+    ("jit", primitives.JITTED),
+    ("remat", primitives.REMATTED),
+    ("custom_jvp", primitives.CUSTOM_JVP),
+    ("custom_vjp", primitives.CUSTOM_VJP),
+)
+
+
 def kind(eqn: Any) -> str | None:
     """Returns what sort of call an equation is (``jit scan while cond remat custom_jvp custom_vjp shard_map``), or None."""
     name = eqn.primitive.name
-    if name in _JIT:
-        return "jit"
-    if name in _REMAT:
-        return "remat"
-    if name in _CUSTOM_VJP:
-        return "custom_vjp"
-    if name == "custom_jvp_call":
-        return "custom_jvp"
-    return name if name in ("scan", "while", "cond", "shard_map") else None
+    if name not in primitives.READ_INTO:
+        return None
+    return next((word for word, names in _KINDS if name in names), name)
 
 
 def bodies(eqn: Any) -> tuple[Body, ...]:
@@ -62,13 +58,28 @@ def bodies(eqn: Any) -> tuple[Body, ...]:
     raise TypeError(f"{eqn.primitive.name} has no body that this version of jax shows: {sorted(params)}")
 
 
+def operands(eqn: Any, index: int) -> list[int]:
+    """Returns which operands of a call its body ``index`` takes, in order."""
+    what, every = kind(eqn), range(len(eqn.invars))
+    if what == "cond":
+        return list(every[1:])
+    if what != "while":
+        return list(every)
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carried = every[n_cond + n_body :]
+    return [*(every[:n_cond] if index == 0 else every[n_cond : n_cond + n_body]), *carried]
+
+
 def is_unseen(eqn: Any) -> bool:
     """Returns whether an equation may hide a matrix multiplication that cannot be read."""
-    if eqn.primitive.name in _UNSEEN:
+    if eqn.primitive.name in primitives.HIDDEN:
         return True
     if kind(eqn) is not None:
         return False
     return any(_has_matmul(value) for value in eqn.params.values())
+
+
+_MAY_MULTIPLY = primitives.PRODUCTS | primitives.HIDDEN
 
 
 def _has_matmul(value: Any) -> bool:
@@ -77,9 +88,7 @@ def _has_matmul(value: Any) -> bool:
     jaxpr = getattr(value, "jaxpr", value)
     if not hasattr(jaxpr, "eqns"):
         return False
-    return any(
-        e.primitive.name in (*MATMULS, *_UNSEEN) or any(_has_matmul(v) for v in e.params.values()) for e in jaxpr.eqns
-    )
+    return any(e.primitive.name in _MAY_MULTIPLY or any(_has_matmul(v) for v in e.params.values()) for e in jaxpr.eqns)
 
 
 def rebind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
