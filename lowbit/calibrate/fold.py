@@ -1,7 +1,7 @@
 """`init` and `calibrate`: from parameters and batches to the state of every site."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -77,8 +77,9 @@ def calibrate(
         ``{"learn": ..., "fixed": ...}``.
 
     Raises:
-        ValueError: if there is no batch, or NaN or infinity in weights or inputs (not checked under jit), or if a grid of a
-            full-integer plan that several tensors share leaves one of them hardly a level.
+        ValueError: if there is no batch, or NaN or infinity in weights or inputs, by name and batch, or if a grid of a
+            full-integer plan that several tensors share leaves one of them hardly a level. Under jit this is not
+            checked: a NaN then makes the scale of its site NaN, and everything that is served with it.
         TypeError: if a batch is not a tuple of arguments.
     """
     if kwargs is not None:
@@ -96,6 +97,7 @@ def calibrate(
         if not isinstance(batch, tuple | list):
             raise TypeError(f"a batch must be a tuple of arguments (x,) or (state, x), got {type(batch).__name__}")
         statistics = step(params, qstate, statistics, tuple(batch), dict(kwargs or {}))
+        _check_batch(statistics, count)
         count += 1
         if progress is not None:
             progress(count)
@@ -120,17 +122,26 @@ def _check_weights(plan: Plan, params: Any) -> None:
         raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
 
 
+def _check_batch(statistics: Mapping[str, Any], batch: int) -> None:
+    flags = {f"the {role} of {path!r}": each["not_finite"] for path, role, each in _sites(statistics)}
+    for name, flag in jax.device_get({name: flag for name, flag in flags.items() if not is_traced(flag)}).items():
+        if np.any(flag):
+            raise ValueError(
+                f"{name} held NaN or infinity in the calibration data, first in batch {batch} (counted from 0): it has no "
+                f"range; check the batches, or give the operation the rule 'keep'"
+            )
+
+
+def _sites(statistics: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    return ((path, role, each) for path, roles in statistics.items() for role, each in roles.items())
+
+
 def _check_statistics(statistics: Mapping[str, Any]) -> None:
-    named = {f"the {role} of {path!r}": each for path, roles in statistics.items() for role, each in roles.items()}
-    for name, states in named.items():
+    for path, role, states in _sites(statistics):
+        name = f"the {role} of {path!r}"
         counts = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
         if any((np.asarray(count) == 0).any() for count in counts):
             raise ValueError(
                 f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
                 f"batches that take it, or give the operation the rule 'keep'"
             )
-    for name in not_finite(named):
-        raise ValueError(
-            f"{name} held NaN or infinity in the calibration data: it has no range; check the batches, or give the "
-            f"operation the rule 'keep'"
-        )

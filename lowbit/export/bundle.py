@@ -42,7 +42,7 @@ from . import forms, integer, signature, stablehlo, symbolic
 from .fold import fold
 from .folder import fresh, sha256
 from .last_step import last_steps
-from .refusals import check, table
+from .refusals import check, check_inputs, table
 from .sites import all_grids, sites
 from .storage import stored_width
 from .targets import lookup
@@ -127,7 +127,7 @@ def export(
     Raises:
         TypeError: for other types, or a constant argument without values.
         ValueError: for parameters of another plan, a scale that is NaN, infinite or smaller than 2**-126, an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
-            something else, a module whose constants take more than the packed weights, or a full-integer plan's module
+            something else, an input quantized by code of its own, a module whose constants take more than the packed weights, or a full-integer plan's module
             that computes in floats.
 
     Example:
@@ -148,6 +148,7 @@ def export(
     checked(qparams)
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
+    check_inputs(plan)
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"name must be an identifier, got {name!r}")
     chosen = lookup(targets)
@@ -256,7 +257,7 @@ def _served(
     def served(*leaves):
         return execution(
             fn, plan, unpacked, call.arguments(leaves), call.kwargs,
-            implementation="reference", has_integer_io=has_integer_io,
+            implementation="reference", has_integer_io=has_integer_io, keeps_nan=False,
         )  # fmt: skip
 
     jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)

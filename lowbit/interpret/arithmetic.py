@@ -18,6 +18,7 @@ from lowbit.core.qtensor import QTensor
 
 from .epilogue import Accumulator, scaled, scaled_groups, scaled_groups_at_once, scaled_sum, to_float
 from .layout import Layout, grouped_layout, layout_of, reach_of
+from .poison import poisoned
 from .sums import EXACT, exact_sum
 
 
@@ -84,7 +85,7 @@ def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
 def _simulated_groups(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
-    return integer_result(matmul, lhs, rhs, dtype, carried=True)
+    return poisoned(matmul, lhs, rhs, integer_result(matmul, lhs, rhs, dtype, carried=True))
 
 
 @_simulated_groups.defjvp
@@ -95,7 +96,7 @@ def _(matmul, dtype, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
 def _simulated_sum(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
-    return to_float(_accumulate(matmul, lhs, rhs, carried=True))
+    return poisoned(matmul, lhs, rhs, to_float(_accumulate(matmul, lhs, rhs, carried=True)))
 
 
 @_simulated_sum.defjvp

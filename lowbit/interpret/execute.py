@@ -11,7 +11,7 @@ import jax
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor, quantize_with
-from lowbit.core.ranges import Full
+from lowbit.core.ranges import Full, dynamic_range
 from lowbit.core.scales import stored_scale
 from lowbit.packed import native, native_calls
 from lowbit.packed.belongs import check_belongs
@@ -19,11 +19,12 @@ from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 
-from .arithmetic import integer_result, is_integer_pair, result_dtype
+from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
 from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
+from .poison import poisoned
 from .prepared import Prepared
 from .sides import weight_right
 from .state import layer_operand
@@ -179,6 +180,7 @@ def execution(
     implementation: str | None = None,
     report: list[tuple[str, str, str]] | None = None,
     has_integer_io: bool = False,
+    keeps_nan: bool = True,
 ) -> Any:
     """Returns ``y`` of one call on packed parameters; `execute` is this under jit.
 
@@ -191,6 +193,8 @@ def execution(
         implementation: as in `execute`.
         report: gets a line per operation.
         has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
+        keeps_nan: whether NaN at an integer input reaches what sums over it; False in exported artifacts, where it takes
+            the code of the zero point. Full-integer plans never do.
     """
     check_belongs(plan, qparams)
     is_integer = plan.is_full_integer
@@ -213,13 +217,12 @@ def execution(
         values = [
             states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
         ]
-        reason = (
-            _why_not_native(op, row, values, prepared)
-            if implementation in (None, "cpu")
-            else f"asked for {implementation}"
-        )
+        note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
+        result, reason = None, f"asked for {implementation}"
+        if implementation in (None, "cpu"):
+            result, reason = _native(op, row, values, states, prepared)
         if reason is None:
-            result, how = _native(op, row, values, states), "cpu"
+            how = "cpu"
         elif implementation == "cpu":
             raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
         else:
@@ -229,8 +232,11 @@ def execution(
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer else "xla"
             result = _result(op, *operands, carried=implementation != "reference")
+            left, right = operands
+            if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
+                result = poisoned(Matmul.of(op.eqn), left, right, result)
         if report is not None:
-            report.append((op.path, how, reason or ""))
+            report.append((op.path, how, "; ".join(part for part in (reason, note) if part)))
         return result, states
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
@@ -248,17 +254,32 @@ _LATE = (
 UNPREPARED = "the weight is not in the kernels' order: call lowbit.prepare(plan, qparams) before jax.jit"
 
 
-def _native(op: Operation, row: Row, values: Sequence[Any], states: Mapping[str, Any]) -> Any:
-    """The operation on the native kernels; `_why_not_native` has nothing against it."""
+def _native(
+    op: Operation, row: Row, values: Sequence[Any], states: Mapping[str, Any], prepared: frozenset[str]
+) -> tuple[Any, str | None]:
+    """The result of the native kernels, or why they cannot run the operation."""
+    reason = _why_not_native(op, row, values, prepared)
+    if reason is not None:
+        return None, reason
     sides = weight_right(op.eqn, op.weight)
     (site, _), (x, weight) = sides.operands(*row.sites), sides.operands(*values)
     x, state = plain(x), states.get("input", {})
+    taken, is_static = x, site.spec is not None and (not site.spec.dynamic or bool(site.own_code))
     if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
-        x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
+        taken, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
+    elif site.own_code:
+        taken = quantized_input(site, state, x)
+        reason = native_calls.why_not_codes(sides.matmul, taken)
+        if reason is not None:
+            return None, reason
     params, where = dict(sides.matmul.params), (site, state, result_dtype(op.eqn))
     if sides.matmul.name == "dot_general":
-        return sides.restore(native_calls.matmul(params["dimension_numbers"], x, weight, *where))
-    return native_calls.conv(params, x, weight, *where)
+        result = native_calls.matmul(params["dimension_numbers"], taken, weight, *where)
+    else:
+        result = native_calls.conv(params, taken, weight, *where)
+    if row.is_integer and is_static:  # a dynamic row is NaN by its scale
+        result = poisoned(sides.matmul, x, weight, result)
+    return sides.restore(result), None
 
 
 def _why_not_native(op: Operation, row: Row, values: Sequence[Any], prepared: frozenset[str]) -> str | None:
@@ -287,7 +308,9 @@ def _why_not_native(op: Operation, row: Row, values: Sequence[Any], prepared: fr
     if not row.is_integer:
         return None
     inputs = sides.operands(*row.sites)[0]
-    return None if native_calls.can_take_input(inputs) else "this input is quantized outside the kernel"
+    if native_calls.can_take_input(inputs) or inputs.own_code:  # codes that its own code makes are looked at later
+        return None
+    return "this input is quantized outside the kernel"
 
 
 def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
@@ -309,13 +332,24 @@ def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
 
 
 def quantized_input(site: Site, state: Mapping[str, Any], x: Any) -> QTensor:
-    """Returns an input on its served grid, from the spec alone: no quantizer code."""
+    """Returns an input on its served grid: from the spec alone, or by the quantizer's own code where that does not do.
+
+    Raises:
+        ValueError: where that code is not there, in a plan read from a file.
+    """
     spec = site.spec
     assert spec is not None
     operand = layer_operand(site)
     operand = type(operand)(tuple(x.shape), str(x.dtype), operand.contract, 0, False)
     blocks = spec.granularity.blocks(operand)
+    if site.own_code:
+        if site.quantizer is None:
+            raise ValueError(
+                f"{site.key}: its {site.role} is quantized by {site.own_code}, whose code a file does not hold: bind with "
+                f"the same rules and execute that plan, or use an input quantizer that its spec describes, such as rtn"
+            )
+        return site.quantizer.quantize(dict(state), x, operand)
     if spec.dynamic:
-        scale, zero = Full().of_values(x, operand, spec)
-        return quantize_with(x, spec, stored_scale(scale, spec), zero, blocks)
+        scale, zero = dynamic_range(Full(), x, operand, spec)
+        return quantize_with(x, spec, stored_scale(scale, spec, operand), zero, blocks)
     return quantize_with(x, spec, state["scale"], state.get("zero"), blocks)

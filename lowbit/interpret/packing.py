@@ -141,8 +141,13 @@ def _weight(row: Row | Step, site: Site, state: QState, x: Any) -> Any:
 
 
 def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:
-    """The scale and zero point a static input is served with, read off the quantizer's own grid; none if dynamic."""
+    """What an input is served with: scale and zero point, read off the quantizer's own grid; none if dynamic.
+
+    Where the quantizer's own code serves it, the quantizer's state.
+    """
     assert site.spec is not None
+    if site.own_code:
+        return dict(state)
     if site.spec.dynamic:
         return {}
     quantizer, operand = quantizer_of(site), layer_operand(site)

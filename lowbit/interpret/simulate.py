@@ -33,6 +33,7 @@ from .state import (
     site_key,
     walked_sites,
 )
+from .switch import watched
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -49,6 +50,8 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         plan: from `lowbit.bind`.
         train: use the quantizers' training forms; ``run`` then takes ``key=`` and ``step=`` and returns
             ``(y, qstate')``. A model's own ``key`` or ``step`` goes in ``kwargs={...}``, which ``run`` always takes.
+            Without it, differentiating ``run`` warns where a quantizer trains in another form than it serves, or keeps a
+            state while training.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
 
@@ -70,9 +73,10 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callable[..., Any]:
     @jax.jit
     def compiled(params, qstate, args, kwargs, key, step):
-        return simulation(
+        y, after = simulation(
             fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp
         )
+        return (y if train else watched(plan, y)), after
 
     if train:
 

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from lowbit.core.paths import flatten
 from lowbit.core.spec import Operand
-from lowbit.core.statistics import Statistic
+from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site, Step
 
 QState = dict[str, Any]
@@ -183,8 +183,9 @@ def has_no_values(x: Any) -> bool:
 
 
 def statistics_of(site: Site) -> tuple[Statistic, ...]:
-    """Returns what is folded at a site that the walk carries."""
-    return (Values(),) if site.is_weight else quantizer_of(site).needs(layer_operand(site))
+    """Returns what is folded at a site that the walk carries: what its quantizer reads, and whether it was finite."""
+    wanted = (Values(),) if site.is_weight else quantizer_of(site).needs(layer_operand(site))
+    return (*wanted, NotFinite())
 
 
 def empty_statistics(plan: Plan) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def empty_statistics(plan: Plan) -> dict[str, Any]:
 
 def finished(site: Site, states: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the finished statistics of one site (one layer)."""
-    return {s.name: s.finish(states[s.name]) for s in statistics_of(site)}
+    return {s.name: s.finish(states[s.name]) for s in statistics_of(site) if not isinstance(s, NotFinite)}
 
 
 def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:

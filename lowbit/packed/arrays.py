@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from lowbit.core.checks import not_finite
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.spec import Operand
@@ -43,7 +45,9 @@ def quantize_array(
 
     Raises:
         TypeError: if ``x`` is not a float array, or ``how`` none of the above.
-        ValueError: for an axis outside the rank, or a text that is not one, pointing at the character.
+        ValueError: for an axis outside the rank, a text that is not one, pointing at the character, or an ``x`` with NaN or
+            infinity. Under jit values are not looked at: NaN makes the scale of its block NaN, infinity counts as the largest
+            finite number.
 
     Example:
         >>> q = quantize_array(jnp.array([[1.5, -2.0, 3.5, 0.1]]), "int4/g2")
@@ -58,6 +62,12 @@ def quantize_array(
         raise TypeError(f"x must be a float array, got {x.dtype}; cast it first")
     if x.ndim == 0 or not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be within the rank of x, got axis {axis} for shape {x.shape}")
+    if not_finite({"x": x}):
+        where = np.argwhere(~np.isfinite(np.asarray(x).astype(np.float32)))
+        raise ValueError(
+            f"x holds NaN or infinity, {len(where)} of {x.size} values, first at {tuple(where[0].tolist())}: it has no grid; "
+            f"mend it first, for instance by jnp.nan_to_num"
+        )
     quantizer = _quantizer(how)
     key = jax.random.key(0) if key is None else key
     return _quantized(x, key, quantizer, axis % x.ndim, packed=packed)

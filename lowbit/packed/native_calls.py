@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import lowbit_kernels
-from lowbit.core.spec import Channel
+from lowbit.core.qtensor import QTensor
+from lowbit.core.spec import Channel, Spec
+from lowbit.formats.integer import Integer
+from lowbit.formats.signs import Ternary
 from lowbit.plan.rows import Site
 
 from .native import NativeTensor
@@ -64,12 +67,14 @@ def dot_of(dimension_numbers: Any, rank: int, weight: NativeTensor) -> Dot | Non
     return Dot(tuple(batch), rows, tuple(i for i, _ in contracted), columns, order)
 
 
-def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
+def matmul(
+    dimension_numbers: Any, x: Array | QTensor, weight: NativeTensor, site: Site, state: Any, dtype: Any
+) -> Array:
     """Returns a dot of float inputs with a native weight, as the kernels do it.
 
     Args:
         dimension_numbers: of the dot_general; `dot_of` has nothing against it.
-        x: the left operand, float.
+        x: the left operand: float, or on its grid already, where `why_not_codes` has nothing against it.
         weight: the right operand.
         site: the left operand's site: how it is quantized, if at all.
         state: its scale and zero point where static.
@@ -79,18 +84,31 @@ def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, s
     assert dot is not None
     (_, rc), (_, rb) = dimension_numbers
     free = [i for i in range(weight.ndim) if i not in (*rc, *rb)]
-    batch, rows, contract = ([x.shape[i] for i in axes] for axes in ([i for i, _ in dot.batch], dot.rows, dot.contract))
+    batch, rows = ([x.shape[i] for i in axes] for axes in ([i for i, _ in dot.batch], dot.rows))
     shape = [*batch, *rows, *(weight.shape[i] for i in free)]
     if 0 in shape:
         return jnp.transpose(jnp.zeros(shape, dtype), dot.order)
-    axes = [*(i for i, _ in dot.batch), *dot.rows, *dot.contract]
-    flat = jnp.transpose(x, axes).reshape(math.prod(batch), math.prod(rows), math.prod(contract))
+    outer = [*(i for i, _ in dot.batch), *dot.rows]
 
-    def product(x: Array, matrix: Any) -> Array:
-        activation = _activation(site, state)
-        return lowbit_kernels.quant_matmul(x, matrix, activation=activation, out_dtype=dtype, implementation="cpu")
+    def in_rows(x: Array) -> Array:
+        return jnp.transpose(x, [*outer, *dot.contract]).reshape(math.prod(batch), math.prod(rows), -1)
 
-    out = jax.vmap(product)(flat, weight.matrix) if weight.batch else product(flat[0], weight.matrix)
+    if isinstance(x, QTensor):
+        wide = [1 if i in dot.contract else n for i, n in enumerate(x.shape)]
+        scale = x.scale_values if x.scale_values.size == 1 else jnp.broadcast_to(x.scale_values, wide)
+        flat, scales = in_rows(x.encode().codes), scale.reshape(()) if scale.size == 1 else in_rows(scale)[..., 0]
+    else:
+        flat, scales = in_rows(x), None
+
+    def product(x_rows: Array, matrix: Any, scale: Array | None) -> Array:
+        activation = _static(x.spec, scale, x.zero) if isinstance(x, QTensor) else _activation(site, state)
+        return lowbit_kernels.quant_matmul(x_rows, matrix, activation=activation, out_dtype=dtype, implementation="cpu")
+
+    along = 0 if scales is not None and scales.ndim else None
+    if weight.batch:
+        out = jax.vmap(product, (0, 0, along))(flat, weight.matrix, scales)
+    else:
+        out = product(flat[0], weight.matrix, scales if along is None or scales is None else scales[0])
     # The columns come as the weight was prepared, and go as the dot has them.
     lengths = {axis: n for group in weight.axes for axis, n in group}
     prepared = sorted(dot.columns)
@@ -111,21 +129,22 @@ def is_plain_conv(params: Any) -> bool:
     )
 
 
-def conv(params: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
+def conv(params: Any, x: Array | QTensor, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
     """Returns a convolution of float inputs with a native weight, as the kernels do it.
 
     Args:
         params: of the conv_general_dilated; `is_plain_conv` holds.
-        x: NHWC, float.
+        x: NHWC: float, or on its grid already.
         weight: HWIO.
         site: the input's site.
         state: its scale and zero point.
         dtype: of the result.
     """
+    is_on_grid = isinstance(x, QTensor)
     return lowbit_kernels.quant_conv(
-        x,
+        x.encode().codes if is_on_grid else x,
         weight.matrix,
-        activation=_activation(site, state),
+        activation=_static(x.spec, x.scale_values.reshape(()), x.zero) if is_on_grid else _activation(site, state),
         strides=tuple(params["window_strides"]),
         padding=tuple(params["padding"]),
         rhs_dilation=tuple(params["rhs_dilation"]),
@@ -140,20 +159,41 @@ def can_take_input(site: Site) -> bool:
     spec = site.spec
     if spec is None:
         return True
+    if site.own_code or type(spec.format) not in (Integer, Ternary):  # another format may round in its own way
+        return False
     if not spec.dynamic:
         return spec.granularity.text == "tensor"
-    return spec.format.name == "int8" and spec.symmetric and isinstance(spec.granularity, Channel)
+    is_plain = spec.format.name == "int8" and spec.symmetric and spec.scale_dtype == "float32"
+    return is_plain and isinstance(spec.granularity, Channel)
+
+
+def why_not_codes(matmul: Any, q: QTensor) -> str | None:
+    """Returns why the kernels cannot take an input's codes, or None: they have one zero point, and a scale a row at most.
+
+    Args:
+        matmul: the operation, a `lowbit.interpret.arithmetic.Matmul`.
+        q: its left operand.
+    """
+    scale = q.scale_values
+    is_dot = matmul.name == "dot_general"
+    along = dict(matmul.params)["dimension_numbers"][0][0] if is_dot else range(q.ndim)
+    if q.groups or any(scale.shape[i] != 1 for i in along):
+        return "the kernels take inputs with a scale per row" if is_dot else "the kernels take inputs with one scale"
+    return None if q.zero is None or q.zero.size == 1 else "the kernels take inputs with one zero point"
 
 
 def _activation(site: Site, state: Any) -> Any:
     spec = site.spec
-    if spec is None:
+    if spec is None or site.own_code:
         return None
     if spec.dynamic:
         return "int8"
-    zero = state.get("zero")
+    return _static(spec, state["scale"].reshape(()), state.get("zero"))
+
+
+def _static(spec: Spec, scale: Any, zero: Array | None) -> Any:
     return lowbit_kernels.StaticActivation(
-        scale=state["scale"].reshape(()),
+        scale=scale,
         zero=jnp.zeros((), jnp.int32) if zero is None else zero.reshape(()).astype(jnp.int32),
         lo=int(spec.format.low),
         hi=int(spec.format.high),

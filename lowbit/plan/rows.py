@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lowbit.core.quantizer import Quantizer
+from lowbit.core.quantizer import Quantizer, is_served_by_spec
 from lowbit.core.spec import Operand, Spec
 
 
@@ -26,6 +26,7 @@ class Site:
         spec: how it is quantized, or None.
         quantizer: what quantizes it; None where ``spec`` is None, and in a plan read from a file.
         text: of the quantizer, in a plan read from a file; else "".
+        is_lost: in a plan read from a file, whether an input's quantizer would serve it by code of its own.
     """
 
     role: str
@@ -36,6 +37,7 @@ class Site:
     spec: Spec | None = None
     quantizer: Quantizer | None = dataclasses.field(default=None, compare=True)
     text: str = ""
+    is_lost: bool = False
 
     @property
     def method(self) -> str:
@@ -46,6 +48,14 @@ class Site:
     def is_weight(self) -> bool:
         """Whether the operand is a weight."""
         return self.role == "weight"
+
+    @property
+    def own_code(self) -> str:
+        """The quantizer, as text, whose own code serves this input; "" where the spec says it all (`Quantizer.served_by_spec`)."""
+        if self.is_weight or self.spec is None:
+            return ""
+        is_own = self.is_lost if self.quantizer is None else not is_served_by_spec(self.quantizer)
+        return self.method if is_own else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         "operand": dataclasses.asdict(site.operand),
         "spec": None if site.spec is None else site.spec.text,
         "quantizer": site.method or None,
+        **({"own_code": True} if site.own_code else {}),
     }
 
 
@@ -43,6 +44,7 @@ def _site_from_json(data: dict[str, Any]) -> Site:
         ),
         spec=spec,
         text=data["quantizer"] or "",
+        is_lost=data.get("own_code", False),
     )
 
 

@@ -153,7 +153,8 @@ def simulation(
 
 
 def _codes(value: Levels, spec: Spec) -> Array:
-    return lax.stop_gradient(value.levels).astype(code_dtype(spec))
+    levels = lax.stop_gradient(value.levels)
+    return jnp.where(jnp.isnan(levels), value.zero, levels).astype(code_dtype(spec))  # as `QTensor.encode` has it
 
 
 def _scalars(q: QTensor) -> tuple[Array, Array]:
