@@ -4,6 +4,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
+from .refusals import Refusals
 from .sides import weight_right
 from .simulate import simulation
 from .state import abstract_state
@@ -77,19 +79,48 @@ def bind(
     typed = match.read(rules)
     kwargs = merged(keywords, kwargs)
     traced = trace(fn, params, args, kwargs, has_picks=not integer)
-    graph = traced.graph
-    chosen = match.first_matches(typed, [op.path for op in graph.operations])
-    rows = tuple(_row(op, graph, traced, chosen[op.path], integer=integer) for op in graph.operations)
+    chosen = match.first_matches(typed, [op.path for op in traced.graph.operations])
+    state = args[0] if takes_state(fn) and args else ()
+    return planned(traced, chosen, integer=integer, rounding=rounding, state=state, rules=rules)
+
+
+def planned(
+    traced: Trace,
+    chosen: Mapping[str, match.Rule | None],
+    *,
+    integer: bool,
+    rounding: str,
+    state: Any = (),
+    rules: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Returns the plan of a trace, checked.
+
+    Args:
+        traced: the trace.
+        chosen: the rule of every operation, by path.
+        integer: as in `bind`.
+        rounding: as in `bind`.
+        state: the first argument, where that is a module's state and not data.
+        rules: what the rules were chosen from, for a message that can be pasted.
+
+    Raises:
+        ValueError: everything that `bind` refuses, all of it at once.
+    """
+    graph, refused = traced.graph, Refusals(rules)
+    rows = tuple(
+        refused.made(op.path, partial(_row, op, graph, traced, chosen[op.path], integer=integer))
+        for op in graph.operations
+    )
+    refused.check()
     _check_shared(rows)
     _warn_constants(rows)
     dropped = dropped_leaves(traced, rows) if has_derived(rows) else ()
     plan = Plan(rows, tuple(graph.unseen), dropped, program=traced.bare)
     if integer:
-        state = args[0] if takes_state(fn) and args else ()
         plan = full_integer(plan, traced, rounding, state)
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
-    _check_moves(fn, plan, params, args, kwargs)
+    _check_moves(traced, plan)
     return dataclasses.replace(plan, uncovered=_uncovered(plan, traced))
 
 
@@ -307,13 +338,14 @@ def _warn_constants(rows: tuple[Row, ...]) -> None:
         )
 
 
-def _check_moves(fn: Model, plan: Plan, params: Any, args: Any, kwargs: Any) -> None:
+def _check_moves(traced: Trace, plan: Plan) -> None:
     """Runs a simulation abstractly, so that a scale that cannot follow its weight raises here."""
     if not plan.quantized:
         return
+    fn = traced.function
 
     def run(params, args, kwargs):
         state = abstract_state(plan, params)
         return simulation(fn, plan, params, state, args, kwargs, custom_vjp="body")[0]
 
-    jax.eval_shape(run, params, args, kwargs)
+    jax.eval_shape(run, *traced.example)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.lookup import spec_from_text
 
@@ -25,7 +27,7 @@ def _site_to_json(site: Site) -> dict[str, Any]:
     }
 
 
-def _site_from_json(data: dict[str, Any]) -> Site:
+def _site_from_json(data: dict[str, Any], known: Mapping[str, Quantizer]) -> Site:
     operand = data["operand"]
     spec: Spec | None = None
     if data["spec"] is not None:
@@ -43,9 +45,21 @@ def _site_from_json(data: dict[str, Any]) -> Site:
             operand["is_weight"],
         ),
         spec=spec,
-        text=data["quantizer"] or "",
+        quantizer=known.get(data["quantizer"] or ""),
+        text="" if data["quantizer"] in known else data["quantizer"] or "",
         is_lost=data.get("own_code", False),
     )
+
+
+def _each(given: Quantizer | Quantizers) -> list[Quantizer]:
+    pair = (given.weight, given.input) if isinstance(given, Quantizers) else (given,)
+    return [q for q in pair if q is not None]
+
+
+def _sites(data: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for row in data["rows"]:
+        yield from row["sites"]
+    yield from (step["site"] for step in data.get("steps", ()) if step["site"])
 
 
 def to_json(plan: Plan) -> str:
@@ -76,17 +90,24 @@ def _step_to_json(step: Step) -> dict[str, Any]:
     return {field.name: getattr(step, field.name) for field in dataclasses.fields(step)} | {"site": site}
 
 
-def _step_from_json(data: dict[str, Any]) -> Step:
-    site = None if data["site"] is None else _site_from_json(data["site"])
+def _step_from_json(data: dict[str, Any], known: Mapping[str, Quantizer]) -> Step:
+    site = None if data["site"] is None else _site_from_json(data["site"], known)
     lists = {name: tuple(data[name]) for name in ("inputs", "absorbed", "scope")}
     return Step(**{**data, **lists, "site": site})
 
 
-def from_json(text: str) -> Plan:
-    """Returns the plan that `to_json` wrote, without quantizers.
+def from_json(text: str, *, quantizers: Iterable[Quantizer | Quantizers] = ()) -> Plan:
+    """Returns the plan that `to_json` wrote; ``to_json(from_json(text)) == text``.
+
+    A file holds no code: a quantizer is kept as its text, and the plan executes. It simulates, trains and packs with the
+    quantizers given here, each of which takes the place of its own text.
+
+    Args:
+        text: what `to_json` returned.
+        quantizers: those that the plan was bound with; those of no site in it are an error.
 
     Raises:
-        ValueError: if it is not a plan, or of a newer version.
+        ValueError: if it is not a plan, of a newer version, or if no site of it has one of the quantizers.
     """
     try:
         data = json.loads(text)
@@ -94,12 +115,20 @@ def from_json(text: str) -> Plan:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"this is not a lowbit plan: {error}") from None
     if version != VERSION:
-        raise ValueError(f"this plan has version {version}; this lowbit reads version {VERSION}")
+        raise ValueError(
+            f"this plan has version {version}; this lowbit reads version {VERSION}: install a newer lowbit, or bind again"
+        )
+    known = {q.text: q for given in quantizers for q in _each(given)}
+    texts = {site["quantizer"] for site in _sites(data) if site["quantizer"]}
+    if lost := sorted(known.keys() - texts):
+        raise ValueError(
+            f"no site of this plan has the quantizer {lost[0]}; they have {', '.join(sorted(texts)) or 'none'}"
+        )
     rows = tuple(
         Row(
             path=row["path"],
             primitive=row["primitive"],
-            sites=tuple(_site_from_json(site) for site in row["sites"]),  # pyright: ignore[reportArgumentType]
+            sites=tuple(_site_from_json(site, known) for site in row["sites"]),  # pyright: ignore[reportArgumentType]
             stack=tuple(row["stack"]),
             rule=row["rule"],
             feature_groups=row["feature_groups"],
@@ -109,7 +138,7 @@ def from_json(text: str) -> Plan:
         )
         for row in data["rows"]
     )
-    steps = tuple(_step_from_json(step) for step in data.get("steps", ()))
+    steps = tuple(_step_from_json(step, known) for step in data.get("steps", ()))
     unseen = tuple((a, b) for a, b in data["unseen"])
     uncovered = tuple(Uncovered(path, size, tuple(uses)) for path, size, uses in data.get("uncovered", ()))
     return Plan(

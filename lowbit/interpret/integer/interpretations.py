@@ -60,7 +60,9 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     found = {**statistics, **evaluate(program.nodes, env, at, walked)}
     for node, site, var in _weight_places(plan, program):
         if site.kind != "leaf":
-            found[node.path] = {**found[node.path], "weight": {"values": known.value(var)}}
+            operand, x = layer_operand(site), known.value(var)
+            states = {s.name: s.update(s.init(operand), x) for s in statistics_of(site)}
+            found[node.path] = {**found[node.path], "weight": states}
     return found
 
 

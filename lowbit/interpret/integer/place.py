@@ -109,7 +109,7 @@ class _Placer:
             return
         if not jnp.issubdtype(var.dtype, jnp.floating):
             raise ValueError(
-                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, indices and masks in int32 or bool, and fix "
+                f"integer=True: an argument of dtype {var.dtype} has no grid; pass float arrays, indices in int32, masks in bool or int32, and fix "
                 f"other integers and keys by functools.partial"
             )
         self.add(self.top, "input", [], [var], [])
