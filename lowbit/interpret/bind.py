@@ -191,8 +191,8 @@ def _weight_batch(op: Operation) -> tuple[int, ...]:
     if op.weight is None or op.eqn.primitive.name != "dot_general":
         return ()
     axes, kind = op.eqn.params["dimension_numbers"][1][op.weight], op.kinds[op.weight]
-    if isinstance(kind, Weight):
-        return tuple(sorted({axis for i in axes for axis, _ in kind.axes[i]}))
+    if isinstance(kind, Weight | Picked):  # what was picked is counted by axes that are not the leaf's
+        return tuple(sorted({axis for i in axes for axis, _ in kind.axes[i] if axis >= 0}))
     return tuple(sorted(i + len(op.stack) for i in axes))
 
 
