@@ -4,6 +4,7 @@ from .adapters.linen import linen as linen
 from .adapters.nnx import nnx as nnx
 from .calibrate.fold import calibrate as calibrate
 from .calibrate.fold import init as init
+from .calibrate.rebind import rebind as rebind
 from .core.qtensor import QTensor as QTensor
 from .core.quantizer import Quantizer as Quantizer
 from .core.quantizer import Quantizers as Quantizers
@@ -13,6 +14,7 @@ from .interpret.execute import execute as execute
 from .interpret.execute import explain as explain
 from .interpret.packing import pack as pack
 from .interpret.simulate import simulate as simulate
+from .interpret.with_quantizers import with_quantizers as with_quantizers
 from .packed.arrays import quantize_array as quantize_array
 from .packed.files import load as load
 from .packed.files import save as save

@@ -22,11 +22,12 @@ from .derive import dropped_leaves, has_derived
 from .graph import Graph, Operation
 from .integer.interpretations import full_integer
 from .integer.long import MOST
+from .integer.weights import check_weights
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
 from .refusals import Refusals
 from .sides import weight_right
-from .simulate import simulation
+from .simulate import simulated_trace
 from .state import abstract_state
 from .sums import contracted_size
 from .trace import Model, Trace, trace
@@ -342,10 +343,12 @@ def _check_moves(traced: Trace, plan: Plan) -> None:
     """Runs a simulation abstractly, so that a scale that cannot follow its weight raises here."""
     if not plan.quantized:
         return
-    fn = traced.function
+    if plan.is_full_integer:
+        check_weights(plan, traced)
+        return
 
-    def run(params, args, kwargs):
-        state = abstract_state(plan, params)
-        return simulation(fn, plan, params, state, args, kwargs, custom_vjp="body")[0]
+    def run(leaves):
+        state = abstract_state(plan, jax.tree.unflatten(traced.param_tree, leaves[: traced.count]))
+        return simulated_trace(plan, dataclasses.replace(traced, leaves=leaves), state, custom_vjp="body")[0]
 
-    jax.eval_shape(run, *traced.example)
+    jax.eval_shape(run, traced.avals)

@@ -34,7 +34,7 @@ from .state import (
     walked_sites,
 )
 from .switch import watched
-from .trace import Model, check_same_operations, trace
+from .trace import Model, Trace, check_same_operations, trace
 from .walk import Walk, plain
 
 
@@ -113,6 +113,20 @@ def simulation(
     check_same_operations(traced.graph, plan)
     if not plan.quantized:
         return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
+    return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp)
+
+
+def simulated_trace(
+    plan: Plan,
+    traced: Trace,
+    qstate: QState,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    step: Array | None = None,
+    custom_vjp: str = "raise",
+) -> tuple[Any, Any]:
+    """Returns `simulation` of a call that is traced already, and has a quantized operation."""
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
             plan, traced, qstate, train=train, key=key, step=step, updated=_updated

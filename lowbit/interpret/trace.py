@@ -11,8 +11,6 @@ from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.trees import Dropped
 from lowbit.plan.rows import Plan
-from lowbit.program.evaluate import evaluate
-from lowbit.program.read import read as read_program
 
 from .graph import Graph, read
 
@@ -29,7 +27,8 @@ class Trace:
         leaves: flat values, parameters first; quantized ones are `QTensor`.
         paths: of the parameters.
         out_tree: structure of the result.
-        in_trees: structures of the parameters, and of ``(args, kwargs)``.
+        param_tree: structure of the parameters.
+        made: what was computed of all this, by name: no value of the call is in it.
     """
 
     jaxpr: Any
@@ -37,25 +36,13 @@ class Trace:
     leaves: list[Any]
     paths: list[str]
     out_tree: Any
-    in_trees: tuple[Any, Any]
+    param_tree: Any
+    made: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
-    def function(self) -> Model:
-        """What was traced, as a function of the same arguments, at the shapes it was traced for."""
-        program = read_program(self.jaxpr, inlined=())
-
-        def run(params: Any, *args: Any, **kwargs: Any) -> Any:
-            leaves = [*flatten(params, is_leaf=_is_leaf)[1], *jax.tree.leaves((args, kwargs))]
-            return jax.tree.unflatten(self.out_tree, evaluate(program, leaves))
-
-        return run
-
-    @property
-    def example(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """Shapes and dtypes of its parameters, arguments and keyword arguments."""
-        avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.jaxpr.jaxpr.invars]
-        args, kwargs = jax.tree.unflatten(self.in_trees[1], avals[self.count :])
-        return jax.tree.unflatten(self.in_trees[0], avals[: self.count]), args, kwargs
+    def avals(self) -> list[Any]:
+        """Shapes and dtypes of its leaves."""
+        return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in self.jaxpr.jaxpr.invars]
 
     @property
     def bare(self) -> "Trace":
@@ -122,9 +109,7 @@ def trace(
         shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
     jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
-    return Trace(
-        jaxpr, read(jaxpr, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, (param_tree, rest_tree)
-    )
+    return Trace(jaxpr, read(jaxpr, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree)
 
 
 def check_same_operations(graph: Graph, plan: Plan) -> None:

@@ -253,7 +253,7 @@ def attached(qparams: QParams, orders: Mapping[str, Order]) -> QParams:
     paths, leaves, tree = flatten(qparams.params)
 
     def one(key: str, q: Any) -> Any:
-        if key not in orders or not isinstance(q, QTensor):  # a derived weight is called like a leaf that is gone
+        if key not in orders or not isinstance(q, QTensor):  # a weight computed from a leaf may be called as it
             return q
         fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}
         order = {f.name: getattr(orders[key], f.name) for f in dataclasses.fields(Order)}

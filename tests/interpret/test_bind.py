@@ -82,7 +82,7 @@ def test_json_round_trip_keeps_specs_and_serves():
     qstate = lb.init(case.fn, plan, case.params, *case.args)
     qparams = lb.pack(plan, case.params, qstate)
     back = from_json(to_json(plan))
-    assert to_json(back).replace("null", "") != ""
+    assert to_json(back) == to_json(plan)
     assert [row.path for row in back] == [row.path for row in plan]
     assert [site.spec for row in back for site in row.sites] == [site.spec for row in plan for site in row.sites]
     want, got = (lb.execute(case.fn, p)(qparams, *case.args) for p in (plan, back))

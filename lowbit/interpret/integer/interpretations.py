@@ -21,7 +21,7 @@ from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
-from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.rows import Plan, Site
 from lowbit.program.read import Value
 
 from . import spans
@@ -32,6 +32,7 @@ from .flat import Constants
 from .nodes import Node, Program
 from .plans import program_for, program_of, steps_of
 from .run import Arithmetic, Levels, defined, evaluate, indices
+from .weights import weight_of, weight_places, weights_of
 
 
 def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     _warm(program, known)
     found = {**statistics, **evaluate(program.nodes, env, at, walked)}
-    for node, site, var in _weight_places(plan, program):
+    for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
             operand, x = layer_operand(site), known.value(var)
             states = {s.name: s.update(s.init(operand), x) for s in statistics_of(site)}
@@ -115,7 +116,7 @@ def simulation(
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
         return quantizer.train(state, x, operand, key=now, step=step)
 
-    known, weights, changed = _weights(plan, program, traced, qstate, forward, updated if train else None)
+    known, weights, changed = weights_of(plan, program, traced, qstate, forward, updated if train else None)
     is_exact = not train or all(_is_plain(q) for q in _quantizers(plan))
     grids = {path: _grid(site, states[path]) for path, site in sites.items()}
     arithmetic = _arithmetic(plan, program, traced, weights, grids) if is_exact else None
@@ -182,44 +183,6 @@ def _quantizers(plan: Plan) -> list[Quantizer]:
     return [quantizer_of(site) for site in (*sites, *plan.grids().values())]
 
 
-def _weights(
-    plan: Plan, program: Program, traced: Trace, qstate: QState, forward: Callable[..., QTensor], updated: Any
-) -> tuple[Constants, dict[str, QTensor], dict[str, Any]]:
-    """The constants with quantized leaves, the weight of every operation, and the weights' new states."""
-    leaves, changed = list(traced.leaves[: traced.count]), {}
-    for path, site in plan.leaf_sites().items():
-        i = traced.paths.index(path)
-        state = get(qstate, site.key, site.role)
-        if updated is not None:
-            changed[path] = updated(site, state, {"values": leaves[i]}, None)
-        leaves[i] = forward(site, state, leaves[i], site.operand)
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
-    weights = {}
-    for node, site, var in _weight_places(plan, program):
-        if site.kind == "leaf":
-            weights[node.path] = known.raw(var)
-            continue
-        x, state = known.value(var), get(qstate, site.key, site.role)
-        if updated is not None:
-            changed[node.path] = updated(site, state, None, x)
-        weights[node.path] = forward(site, state, x, layer_operand(site))
-    return known, weights, changed
-
-
-def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
-    rows: dict[str, Row] = {row.path: row for row in plan.rows}
-    found = []
-    for node, _ in program.everywhere():
-        if node.op is not None and (site := rows[node.path].weight) is not None:
-            found.append((node, site, _weight_of(node)))
-    return found
-
-
-def _weight_of(node: Node) -> Value:
-    """The weight of an operation; written indices of a look-up come after it."""
-    return next(v for v in node.equations[0].ins if not v.is_data)
-
-
 def _of_rank(x: Any, rank: int) -> Any:
     """A value with as many axes as its grid's first, whose rank the scale has: behind a reshape it may have others."""
     return x if x.ndim == rank else x.reshape((1,) * (rank - 1) + (x.size,))
@@ -227,7 +190,7 @@ def _of_rank(x: Any, rank: int) -> Any:
 
 def _at_operation(node: Node, var: Value, known: Constants, weights: Mapping[str, QTensor]) -> Array:
     """The value of a constant at a node: the weight of an operation is on its grid."""
-    if node.op is not None and node.path in weights and var is _weight_of(node):
+    if node.op is not None and node.path in weights and var is weight_of(node):
         return plain(weights[node.path])
     return known.value(var)
 
@@ -301,7 +264,7 @@ def freezer(plan: Plan, traced: Trace) -> Callable[[Any, QState], dict[str, Any]
         def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
             return quantizer_of(site).quantize(state, x, operand)
 
-        _, weights, _ = _weights(plan, program, now, qstate, forward, None)
+        _, weights, _ = weights_of(plan, program, now, qstate, forward, None)
         grids = {path: _grid(site, get(qstate, path, "output")) for path, site in plan.grids().items()}
         return dict(_arithmetic(plan, program, now, weights, grids).found)
 
@@ -321,7 +284,7 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
     program, specs = program_for(plan, traced), _specs(plan)
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     weights = {}
-    for node, site, var in _weight_places(plan, program):
+    for node, site, var in weight_places(plan, program):
         q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
         weights[node.path] = q
     found = qparams.sites

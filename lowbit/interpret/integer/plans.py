@@ -21,7 +21,9 @@ def program_of(traced: Trace) -> Program:
     Raises:
         ValueError: for what has no integer form (rule f).
     """
-    return place(flatten(traced), traced.graph.by_address)
+    if "placed" not in traced.made:
+        traced.made["placed"] = place(flatten(traced), traced.graph.by_address)
+    return traced.made["placed"]
 
 
 def program_for(plan: Plan, traced: Trace) -> Program:

@@ -1,0 +1,95 @@
+"""The weights of the operations of a full-integer plan: quantized, moved to where they are taken, and checked."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from lowbit.core.qtensor import QTensor
+from lowbit.core.quantizer import Quantizer
+from lowbit.interpret.state import QState, get, layer_operand, quantizer_of
+from lowbit.interpret.trace import Trace
+from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.read import Value
+
+from .compute import reach_of_spec
+from .constants import result_scale
+from .flat import Constants
+from .grouped import grouped
+from .nodes import Node, Program
+from .plans import program_for
+
+
+def weights_of(
+    plan: Plan, program: Program, traced: Trace, qstate: QState | None, forward: Callable[..., QTensor], updated: Any
+) -> tuple[Constants, dict[str, QTensor], dict[str, Any]]:
+    """The constants with quantized leaves, the weight of every operation, and the weights' new states."""
+    leaves, changed = list(traced.leaves[: traced.count]), {}
+    for path, site in plan.leaf_sites().items():
+        i = traced.paths.index(path)
+        state = None if qstate is None else get(qstate, site.key, site.role)
+        if updated is not None:
+            changed[path] = updated(site, state, {"values": leaves[i]}, None)
+        leaves[i] = forward(site, state, leaves[i], site.operand)
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    weights = {}
+    for node, site, var in weight_places(plan, program):
+        if site.kind == "leaf":
+            weights[node.path] = known.raw(var)
+            continue
+        x, state = known.value(var), None if qstate is None else get(qstate, site.key, site.role)
+        if updated is not None:
+            changed[node.path] = updated(site, state, None, x)
+        weights[node.path] = forward(site, state, x, layer_operand(site))
+    return known, weights, changed
+
+
+def weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
+    """Returns the operations that have a weight, each with its site and the value that it is."""
+    rows: dict[str, Row] = {row.path: row for row in plan.rows}
+    found = []
+    for node, _ in program.everywhere():
+        if node.op is not None and (site := rows[node.path].weight) is not None:
+            found.append((node, site, weight_of(node)))
+    return found
+
+
+def weight_of(node: Node) -> Value:
+    """The weight of an operation; written indices of a look-up come after it."""
+    return next(v for v in node.equations[0].ins if not v.is_data)
+
+
+def check_weights(plan: Plan, traced: Trace) -> None:
+    """Moves every quantized weight to its operation, abstractly, as `simulation` does.
+
+    Raises:
+        ValueError: where a weight's scale cannot follow it, or varies along what its operation sums over.
+    """
+    program = program_for(plan, traced)
+
+    def run(leaves: list[Any]) -> None:
+        now = dataclasses.replace(traced, leaves=leaves)
+
+        def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+            del state
+            return _started(quantizer_of(site), operand, x)
+
+        _, weights, _ = weights_of(plan, program, now, None, forward, None)
+        for node, _, _ in weight_places(plan, program):
+            if node.kind in ("dot", "conv"):
+                spec = plan.grids()[program.grids[node.ins[0]]].spec
+                assert spec is not None
+                weight = weights[node.path]
+                if grouped(node.equations[0], weight, reach_of_spec(spec), spec.format.bits) is None:
+                    result_scale(node.equations[0], weight)
+
+    jax.eval_shape(run, traced.avals)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _started(quantizer: Quantizer, operand: Any, x: Array) -> QTensor:
+    """A weight quantized from its first state: layers alike are traced once."""
+    return quantizer.quantize(quantizer.init(operand, {"values": x}, jax.random.key(0)), x, operand)
