@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import io
-import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from lowbit.core import atomic
 
 _DATE = (1980, 1, 1, 0, 0, 0)  # of zip entries: the same model gives the same bytes
 
@@ -67,15 +67,6 @@ def sha256(file: Path) -> str:
 
 @contextlib.contextmanager
 def fresh(target: Path) -> Iterator[Fresh]:
-    """Gives a folder beside the target that takes its place at the end, and is removed where an error comes first."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    path.mkdir()
-    try:
+    """Gives a folder beside the target that takes its place at the end, whole, and is removed where an error comes first."""
+    with atomic.replacing_folder(target) as path:
         yield Fresh(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(path, target)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise

@@ -15,7 +15,6 @@ gives the same bytes.
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 import safetensors
 from jax.core import Tracer
 
+from lowbit.core import atomic
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
@@ -92,7 +92,7 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
     mark = _mark(_ZEROS)
     assert chunks[0].count(mark) == 1
     chunks[0] = chunks[0].replace(mark, _mark(digest.hexdigest()))
-    _write(target, chunks)
+    atomic.write(target, chunks)
     return sum(len(chunk) for chunk in chunks)
 
 
@@ -176,25 +176,6 @@ def _host(name: str, array: Any) -> np.ndarray:
         raise TypeError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold; cast it first")
     host = np.ascontiguousarray(array)
     return host.reshape(array.shape).astype(host.dtype.newbyteorder("<"), copy=False)
-
-
-def _write(target: Path, chunks: list[bytes]) -> None:
-    """Writes beside the target, flushes to the disk, then renames: a crash leaves the old file or the new one."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _card(source: Path, content: bytes) -> dict[str, Any]:
