@@ -72,6 +72,10 @@ def nnx(
 
     if not isinstance(module, flax_nnx.Module):
         raise TypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}")
+    if not isinstance(mutable, bool):
+        raise TypeError(f"mutable must be True or False, got {mutable!r}")
+    if method is not None and not (isinstance(method, str) and callable(getattr(module, method, None))):
+        raise TypeError(f"method must be the name of a method of the module, or None, got {method!r}")
     graphdef, params, state = flax_nnx.split(module, flax_nnx.Param, ...)
     plain = flax_nnx.to_pure_dict(params)
     return NNXFunction(graphdef, mutable, method, tuple(sorted(static.items()))), plain, state

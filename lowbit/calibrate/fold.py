@@ -14,6 +14,7 @@ from lowbit.core.paths import leaf_path
 from lowbit.interpret.observe import observer
 from lowbit.interpret.state import QState, empty_statistics, initial_state
 from lowbit.interpret.trace import Model
+from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 
 
@@ -34,6 +35,7 @@ def init(fn: Model, plan: Plan, params: Any, *args: Any, key: Array | None = Non
     Raises:
         ValueError: if a weight or an input holds NaN or infinity (not checked under jit).
     """
+    arguments.check(fn=fn, plan=plan, params=params, key=key)
     return calibrate(fn, plan, params, [args], key=key, kwargs=kwargs)
 
 
@@ -67,16 +69,18 @@ def calibrate(
         ValueError: if there is no batch, or NaN or infinity in weights or inputs (not checked under jit).
         TypeError: if a batch is not a tuple of arguments.
     """
+    arguments.check(fn=fn, plan=plan, params=params, sequential=sequential, key=key, kwargs=kwargs, progress=progress)
+    arguments.check_leaves(plan, params)
     key = jax.random.key(0) if key is None else key
     _check_weights(plan, params)
     statistics = empty_statistics(plan)
     qstate = initializer(plan)(params, statistics, key) if sequential else {}
     step = observer(fn, plan, sequential=sequential)
     count = 0
-    for batch in batches:
-        if not isinstance(batch, tuple | list):
-            raise TypeError(f"a batch must be a tuple of arguments (x,) or (state, x), got {type(batch).__name__}")
-        statistics = step(params, qstate, statistics, tuple(batch), dict(kwargs or {}))
+    for given in arguments.iterated(batches):
+        batch = arguments.batch_of(given, count)
+        arguments.check_call(fn, params, batch, dict(kwargs or {}), f"batches[{count}]")
+        statistics = step(params, qstate, statistics, batch, dict(kwargs or {}))
         count += 1
         if progress is not None:
             progress(count)

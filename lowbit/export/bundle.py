@@ -30,6 +30,7 @@ from lowbit.adapters.nnx import NNXFunction
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.trace import Model, trace
+from lowbit.packed import arguments
 from lowbit.packed.bits import unpack
 from lowbit.packed.files import encode_tensors
 from lowbit.packed.trees import QParams
@@ -115,10 +116,14 @@ def export(
         ...     "tensor<64x32xi4>" in (bundle.path / "model.mlir").read_text(), bundle.manifest["inputs"]
         (True, [{'name': 'x', 'shape': [2, 64], 'dtype': 'float32'}])
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
-    if not isinstance(qparams, QParams):
-        raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
+    arguments.check(fn=fn, plan=plan, qparams=qparams, kwargs=kwargs, integer_io=integer_io)
+    if text is not None:
+        arguments.check(text=text)
+    for word, given in (("constant_args", constant_args), ("targets", targets), ("vectors", vectors)):
+        if given is not None and (not isinstance(given, Sequence) or isinstance(given, str)):
+            raise TypeError(f"{word} must be a list or tuple, got {given!r:.40}")
+    if targets is None or vectors is None:
+        raise TypeError(f"{'targets' if targets is None else 'vectors'} must be a list or tuple, got None")
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
     if not (isinstance(name, str) and name.isidentifier()):
@@ -144,7 +149,7 @@ def export(
         symbolic.check_operations(found.operations, chosen)
     _check_size(found, qparams, call.constants)
     floats = integer.audit(module, has_integer_io=integer_io) if plan.is_full_integer else None
-    tested = of_call(call, vectors)
+    tested = of_call(call, vectors, () if call.is_symbolic else jax.tree.leaves(out_shapes))
     if boundary:
         tested = [boundary.codes(leaves) for leaves in tested]
 

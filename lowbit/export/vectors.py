@@ -4,6 +4,7 @@ One image tells little about a network whose results are close and not exact: 87
 first was off by nothing. Where the example is a batch of one there are `COUNT` calls, and every target is compared on all.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,11 @@ from .signature import Call
 COUNT = 64
 """Calls where the example is a batch of one."""
 
+_BYTES = 1 << 24
+"""What made test vectors may take, results included: a decoder's cache is an argument and a result of every call."""
 
-def of_call(call: Call, given: Sequence[Sequence[Any]]) -> list[list[jax.Array]]:
+
+def of_call(call: Call, given: Sequence[Sequence[Any]], results: Sequence[Any] = ()) -> list[list[jax.Array]]:
     """Returns the flat inputs of every test vector: the example's, then those given, then made ones up to `COUNT`.
 
     Made ones lie within the range of the example's values: mixes of a float array with itself in another order, times a
@@ -27,6 +31,7 @@ def of_call(call: Call, given: Sequence[Sequence[Any]]) -> list[list[jax.Array]]
     Args:
         call: the exported call.
         given: arguments of further calls, all of them, constants included.
+        results: shapes and dtypes of a call's results: where all would take more than 16 MB, fewer calls are made.
 
     Raises:
         ValueError: if a given call has other inputs than the example.
@@ -36,7 +41,8 @@ def of_call(call: Call, given: Sequence[Sequence[Any]]) -> list[list[jax.Array]]
     if not _is_batch_of_one(call):
         return cases
     rng = np.random.default_rng(2)
-    while len(cases) < COUNT:
+    size = sum(math.prod(map(int, x.shape)) * x.dtype.itemsize for x in (*first, *results))
+    while len(cases) < min(COUNT, max(_BYTES // max(size, 1), 1)):
         drawn = zip(call.leaves, first, strict=True)
         cases.append([_like(x, rng, has_values=not isinstance(leaf, jax.ShapeDtypeStruct)) for leaf, x in drawn])
     return cases

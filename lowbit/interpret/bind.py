@@ -11,12 +11,14 @@ import jax.numpy as jnp
 
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
+from lowbit.packed import arguments
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site
 
 from .arithmetic import Matmul, contracted_size
 from .derive import derivation, dropped_leaves
 from .graph import Data, Graph, Operation, Weight, contraction, leaf_contraction
+from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .layout import reach_of_spec
@@ -63,7 +65,11 @@ def bind(
         >>> [(row.path, row.rule) for row in plan]
         [('w', '**: w4,a8')]
     """
+    arguments.check(fn=fn, params=params, integer=integer)
+    if not isinstance(rounding, str) or rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     typed = match.read(rules)
+    arguments.check_call(fn, params, args, kwargs)
     traced = trace(fn, params, args, kwargs)
     graph = traced.graph
     chosen = match.first_matches(typed, [op.path for op in graph.operations])

@@ -12,7 +12,7 @@ from lowbit.core.checks import is_traced
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import Full
 from lowbit.core.scales import stored_scale
-from lowbit.packed import native
+from lowbit.packed import arguments, native
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
@@ -55,8 +55,7 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
     if implementation == "cpu" and native.status() is not None:
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
+    arguments.check(fn=fn, plan=plan)
     if implementation == "cpu" and plan.is_full_integer:
         raise ValueError("implementation 'cpu' has no kernels for full-integer plans; use 'carried' or 'reference'")
     return _executor(fn, plan, implementation)
@@ -72,6 +71,7 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
 
     def run(qparams, *args, **kwargs):
         _check_packed(qparams)
+        arguments.check_call(fn, qparams, args, kwargs)
         if implementation in (None, "cpu") and not plan.is_full_integer:
             qparams = prepared(qparams)
         return compiled(qparams, args, kwargs)
@@ -102,7 +102,7 @@ class _Prepared:
 
 def _check_packed(qparams: Any) -> None:
     if not isinstance(qparams, QParams):
-        raise TypeError(f"execute takes packed parameters from lowbit.pack, got {type(qparams).__name__}")
+        raise TypeError(f"execute takes packed parameters (qparams) from lowbit.pack, got {type(qparams).__name__}")
 
 
 def explain(
@@ -118,7 +118,10 @@ def explain(
         implementation: as in `execute`.
         **kwargs: example keyword arguments.
     """
-    _check_packed(qparams)
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
+    arguments.check(fn=fn, plan=plan, qparams=qparams)
+    arguments.check_call(fn, qparams, args, kwargs)
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
         qparams = native.prepare(plan, qparams)
     report: list[tuple[str, str, str]] = []

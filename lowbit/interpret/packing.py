@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
 from lowbit.core.paths import leaf_path
+from lowbit.packed import arguments
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
@@ -28,6 +29,8 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
     Raises:
         ValueError: if a weight holds NaN or infinity (not checked under jit), or the plan came from a file.
     """
+    arguments.check(plan=plan, params=params, qstate=qstate)
+    arguments.check_leaves(plan, params)
     weights = _weights(plan, params)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")

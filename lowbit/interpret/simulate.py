@@ -11,6 +11,7 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
+from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Site
 
 from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
@@ -46,8 +47,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan from lowbit.bind, got {type(plan).__name__}")
+    arguments.check(fn=fn, plan=plan, train=train)
     return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
 
 
@@ -62,12 +62,18 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callab
     if train:
 
         def run_train(params, qstate, *args, key: Array | None = None, step: Any = None, **kwargs):
+            arguments.check(params=params, qstate=qstate, key=key)
+            arguments.check_leaves(plan, params)
+            arguments.check_call(fn, params, args, kwargs)
             step = None if step is None else jnp.asarray(step, jnp.int32)
             return compiled(params, qstate, args, kwargs, key, step)
 
         return run_train
 
     def run(params, qstate, *args, **kwargs):
+        arguments.check(params=params, qstate=qstate)
+        arguments.check_leaves(plan, params)
+        arguments.check_call(fn, params, args, kwargs)
         return compiled(params, qstate, args, kwargs, None, None)[0]
 
     return run

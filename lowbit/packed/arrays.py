@@ -5,15 +5,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
+from lowbit.core.checks import is_traced
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer, Quantizers
+from lowbit.core.ranges import Full
 from lowbit.core.spec import Operand
 from lowbit.formats.lookup import spec_from_text
+from lowbit.plan.rows import Plan
 from lowbit.quantizers.rtn import RTN
 
-from .bits import pack
+from . import arguments
+from .bits import pack, packing_axis
+from .pieces import count_of, joined
+from .trees import QParams
 
 
 def quantize_array(
@@ -27,7 +35,8 @@ def quantize_array(
     """Returns ``x`` as a `QTensor`: packed codes and scales, a few bits per element.
 
     Computed in float32; `QTensor.dequantize` gives back the dtype of ``x``. Works under `jax.jit` and `jax.vmap`, and
-    compiles once per shape, dtype and quantizer.
+    compiles once per shape, dtype and quantizer. Rounded to nearest with a scale of its own per channel or group, a large
+    array is taken a piece at a time: beside ``x`` and its codes, one piece of either is held; of a numpy array, no copy.
 
     Args:
         x: float array of rank 1 or more.
@@ -53,14 +62,45 @@ def quantize_array(
         >>> q.nbytes, q.bits_per_element
         (292, 4.5625)
     """
-    x = jnp.asarray(x)
+    arguments.check(packed=packed, key=key)
+    if not isinstance(x, jax.Array | np.ndarray) and (x is None or isinstance(x, str | Plan | QParams)):
+        raise TypeError(f"x must be a float array, got {type(x).__name__}")
+    if type(axis) is not int:
+        raise TypeError(f"axis must be an integer, got {axis!r}")
+    try:
+        x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"x must be a float array, got {type(x).__name__}: {error}") from None
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"x must be a float array, got {x.dtype}; cast it first")
     if x.ndim == 0 or not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be within the rank of x, got axis {axis} for shape {x.shape}")
     quantizer = _quantizer(how)
     key = jax.random.key(0) if key is None else key
-    return _quantized(x, key, quantizer, axis % x.ndim, packed=packed)
+    axis = axis % x.ndim
+    if (along := _independent(x, quantizer, axis)) is not None and (count := count_of(x.size, x.shape[along])) > 1:
+        place = packing_axis(x.shape, quantizer.spec.format.bits, (axis,))
+        size = x.shape[along] // count
+
+        def piece(i: int) -> QTensor:
+            part = lax.slice_in_dim(x, i * size, (i + 1) * size, axis=along) if isinstance(x, jax.Array) else None
+            part = jnp.asarray(x[(slice(None),) * along + (slice(i * size, (i + 1) * size),)]) if part is None else part
+            return _quantized(part, key, quantizer, axis, packed=packed, place=place)
+
+        return joined(count, piece, along)
+    return _quantized(jnp.asarray(x), key, quantizer, axis, packed=packed)
+
+
+def _independent(x: Any, quantizer: Quantizer, axis: int) -> int | None:
+    """The longest axis along which nothing is shared, neither a scale nor a byte; None where there is none, or it is not known."""
+    if is_traced(x) or not isinstance(quantizer, RTN) or quantizer.spec.scale_spec is not None:
+        return None
+    if not isinstance(quantizer.range, Full):  # sums may round otherwise in arrays of other shapes
+        return None
+    blocks = quantizer.spec.granularity.blocks(Operand(tuple(x.shape), str(x.dtype), contract=(axis,)))
+    place = packing_axis(x.shape, quantizer.spec.format.bits, (axis,))
+    axes = [i for i, block in enumerate(blocks) if block == 1 and i != place]
+    return max(axes, key=lambda i: x.shape[i], default=None)
 
 
 def _quantizer(how: Any) -> Quantizer:
@@ -75,9 +115,11 @@ def _quantizer(how: Any) -> Quantizer:
     return how
 
 
-@functools.partial(jax.jit, static_argnames=("quantizer", "axis", "packed"))
-def _quantized(x: Array, key: Array, quantizer: Quantizer, axis: int, *, packed: bool) -> QTensor:
+@functools.partial(jax.jit, static_argnames=("quantizer", "axis", "packed", "place"))
+def _quantized(
+    x: Array, key: Array, quantizer: Quantizer, axis: int, *, packed: bool, place: int | None = None
+) -> QTensor:
     operand = Operand(tuple(x.shape), str(x.dtype), contract=(axis,))
     state = quantizer.init(operand, {"values": x}, key)
     q = quantizer.encode(state, x, operand)
-    return pack(q, contract=(axis,)) if packed else q
+    return pack(q, contract=(axis,), axis=place) if packed else q

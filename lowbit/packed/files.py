@@ -6,8 +6,8 @@ The file, little-endian, as safetensors has it::
     header    JSON: {"__metadata__": {"lowbit": CARD}, NAME: {"dtype", "shape", "data_offsets"}, ...}
     data      the tensors' bytes, widest dtype first, without gaps
 
-``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`) and ``tree``
-(see `lowbit.packed.structure`). Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
+``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
+(see `lowbit.packed.structure`) and ``described``, the sha256 of all that is not data: plan, tree, names, dtypes and shapes. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
 byte. ``sha256`` is that of the whole file with its own 64 digits written as zeros, so every byte counts. The same model
 gives the same bytes.
 """
@@ -27,9 +27,10 @@ from jax.core import Tracer
 
 from lowbit.core import atomic
 from lowbit.plan import serial
+from lowbit.plan import valid as valid_plan
 from lowbit.plan.rows import Plan
 
-from . import structure
+from . import structure, valid
 from .trees import QParams
 
 FORMAT = "lowbit"
@@ -85,6 +86,9 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         "sites": structure.describe(qparams.sites, "sites", arrays),
     }
     card = {"format": FORMAT, "version": VERSION, "sha256": _ZEROS, "plan": plan_text, "tree": tree}
+    card["described"] = _described(
+        card, {name: [list(x.shape), _DTYPES.get(str(x.dtype))] for name, x in arrays.items()}
+    )
     chunks = encode_tensors(arrays, {FORMAT: json.dumps(card, separators=(",", ":"))})
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -120,13 +124,43 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
     if content.count(mark) != 1 or hashlib.sha256(content.replace(mark, _mark(_ZEROS))).hexdigest() != digest:
         raise ValueError(f"{source} was altered after it was saved: its checksum does not hold; copy it again")
     try:
-        arrays = {name: _on_device(name, array) for name, array in decode_tensors(content).items()}
+        host = decode_tensors(content)
+        arrays = {name: _on_device(name, array) for name, array in host.items()}
         plan = serial.from_json(card["plan"])
+        valid_plan.check(plan)
         tree = card["tree"]
         qparams = QParams(structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays))
-    except (KeyError, TypeError, IndexError, AttributeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error}") from None
+        _check(plan, qparams)
+        shapes = {name: [list(x.shape), _DTYPES[str(x.dtype)]] for name, x in host.items()}
+        if card.get("described", _described(card, shapes)) != _described(card, shapes):
+            raise ValueError("it describes another model than the one that was saved; copy it again")
+    except (
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        safetensors.SafetensorError,
+    ) as error:
+        raise ValueError(f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error!s:.300}") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is not a valid lowbit checkpoint: {error}") from None
     return plan, qparams
+
+
+def _check(plan: Plan, qparams: QParams) -> None:
+    if not isinstance(qparams.sites, dict) or not all(isinstance(roles, dict) for roles in qparams.sites.values()):
+        raise ValueError("its sites are no tree by operation and role")
+    for path, q in qparams.weights().items():
+        valid.check_tensor(q, path)
+    valid.check_against(plan, qparams)
+
+
+def _described(card: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
+    """The digest of everything in a file that is not data."""
+    text = json.dumps([card["plan"], card["tree"], dict(sorted(shapes.items()))], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _path(path: Any) -> Path:

@@ -12,15 +12,20 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 import lowbit_kernels
+from lowbit.core.checks import is_traced
 from lowbit.core.paths import leaf_path
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Format, Tensor
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit_kernels.cpu.prepare import CHANNELS
 
+from . import arguments
 from .bits import unpack
+from .pieces import count_of, joined
 from .trees import QParams
 
 Matrix = Any
@@ -157,6 +162,7 @@ def prepare(plan: Plan, qparams: QParams) -> QParams:
         plan: from `lowbit.bind`.
         qparams: from `lowbit.pack` or `lowbit.load`.
     """
+    arguments.check(plan=plan, qparams=qparams)
     rows = {
         site.key: (row, site)
         for row in plan.rows
@@ -195,7 +201,29 @@ def _builder(feature_groups: int | None, contract: tuple[int, ...], stack: int) 
 
     for _ in range(stack):
         build = jax.vmap(build)
-    return jax.jit(build)
+    made = jax.jit(build)
+    return made if feature_groups is not None or stack else functools.partial(_in_pieces, made, contract)
+
+
+def _in_pieces(build: Callable[[QTensor], Any], contract: tuple[int, ...], q: QTensor) -> Any:
+    """What ``build`` makes of a weight, of a large one a few of its output channels at a time: whole tiles of the kernels."""
+    rank, shape = q.ndim, q.shape
+    free = [i for i in range(rank) if i not in contract]
+    count = count_of(math.prod(shape), shape[free[0]], CHANNELS) if len(free) == 1 and rank > 1 else 1
+    if count == 1 or is_traced(q.codes) or q.packed_axis is None or q.packed_axis[0] + rank == free[0]:
+        return build(q)
+    along, size = free[0], shape[free[0]] // count
+
+    def piece(i: int) -> Any:
+        def part(x: Array) -> Array:
+            is_whole = x.ndim != rank or x.shape[along] != shape[along]
+            return x if is_whole else lax.slice_in_dim(x, i * size, (i + 1) * size, axis=along)
+
+        return build(jax.tree.map(part, q))
+
+    if isinstance(q.scale, QTensor) or not q.spec.format.is_integer or jax.eval_shape(build, q) is None:
+        return build(q)
+    return dataclasses.replace(joined(count, piece, 0), out=shape[along])
 
 
 def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
