@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in arguments:
         text = Path(name).read_text()
         start, end = block(text, MARKS)
-        Path(name).write_text(text[:start] + markdown(found) + text[end:])
+        atomic.write(name, text[:start] + markdown(found) + text[end:])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def init(fn: Model, plan: Plan, params: Any, *args: Any, key: Array | None = Non
         ValueError: if a weight or an input holds NaN or infinity (not checked under jit).
     """
     arguments.check(fn=fn, plan=plan, params=params, key=key)
+    arguments.check_call(fn, params, args, kwargs)
     return calibrate(fn, plan, params, [args], key=key, kwargs=kwargs)
 
 

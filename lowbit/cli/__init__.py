@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import commands as _commands
 from . import running as _running
@@ -19,6 +19,10 @@ USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, 
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            (file or sys.stderr).write(message)  # argparse itself swallows what a full disk says
+
     def error(self, message: str) -> NoReturn:
         name = self.prog
         raise UsageError(f"{message} (see {name} --help)")

@@ -108,7 +108,8 @@ def check_types(value: Any, key: str) -> None:
     for field in dataclasses.fields(value):
         name, item = f"{key}.{field.name}", getattr(value, field.name)
         if not _is_of(item, hints[field.name]):
-            kind = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
+            hint = hints[field.name]
+            kind = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
             raise UsageError(f"{name} must be {kind.removeprefix('typing.')}, got {item!r:.60} ({type(item).__name__})")
         for i, inner in enumerate(item if isinstance(item, tuple) else (item,)):
             if dataclasses.is_dataclass(inner) and not isinstance(inner, type):

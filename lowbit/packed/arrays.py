@@ -25,7 +25,7 @@ from .trees import QParams
 
 
 def quantize_array(
-    x: Float[Array, "..."],
+    x: Float[Array, "..."] | Float[np.ndarray, "..."],
     how: "str | Quantizer | Quantizers",
     *,
     axis: int = -1,

@@ -62,5 +62,5 @@ def _grown(leaf: Array, count: int, axis: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _put(into: Array, part: Array, start: int, axis: int) -> Array:
+def _put(into: Array, part: Array, start: Any, axis: int) -> Array:
     return lax.dynamic_update_slice_in_dim(into, part, start, axis)

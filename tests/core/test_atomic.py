@@ -120,7 +120,7 @@ def test_killed_writers(tmp_path):
     write_file(tmp_path / "file", b"o")
     write_folder(tmp_path / "folder", b"o")
     draw = random.Random(0)
-    count = int(os.environ.get("LOWBIT_FUZZ", "1")) * 4
+    count = int(os.environ.get("LOWBIT_FUZZ_FILES", "1")) * 4
     for _ in range(count):
         with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None

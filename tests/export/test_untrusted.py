@@ -22,7 +22,7 @@ from lowbit.export.reading import ARTIFACT
 from . import cases
 from .cases import signed
 
-FUZZ = int(os.environ.get("LOWBIT_FUZZ", "1"))
+FUZZ = int(os.environ.get("LOWBIT_FUZZ_FILES", "1"))
 
 
 @pytest.fixture
