@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.matrix_table import block
+from lowbit.core import atomic
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
 MARKS = "<!-- demo: written by python -m experiments.demo_table README.md -->", "<!-- end of demo -->"
