@@ -110,8 +110,6 @@ def check_against(plan: Plan, qparams: QParams) -> None:
                 raise ValueError(f"{site.key}: the plan says {said}, the packed weight is {q.spec.text}")
             if tuple(shape) != tuple(q.shape):
                 raise ValueError(f"{site.key}: the plan says {list(shape)}, the packed weight is {list(q.shape)}")
-            if site.operand.dtype != q.dtype:
-                raise ValueError(f"{site.key}: the plan says {site.operand.dtype}, the packed weight is {q.dtype}")
             blocks = q.spec.granularity.blocks(site.operand)
             scale = block_ops.scale_shape(shape, blocks)
             if q.groups != static_groups(tuple(shape), tuple(blocks)) or tuple(q.scale.shape) != tuple(scale):
