@@ -79,7 +79,7 @@ def quantize_array(
     key = jax.random.key(0) if key is None else key
     axis = axis % x.ndim
     if (along := _independent(x, quantizer, axis)) is not None and (count := count_of(x.size, x.shape[along])) > 1:
-        place = packing_axis(x.shape, quantizer.spec.format.bits, (axis,))
+        place = _place(x, quantizer, axis)
         size = x.shape[along] // count
 
         def piece(i: int) -> QTensor:
@@ -91,6 +91,12 @@ def quantize_array(
     return _quantized(jnp.asarray(x), key, quantizer, axis, packed=packed)
 
 
+def _place(x: Any, quantizer: Quantizer, axis: int) -> int | None:
+    """The axis along which codes share bytes; None where none do."""
+    bits = quantizer.spec.format.bits
+    return packing_axis(tuple(x.shape), bits, (axis,)) if bits <= 8 else None
+
+
 def _independent(x: Any, quantizer: Quantizer, axis: int) -> int | None:
     """The longest axis along which nothing is shared, neither a scale nor a byte; None where there is none, or it is not known."""
     if is_traced(x) or not isinstance(quantizer, RTN) or quantizer.spec.scale_spec is not None:
@@ -98,7 +104,7 @@ def _independent(x: Any, quantizer: Quantizer, axis: int) -> int | None:
     if not isinstance(quantizer.range, Full):  # sums may round otherwise in arrays of other shapes
         return None
     blocks = quantizer.spec.granularity.blocks(Operand(tuple(x.shape), str(x.dtype), contract=(axis,)))
-    place = packing_axis(x.shape, quantizer.spec.format.bits, (axis,))
+    place = _place(x, quantizer, axis)
     axes = [i for i, block in enumerate(blocks) if block == 1 and i != place]
     return max(axes, key=lambda i: x.shape[i], default=None)
 

@@ -50,6 +50,7 @@ def joined(count: int, make: Callable[[int], Any], axis: int) -> Any:
             for into, part in zip(whole, parts, strict=True)
         ]
         leaves = parts = []
+        jax.block_until_ready(whole)  # else all pieces are on their way at once
     return jax.tree.unflatten(tree, whole)
 
 

@@ -99,7 +99,7 @@ def test_a_program_is_stored_once(text, tmp_path):
     assert (size < 1.2 * weights) == (text is not True)
     copies = {"model.mlir", "model.zip"} if text else set()
     assert set(bundle.manifest["files"]) == {"model.mlirbc", "vectors.safetensors"} | copies
-    assert 0.4 * weights < bundle.stored_bytes < 0.65 * weights
+    assert 0.3 * weights < bundle.stored_bytes < 0.65 * weights  # heavy tails: few of the 16 codes are frequent
     assert verify.verify(bundle.path, ["xla"]).rows[0].status == "exact"
 
 
