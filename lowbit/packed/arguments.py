@@ -169,7 +169,7 @@ def iterated(batches: Any) -> Iterable[Any]:
     Raises:
         TypeError: for a mapping, an array, or what gives nothing.
     """
-    is_tree = isinstance(batches, Mapping | str | QParams | Plan) or hasattr(batches, "shape")
-    if is_tree or not hasattr(batches, "__iter__"):
+    is_tree = isinstance(batches, Mapping | str | Plan) or hasattr(batches, "shape")
+    if is_tree or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be a list, or another iterable, of tuples of arguments, {_said(batches)}")
     return batches
