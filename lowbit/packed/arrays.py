@@ -1,5 +1,6 @@
 """One array, quantized: the numerics without a model."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -78,7 +79,9 @@ def quantize_array(
     quantizer = _quantizer(how)
     key = jax.random.key(0) if key is None else key
     axis = axis % x.ndim
-    if (along := _independent(x, quantizer, axis)) is not None and (count := count_of(x.size, x.shape[along])) > 1:
+    if (along := _independent(x, quantizer, axis)) is not None and (
+        count := count_of(x.size, x.shape[along], _WHOLE if along == _place(x, quantizer, axis) else 1)
+    ) > 1:
         place = _place(x, quantizer, axis)
         size = x.shape[along] // count
 
@@ -87,8 +90,17 @@ def quantize_array(
             part = jnp.asarray(x[(slice(None),) * along + (slice(i * size, (i + 1) * size),)]) if part is None else part
             return _quantized(part, key, quantizer, axis, packed=packed, place=place)
 
-        return joined(count, piece, along)
+        q = joined(count, piece, along)
+        return (
+            dataclasses.replace(q, packed_axis=(place - x.ndim, x.shape[place]))
+            if q.packed_axis and place is not None
+            else q
+        )
     return _quantized(jnp.asarray(x), key, quantizer, axis, packed=packed)
+
+
+_WHOLE = 8
+"""Codes that fill whole bytes, whatever their bits."""
 
 
 def _place(x: Any, quantizer: Quantizer, axis: int) -> int | None:
@@ -105,7 +117,7 @@ def _independent(x: Any, quantizer: Quantizer, axis: int) -> int | None:
         return None
     blocks = quantizer.spec.granularity.blocks(Operand(tuple(x.shape), str(x.dtype), contract=(axis,)))
     place = _place(x, quantizer, axis)
-    axes = [i for i, block in enumerate(blocks) if block == 1 and i != place]
+    axes = [i for i, block in enumerate(blocks) if block == 1 and (i != place or x.shape[i] % _WHOLE == 0)]
     return max(axes, key=lambda i: x.shape[i], default=None)
 
 
