@@ -14,7 +14,7 @@ from lowbit.core.atomic import replacing
 
 def save_tree(path: Path, tree: Any, **meta: Any) -> None:
     """Writes the leaves of ``tree`` in order, and ``meta`` as JSON; a kill leaves the old file or the new one."""
-    leaves = {f"leaf_{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    leaves = {f"leaf_{i:05d}": _array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     with replacing(path) as part:
         save_file(leaves, part, metadata={"experiment": json.dumps(meta)})
 
@@ -30,11 +30,27 @@ def load_tree(path: Path, like: Any, **meta: Any) -> Any | None:
         return None
     leaves, structure = jax.tree.flatten(like)
     stored = load_file(path)
-    if [(x.shape, x.dtype) for x in map(np.asarray, leaves)] != [
+    if [(x.shape, x.dtype) for x in map(_array, leaves)] != [
         (stored[k].shape, stored[k].dtype) for k in sorted(stored)
     ]:
         return None
-    return jax.tree.unflatten(structure, [jax.numpy.asarray(stored[name]) for name in sorted(stored)])
+    return jax.tree.unflatten(
+        structure, [_like(leaf, stored[name]) for leaf, name in zip(leaves, sorted(stored), strict=True)]
+    )
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _array(leaf: Any) -> np.ndarray:
+    """A leaf as an array of numbers: of a random key, its data."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _like(leaf: Any, stored: np.ndarray) -> jax.Array:
+    array = jax.numpy.asarray(stored)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:

@@ -7,11 +7,13 @@ print(explain(x, w, activation="int8"))              # says which, and why not t
 """
 
 from lowbit_kernels.api import explain as explain
+from lowbit_kernels.api import largest_group as largest_group
 from lowbit_kernels.api import quant_matmul as quant_matmul
 from lowbit_kernels.conv import PackedConv as PackedConv
 from lowbit_kernels.conv import pack_conv as pack_conv
 from lowbit_kernels.conv import prepare_conv as prepare_conv
 from lowbit_kernels.conv import quant_conv as quant_conv
+from lowbit_kernels.cpu.conv import MOST_TAPS as MOST_TAPS
 from lowbit_kernels.cpu.conv import PreparedConv as PreparedConv
 from lowbit_kernels.cpu.library import status as status
 from lowbit_kernels.cpu.matmul import CpuConfig as CpuConfig

@@ -77,7 +77,9 @@ def quant_matmul(
         spec = dataclasses.replace(spec, platform=platform)
     chosen = select(spec, implementation)
     config = tuning.lookup(chosen, spec) if config is None else config
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(spec.rows, x.shape[-1])
+    if spec.rows == 0:
+        return jnp.zeros((*x.shape[:-1], packed.shape[1]), spec.out_dtype)
     if isinstance(activation, StaticActivation):
         scale = jnp.asarray(activation.scale, jnp.float32)
         activation = dataclasses.replace(
@@ -163,12 +165,22 @@ def _check_integers(packed: Weights) -> None:
     """Raises ValueError where the sums are not integers that fit in int32, whatever the codes are."""
     if packed.codebook is not None:
         raise ValueError("a codebook's levels are not integers: pass activation=None with codebook weights")
-    levels = 1 << packed.bits if packed.zeros is not None or not packed.signed else 1 << (packed.bits - 1)
-    if packed.group * levels * 255 >= 1 << 31:
+    most = largest_group(packed.bits, signed=packed.signed, affine=packed.zeros is not None)
+    if packed.group > most:
         raise ValueError(
             f"a group of {packed.group} codes of {packed.bits} bits can sum above int32; "
-            f"at most {((1 << 31) - 1) // (levels * 255)} codes can share a scale: use smaller groups"
+            f"at most {most} codes can share a scale: use smaller groups"
         )
+
+
+def largest_group(bits: int, *, signed: bool, affine: bool) -> int:
+    """How many products of 8-bit activations and codes of a width always fit in int32: what may share a scale.
+
+    >>> largest_group(8, signed=True, affine=False), largest_group(4, signed=True, affine=True)
+    (65793, 526344)
+    """
+    levels = 1 << bits if affine or not signed else 1 << (bits - 1)
+    return ((1 << 31) - 1) // (levels * 255)
 
 
 class _Call(NamedTuple):

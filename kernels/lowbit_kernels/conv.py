@@ -190,4 +190,6 @@ def _run_cpu(call: _Call, x: Array, packed: PackedConv | PreparedConv, activatio
         )
     ]
     shape = (x.shape[0], max(heights[0], 0), max(heights[1], 0), packed.kernel[3])
+    if 0 in shape or 0 in x.shape:
+        return jnp.zeros(shape, call.out_dtype)
     return cpu.run(x, packed, activation, shape, call)

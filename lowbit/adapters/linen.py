@@ -1,8 +1,14 @@
 """Flax linen modules as pure functions."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
+
+from lowbit.core.keywords import check_keywords, merged
+
+_OF_APPLY = frozenset(("rngs", "method", "mutable", "capture_intermediates"))
+"""Keywords that `flax.linen.Module.apply` keeps for itself: a module's own of these names are passed inside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +34,20 @@ class LinenFunction:
 
     def __call__(self, params: Any, state: Mapping[str, Any], *args: Any, rngs: Any = None) -> Any:
         variables = {"params": params, **state}
-        options = dict(self.static)
+        method, options = self.method, dict(self.static)
+        if _OF_APPLY & options.keys():
+            method, options = functools.partial(_called, self.method, options), {}
         if not self.mutable:
-            return self.module.apply(variables, *args, rngs=rngs, method=self.method, **options)
+            return self.module.apply(variables, *args, rngs=rngs, method=method, **options)
         y, changed = self.module.apply(
-            variables, *args, rngs=rngs, method=self.method, mutable=list(self.mutable), **options
+            variables, *args, rngs=rngs, method=method, mutable=list(self.mutable), **options
         )
         return y, {**state, **changed}
+
+
+def _called(method: Callable[..., Any] | str | None, options: Mapping[str, Any], module: Any, *args: Any) -> Any:
+    call = functools.partial(method, module) if callable(method) else getattr(module, method or "__call__")
+    return call(*args, **options)
 
 
 def linen(
@@ -43,6 +56,7 @@ def linen(
     *,
     mutable: tuple[str, ...] | list[str] = (),
     method: Callable[..., Any] | str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
     **static: Any,
 ) -> tuple[LinenFunction, Any, dict[str, Any]]:
     """Returns ``fn, params, state`` of a linen module.
@@ -56,10 +70,11 @@ def linen(
         variables: from ``module.init``.
         mutable: names of the collections a call may change.
         method: another method than ``__call__``.
+        kwargs: keyword arguments of the module that are fixed, whatever their names: ``mutable`` and ``method`` too.
         **static: keyword arguments of the module that are fixed, such as ``train=False``.
 
     Raises:
-        TypeError: if ``variables`` is not a mapping.
+        TypeError: if ``variables`` is not a mapping, or for a keyword that could be linen's and the module's.
         ValueError: if it has no ``params``, or ``mutable`` names a collection it lacks.
     """
     from flax import linen as flax_linen
@@ -74,8 +89,11 @@ def linen(
         raise TypeError(f"variables must be the mapping that module.init returns, got {type(variables).__name__}")
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params', got {sorted(variables)}")
+    target = method if callable(method) else getattr(type(module), method or "__call__", None)
+    given = {n: x for n, x in (("mutable", mutable), ("method", method), ("kwargs", kwargs)) if x}
+    check_keywords("lowbit.linen", target, ("mutable", "method", "kwargs"), static | given)
     state = {name: value for name, value in variables.items() if name != "params"}
     if unknown := [name for name in mutable if name not in state]:
         raise ValueError(f"mutable names {unknown}, but the variables hold {sorted(state) or 'no such collection'}")
-    fn = LinenFunction(module, tuple(mutable), method, tuple(sorted(static.items())))
+    fn = LinenFunction(module, tuple(mutable), method, tuple(sorted(merged(static, kwargs).items())))
     return fn, variables["params"], state

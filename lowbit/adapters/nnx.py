@@ -1,9 +1,12 @@
 """Flax nnx modules as pure functions."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
+
+from lowbit.core.keywords import check_keywords, merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,12 @@ def _name(key: Any) -> Any:
 
 
 def nnx(
-    module: Any, *, mutable: bool = False, method: str | None = None, **static: Any
+    module: Any,
+    *,
+    mutable: bool = False,
+    method: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **static: Any,
 ) -> tuple[NNXFunction, dict[Any, Any], Any]:
     """Returns ``fn, params, state`` of an nnx module.
 
@@ -63,10 +71,11 @@ def nnx(
         module: a `flax.nnx.Module`.
         mutable: whether a call returns the changed state.
         method: another method than ``__call__``, by name.
+        kwargs: keyword arguments of the call that are fixed, whatever their names: ``mutable`` and ``method`` too.
         **static: keyword arguments of the call that are fixed.
 
     Raises:
-        TypeError: if ``module`` is not an nnx module.
+        TypeError: if ``module`` is not an nnx module, or for a keyword that could be nnx's and the module's.
     """
     from flax import nnx as flax_nnx
 
@@ -76,6 +85,9 @@ def nnx(
         raise TypeError(f"mutable must be True or False, got {mutable!r}")
     if method is not None and not (isinstance(method, str) and callable(getattr(module, method, None))):
         raise TypeError(f"method must be the name of a method of the module, or None, got {method!r}")
+    given = {n: x for n, x in (("mutable", mutable), ("method", method), ("kwargs", kwargs)) if x}
+    target = getattr(type(module), method or "__call__", None)
+    check_keywords("lowbit.nnx", target, ("mutable", "method", "kwargs"), static | given)
     graphdef, params, state = flax_nnx.split(module, flax_nnx.Param, ...)
     plain = flax_nnx.to_pure_dict(params)
-    return NNXFunction(graphdef, mutable, method, tuple(sorted(static.items()))), plain, state
+    return NNXFunction(graphdef, mutable, method, tuple(sorted(merged(static, kwargs).items()))), plain, state

@@ -73,10 +73,12 @@ def reduce_blocks(
 
     Args:
         x: any shape; short groups are padded with zeros, so the reduction must not mind a zero (absmax, or a
-            minimum and maximum whose range includes zero).
+            minimum and maximum whose range includes zero). Axes of length 0 count as one zero: no value has no range.
         blocks: elements per scale, per axis.
         reduction: such as `jnp.max`; called with ``axis=`` and ``keepdims=True``.
     """
+    if any(isinstance(n, int) and n == 0 for n in x.shape):
+        x = jnp.zeros([1 if isinstance(n, int) and n == 0 else n for n in x.shape], x.dtype)
     cut = split(x, blocks)
     axes, position = [], 0
     for n, block in zip(x.shape, blocks, strict=True):

@@ -27,7 +27,11 @@ def not_finite(named: Mapping[str, Any]) -> list[str]:
         for name, tree in named.items()
     }
     floats = {name: arrays for name, arrays in floats.items() if arrays}
-    return [name for name, is_finite in jax.device_get(_are_finite(floats)).items() if not is_finite] if floats else []
+    if not floats:
+        return []
+    with jax.ensure_compile_time_eval():  # arrays that an outer jit closes over have values too
+        found = jax.device_get(_are_finite(floats))
+    return [name for name, is_finite in found.items() if not is_finite]
 
 
 @jax.jit

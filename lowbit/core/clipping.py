@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
+from .extremes import at_least, at_most, largest_magnitude, smaller
+from .powers import exponent, power_of_two
 from .ranges import RangeRule, ScaleZero, scale_zero
 from .spec import Operand, Spec, Tensor
 from .statistics import Sample, Statistic
@@ -42,14 +44,22 @@ class Clipping(RangeRule):
 
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
         blocks = spec.granularity.blocks(operand)
-        shape = block_ops.scale_shape(x.shape, blocks)
-        low, high = self.bounds(block_ops.rows(x.astype(jnp.float32), blocks), spec)
-        return scale_zero(low.reshape(shape), high.reshape(shape), spec)
+        x = x.astype(jnp.float32)
+        is_nan = jnp.isnan(block_ops.reduce_blocks(x, blocks, largest_magnitude))
+        low, high = self.bounds(block_ops.rows(x, blocks), spec)
+        return _scale_zero(low, high, is_nan, spec)
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
-        low, high = self.bounds(stats["sample"].reshape(1, -1), spec)
+        sample = stats["sample"].reshape(1, -1)
         shape = block_ops.scale_shape(operand.shape, spec.granularity.blocks(operand))
-        return scale_zero(low.reshape(shape), high.reshape(shape), spec)
+        low, high = self.bounds(sample, spec)
+        return _scale_zero(low, high, jnp.isnan(largest_magnitude(sample)).reshape(shape), spec)
+
+
+def _scale_zero(low: Array, high: Array, is_nan: Array, spec: Spec) -> ScaleZero:
+    """`scale_zero` of rows of bounds; NaN where the values had one: ``bounds`` cannot say, NaN is its "no value"."""
+    low, high = (jnp.where(is_nan, jnp.float32(jnp.nan), bound.reshape(is_nan.shape)) for bound in (low, high))
+    return scale_zero(low, high, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +115,15 @@ class Octav(Clipping):
         self.check(spec)
         two_sided = spec.symmetric and spec.format.low < 0
         x = jnp.abs(values) if two_sided else values
-        x = jnp.maximum(x, 0.0) if spec.symmetric else x
+        x = at_least(x, 0.0) if spec.symmetric else x
+        unit = power_of_two(jnp.minimum(exponent(jnp.nanmax(jnp.abs(x), axis=1, keepdims=True)), 126))
+        x = x * (1.0 / unit)  # exact, and no sum of magnitudes overflows
         size, here = jnp.abs(x), ~jnp.isnan(x)
         least, most = jnp.nanmin(x, axis=1), jnp.nanmax(x, axis=1)
         scaling = np.float32(4.0**-spec.format.bits / 12.0)
 
         def ends(s):
-            return (-s, s) if two_sided else (jnp.minimum(jnp.maximum(least, -s), 0.0), jnp.minimum(most, s))
+            return (-s, s) if two_sided else (at_most(at_least(least, -s), 0.0), smaller(most, s))
 
         def newton(s, _):
             low, high = ends(s)
@@ -124,7 +136,8 @@ class Octav(Clipping):
 
         start = _total(jnp.where(here, size, 0.0)) * (1.0 / jnp.maximum(_count(here), 1.0))
         s, _ = jax.lax.scan(newton, start, length=self.iterations)
-        return ends(jnp.minimum(s, jnp.nanmax(size, axis=1)))
+        low, high = ends(smaller(s, jnp.nanmax(size, axis=1)))
+        return low * unit[:, 0], high * unit[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +172,7 @@ class Entropy(Clipping):
         clip = jax.lax.map(lambda row: self._clip(row, levels), jnp.abs(values))
         if spec.symmetric:
             return -clip, clip
-        return jnp.maximum(jnp.nanmin(values, axis=1), -clip), jnp.minimum(jnp.nanmax(values, axis=1), clip)
+        return at_least(jnp.nanmin(values, axis=1), -clip), at_most(jnp.nanmax(values, axis=1), clip)
 
     def _clip(self, size: Float[Array, " elements"], levels: int) -> Float[Array, ""]:
         top = jnp.nanmax(size)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from .extremes import at_most
+
 SCALE_RULES = ("floor", "ceil", "even")
 """Names of the rules of `power_of_two_scale`."""
 
@@ -82,7 +84,7 @@ def power_of_two_scale(
     """
     check_scale_rule(rule)
     amax = amax.astype(jnp.float32)
-    finite = jnp.minimum(amax, float(jnp.finfo(jnp.float32).max))
+    finite = at_most(amax, float(jnp.finfo(jnp.float32).max))
     top_fraction, top_exponent = math.frexp(top)
     top_exponent -= 1  # top == 2 * top_fraction * 2**top_exponent
     bits = lax.bitcast_convert_type(finite, jnp.int32)

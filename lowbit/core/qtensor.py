@@ -130,17 +130,21 @@ class QTensor:
         """Returns the same tensor with integer codes: an exact cast of its levels, and of its scale.
 
         The scale gets the dtype it is stored in: it was rounded to it when the levels were made. NaN has no code in
-        an integer format and becomes 0; a NaN scale keeps the value NaN.
+        an integer format and becomes that of zero; a NaN scale keeps the value NaN.
         """
         if self.stage != "levels":
             return self
         zero = self.zero if self.zero is None else zero_dtype(self.zero, self.spec)
-        codes = self.spec.format.encode(self.codes)
+        levels = self.codes
+        if self.spec.format.is_integer:
+            nothing = jnp.zeros((), jnp.float32) if self.zero is None else self.zero
+            levels = self._blockwise(levels, nothing, lambda x, z: jnp.where(jnp.isnan(x), z, x))
+        codes = self.spec.format.encode(levels)
         return dataclasses.replace(self, codes=codes, scale=_stored(self.scale, self.spec), zero=zero, stage="codes")
 
     def _blockwise(self, x, scale, function):
         blocks = self.blocks
-        if all(b == 1 or b == n for b, n in zip(blocks, self.shape, strict=True)):
+        if scale.ndim == 0 or all(b == 1 or b == n for b, n in zip(blocks, self.shape, strict=True)):
             return function(x, scale)
         cut = function(block_ops.split(x, blocks), block_ops.spread(scale, self.shape, blocks))
         return block_ops.join(cut, self.shape, blocks)

@@ -61,6 +61,16 @@ class Quantizer(abc.ABC):
         """
         return self, qstate, 0
 
+    def served_by_spec(self) -> bool:
+        """Returns whether spec, scale and zero point say all there is to say of `quantize`, for an input.
+
+        That is: `lowbit.core.qtensor.quantize_with` of the format's own `nearest`, on a scale and a zero point that do not
+        depend on the values or, where dynamic, on the full range of each block. Such an input is quantized inside the
+        kernels and needs no quantizer in a file. Any other is served by `quantize` itself, so False is always right.
+        A subclass that changes more than training says it anew: see `is_served_by_spec`.
+        """
+        return False
+
     @property
     def is_projection(self) -> bool:
         """Whether quantizing twice is quantizing once: ``encode(fake(x)) == encode(x)``.
@@ -84,6 +94,24 @@ class Quantizer(abc.ABC):
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "spec"}
         arguments = "".join(f", {k}={v!r}" for k, v in rest.items())
         return f"{type(self).__name__.lower()}({self.spec.text!r}{arguments})"
+
+
+_TRAINING = {"needs", "init", "train", "update", "limit", "is_projection", "text"}
+
+
+def is_served_by_spec(quantizer: Quantizer) -> bool:
+    """Returns `Quantizer.served_by_spec`, as far as the class that says it knows: False below a class that overrides.
+
+    A subclass inherits the answer where it overrides what starts and trains a quantizer, or nothing. Anything else may be
+    what `quantize` calls.
+    """
+    for cls in type(quantizer).__mro__:
+        if "served_by_spec" in vars(cls):
+            return quantizer.served_by_spec()
+        own = {name for name, value in vars(cls).items() if callable(value) or isinstance(value, property)}
+        if any(not name.startswith("__") for name in own - _TRAINING):
+            return False
+    return False
 
 
 @dataclasses.dataclass(frozen=True)

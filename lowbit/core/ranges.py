@@ -1,7 +1,8 @@
 """Range rules: from statistics to a scale and a zero point.
 
-Rules compose with any format and granularity. Two decisions hold for all of them: an all-zero block gets scale 1
-(its codes are zero whatever the scale), and a range is widened to include zero, so that zero is exact.
+Rules compose with any format and granularity. Two decisions hold for all of them: an all-zero block gets the scale of
+`lowbit.core.scales.scale_of_zeros` (1, where the format has a zero), and a range is widened to include zero, so that zero is
+exact.
 """
 
 import abc
@@ -15,9 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
+from .extremes import at_least, at_most, larger, largest, largest_magnitude, smallest
 from .powers import check_scale_rule, power_of_two_scale
 from .qtensor import quantize_with
-from .scales import largest_scale, smallest_scale
+from .scales import largest_scale, scale_of_zeros, smallest_scale
 from .spec import Operand, Spec, Tensor
 from .statistics import MinMax, MovingMinMax, Sample, Statistic
 
@@ -47,6 +49,18 @@ class RangeRule(abc.ABC):
         """Returns scale and zero point from finished statistics."""
 
 
+def dynamic_range(rule: RangeRule, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
+    """Returns the scale and zero point of values that are quantized as they come: ``rule.of_values``, without gradient.
+
+    A block (a row, as a rule) that holds NaN or infinity has the scale NaN: no scale is right for it, and so all of it is
+    NaN. Stored scales meet infinity otherwise: it takes the end level.
+    """
+    x = jax.lax.stop_gradient(x)
+    scale, zero = rule.of_values(x, operand, spec)
+    reach = block_ops.reduce_blocks(x.astype(jnp.float32), spec.granularity.blocks(operand), largest_magnitude)
+    return jnp.where(jnp.isfinite(reach), scale, jnp.float32(jnp.nan)), zero
+
+
 def check_range(rule: object, spec: Spec) -> None:
     """Raises TypeError unless ``rule`` is a `RangeRule`, ValueError where it cannot serve ``spec``."""
     if not isinstance(rule, RangeRule):
@@ -62,34 +76,32 @@ def scale_zero(
     Symmetric: ``scale = max(|low|, |high|) / largest level``. Affine: ``scale = (high - low) / (levels - 1)`` and
     ``zero = round(smallest level - low / scale)``, kept within the levels (Krishnamoorthi, 2018, section 2.1).
     Power-of-two scales (``e8m0``) follow ``scale_rule``, one of `lowbit.core.powers.SCALE_RULES`, in exponent
-    arithmetic. Infinite bounds count as the largest finite value (affine: a quarter of it, so that ``high - low`` is
-    finite); NaN makes the scale NaN, and with it every value of the block.
+    arithmetic. Infinite bounds count as the largest finite value; NaN makes the scale NaN, and with it every value of the
+    block. Scales lie between `smallest_scale` and `largest_scale`: magnitudes above the largest level times 2**126 saturate,
+    which float32 reaches where the largest level is below 4.
     """
-    reachable = _LARGEST if spec.symmetric else 0.25 * _LARGEST
-    low, high = jnp.maximum(jnp.minimum(low, 0.0), -reachable), jnp.minimum(jnp.maximum(high, 0.0), reachable)
+    low, high = at_least(at_most(low, 0.0), -_LARGEST), at_most(at_least(high, 0.0), _LARGEST)
     top, bottom = spec.format.high, spec.format.low
     if spec.symmetric:
-        reach = jnp.maximum(-low, high) if bottom < 0 else high
+        reach = larger(-low, high) if bottom < 0 else high
         if spec.scale_dtype == "e8m0":
             power = power_of_two_scale(
                 reach, spec.format.reach, rule=scale_rule, mantissa_bits=spec.format.mantissa_bits
             )
-            return jnp.minimum(jnp.maximum(power, smallest_scale(spec)), largest_scale(spec)), None
+            bounded = at_most(at_least(power, smallest_scale(spec)), largest_scale(spec))
+            return jnp.where(reach == 0, scale_of_zeros(spec), bounded).astype(jnp.float32), None
         return _positive(reach * np.float32(1.0 / spec.format.reach), spec), None
-    scale = _positive((high - low) * np.float32(1.0 / (top - bottom)), spec)
-    zero = jnp.clip(jnp.round(bottom - low * (1.0 / scale)), bottom, top)
+    share = np.float32(1.0 / (top - bottom))
+    width = jnp.where(jnp.isinf(high - low), high * share - low * share, (high - low) * share)  # no overflow
+    scale = _positive(width, spec)
+    zero = at_most(at_least(jnp.round(bottom - low * (1.0 / scale)), bottom), top)
     return scale, jax.lax.stop_gradient(zero)
 
 
 def _positive(scale: Float[Array, "..."], spec: Spec) -> Float[Array, "..."]:
-    """Returns ``scale`` with 1 for blocks of zeros, floored.
-
-    Scales that are themselves quantized have the floor there instead: a 1 among small scales would spoil their grid.
-    """
-    floor = smallest_scale(spec)
-    of_zeros = 1.0 if spec.scale_spec is None else floor
-    bounded = jnp.minimum(jnp.maximum(scale, floor), largest_scale(spec))
-    return jnp.where(scale == 0, of_zeros, bounded).astype(jnp.float32)
+    """Returns ``scale`` within its bounds, that of a block of zeros where it is 0."""
+    bounded = at_most(at_least(scale, smallest_scale(spec)), largest_scale(spec))
+    return jnp.where(scale == 0, scale_of_zeros(spec), bounded).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +118,9 @@ class Full(RangeRule):
         blocks = spec.granularity.blocks(operand)
         x = x.astype(jnp.float32)
         if spec.symmetric and spec.format.low < 0:
-            reach = block_ops.reduce_blocks(jnp.abs(x), blocks, jnp.max)
+            reach = block_ops.reduce_blocks(x, blocks, largest_magnitude)
             return scale_zero(-reach, reach, spec)
-        low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (jnp.min, jnp.max))
+        low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (smallest, largest))
         return scale_zero(low, high, spec)
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
@@ -130,7 +142,7 @@ class PowerOfTwo(Full):
         check_scale_rule(self.rule)
 
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
-        reach = block_ops.reduce_blocks(jnp.abs(x.astype(jnp.float32)), spec.granularity.blocks(operand), jnp.max)
+        reach = block_ops.reduce_blocks(x.astype(jnp.float32), spec.granularity.blocks(operand), largest_magnitude)
         return self._of_reach(-reach, reach, spec)
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
@@ -216,7 +228,7 @@ class MSE(RangeRule):
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
         blocks = spec.granularity.blocks(operand)
         x = x.astype(jnp.float32)
-        low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (jnp.min, jnp.max))
+        low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (smallest, largest))
         return self.search(x, low, high, blocks, spec)
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:

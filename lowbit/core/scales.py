@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
+from .extremes import at_least, at_most, largest_magnitude
 from .gradients import straight_through
 from .powers import ceil_power_of_two
 from .qtensor import QTensor, quantize_with
@@ -28,6 +29,15 @@ def smallest_scale(spec: Spec) -> float:
     """
     floor = SMALLEST_SCALE / min(1.0, 2.0 ** (math.frexp(spec.format.smallest)[1] - 1))
     return max(floor, _BOUNDS.get(spec.scale_dtype, (0.0, 0.0))[0])
+
+
+def scale_of_zeros(spec: Spec) -> float:
+    """Returns the scale of a block of zeros: 1, where the codes are zero whatever it is.
+
+    The smallest scale where the format has no zero, so that its levels stand for next to nothing; and where scales are
+    themselves quantized, because a 1 among small scales would spoil their grid.
+    """
+    return 1.0 if spec.scale_spec is None and spec.format.has_zero else smallest_scale(spec)
 
 
 def largest_scale(spec: Spec) -> float:
@@ -53,7 +63,7 @@ def stored_scale(
         float32 of the same shape; for ``e4m3`` and ``dq`` a `QTensor` of that shape.
     """
     floor = smallest_scale(spec)
-    scale = jnp.minimum(jnp.maximum(scale.astype(jnp.float32), floor), largest_scale(spec))
+    scale = at_most(at_least(scale.astype(jnp.float32), floor), largest_scale(spec))
     if spec.scale_dtype == "float32":
         return scale
     if spec.scale_spec is not None:
@@ -73,11 +83,11 @@ def _quantized_scale(scale: Float[Array, "..."], spec: Spec, stack: int) -> QTen
     shape = tuple(scale.shape)
     longest = max(range(stack, len(shape)), key=lambda axis: shape[axis], default=0)
     blocks = spec.granularity.blocks(Operand(shape, contract=(longest,) if shape else (), stack=stack))
-    largest = block_ops.reduce_blocks(lax.stop_gradient(scale), blocks, jnp.max)
-    outer = jnp.maximum(largest * np.float32(1.0 / spec.format.high), _SMALLEST_OUTER)
+    largest = block_ops.reduce_blocks(lax.stop_gradient(scale), blocks, largest_magnitude)
+    outer = at_least(largest * np.float32(1.0 / spec.format.high), _SMALLEST_OUTER)
     least = spec.format.smallest
 
     def nearest(x, _, high):
-        return straight_through(x, spec.format.nearest(jnp.maximum(x, jnp.float32(least)), 0.0, high))
+        return straight_through(x, spec.format.nearest(at_least(x, least), 0.0, high))
 
     return quantize_with(scale, spec, outer, None, blocks, nearest=nearest)

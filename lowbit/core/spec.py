@@ -63,6 +63,11 @@ class Format(abc.ABC):
         return self.high if self.high > 0 else -self.low
 
     @property
+    def has_zero(self) -> bool:
+        """Whether zero is a level. Where it is not, a block of zeros has the smallest scale there is: next to zero."""
+        return True
+
+    @property
     def has_rounding(self) -> bool:
         """Whether `nearest` takes ``round=``: integers and floats do, codebooks have their own ties."""
         return False

@@ -8,15 +8,20 @@ import abc
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
+from .extremes import has_not_finite, larger, largest, smaller, smallest
 from .spec import Granularity, Operand
 
 State = Any
+
+_SEED = 1985
+"""Of the draws of `Sample`: fixed, so that the same batches give the same sample."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,14 @@ class Statistic(abc.ABC):
     def update(self, state: State, x: Float[Array, "..."]) -> State:
         """Returns the state after the values ``x``."""
 
+    def merge(self, state: State, other: State) -> State:
+        """Returns the state after the batches of both: of ``state`` first, then of ``other``.
+
+        Raises:
+            TypeError: for a statistic that cannot be merged.
+        """
+        raise TypeError(f"{type(self).__name__} cannot merge two states: fold all batches into one")
+
     @abc.abstractmethod
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
         """Returns the state reduced over mesh axes, inside `jax.shard_map`."""
@@ -50,6 +63,27 @@ class Statistic(abc.ABC):
 
 def _scale_shape(granularity: Granularity, operand: Operand) -> tuple[int, ...]:
     return block_ops.scale_shape(operand.shape, granularity.blocks(operand))
+
+
+@dataclasses.dataclass(frozen=True)
+class NotFinite(Statistic):
+    """Whether there has been NaN or infinity: of every site, whatever its quantizer reads, so that none goes unseen."""
+
+    @property
+    def name(self) -> str:
+        return "not_finite"
+
+    def init(self, operand: Operand) -> State:
+        return jnp.zeros((), bool)
+
+    def update(self, state: State, x: Float[Array, "..."]) -> State:
+        return state | has_not_finite(x)
+
+    def merge(self, state: State, other: State) -> State:
+        return state | other
+
+    def across(self, state: State, axis_names: tuple[str, ...]) -> State:
+        return lax.pmax(state.astype(jnp.int32), axis_names) > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +99,24 @@ class MinMax(Statistic):
 
     def init(self, operand: Operand) -> State:
         shape = _scale_shape(self.granularity, operand)
-        return jnp.full(shape, jnp.inf), jnp.full(shape, -jnp.inf), jnp.zeros((), jnp.int32)
+        return jnp.full(shape, jnp.inf, jnp.float32), jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)
 
     def batch(self, x: Float[Array, "..."]) -> tuple[Array, Array]:
         """Returns the smallest and largest value per block of one batch."""
         x = x.astype(jnp.float32)
         blocks = self.granularity.blocks(Operand(x.shape, contract=self.contract))
-        return block_ops.reduce_blocks(x, blocks, jnp.min), block_ops.reduce_blocks(x, blocks, jnp.max)
+        return block_ops.reduce_blocks(x, blocks, smallest), block_ops.reduce_blocks(x, blocks, largest)
 
     def update(self, state: State, x: Float[Array, "..."]) -> State:
+        if x.size == 0:
+            return state
         low, high, seen = state
         now_low, now_high = self.batch(x)
-        return jnp.minimum(low, now_low), jnp.maximum(high, now_high), seen + 1
+        return smaller(low, now_low), larger(high, now_high), seen + 1
+
+    def merge(self, state: State, other: State) -> State:
+        (low, high, seen), (other_low, other_high, more) = state, other
+        return smaller(low, other_low), larger(high, other_high), seen + more
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
         low, high, seen = state
@@ -104,56 +144,101 @@ class MovingMinMax(MinMax):
     def name(self) -> str:
         return "moving_minmax"
 
+    def _decayed(self, batches: Array) -> Array:
+        return jnp.float32(self.decay) ** batches.astype(jnp.float32)
+
     def update(self, state: State, x: Float[Array, "..."]) -> State:
+        if x.size == 0:
+            return state
         low, high, seen = state
         now_low, now_high = self.batch(x)
-        keep = self.decay * (1.0 - self.decay**seen) / (1.0 - self.decay ** (seen + 1.0))
+        before = self._decayed(seen)
+        keep = self.decay * (1.0 - before) / (1.0 - self.decay * before)
         first = seen == 0
         low = jnp.where(first, now_low, keep * low + (1.0 - keep) * now_low)
         high = jnp.where(first, now_high, keep * high + (1.0 - keep) * now_high)
         return low, high, seen + 1
 
+    def merge(self, state: State, other: State) -> State:
+        (low, high, seen), (other_low, other_high, more) = state, other
+        # ``seen`` batches weigh 1 - decay**seen together; the older state is decayed by the batches of the younger one.
+        older, younger = self._decayed(more) * (1.0 - self._decayed(seen)), 1.0 - self._decayed(more)
+        keep = older / jnp.maximum(older + younger, jnp.finfo(jnp.float32).tiny)
+
+        def joined(a: Array, b: Array) -> Array:
+            return jnp.where(more == 0, a, jnp.where(seen == 0, b, keep * a + (1.0 - keep) * b))
+
+        return joined(low, other_low), joined(high, other_high), seen + more
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample(Statistic):
-    """A sample of the values: one of every stretch of a batch and, as a reservoir, of every batch.
+    """A uniform sample of all values of all batches: each is kept as likely as any other, whatever its batch and its size.
 
-    Where in its stretch a value is taken is scattered: at equal distances, a stretch that is a multiple of the channels
-    would show one channel only.
+    A reservoir of independent places: after a batch of ``n`` values, ``N`` with those before, a place takes one of the
+    batch with probability ``n / N``, else keeps its own (Vitter, Random sampling with a reservoir, ACM TOMS 1985, with a
+    place for each of the sample's values). A place has its own stretch of every batch, ``1 / size`` of it, so that the
+    sample of one batch is spread over all of it; where in the stretch is drawn.
+
+    The draws depend on the number of batches alone: the same batches give the same sample, and folding may stop and go on
+    from the state. A NaN in any batch makes the whole sample NaN: chance must not hide it.
 
     Attributes:
-        size: values kept. The replacement pattern is fixed, so the same batches give the same sample.
+        size: values kept; with repeats where there are fewer.
     """
 
     size: int = 16384
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
 
     @property
     def name(self) -> str:
         return "sample"
 
     def init(self, operand: Operand) -> State:
-        return jnp.zeros((self.size,)), jnp.zeros((), jnp.int32)
+        """Returns the state: values, how many have been seen (float32: a share is asked of it), and batches."""
+        return jnp.zeros((self.size,), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
 
     def update(self, state: State, x: Float[Array, "..."]) -> State:
-        kept, seen = state
+        if x.size == 0:
+            return state
+        kept, count, batches = state
         flat = x.astype(jnp.float32).reshape(-1)
-        fresh = flat[self.places(flat.size)]
-        turn = (jnp.arange(self.size, dtype=jnp.uint32) * jnp.uint32(2654435761)) >> jnp.uint32(8)
-        replace = turn % (seen.astype(jnp.uint32) + jnp.uint32(1)) == 0
-        return jnp.where(replace, fresh, kept), seen + 1
+        takes, where = jax.random.uniform(jax.random.fold_in(jax.random.key(_SEED), batches), (2, self.size))
+        total = count + flat.size
+        is_nan = jnp.any(jnp.isnan(flat)) | jnp.isnan(kept[0])
+        kept = jnp.where(takes * total < flat.size, flat[self._places(flat.size, where)], kept)
+        return jnp.where(is_nan, jnp.float32(jnp.nan), kept), total, batches + 1
 
-    def places(self, count: int) -> np.ndarray:
-        """Returns the indices taken of ``count`` values, the same every time; with repeats where there are fewer."""
-        i = np.arange(self.size, dtype=np.uint64)
-        start, end = i * count // self.size, (i + 1) * count // self.size
-        return (start + (i * 2654435761 % 2**32 >> 8) % np.maximum(end - start, 1)).astype(np.int32)
+    def _places(self, count: int, where: Float[Array, " size"]) -> Array:
+        """One index of ``count`` for each place: within its stretch, as ``where`` (in [0, 1)) says."""
+        i = np.arange(self.size, dtype=np.int64)
+        start, end = (i * count // self.size), ((i + 1) * count // self.size)
+        width = np.maximum(end - start, 1)
+        within = jnp.minimum((where * width.astype(np.float32)).astype(jnp.int32), (width - 1).astype(np.int32))
+        return jnp.asarray(start.astype(np.int32)) + within
+
+    def merge(self, state: State, other: State) -> State:
+        (kept, count, batches), (others, more, later) = state, other
+        total = count + more
+        takes = jax.random.uniform(jax.random.fold_in(jax.random.key(_SEED + 1), batches + later), (self.size,))
+        merged = jnp.where(takes * total < more, others, kept)
+        is_nan = jnp.isnan(kept[0]) | jnp.isnan(others[0])
+        return jnp.where(is_nan, jnp.float32(jnp.nan), merged), total, batches + later
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
-        kept, seen = state
-        count = lax.psum(1, axis_names)
-        every = lax.all_gather(kept, axis_names, tiled=False).reshape(count, self.size)
-        row = jnp.arange(self.size) % count
-        return every[row, jnp.arange(self.size)], lax.pmax(seen, axis_names)
+        kept, count, batches = state
+        shards = lax.psum(1, axis_names)
+        every = lax.all_gather(kept, axis_names, tiled=False).reshape(shards, self.size)
+        counts = lax.all_gather(count, axis_names, tiled=False).reshape(shards)
+        ends = jnp.cumsum(counts)
+        takes = jax.random.uniform(jax.random.fold_in(jax.random.key(_SEED + 2), batches), (self.size,)) * ends[-1]
+        row = jnp.minimum(jnp.searchsorted(ends, takes, side="right"), shards - 1)
+        is_nan = jnp.any(jnp.isnan(every[:, 0]))
+        mixed = jnp.where(is_nan, jnp.float32(jnp.nan), every[row, jnp.arange(self.size)])
+        return mixed, ends[-1], lax.pmax(batches, axis_names)
 
     def finish(self, state: State) -> Any:
         return state[0]

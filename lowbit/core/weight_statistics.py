@@ -12,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
+from .extremes import at_most, largest_magnitude
 from .qtensor import QTensor
 from .quantizer import QState, Quantizer
-from .scales import stored_scale
+from .scales import scale_of_zeros, stored_scale
 from .spec import Group, Operand, Spec, Tile
 
 _KEPT_BITS = 24
@@ -36,7 +37,7 @@ def exact_mean(x: Float[Array, "..."], blocks: tuple[int, ...], mask: Array | No
     """
     counted = jnp.ones(x.shape, bool) if mask is None else mask
     x = jnp.where(counted, x, 0.0)
-    top = block_ops.reduce_blocks(x, blocks, jnp.max)
+    top = block_ops.reduce_blocks(x, blocks, largest_magnitude)
     unit = jnp.where((top > 0) & (top < jnp.inf), top, 1.0)
     size = int(np.prod([min(n, b) for n, b in zip(x.shape, blocks, strict=True)], initial=1))
     limb = min(31 - max(size, 1).bit_length(), 12)  # bits per partial sum
@@ -45,7 +46,7 @@ def exact_mean(x: Float[Array, "..."], blocks: tuple[int, ...], mask: Array | No
     kept = min(_KEPT_BITS - 1, 3 * limb)
     inverse = block_ops.spread(1.0 / unit, x.shape, blocks)
     scaled = block_ops.join(block_ops.split(x, blocks) * inverse, x.shape, blocks)
-    whole = jnp.round(jnp.minimum(scaled, 1.0) * np.float32(2.0**kept)).astype(jnp.int32)
+    whole = jnp.round(at_most(scaled, 1.0) * np.float32(2.0**kept)).astype(jnp.int32)
     total = jnp.zeros(top.shape, jnp.float32)
     for part in (2, 1, 0):  # high to low; products with powers of two are exact
         digits = (whole >> (part * limb)) & ((1 << limb) - 1) if part < 2 else whole >> (2 * limb)
@@ -74,7 +75,10 @@ class FromWeights(Quantizer):
 
     @abc.abstractmethod
     def statistics(self, values: Float[Array, "..."], blocks: tuple[int, ...]) -> dict[str, Array]:
-        """Returns the fixed state of the weights ``values`` (float32): arrays of the scale's shape."""
+        """Returns the fixed state of the weights ``values`` (float32): arrays of the scale's shape.
+
+        Blocks with NaN have a state of NaN, whatever this returns for them.
+        """
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         if "values" not in stats:
@@ -100,12 +104,14 @@ class FromWeights(Quantizer):
         return self, {**qstate, "fixed": self._fixed(x, blocks)}, 0
 
     def _fixed(self, values: Float[Array, "..."], blocks: tuple[int, ...]) -> dict[str, Array]:
-        fixed = self.statistics(lax.stop_gradient(values).astype(jnp.float32), blocks)
-        return jax.tree.map(lax.stop_gradient, fixed)
+        values = lax.stop_gradient(values).astype(jnp.float32)
+        is_nan = jnp.isnan(block_ops.reduce_blocks(values, blocks, largest_magnitude))
+        fixed = self.statistics(values, blocks)
+        return jax.tree.map(lambda x: lax.stop_gradient(jnp.where(is_nan, jnp.float32(jnp.nan), x)), fixed)
 
 
 def positive_scale(scale: Float[Array, "..."], spec: Spec) -> Float[Array, "..."]:
-    """Returns ``scale`` as stored, with 1 where it is 0 (a block of zeros)."""
-    stored = stored_scale(jnp.where(scale == 0, 1.0, scale), spec)
+    """Returns ``scale`` as stored, with that of a block of zeros where it is 0."""
+    stored = stored_scale(jnp.where(scale == 0, scale_of_zeros(spec), scale), spec)
     assert not isinstance(stored, QTensor)
     return stored

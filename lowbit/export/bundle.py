@@ -25,12 +25,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowbit.adapters.linen import LinenFunction
-from lowbit.adapters.nnx import NNXFunction
+from lowbit.core.keywords import explicit
+from lowbit.core.marks import takes_state
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.trace import Model, trace
 from lowbit.packed import arguments
+from lowbit.packed.belongs import check_belongs, checked
 from lowbit.packed.bits import unpack
 from lowbit.packed.files import encode_tensors
 from lowbit.packed.trees import QParams
@@ -45,7 +46,7 @@ from .last_step import last_steps
 from .reading import ARTIFACT, MANIFEST, VECTORS
 from .reading import Bundle as Bundle
 from .reading import read as read
-from .refusals import check, table
+from .refusals import check, check_inputs, table
 from .sites import all_grids, sites
 from .storage import stored_width
 from .targets import lookup
@@ -84,7 +85,8 @@ def export(
             (``jax.export.symbolic_shape("batch, 64")``) where every target takes them.
         path: the folder; an earlier bundle there is replaced.
         constant_args: positions in ``args`` whose values become constants. By default the state of `lowbit.linen` and
-            `lowbit.nnx` functions (position 0), and none of a plain function.
+            `lowbit.nnx` functions (position 0), wrapped and rewritten or not (`lowbit.core.marks`), and none of a plain
+            function.
         kwargs: keyword arguments, all constant.
         version: of the StableHLO portable artifact.
         name: of the module.
@@ -98,8 +100,8 @@ def export(
 
     Raises:
         TypeError: for other types, or a constant argument without values.
-        ValueError: for an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
-            something else, a module whose constants take more than the packed weights, or a full-integer plan's module
+        ValueError: for parameters of another plan, a scale that is NaN, infinite or smaller than 2**-126, an unknown target or one that cannot take the plan, a version that cannot hold the model, a position that does not exist, a folder that holds
+            something else, an input quantized by code of its own, a module whose constants take more than the packed weights, or a full-integer plan's module
             that computes in floats.
 
     Example:
@@ -124,8 +126,11 @@ def export(
             raise TypeError(f"{word} must be a list or tuple, got {given!r:.40}")
     if targets is None or vectors is None:
         raise TypeError(f"{'targets' if targets is None else 'vectors'} must be a list or tuple, got None")
+    check_belongs(plan, qparams)
+    checked(qparams)
     if not isinstance(args, Sequence) or isinstance(args, str):
         raise TypeError(f"args must be a tuple of example arguments, such as (state, x), got {type(args).__name__}")
+    check_inputs(plan)
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"name must be an identifier, got {name!r}")
     chosen = lookup(targets)
@@ -133,7 +138,7 @@ def export(
     target = _target(path)
     stablehlo.check_version(version)
     if constant_args is None:
-        constant_args = (0,) if isinstance(fn, LinenFunction | NNXFunction) and args else ()
+        constant_args = (0,) if takes_state(fn) and args else ()
     call = signature.read(fn, args, constant_args, dict(kwargs or {}))
 
     if call.is_symbolic:
@@ -158,7 +163,7 @@ def export(
         if serve is not None:
             return [jax.tree.leaves(serve(leaves)) for leaves in tested]
         run = execute(fn, plan)
-        return [jax.tree.leaves(run(qparams, *call.arguments(leaves), **call.kwargs)) for leaves in tested]
+        return [jax.tree.leaves(run(qparams, *call.arguments(leaves), **explicit(call.kwargs))) for leaves in tested]
 
     want = results(plan)
     inexact = inexact_operations(found)
@@ -247,7 +252,7 @@ def _served(
     def served(*leaves):
         return execution(
             fn, plan, unpacked, call.arguments(leaves), call.kwargs,
-            implementation="reference", has_integer_io=has_integer_io,
+            implementation="reference", has_integer_io=has_integer_io, keeps_nan=False,
         )  # fmt: skip
 
     jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)

@@ -60,7 +60,12 @@ def program(
             qparams = dataclasses.replace(qparams, sites=sites)
             call = lowered.call
             traced = trace(
-                lowered.fn, qparams.params, call.arguments(inputs), dict(call.kwargs), has_codes=lowered.has_integer_io
+                lowered.fn,
+                qparams.params,
+                call.arguments(inputs),
+                dict(call.kwargs),
+                has_codes=lowered.has_integer_io,
+                has_picks=not lowered.plan.is_full_integer,
             )
             if lowered.plan.is_full_integer:
                 return full_integer(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)

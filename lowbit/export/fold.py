@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from lowbit.interpret import compat
-from lowbit.interpret.graph import is_smaller
+from lowbit.interpret.kinds import is_smaller
 
 from . import lowering
 from .ragged import has_ragged_rows, packed, unpacked

@@ -38,7 +38,7 @@ class Boundary:
 
     def __init__(self, fn: Model, plan: Plan, qparams: QParams, call: Call):
         self.fn, self.plan, self.qparams, self.call = fn, plan, qparams, call
-        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
+        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs, has_picks=False)
         flat, self.outs = boundary(plan, traced)
         positions = [i for i, arg in enumerate(call.args) for _ in jax.tree.leaves(arg)]
         kept = [grid for i, grid in zip(positions, flat, strict=False) if i not in call.constant]

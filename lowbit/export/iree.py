@@ -116,7 +116,7 @@ def loaded(compiled: bytes, *, entry: str = "main") -> Callable[[Sequence[np.nda
     function = context.modules[module.name][entry]
 
     def call(args: Sequence[np.ndarray]) -> list[np.ndarray]:
-        outs = function(*[np.ascontiguousarray(x) for x in args])
+        outs = function(*[np.asarray(x, order="C") for x in args])
         outs = outs if isinstance(outs, list | tuple) else [outs]
         return [np.asarray(out).copy() for out in outs]  # the memory goes with `outs`
 

@@ -45,6 +45,17 @@ class Violation:
         )
 
 
+def check_inputs(plan: Plan) -> None:
+    """Raises ValueError where an input is quantized by code of its own: a module and its forms hold the grids of specs."""
+    for row in plan.rows:
+        for site in row.sites:
+            if site.own_code:
+                raise ValueError(
+                    f"the {site.role} of {row.path} is quantized by {site.own_code}, by code of its own, which no exported form "
+                    f"holds; use an input quantizer that its spec describes, such as lowbit.rtn's with its defaults"
+                )
+
+
 def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
     """Returns what a target cannot take of a plan; nothing where it takes all.
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.core.keywords import explicit
+
 EXAMPLE = 3
 """The length of a symbolic dimension in test vectors."""
 
@@ -87,6 +89,11 @@ def read(fn: Any, args: Sequence[Any], constant_args: Sequence[int], kwargs: dic
             raise TypeError(
                 f"input {words[position.idx]!r} must be an array, got {type(leaf).__name__}; fix it by constant_args, or in fn"
             )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise TypeError(
+                f"input {words[position.idx]!r} is a random key ({leaf.dtype}), which a module cannot take; fix it by "
+                f"constant_args, or take jax.random.key_data(key) and wrap it in fn"
+            )
         for n in leaf.shape:
             if not (isinstance(n, int) or str(n).isidentifier()):
                 raise ValueError(f"a dimension of {words[position.idx]!r} must be a number or one symbol, got {n}")
@@ -146,7 +153,7 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
     value, for inputs without floats.
 
     Args:
-        run: ``run(*args, **kwargs)``, the served model.
+        run: ``run(*args, kwargs=...)``, the served model.
         call: the exported call.
         inputs: flat test inputs.
         outputs: flat results for them.
@@ -163,7 +170,7 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
             else x
             for x in inputs
         ]
-        got = jax.tree.leaves(run(*call.arguments(moved), **call.kwargs))
+        got = jax.tree.leaves(run(*call.arguments(moved), **explicit(call.kwargs)))
         with np.errstate(invalid="ignore"):
             change = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(got, outputs, strict=True)]
         found = [max(limit, _largest(c)) for limit, c in zip(found, change, strict=True)]

@@ -384,7 +384,7 @@ def run_in_interpreter(text: str, args: Sequence[Any]) -> list[np.ndarray]:
         ValueError: if it cannot run the module.
     """
     with new_context(), ir.Location.unknown():
-        buffers: list[Any] = [np.ascontiguousarray(x) for x in args]
+        buffers: list[Any] = [np.asarray(x, order="C") for x in args]
         values = [ir.DenseElementsAttr.get(buffer) for buffer in buffers]
         try:
             outs = stablehlo.eval_module(ir.Module.parse(text), values)

@@ -85,6 +85,10 @@ class Codebook(Format):
         return False
 
     @property
+    def has_zero(self) -> bool:
+        return 0.0 in self.levels
+
+    @property
     def smallest(self) -> float:
         return min((abs(v) for v in self.levels if v != 0), default=1.0)
 

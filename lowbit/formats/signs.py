@@ -63,6 +63,10 @@ class MidRise(Format):
         return False
 
     @property
+    def has_zero(self) -> bool:
+        return False
+
+    @property
     def has_rounding(self) -> bool:
         return True
 

@@ -7,7 +7,6 @@ along the contraction wherever a partial sum could pass 2**24: differentiable, a
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -19,9 +18,8 @@ from lowbit.core.qtensor import QTensor
 
 from .epilogue import Accumulator, scaled, scaled_groups, scaled_groups_at_once, scaled_sum, to_float
 from .layout import Layout, grouped_layout, layout_of, reach_of
-
-_EXACT = 2.0**24
-"""Integers up to here are exact in float32, in any order of summation."""
+from .poison import poisoned
+from .sums import EXACT, exact_sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +85,7 @@ def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
 def _simulated_groups(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
-    return integer_result(matmul, lhs, rhs, dtype, carried=True)
+    return poisoned(matmul, lhs, rhs, integer_result(matmul, lhs, rhs, dtype, carried=True))
 
 
 @_simulated_groups.defjvp
@@ -98,7 +96,7 @@ def _(matmul, dtype, primals, tangents):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
 def _simulated_sum(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
-    return to_float(_accumulate(matmul, lhs, rhs, carried=True))
+    return poisoned(matmul, lhs, rhs, to_float(_accumulate(matmul, lhs, rhs, carried=True)))
 
 
 @_simulated_sum.defjvp
@@ -119,35 +117,51 @@ def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, ca
     layout = layout_of(matmul, lhs, rhs)
     if layout is not None:
         return scaled(_accumulate(matmul, lhs, rhs, carried=carried), layout.right_scale, layout.left_scale, dtype)
+    if any(isinstance(n, int) and n == 0 for n in (*lhs.shape, *rhs.shape)):  # nothing to cut in groups, or to sum
+        return jnp.zeros(jax.eval_shape(matmul.bind, lhs.centered(), rhs.centered()).shape, dtype)
     flat: Layout = grouped_layout(matmul, lhs, rhs)
     left, right = flat.grouped_operands()
     if not carried:
-        accumulators = _batched_dot(left, right, 1.0, is_wide=flat.is_wide, carried=carried)
+        accumulators = _batched_dot(left, right, flat, carried=carried)
         return flat.restore(scaled_groups_at_once(accumulators, flat.right_scale, flat.left_scale, dtype))
 
     def accumulate(group):
         a = lax.dynamic_index_in_dim(left, group, keepdims=False)
         b = lax.dynamic_index_in_dim(right, group, keepdims=False)
-        reach = flat.reach * a.shape[-1]
-        return _batched_dot(a, b, reach, is_wide=flat.is_wide, carried=carried)
+        return _batched_dot(a, b, flat, carried=carried)
 
     out = scaled_groups(accumulate, flat.right_scale, flat.left_scale, dtype)
     return flat.restore(out)
 
 
-def _batched_dot(a: Array, b: Array, reach: float, *, is_wide: bool, carried: bool) -> Accumulator:
+def _batched_dot(a: Array, b: Array, layout: Layout, *, carried: bool) -> Accumulator:
+    """The accumulator of ``(..., rows, k) x (..., k, columns)``, batched over what stands before."""
+    if not layout.is_wide:
+        return [(_exact_dot(a, b, layout.left_reach * layout.right_reach, carried=carried), 1.0)]
+    high, low = _bytes_of(a)
+    return [
+        (_exact_dot(high, b, _HIGH_REACH * layout.right_reach, carried=carried), 256.0),
+        (_exact_dot(low, b, _LOW_REACH * layout.right_reach, carried=carried), 1.0),
+    ]
+
+
+def _exact_dot(a: Array, b: Array, reach: float, *, carried: bool) -> Array:
     batch = tuple(range(a.ndim - 2))
     dims = (((a.ndim - 1,), (b.ndim - 2,)), (batch, batch))
-    if is_wide:
-        high = jnp.floor(a * (1.0 / 256.0))
-        low = a - high * 256.0
-        return [
-            (_batched_dot(x, b, 1.0, is_wide=False, carried=carried)[0][0], p) for x, p in ((high, 256.0), (low, 1.0))
-        ]
-    if carried and reach <= _EXACT:
-        return [(lax.dot_general(a, b, dims, precision=lax.Precision.HIGHEST).astype(jnp.int32), 1.0)]
+    if carried and reach * a.shape[-1] <= EXACT:
+        return lax.dot_general(a, b, dims, precision=lax.Precision.HIGHEST).astype(jnp.int32)
     wide = [x.astype(jnp.int32) for x in (a, b)]
-    return [(lax.dot_general(wide[0], wide[1], dims, preferred_element_type=jnp.int32), 1.0)]
+    return lax.dot_general(wide[0], wide[1], dims, preferred_element_type=jnp.int32)
+
+
+_HIGH_REACH, _LOW_REACH = 256.0, 255.0
+"""The largest magnitude of either part of `_bytes_of`."""
+
+
+def _bytes_of(x: Array) -> tuple[Array, Array]:
+    """Integers of up to 17 bits in float32 as ``256 * high + low``, low from 0 to 255: exact, 256 being a power of two."""
+    high = jnp.floor(x * (1.0 / 256.0))
+    return high, x - high * 256.0
 
 
 def _accumulate(matmul: Matmul, lhs: QTensor, rhs: QTensor, *, carried: bool) -> Accumulator:
@@ -157,70 +171,14 @@ def _accumulate(matmul: Matmul, lhs: QTensor, rhs: QTensor, *, carried: bool) ->
     if rhs.spec.format.bits > 8:
         raise ValueError("16 bits are for inputs (the left operand); quantize the right operand to 8 bits or less")
     if lhs.spec.format.bits > 8:
-        left = lhs.centered()
-        high = jnp.floor(left * (1.0 / 256.0))  # exact: a power of two
-        low = left - high * 256.0
-        right = rhs.centered()
+        (high, low), right = _bytes_of(lhs.centered()), rhs.centered()
         return [
-            (exact_sum(matmul, high, right, 257.0 * reach_of(rhs)), 256.0),
-            (exact_sum(matmul, low, right, 255.0 * reach_of(rhs)), 1.0),
+            (exact_sum(matmul, high, right, _HIGH_REACH * reach_of(rhs)), 256.0),
+            (exact_sum(matmul, low, right, _LOW_REACH * reach_of(rhs)), 1.0),
         ]
     if carried:
         return [(exact_sum(matmul, lhs.centered(), rhs.centered(), reach_of(lhs) * reach_of(rhs)), 1.0)]
     return [(_integer(matmul, lhs, rhs), 1.0)]
-
-
-def exact_sum(matmul: Matmul, left: Array, right: Array, reach: float) -> Array:
-    """Returns the int32 accumulator of integers carried in float32; the contraction is cut so that every sum is exact.
-
-    Args:
-        matmul: the operation.
-        left: integers in float32.
-        right: integers in float32.
-        reach: the largest magnitude of one product.
-    """
-    parts = math.ceil(reach * contracted_size(matmul, left, right) / _EXACT)
-    total = None
-    for a, b in _cut(matmul, left, right, parts):
-        part = matmul.accumulate_in(a, b, jnp.float32).astype(jnp.int32)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def contracted_size(matmul: Matmul, left: Any, right: Any) -> int:
-    """Returns how many products are summed into one result."""
-    params = dict(matmul.params)
-    if matmul.name == "dot_general":
-        return math.prod(left.shape[i] for i in params["dimension_numbers"][0][0])
-    spec = params["dimension_numbers"].rhs_spec
-    return math.prod(right.shape[i] for i in spec[1:])
-
-
-def _cut(matmul: Matmul, left: Array, right: Array, parts: int):
-    """Yields both operands cut along one contracted axis into at least ``parts`` pieces."""
-    if parts <= 1:
-        yield left, right
-        return
-    params = dict(matmul.params)
-    if matmul.name == "dot_general":
-        (lc, rc), _ = params["dimension_numbers"]
-        pairs = list(zip(lc, rc, strict=True))
-    else:
-        numbers = params["dimension_numbers"]
-        if params["feature_group_count"] != 1:
-            raise ValueError(
-                f"a grouped convolution of {right.shape} sums too many products for float32; use fewer bits"
-            )
-        pairs = [(numbers.lhs_spec[1], numbers.rhs_spec[1])]
-    a_axis, b_axis = max(pairs, key=lambda pair: left.shape[pair[0]])
-    length = left.shape[a_axis]
-    step = max(length // min(parts, length), 1)
-    if math.ceil(length / step) < parts <= length:
-        step -= 1
-    for start in range(0, length, step):
-        stop = min(start + step, length)
-        yield lax.slice_in_dim(left, start, stop, axis=a_axis), lax.slice_in_dim(right, start, stop, axis=b_axis)
 
 
 def _integer(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
@@ -258,10 +216,10 @@ def _sum_over_contraction(matmul: Matmul, left: Array, right: Array) -> Array:
     params = dict(matmul.params)
     if matmul.name == "dot_general":
         (_, rc), _ = params["dimension_numbers"]
-        sums = jnp.sum(right.astype(jnp.int32), axis=tuple(rc), keepdims=True)
+        sums = jnp.sum(right.astype(jnp.int32), axis=tuple(rc), keepdims=True, dtype=jnp.int32)
         return right_to_result(params["dimension_numbers"], sums, left.ndim)
     numbers = params["dimension_numbers"]
-    sums = jnp.sum(right.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]))
+    sums = jnp.sum(right.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]), dtype=jnp.int32)
     shape = [1] * left.ndim
     shape[numbers.out_spec[1]] = sums.shape[0]
     return sums.reshape(shape)

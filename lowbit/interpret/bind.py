@@ -9,24 +9,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowbit.core.keywords import merged, shares_keywords
+from lowbit.core.marks import takes_state
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
 from lowbit.packed import arguments
 from lowbit.plan import match
-from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
-from .arithmetic import Matmul, contracted_size
+from .arithmetic import Matmul
 from .derive import derivation, dropped_leaves
-from .graph import Data, Graph, Operation, Weight, contraction, leaf_contraction
+from .graph import Graph, Operation
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
+from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
+from .sides import weight_right
 from .simulate import simulation
 from .state import abstract_state
+from .sums import contracted_size
 from .trace import Model, Trace, trace
 
 
+@shares_keywords("lowbit.bind")
 def bind(
     fn: Model,
     rules: Mapping[str, Any],
@@ -34,7 +40,8 @@ def bind(
     *args: Any,
     integer: bool = False,
     rounding: str = "exact",
-    **kwargs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> Plan:
     """Returns the plan: which operations of ``fn(params, *args, **kwargs)`` are quantized, and how.
 
@@ -48,13 +55,15 @@ def bind(
             16 (``aint16``).
         rounding: of a full-integer plan, where products are cut back to a grid: ``"exact"``, ``"tflite_single"`` or
             ``"gemmlowp_double"``.
-        **kwargs: example keyword arguments.
+        kwargs: example keyword arguments, whatever their names: ``integer`` and ``rounding`` too.
+        **keywords: example keyword arguments.
 
     Returns:
         The plan; ``print(plan)`` shows it.
 
     Raises:
-        TypeError: for rules of a wrong type, or parameters that are not arrays.
+        TypeError: for rules of a wrong type, parameters that are not arrays, ``integer`` that is no boolean, or a keyword
+            that could be bind's and the model's (`lowbit.core.keywords`).
         ValueError: for a rule that matches nothing, a rule text that does not parse, an operation that mixes parameters
             with data and has no rule of its own, a shared weight whose operations disagree, a sum that may overflow
             int32, or a group that does not line up with how a weight is reshaped. With ``integer``: for an equation
@@ -65,12 +74,13 @@ def bind(
         >>> [(row.path, row.rule) for row in plan]
         [('w', '**: w4,a8')]
     """
+    kwargs = merged(keywords, kwargs)
     arguments.check(fn=fn, params=params, integer=integer)
     if not isinstance(rounding, str) or rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
     typed = match.read(rules)
     arguments.check_call(fn, params, args, kwargs)
-    traced = trace(fn, params, args, kwargs)
+    traced = trace(fn, params, args, kwargs, has_picks=not integer)
     graph = traced.graph
     chosen = match.first_matches(typed, [op.path for op in graph.operations])
     rows = tuple(_row(op, graph, traced, chosen[op.path], integer=integer) for op in graph.operations)
@@ -80,18 +90,29 @@ def bind(
     dropped = dropped_leaves(traced, rows) if derived is not None else ()
     plan = Plan(rows, tuple(graph.unseen), dropped, derived)
     if integer:
-        state = args[0] if getattr(fn, "takes_state", False) and args else ()
+        state = args[0] if takes_state(fn) and args else ()
         plan = full_integer(plan, traced, rounding, state)
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
     _check_moves(fn, plan, params, args, kwargs)
-    return plan
+    return dataclasses.replace(plan, uncovered=_uncovered(plan, traced))
+
+
+def _uncovered(plan: Plan, traced: Trace) -> tuple[Uncovered, ...]:
+    covered = {path for row in plan.rows for site in row.sites for path in site.leaves} | set(plan.dropped)
+    avals = [var.aval for var in traced.jaxpr.jaxpr.invars]
+    return tuple(
+        Uncovered(path, math.prod(aval.shape) * aval.dtype.itemsize, tuple(traced.graph.uses.get(i, ())))
+        for i, (path, aval) in enumerate(zip(traced.paths, avals, strict=False))
+        if path not in covered
+    )
 
 
 def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *, integer: bool) -> Row:
-    quantizers = rule.quantizers if rule else Quantizers()
+    left_out = _why_left_out(op, rule, integer=integer)
+    quantizers = Quantizers() if rule is None or left_out else rule.quantizers
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
-    if mixed and rule is not None and not rule.is_specific and rule.quantizers != Quantizers():
+    if mixed and rule is not None and not rule.is_specific and quantizers != Quantizers():
         raise ValueError(
             f"{op.path} ({op.source}): operand {mixed[0]} mixes parameters with data, so it is neither "
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
@@ -100,36 +121,88 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
     _check_overflow(op, sites, integer=integer)
     return Row(
         path=op.path,
-        primitive=op.eqn.primitive.name,
+        primitive=op.primitive,
         sites=sites,  # pyright: ignore[reportArgumentType]
         stack=op.stack,
-        rule=rule.text if rule else "(no rule)",
+        rule=f"{rule.text}: {left_out}" if rule and left_out else rule.text if rule else "(no rule)",
         feature_groups=op.eqn.params.get("feature_group_count", 1),
-        macs=_macs(op.eqn) * math.prod(op.stack),
+        batch=_weight_batch(op),
+        macs=_macs(op) * math.prod(op.stack),
         source=op.source,
     )
+
+
+_LEFT_OUT = "left in float"
+
+
+def _why_left_out(op: Operation, rule: match.Rule | None, *, integer: bool) -> str:
+    """Returns why a rule of wildcards alone passes an operation over, or "": a rule that names it does not.
+
+    Integers have no grid. A product without a contraction shares no scale between the terms of a sum, and a constant was
+    fixed by whoever wrote it: neither is what a rule for all layers is about. A full-integer plan covers these two.
+    """
+    if rule is None or rule.is_specific or rule.quantizers == Quantizers():
+        return ""
+    eqn = op.eqn
+    integers = [v.aval.dtype for v in eqn.invars[: 1 if op.is_lookup else 2] if not _is_float(v.aval.dtype)]
+    if integers:
+        return f"not for {integers[0]}"
+    if integer:
+        return ""
+    if not op.is_lookup and not contraction(eqn, 0):
+        return f"{_LEFT_OUT}, it has no contraction"
+    if any(k == Derived(varies=k.varies) for k in op.kinds if isinstance(k, Derived)):
+        return f"{_LEFT_OUT}, its weight is a constant"
+    return ""
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def _weight_batch(op: Operation) -> tuple[int, ...]:
+    """The batch axes of a dot's weight, in leaf coordinates for leaves."""
+    if op.weight is None or op.eqn.primitive.name != "dot_general":
+        return ()
+    axes, kind = op.eqn.params["dimension_numbers"][1][op.weight], op.kinds[op.weight]
+    if isinstance(kind, Weight):
+        return tuple(sorted({axis for i in axes for axis, _ in kind.axes[i]}))
+    return tuple(sorted(i + len(op.stack) for i in axes))
 
 
 def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Quantizers) -> Site:
     kind, eqn = op.kinds[index], op.eqn
     aval = eqn.invars[index].aval
     depth = len(op.stack)
-    if isinstance(kind, Weight):
+    if isinstance(kind, Weight | Picked):
         shape = tuple(traced.jaxpr.jaxpr.invars[kind.leaf].aval.shape)
         dtype = str(traced.jaxpr.jaxpr.invars[kind.leaf].aval.dtype)
-        contract = leaf_contraction(eqn, index, kind)
+        contract = leaf_contraction(eqn, index, kind.axes, op.picked)
         assert contract is not None
         present = {axis for atoms in kind.axes for axis, _ in atoms}
         stack = next((i for i, n in enumerate(shape) if i in present or n == 1), len(shape))
+        if not contract and contraction(eqn, index):  # a contraction of length 1: any leaf axis of length 1 is it
+            contract = tuple(i for i, n in enumerate(shape) if i >= stack and n == 1)[:1]
         path = graph.leaves[kind.leaf]
         operand = Operand(shape, dtype, contract, stack, is_weight=True)
         return _with(Site("weight", "leaf", path, (path,), operand), quantizers.weight)
-    contract = tuple(i + depth for i in contraction(eqn, index))
+    if op.is_lookup and index == 1:  # one index or many: the plan is the same
+        return Site("input", "input", op.path, (), Operand(op.stack, str(aval.dtype), (), depth, is_weight=False))
+    contract = tuple(i + depth for i in contraction(eqn, index, op.picked))
     if isinstance(kind, Data):
-        role = "input" if any(not isinstance(k, Data) for k in op.kinds) else ("lhs", "rhs")[index]
+        role = (
+            "input"
+            if any(not isinstance(k, Data) or isinstance(k, Picked) for k in op.kinds)
+            else ("lhs", "rhs")[index]
+        )
         operand = Operand((*op.stack, *[0] * len(aval.shape)), str(aval.dtype), contract, depth, is_weight=False)
-        site = Site(role, "mixed" if kind.is_mixed else "input", op.path, (), operand)
-        return site if eqn.primitive.name == "gather" else _with(site, quantizers.input)
+        return _with(Site(role, "mixed" if kind.is_mixed else "input", op.path, (), operand), quantizers.input)
+    if kind.varies and quantizers.weight is not None:
+        raise ValueError(
+            f"{op.path} ({op.source}): its weight is computed anew in every turn of a loop, or on every device, "
+            f"so that it cannot be quantized once: scan over stacked parameters, move the arithmetic out of the loop, or "
+            f"{op.path!r}: 'keep'"
+        )
     operand = Operand((*op.stack, *aval.shape), str(aval.dtype), contract, depth, is_weight=True)
     leaves = tuple(sorted(graph.leaves[i] for i in kind.leaves))
     return _with(Site("weight", "derived" if leaves else "constant", op.path, leaves, operand), quantizers.weight)
@@ -144,24 +217,25 @@ def _with(site: Site, quantizer: Any) -> Site:
             f"{site.key}: a stored input scale is per tensor, got /{spec.granularity.text}; use /tensor, or /dynamic for "
             f"one scale per row"
         )
-    if not jnp.issubdtype(jnp.dtype(site.operand.dtype), jnp.floating):
+    if not _is_float(jnp.dtype(site.operand.dtype)):
         raise ValueError(f"{site.key}: only float operands can be quantized, its {site.role} is {site.operand.dtype}")
     spec.granularity.blocks(site.operand)
     return dataclasses.replace(site, spec=spec, quantizer=quantizer)
 
 
-def _macs(eqn: Any) -> int:
-    if eqn.primitive.name == "gather":
+def _macs(op: Operation) -> int:
+    if op.is_lookup:
         return 0
+    eqn = op.eqn
     left, right = (v.aval for v in eqn.invars)
     return math.prod(eqn.outvars[0].aval.shape) * contracted_size(Matmul.of(eqn), left, right)
 
 
 def _check_overflow(op: Operation, sites: tuple[Site, ...], *, integer: bool) -> None:
     specs = [site.spec for site in sites]
-    if op.eqn.primitive.name == "gather" or not all(s is not None and s.format.is_integer for s in specs):
+    if op.is_lookup or not all(s is not None and s.format.is_integer for s in specs):
         return
-    left, right = specs
+    left, right = weight_right(op.eqn, op.weight).operands(*specs)
     assert left is not None
     assert right is not None
     count = contracted_size(Matmul.of(op.eqn), *(v.aval for v in op.eqn.invars))
@@ -174,12 +248,25 @@ def _check_overflow(op: Operation, sites: tuple[Site, ...], *, integer: bool) ->
             )
         return
     if right.format.bits > 8:
-        raise ValueError(f"{op.path}: 16 bits are for the left operand; quantize the right one to 8 bits or less")
+        raise ValueError(
+            f"{op.path}: 16 bits are for inputs, and of two inputs for the left one; quantize the other to 8 bits or less"
+        )
     reach = (256.0 if left.format.bits > 8 else reach_of_spec(left)) * reach_of_spec(right)
+    count = count if integer else min([count, *(_block_size(site) for site in sites)])
     if reach * count >= 2.0**31:
         raise ValueError(
-            f"{op.path}: {count} products of up to {reach:.0f} may pass int32; use fewer bits on either side"
+            f"{op.path} ({op.source}): {count} products of up to {reach:.0f} may pass int32, which holds "
+            f"{int((2.0**31 - 1) // reach)} of them; use fewer bits on either side, or groups of weights (w<bits>/g<size>), "
+            f"each of which is summed alone"
         )
+
+
+def _block_size(site: Site) -> float:
+    """How many products meet before a weight's scale: all of them, or those of a group."""
+    if site.spec is None or not site.is_weight:
+        return math.inf
+    blocks = site.spec.granularity.blocks(site.operand)
+    return math.prod(blocks[axis] for axis in site.operand.contract)
 
 
 def _check_shared(rows: tuple[Row, ...]) -> None:
@@ -210,14 +297,18 @@ def _check_shared(rows: tuple[Row, ...]) -> None:
 
 
 def _warn_constants(rows: tuple[Row, ...]) -> None:
+    """Warns of products with arrays that the function closed over, where only a rule of wildcards is about them."""
     constants = [
-        row.path for row in rows if any(site.kind == "constant" and site.spec is not None for site in row.sites)
+        row.path
+        for row in rows
+        if row.weight is not None and row.weight.kind == "constant" and row.weight.operand.contract
     ]
-    if constants:
+    left_out = [path for path in constants if _LEFT_OUT in next(row.rule for row in rows if row.path == path)]
+    if left_out:
         warnings.warn(
-            f"{', '.join(constants)}: the weight is an array the function closed over, not a parameter; it is "
-            f"quantized but cannot be trained. Pass it in params, or give it the rule 'keep'",
-            stacklevel=3,
+            f"{', '.join(left_out)}: the weight is an array the function closed over, not a parameter, and left in float. "
+            f"Pass it in params, or name it in a rule of its own, such as {{{left_out[0]!r}: 'keep'}}",
+            stacklevel=4,
         )
 
 

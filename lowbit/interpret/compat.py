@@ -17,6 +17,9 @@ MATMULS = ("dot_general", "conv_general_dilated")
 _UNSEEN = ("pallas_call", "ffi_call", "ragged_dot", "ragged_dot_general", "scaled_matmul", "custom_partitioning")
 _JIT = ("jit", "pjit", "closed_call", "core_call")
 _REMAT = ("remat2", "remat", "checkpoint")
+INLINED = ("jit", "remat")
+"""Calls (`kind`) that are their body: what is only moved in there is only moved. Others compute what they return."""
+
 _CUSTOM_VJP = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
@@ -103,6 +106,14 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
         consts, carries, _ = params["ft_in"].unpack()
         return len(consts), len(carries)
     raise TypeError(f"this version of jax describes scan by {sorted(params)}, which lowbit does not know")
+
+
+def carried(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+    """Returns those of the operands of a scan or while that it carries; none of another equation."""
+    if kind(eqn) == "scan":
+        consts, carries = scan_counts(eqn)
+        return values[consts : consts + carries]
+    return values[eqn.params["cond_nconsts"] + eqn.params["body_nconsts"] :] if kind(eqn) == "while" else ()
 
 
 def scan(eqn: Any, body: Callable[..., Any], init: Any, xs: Any) -> Any:

@@ -9,7 +9,6 @@ from jax.interpreters import partial_eval
 
 from lowbit.plan.rows import Row
 
-from .compat import rebind
 from .graph import Operation
 from .trace import Trace
 from .walk import Walk, plain
@@ -45,9 +44,10 @@ def derivation(traced: Trace, rows: tuple[Row, ...]) -> Callable[[Any], dict[str
 
     def at(op: Operation, values: list[Any], state: Any) -> tuple[Any, Any]:
         values = [plain(v) for v in values]
-        return rebind(op.eqn, values)[0], values[where[op.path]]
+        return op.rebind(values), values[where[op.path]]
 
-    walk = Walk(traced.graph, at, frozenset(where), writes=True, reduce=lambda sites, _: sites)
+    # As simulated: products un-fused from sums, or a weight here and there is rounded to another level.
+    walk = Walk(traced.graph, at, frozenset(where), writes=True, reduce=lambda sites, _: sites, is_guarded=True)
     jaxpr, count = traced.jaxpr, traced.count
 
     @jax.jit
@@ -69,7 +69,7 @@ def dropped_leaves(traced: Trace, rows: tuple[Row, ...]) -> tuple[str, ...]:
     def at(op: Operation, values: list[Any], state: Any) -> tuple[Any, Any]:
         values = [plain(v) for v in values]
         values[where[op.path]] = state
-        return rebind(op.eqn, values)[0], state
+        return op.rebind(values), state
 
     walk = Walk(traced.graph, at, frozenset(where))
 

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
-import weakref
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from lowbit.core.checks import is_traced
+from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor, quantize_with
-from lowbit.core.ranges import Full
+from lowbit.core.ranges import Full, dynamic_range
 from lowbit.core.scales import stored_scale
-from lowbit.packed import arguments, native
+from lowbit.packed import arguments, native, native_calls
+from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
@@ -22,6 +24,9 @@ from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
+from .poison import poisoned
+from .prepared import Prepared
+from .sides import weight_right
 from .state import layer_operand
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
@@ -32,7 +37,8 @@ IMPLEMENTATIONS = ("cpu", "carried", "reference")
 def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Callable[..., Any]:
     """Returns ``run(qparams, *args, **kwargs)``: ``fn`` on packed weights.
 
-    The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on.
+    The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
+    operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations.
@@ -42,13 +48,13 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
             first of these that can run it.
 
     Returns:
-        A function, jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
-        weights into the kernels' order once and keeps that as long as ``qparams`` lives; under an outer jit, call
+        A function (what is in ``kwargs={...}`` always goes to ``fn``), jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
+        weights into the kernels' order once and keeps that as long as their arrays live; under an outer jit, call
         `lowbit.prepare` on ``qparams`` first.
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: for an unknown implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
+        ValueError: at the call, if ``qparams`` are another plan's; for an unknown implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -64,51 +70,72 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
 @functools.lru_cache(maxsize=256)
 def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[..., Any]:
     @jax.jit
-    def compiled(qparams, args, kwargs):
+    def compiled(qparams, matrices, args, kwargs):
+        qparams = native.attached(qparams, matrices) if matrices else qparams
         return execution(fn, plan, qparams, args, kwargs, implementation=implementation)
 
-    prepared = _Prepared(plan)
+    is_native = implementation in (None, "cpu") and not plan.is_full_integer
+    prepared = Prepared(plan)
 
-    def run(qparams, *args, **kwargs):
-        _check_packed(qparams)
-        arguments.check_call(fn, qparams, args, kwargs)
-        if implementation in (None, "cpu") and not plan.is_full_integer:
-            qparams = prepared(qparams)
-        return compiled(qparams, args, kwargs)
+    @shares_keywords("lowbit.execute", fn)
+    def run(qparams, /, *args, kwargs=None, **keywords):
+        check_belongs(plan, qparams)
+        given = merged(keywords, kwargs)
+        arguments.check_call(fn, qparams, args, given)
+        matrices = {}
+        if is_native and native.status() is None:
+            matrices = prepared(qparams)
+            if _is_waiting(qparams):
+                _warn_unprepared(plan, native.attached(qparams, matrices))
+        return compiled(qparams, matrices, args, given)
 
     return run
 
 
-class _Prepared:
-    """Remembers the prepared form of the last packed parameters, as long as they live. Changes no number."""
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.source: Any = lambda: None
-        self.value: QParams | None = None
-
-    def __call__(self, qparams: QParams) -> QParams:
-        if self.source() is qparams and self.value is not None:
-            return self.value
-        if native.status() is not None or any(is_traced(x) for x in jax.tree.leaves(qparams)):
-            return qparams
-        self.value = native.prepare(self.plan, qparams)
-        self.source = weakref.ref(qparams, self._forget)
-        return self.value
-
-    def _forget(self, _: Any) -> None:
-        self.value = None
+def _is_waiting(qparams: QParams) -> bool:
+    """Whether packed parameters have no values yet."""
+    return any(is_traced(x) for x in jax.tree.leaves(qparams))
 
 
-def _check_packed(qparams: Any) -> None:
-    if not isinstance(qparams, QParams):
-        raise TypeError(f"execute takes packed parameters (qparams) from lowbit.pack, got {type(qparams).__name__}")
+def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
+    """The operations that the native kernels would take, were their weights in the kernels' order."""
+    if native.status() is not None or plan.is_full_integer:
+        return []
+    weights = qparams.weights()
+    found = []
+    for row in plan.quantized:
+        site = row.weight
+        if site is not None and site.key in weights and native.why_not(row, site) is None:
+            found += [] if isinstance(weights[site.key], native.NativeTensor) else [row.path]
+    return found
 
 
+def _warn_unprepared(plan: Plan, qparams: QParams) -> None:
+    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared."""
+    if paths := _unprepared(plan, qparams):
+        shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        warnings.warn(
+            f"{shown}: packed weights are traced before they are in the native kernels' order, so that these operations run "
+            f"in plain XLA, 10 to 40 times slower: call qparams = lowbit.prepare(plan, qparams) outside jax.jit, or let the "
+            f"jitted function close over qparams",
+            stacklevel=4,
+        )
+
+
+@shares_keywords("lowbit.explain")
 def explain(
-    fn: Model, plan: Plan, qparams: QParams, *args: Any, implementation: str | None = None, **kwargs: Any
+    fn: Model,
+    plan: Plan,
+    qparams: QParams,
+    *args: Any,
+    implementation: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    **keywords: Any,
 ) -> str:
-    """Returns a line per operation: which implementation runs it, and why no faster one.
+    """Returns a line per operation, which implementation runs it and why no faster one, and per parameter of none.
+
+    That is where `execute` runs it, called here: under `jax.jit`, ``qparams`` being traced, nothing can be put into the
+    kernels' order any more, and the lines say what runs there.
 
     Args:
         fn: the function of the plan.
@@ -116,23 +143,34 @@ def explain(
         qparams: packed parameters.
         *args: example arguments; shapes and dtypes matter.
         implementation: as in `execute`.
-        **kwargs: example keyword arguments.
+        kwargs: example keyword arguments, whatever their names: ``implementation`` too.
+        **keywords: example keyword arguments.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
     arguments.check(fn=fn, plan=plan, qparams=qparams)
+    check_belongs(plan, qparams)
+    kwargs = merged(keywords, kwargs)
     arguments.check_call(fn, qparams, args, kwargs)
+    late: list[str] = []
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
-        qparams = native.prepare(plan, qparams)
+        late = _unprepared(plan, qparams)
+        qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
         lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report),
         qparams,
         args,
-        kwargs,
+        merged(keywords, kwargs),
     )
+    if late and not _is_waiting(qparams):
+        report = [(p, how, why or (_LATE if how == "cpu" and p in late else "")) for p, how, why in report]
     report += [(row.path, "float", "not quantized") for row in plan.rows if not row.is_quantized]
-    order = [row.path for row in plan.rows]
+    report += [
+        (leaf.path, "as it is", f"no operation: {', '.join(leaf.uses) or 'unused'}, {leaf.nbytes} bytes")
+        for leaf in plan.uncovered
+    ]
+    order = [*(row.path for row in plan.rows), *(leaf.path for leaf in plan.uncovered)]
     report.sort(key=lambda line: order.index(line[0]))
     width = max([len(path) for path, _, _ in report], default=0)
     return "\n".join(f"{path:<{width}}  {how:<9}  {why}".rstrip() for path, how, why in report)
@@ -148,6 +186,7 @@ def execution(
     implementation: str | None = None,
     report: list[tuple[str, str, str]] | None = None,
     has_integer_io: bool = False,
+    keeps_nan: bool = True,
 ) -> Any:
     """Returns ``y`` of one call on packed parameters; `execute` is this under jit.
 
@@ -160,10 +199,16 @@ def execution(
         implementation: as in `execute`.
         report: gets a line per operation.
         has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
+        keeps_nan: whether NaN at an integer input reaches what sums over it; False in exported artifacts, where it takes
+            the code of the zero point. Full-integer plans never do.
     """
-    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
+    check_belongs(plan, qparams)
+    is_integer = plan.is_full_integer
+    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
     check_same_operations(traced.graph, plan)
-    if plan.is_full_integer:
+    if not plan.quantized:
+        return fn(qparams.params, *args, **kwargs)
+    if is_integer:
         outs = integer_execution(
             plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
         )
@@ -171,35 +216,33 @@ def execution(
             report += [(row.path, "reference" if implementation == "reference" else "carried", "") for row in plan]
         return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
+    prepared = frozenset(key for key, q in qparams.weights().items() if isinstance(q, native.NativeTensor))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         states, row = states or {}, rows[op.path]
         values = [
             states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
         ]
-        reason = _why_not_native(op, row, values) if implementation in (None, "cpu") else f"asked for {implementation}"
+        note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
+        result, reason = None, f"asked for {implementation}"
+        if implementation in (None, "cpu"):
+            result, reason = _native(op, row, values, states, prepared)
         if reason is None:
-            site, state, x, weight = row.sites[0], states.get("input", {}), plain(values[0]), values[1]
-            if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
-                x, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
-            where = site, state, result_dtype(op.eqn)
-            if op.eqn.primitive.name == "dot_general":
-                result = native.matmul(op.eqn.params["dimension_numbers"], x, weight, *where)
-            else:
-                result = native.conv(op.eqn.params, x, weight, *where)
             how = "cpu"
         elif implementation == "cpu":
             raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
         else:
-            is_lookup = op.eqn.primitive.name == "gather"
             operands = [
-                _operand(site, v, states, is_lookup=is_lookup) for site, v in zip(row.sites, values, strict=True)
+                _operand(site, v, states, is_lookup=op.is_lookup) for site, v in zip(row.sites, values, strict=True)
             ]
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer else "xla"
             result = _result(op, *operands, carried=implementation != "reference")
+            left, right = operands
+            if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
+                result = poisoned(Matmul.of(op.eqn), left, right, result)
         if report is not None:
-            report.append((op.path, how, reason or ""))
+            report.append((op.path, how, "; ".join(part for part in (reason, note) if part)))
         return result, states
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
@@ -209,22 +252,71 @@ def execution(
 
 _COMPUTED = ("derived", "constant")
 
+_LATE = (
+    "put into the kernel's order at the first call; where jax.jit takes qparams as an argument, carried or xla: call "
+    "lowbit.prepare(plan, qparams) before"
+)
 
-def _why_not_native(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
-    weight = row.weight
-    if weight is None:
+UNPREPARED = "the weight is not in the kernels' order: call lowbit.prepare(plan, qparams) before jax.jit"
+
+
+def _native(
+    op: Operation, row: Row, values: Sequence[Any], states: Mapping[str, Any], prepared: frozenset[str]
+) -> tuple[Any, str | None]:
+    """The result of the native kernels, or why they cannot run the operation."""
+    reason = _why_not_native(op, row, values, prepared)
+    if reason is not None:
+        return None, reason
+    sides = weight_right(op.eqn, op.weight)
+    (site, _), (x, weight) = sides.operands(*row.sites), sides.operands(*values)
+    x, state = plain(x), states.get("input", {})
+    taken, is_static = x, site.spec is not None and (not site.spec.dynamic or bool(site.own_code))
+    if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
+        taken, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
+    elif site.own_code:
+        taken = quantized_input(site, state, x)
+        reason = native_calls.why_not_codes(sides.matmul, taken)
+        if reason is not None:
+            return None, reason
+    params, where = dict(sides.matmul.params), (site, state, result_dtype(op.eqn))
+    if sides.matmul.name == "dot_general":
+        result = native_calls.matmul(params["dimension_numbers"], taken, weight, *where)
+    else:
+        result = native_calls.conv(params, taken, weight, *where)
+    if row.is_integer and is_static:  # a dynamic row is NaN by its scale
+        result = poisoned(sides.matmul, x, weight, result)
+    return sides.restore(result), None
+
+
+def _why_not_native(op: Operation, row: Row, values: Sequence[Any], prepared: frozenset[str]) -> str | None:
+    site = row.weight
+    if site is None:
         return "both operands are computed"
     if (reason := native.status()) is not None:
         return reason
-    if (reason := native.why_not(row, weight)) is not None:
+    if (reason := native.why_not(row, site)) is not None:
         return reason
-    if not isinstance(values[1], native.NativeTensor):
-        return "the weight is moved before use, or its bytes do not line up, or it is not prepared"
-    if op.eqn.primitive.name == "conv_general_dilated" and not native.is_plain_conv(op.eqn.params):
-        return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    if site.key not in prepared:
+        return UNPREPARED
+    sides = weight_right(op.eqn, op.weight)
+    (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
+    params = dict(sides.matmul.params)
+    if not isinstance(weight, native.NativeTensor):
+        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+    for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):
+        if dtype not in native_calls.FLOATS:
+            return f"the kernels compute in {', '.join(native_calls.FLOATS)}, not in {dtype}"
+    if sides.matmul.name == "conv_general_dilated":
+        if not native_calls.is_plain_conv(params):
+            return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
+    elif native_calls.dot_of(params["dimension_numbers"], len(x.aval.shape), weight) is None:
+        return "the weight is in the kernel's order of another operation that shares it, or was moved since"
     if not row.is_integer:
         return None
-    return None if native.can_take_input(row.sites[0]) else "this input is quantized outside the kernel"
+    inputs = sides.operands(*row.sites)[0]
+    if native_calls.can_take_input(inputs) or inputs.own_code:  # codes that its own code makes are looked at later
+        return None
+    return "this input is quantized outside the kernel"
 
 
 def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
@@ -236,21 +328,34 @@ def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bo
 
 
 def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
-    if op.eqn.primitive.name == "gather":
-        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else rebind(op.eqn, [left, right])[0]
+    if op.is_lookup:
+        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
-        return integer_result(Matmul.of(op.eqn), left, right, result_dtype(op.eqn), carried=carried)
+        sides = weight_right(op.eqn, op.weight)
+        operands = sides.operands(left, right)
+        return sides.restore(integer_result(sides.matmul, *operands, result_dtype(op.eqn), carried=carried))
     return rebind(op.eqn, [plain(left), plain(right)])[0]
 
 
 def quantized_input(site: Site, state: Mapping[str, Any], x: Any) -> QTensor:
-    """Returns an input on its served grid, from the spec alone: no quantizer code."""
+    """Returns an input on its served grid: from the spec alone, or by the quantizer's own code where that does not do.
+
+    Raises:
+        ValueError: where that code is not there, in a plan read from a file.
+    """
     spec = site.spec
     assert spec is not None
     operand = layer_operand(site)
     operand = type(operand)(tuple(x.shape), str(x.dtype), operand.contract, 0, False)
     blocks = spec.granularity.blocks(operand)
+    if site.own_code:
+        if site.quantizer is None:
+            raise ValueError(
+                f"{site.key}: its {site.role} is quantized by {site.own_code}, whose code a file does not hold: bind with "
+                f"the same rules and execute that plan, or use an input quantizer that its spec describes, such as rtn"
+            )
+        return site.quantizer.quantize(dict(state), x, operand)
     if spec.dynamic:
-        scale, zero = Full().of_values(x, operand, spec)
-        return quantize_with(x, spec, stored_scale(scale, spec), zero, blocks)
+        scale, zero = dynamic_range(Full(), x, operand, spec)
+        return quantize_with(x, spec, stored_scale(scale, spec, operand), zero, blocks)
     return quantize_with(x, spec, state["scale"], state.get("zero"), blocks)

@@ -1,53 +1,33 @@
-"""Reading a jaxpr: which equations are operations, and which operand of each is a weight. By data flow, never by shape.
-
-Every variable is followed as one of three kinds. `Weight`: a parameter leaf that has only been moved. `Derived`:
-computed from parameters and constants alone. `Data`: everything that depends on the arguments.
-"""
+"""Reading a jaxpr: which equations are operations, and which operand of each is a weight. By data flow, never by shape."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from lowbit.core.paths import common_prefix
+from jax import lax
 
-from . import compat, moves
+from lowbit.core.paths import common_prefix, derived_path
 
-Address = tuple[int, ...]
-"""Where an equation is: equation index, body index, equation index, ..., equation index."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """A parameter leaf, moved. ``axes`` says where its axes are now."""
-
-    leaf: int
-    axes: moves.Axes
-
-
-@dataclasses.dataclass(frozen=True)
-class Derived:
-    """A value computed from these leaves (none: from constants alone)."""
-
-    leaves: frozenset[int] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A value that depends on the arguments.
-
-    Attributes:
-        near: paths of the nearest upstream weights.
-        is_mixed: whether a whole parameter was combined with it since the last operation.
-        is_spread: whether it was broadcast since the last operation.
-    """
-
-    near: frozenset[str] = frozenset()
-    is_mixed: bool = False
-    is_spread: bool = False
-
-
-Kind = Weight | Derived | Data
+from . import compat, moves, picks
+from .kinds import (
+    Address,
+    Data,
+    Derived,
+    Kind,
+    Picked,
+    Weight,
+    carried,
+    combine,
+    computed,
+    join,
+    layer_of,
+    leaf_contraction,
+    leaves_of,
+    left_behind,
+    turning,
+    varies,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +41,7 @@ class Operation:
         kinds: the kind of either operand.
         stack: lengths of the enclosing scans over layers.
         source: where it was written, or, where a traced body does not say, where the call of it was.
+        picked: of a look-up, the axes of its table that it picks from.
         path: unique name.
     """
 
@@ -70,7 +51,33 @@ class Operation:
     kinds: tuple[Kind, Kind]
     stack: tuple[int, ...]
     source: str
+    picked: tuple[int, ...] = ()
     path: str = ""
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether it picks parts of its left operand."""
+        return self.eqn.primitive.name in picks.LOOKUPS
+
+    @property
+    def weight(self) -> int | None:
+        """Which operand is the weight; None where both depend on data."""
+        is_weight = [not isinstance(kind, Data) or isinstance(kind, Picked) for kind in self.kinds]
+        return is_weight.index(True) if any(is_weight) else None
+
+    @property
+    def primitive(self) -> str:
+        """The primitive's name; a look-up is a ``gather``, also where one index made it a dynamic slice."""
+        return "gather" if self.is_lookup else self.eqn.primitive.name
+
+    def operands(self, values: Sequence[Any]) -> list[Any]:
+        """Returns the two operands from those of the equation: all indices of a look-up are one."""
+        return [values[0], tuple(values[1:])] if self.is_lookup else list(values)
+
+    def rebind(self, operands: Sequence[Any]) -> Any:
+        """Returns the equation's result on two operands, which are arrays."""
+        left, right = operands
+        return compat.rebind(self.eqn, [left, *right] if self.is_lookup else [left, right])[0]
 
 
 @dataclasses.dataclass
@@ -83,6 +90,9 @@ class Graph:
         unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
         leaves: the paths of the parameter leaves.
         sizes: their elements.
+        shapes: their shapes.
+        picks: addresses of look-ups that only move a weight, to the operation that takes what they pick as one.
+        uses: by leaf, the primitives that compute with it, in order.
     """
 
     leaves: list[str]
@@ -90,6 +100,9 @@ class Graph:
     layer_scans: set[Address] = dataclasses.field(default_factory=set)
     unseen: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     sizes: list[int] = dataclasses.field(default_factory=list)
+    shapes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    picks: frozenset[Address] = frozenset()
+    uses: dict[int, dict[str, None]] = dataclasses.field(default_factory=dict)
 
     @property
     def by_address(self) -> dict[Address, Operation]:
@@ -97,18 +110,26 @@ class Graph:
         return {op.address: op for op in self.operations}
 
 
-def read(jaxpr: Any, leaf_paths: Sequence[str], leaf_shapes: Sequence[tuple[int, ...]]) -> Graph:
+def read(
+    jaxpr: Any, leaf_paths: Sequence[str], leaf_shapes: Sequence[tuple[int, ...]], *, has_picks: bool = True
+) -> Graph:
     """Returns the operations of a closed jaxpr whose first inputs are the parameter leaves.
 
     Args:
         jaxpr: a closed jaxpr.
         leaf_paths: the paths of the leaves.
         leaf_shapes: their shapes.
+        has_picks: whether a matrix that data picks stays a weight where an operation takes it as one; else every look-up is
+            an operation.
     """
-    graph = Graph(leaves=list(leaf_paths), sizes=[math.prod(shape) for shape in leaf_shapes])
-    kinds: list[Kind] = [Weight(i, moves.leaf_axes(shape)) for i, shape in enumerate(leaf_shapes)]
-    kinds += [Data()] * (len(jaxpr.jaxpr.invars) - len(kinds))
-    _Reader(graph).body(jaxpr.jaxpr, [Derived()] * len(jaxpr.consts), kinds, (), ())
+    made: frozenset[Address] | None = frozenset() if has_picks else None
+    while True:
+        graph = Graph(list(leaf_paths), sizes=[math.prod(s) for s in leaf_shapes], shapes=list(leaf_shapes))
+        reader = _Reader(graph, made)
+        reader.whole(jaxpr)
+        if made is None or reader.made <= made:
+            break
+        made |= reader.made  # what something else than an operation reads: read again, with a look-up there
     counts: dict[str, int] = {}
     for op in graph.operations:
         counts[op.base] = counts.get(op.base, 0) + 1
@@ -124,14 +145,31 @@ def read(jaxpr: Any, leaf_paths: Sequence[str], leaf_shapes: Sequence[tuple[int,
 
 
 class _Reader:
-    """The walk: pushes kinds through equations, records operations when ``recording``."""
+    """The walk: pushes kinds through equations, records operations when ``recording``.
 
-    def __init__(self, graph: Graph):
+    Args:
+        graph: what is found goes there.
+        lookups: where look-ups are operations whoever reads them; None: everywhere.
+    """
+
+    def __init__(self, graph: Graph, lookups: frozenset[Address] | None):
         self.graph = graph
+        self.lookups = lookups
+        self.made: set[Address] = set()  # picked, and then read by something that takes no weight
         self.recording = True
         self.products: dict[str, int] = {}
         self.constants = 0
         self.caller = ""
+
+    def whole(self, jaxpr: Any) -> None:
+        """Reads a closed jaxpr."""
+        shapes = self.graph.shapes
+        kinds: list[Kind] = [Weight(i, moves.leaf_axes(shape)) for i, shape in enumerate(shapes)]
+        kinds += [Data()] * (len(jaxpr.jaxpr.invars) - len(kinds))
+        outs = self.body(jaxpr.jaxpr, [Derived()] * len(jaxpr.consts), kinds, (), ())
+        self.settled(outs)
+        for leaf in frozenset().union(*(leaves_of(k) for k in outs)):
+            self.graph.uses.setdefault(leaf, {})["the result"] = None
 
     def body(self, jaxpr, consts: Sequence[Kind], kinds: Sequence[Kind], scope: Address, stack) -> list[Kind]:
         env: dict[Any, Kind] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -156,19 +194,76 @@ class _Reader:
         if compat.is_unseen(eqn) and self.recording:
             self.graph.unseen.append((name, compat.source_line(eqn) or self.caller))
         if name in compat.MATMULS and any(isinstance(k, Data) for k in kinds):
-            return [self.record(eqn, kinds, address, stack)]
-        if name == "gather" and isinstance(kinds[0], Weight) and isinstance(kinds[1], Data) and _is_lookup(eqn):
-            return [self.record(eqn, kinds, address, stack)]
-        if isinstance(kinds[0] if kinds else None, Weight):
-            axes = moves.track(eqn, kinds[0].axes)  # pyright: ignore[reportAttributeAccessIssue]
+            return [self.record(eqn, self.weights_of(eqn, kinds), address, stack)]
+        if name in picks.LOOKUPS and any(isinstance(k, Data) for k in kinds[1:]) and self.is_table(kinds[0]):
+            return [self.lookup(eqn, kinds, address, stack)]
+        first = kinds[0] if kinds else None
+        if isinstance(first, Weight | Picked):
+            axes = moves.track(eqn, first.axes)
+            if axes is not None and isinstance(first, Picked):
+                return [dataclasses.replace(first, axes=axes)]
             if axes is not None:
-                return [Weight(kinds[0].leaf, axes)]  # pyright: ignore[reportAttributeAccessIssue]
-        joined = _combine(eqn, kinds)
-        return [joined] * len(eqn.outvars)
+                return [Weight(first.leaf, axes, varies(kinds))]
+        kinds = self.settled(kinds)
+        self.use(eqn, kinds)
+        return [combine(eqn, kinds)] * len(eqn.outvars)
 
-    def record(self, eqn, kinds: list[Kind], address: Address, stack) -> Data:
-        pair = tuple(_at_operation(eqn, i, kinds) for i in range(2))
-        weights = [k for k in pair if not isinstance(k, Data)]
+    def use(self, eqn, kinds: Sequence[Kind]) -> None:
+        """Notes which leaves an equation computes with: those moved there, and any that meet data."""
+        if not self.recording:
+            return
+        has_data = any(isinstance(k, Data) for k in kinds)
+        if not has_data and eqn.primitive.name in moves.NAMES:
+            return
+        for kind in kinds:
+            for leaf in leaves_of(kind) if has_data or isinstance(kind, Weight) else ():
+                self.graph.uses.setdefault(leaf, {})[
+                    f"{eqn.primitive.name} {compat.source_line(eqn) or self.caller}".strip()
+                ] = None
+
+    def settled(self, kinds: Sequence[Kind]) -> list[Kind]:
+        """Returns kinds as something other than an operation reads them: what was picked is data of a look-up."""
+        if self.recording:
+            self.made |= frozenset().union(*(k.picks for k in kinds if isinstance(k, Picked)))
+        return [Data(k.near) if isinstance(k, Picked) else k for k in kinds]
+
+    def is_table(self, kind: Kind) -> bool:
+        return isinstance(kind, Picked) or bool(leaves_of(kind))
+
+    def lookup(self, eqn, kinds: list[Kind], address: Address, stack) -> Data:
+        """A look-up: of matrices, that an operation may take as its weight, it is put off."""
+        table, is_data = kinds[0], [isinstance(k, Data) for k in kinds]
+        picked = picks.picked_axes(eqn, is_data)
+        axes = picks.track(eqn, table.axes) if isinstance(table, Weight | Picked) else None
+        if axes is not None and self.lookups is not None and address not in self.lookups and _can_pick(eqn):
+            assert isinstance(table, Weight | Picked)
+            gone = {axis for i in picked for axis, _ in table.axes[i]}
+            ones = {i for i, n in enumerate(self.graph.shapes[table.leaf]) if n == 1}
+            left = {axis for atoms in axes for axis, _ in atoms if axis >= 0} - gone
+            if len(left | ones) > 1:
+                before = table.picks if isinstance(table, Picked) else frozenset()
+                near = frozenset([self.graph.leaves[table.leaf]])
+                if self.recording:
+                    self.graph.picks |= {address}
+                return Picked(near, leaf=table.leaf, axes=axes, picks=before | {address})
+        if isinstance(table, Picked) and leaf_contraction(eqn, 0, table.axes, picked) is None:
+            return combine(eqn, self.settled(kinds))  # pyright: ignore[reportReturnType]
+        return self.record(eqn, [table, Data()], address, stack, picked)
+
+    def weights_of(self, eqn, kinds: Sequence[Kind]) -> list[Kind]:
+        """Returns the kinds of a product's operands: what data picked is a weight where the other one is data."""
+        is_picked = [isinstance(k, Picked) for k in kinds]
+        others = [k for k, p in zip(kinds, is_picked, strict=True) if not p]
+        if sum(is_picked) == 1 and isinstance(others[0], Data):
+            at = is_picked.index(True)
+            contracted = leaf_contraction(eqn, at, kinds[at].axes)  # pyright: ignore[reportAttributeAccessIssue]
+            if contracted:
+                return list(kinds)
+        return self.settled(kinds)
+
+    def record(self, eqn, kinds: list[Kind], address: Address, stack, picked: tuple[int, ...] = ()) -> Data:
+        pair = tuple(_at_operation(eqn, i, kinds, picked) for i in range(2))
+        weights = [k for k in pair if not isinstance(k, Data) or isinstance(k, Picked)]
         near = frozenset().union(*(k.near for k in pair if isinstance(k, Data)))
         if weights:
             base = self.weight_path(weights[0])
@@ -181,13 +276,13 @@ class _Reader:
                 self.products[prefix] = number + 1
         if self.recording:
             source = compat.source_line(eqn) or self.caller
-            self.graph.operations.append(Operation(address, eqn, base, pair, stack, source))  # pyright: ignore[reportArgumentType]
+            self.graph.operations.append(Operation(address, eqn, base, pair, stack, source, picked))  # pyright: ignore[reportArgumentType]
         return Data(near)
 
     def weight_path(self, kind: Kind) -> str:
-        if isinstance(kind, Weight):
+        if isinstance(kind, Weight | Picked):
             return self.graph.leaves[kind.leaf]
-        by_size = sorted(_leaves(kind), key=lambda i: -self.graph.sizes[i])
+        by_size = sorted(leaves_of(kind), key=lambda i: -self.graph.sizes[i])
         paths = sorted(self.graph.leaves[i] for i in by_size)
         if len(by_size) > 1 and self.graph.sizes[by_size[0]] > self.graph.sizes[by_size[1]]:
             return self.graph.leaves[by_size[0]]
@@ -201,60 +296,81 @@ class _Reader:
         (body,) = compat.bodies(eqn)
         return self.body(body.jaxpr, [Derived()] * len(body.consts), kinds, (*address, 0), stack)
 
-    _remat = _custom_jvp = _custom_vjp = _shard_map = _jit
+    _remat = _jit
+
+    def _custom_vjp(self, eqn, kinds, address, stack):
+        outs = self.settled(self._jit(eqn, self.settled(kinds), address, stack))
+        return [computed(k) for k in outs]
+
+    _custom_jvp = _shard_map = _custom_vjp
 
     def _cond(self, eqn, kinds, address, stack):
         branches = [
             self.body(b.jaxpr, [Derived()] * len(b.consts), kinds[1:], (*address, i), stack)
             for i, b in enumerate(compat.bodies(eqn))
         ]
-        outs = [_join(options) for options in zip(*branches, strict=True)]
-        if isinstance(kinds[0], Data):
-            outs = [o if isinstance(o, Data) else Data(is_mixed=bool(_leaves(o))) for o in outs]
-        return outs
+        outs = [computed(join(self.settled(options))) for options in zip(*branches, strict=True)]
+        return left_behind(outs, is_data=isinstance(kinds[0], Data))
 
     def _while(self, eqn, kinds, address, stack):
         condition, body = compat.bodies(eqn)
         split = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
-        consts, carry = kinds[split[0] : split[1]], kinds[split[1] :]
+        consts, carry = kinds[split[0] : split[1]], self.settled(kinds[split[1] :])
 
         def once(carry, scope):
-            return self.body(body.jaxpr, [Derived()] * len(body.consts), [*consts, *carry], scope, stack)
+            return self.settled(self.body(body.jaxpr, [Derived()] * len(body.consts), [*consts, *carry], scope, stack))
 
-        fixed = self._fixpoint(lambda c: once(c, ()), carry, _unchanged(body.jaxpr, len(consts), len(carry)))
-        self.body(
+        unchanged = _unchanged(body.jaxpr, len(consts), len(carry))
+        fixed = self._fixpoint(lambda c: once(c, ()), carry, unchanged)
+        (goes_on,) = self.body(
             condition.jaxpr, [Derived()] * len(condition.consts), [*kinds[: split[0]], *fixed], (*address, 0), stack
         )
         once(fixed, (*address, 1))
-        return fixed
+        outs = self._after(fixed, carry, kinds)
+        chosen = left_behind(outs, is_data=isinstance(goes_on, Data))
+        return [k if same else data for k, data, same in zip(outs, chosen, unchanged, strict=True)]
 
     def _scan(self, eqn, kinds, address, stack):
         (body,) = compat.bodies(eqn)
         n_consts, n_carry = compat.scan_counts(eqn)
-        consts, carry, xs = kinds[:n_consts], kinds[n_consts : n_consts + n_carry], kinds[n_consts + n_carry :]
-        is_layers = any(not isinstance(k, Data) and _leaves(k) for k in xs)
+        consts, rest = kinds[:n_consts], self.settled(kinds[n_consts:])
+        carry, xs = rest[:n_carry], rest[n_carry:]
+        is_layers = any(not isinstance(k, Data) and leaves_of(k) for k in xs)
         if is_layers:
             stack = (*stack, eqn.params["length"])
             if self.recording:
                 self.graph.layer_scans.add(address)
-        sliced = [_layer(k) for k in xs]
+        # Of a scan over layers a derived weight is computed for every one of them; of another scan, once.
+        sliced = [layer_of(k) if is_layers else turning(layer_of(k)) for k in xs]
 
         def once(carry, scope):
-            return self.body(body.jaxpr, [Derived()] * len(body.consts), [*consts, *carry, *sliced], scope, stack)
+            return self.settled(
+                self.body(body.jaxpr, [Derived()] * len(body.consts), [*consts, *carry, *sliced], scope, stack)
+            )
 
         unchanged = _unchanged(body.jaxpr, n_consts, n_carry)
-        fixed = self._fixpoint(lambda c: once(c, ())[:n_carry], carry, unchanged)
+        fixed = self._fixpoint(lambda c: once(c, ())[:n_carry], carry, unchanged, is_layers=is_layers)
         outs = once(fixed, (*address, 0))
-        stacked = [k if isinstance(k, Data) else Derived(_leaves(k)) for k in outs[n_carry:]]
-        return [*fixed, *stacked]
+        stacked = [k if isinstance(k, Data) else Derived(leaves_of(k)) for k in outs[n_carry:]]
+        return self._after([*fixed, *stacked], [*carry, *stacked], kinds)
 
-    def _fixpoint(self, once, carry: Sequence[Kind], unchanged: Sequence[bool]) -> list[Kind]:
+    def _after(self, outs: Sequence[Kind], before: Sequence[Kind], kinds: Sequence[Kind]) -> list[Kind]:
+        """What a loop leaves behind: computed once, if all that came in was."""
+        inner = [k if isinstance(k, Data) else dataclasses.replace(k, varies=varies(kinds)) for k in outs]
+        return [b if o == b else i for o, b, i in zip(outs, before, inner, strict=True)]
+
+    def _fixpoint(
+        self, once, carry: Sequence[Kind], unchanged: Sequence[bool], *, is_layers: bool = False
+    ) -> list[Kind]:
         """Joins the carry with what the body returns until nothing changes; nothing is recorded."""
         recording, self.recording = self.recording, False
         now = list(carry)
         while True:
             outs = once(now)
-            after = [a if same else _carried(a, b) for a, b, same in zip(now, outs, unchanged, strict=True)]
+            after = [
+                a if same else carried(a, b, is_layers=is_layers)
+                for a, b, same in zip(now, outs, unchanged, strict=True)
+            ]
             if after == now:
                 break
             now = after
@@ -262,136 +378,19 @@ class _Reader:
         return now
 
 
-def _unchanged(jaxpr, n_consts: int, n_carry: int) -> list[bool]:
-    return [jaxpr.outvars[i] is jaxpr.invars[n_consts + i] for i in range(n_carry)]
+def _can_pick(eqn: Any) -> bool:
+    """Whether what is out of range, if anything, becomes NaN or the nearest: a weight's scale can say these."""
+    fill = eqn.params.get("fill_value")
+    return fill is None or math.isnan(fill) or eqn.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP
 
 
-def _carried(before: Kind, after: Kind) -> Kind:
-    if isinstance(before, Data) or isinstance(after, Data):
-        return _join([before, after])
-    return Derived(_leaves(before) | _leaves(after))
-
-
-def _leaves(kind: Kind) -> frozenset[int]:
-    if isinstance(kind, Weight):
-        return frozenset([kind.leaf])
-    return kind.leaves if isinstance(kind, Derived) else frozenset()
-
-
-def _layer(kind: Kind) -> Kind:
-    """The kind of one slice of a scanned operand."""
-    if isinstance(kind, Weight):
-        first, rest = (kind.axes[0], kind.axes[1:]) if kind.axes else ((), ())
-        later = {axis for group in rest for axis, _ in group}
-        leads = len(first) == 1 and all(first[0][0] < axis for axis in later)
-        return Weight(kind.leaf, rest) if leads else Derived(frozenset([kind.leaf]))
-    return kind
-
-
-def _join(options: Sequence[Kind]) -> Kind:
-    if all(k == options[0] for k in options):
-        return options[0]
-    if any(isinstance(k, Data) for k in options):
-        data = [k for k in options if isinstance(k, Data)]
-        return Data(frozenset().union(*(k.near for k in data)), any(k.is_mixed for k in data))
-    return Derived(frozenset().union(*(_leaves(k) for k in options)))
-
-
-def _combine(eqn, kinds: Sequence[Kind]) -> Kind:
-    """The kind of an equation's results from the kinds of its operands."""
-    data = [k for k in kinds if isinstance(k, Data)]
-    if not data:
-        return Derived(frozenset().union(*(_leaves(k) for k in kinds)))
-    near = frozenset().union(*(k.near for k in data))
-    mixed = any(k.is_mixed for k in data)
-    spread = any(k.is_spread for k in data)
-    name = eqn.primitive.name
-    out = eqn.outvars[0].aval.shape if hasattr(eqn.outvars[0].aval, "shape") else ()
-    if name == "broadcast_in_dim" and eqn.invars[0].aval.shape != out:
-        spread = spread or is_smaller(eqn.invars[0].aval.shape, out)
-    whole = [
-        k
-        for k, v in zip(kinds, eqn.invars, strict=True)
-        if not isinstance(k, Data) and _leaves(k) and v.aval.shape == out and sum(n > 1 for n in out) >= 2
-    ]
-    fewer = any(
-        isinstance(k, Data) and is_smaller(getattr(v.aval, "shape", ()), out)
-        for k, v in zip(kinds, eqn.invars, strict=True)
-    )
-    if whole and name in ("mul", "add", "sub", "div", "select_n", "max", "min") and (spread or fewer):
-        mixed = True
-    if name == "gather" and any(_leaves(k) for k in kinds):
-        mixed = mixed or not _is_lookup(eqn)
-    return Data(near, mixed, spread)
-
-
-def is_smaller(shape: Sequence[Any], full: Sequence[Any]) -> bool:
-    """Returns whether a shape that broadcasts to another has fewer elements; dimensions may be symbolic."""
-    return [n for n in shape if n != 1] != [n for n in full if n != 1]
-
-
-def _size(var) -> int:
-    size = 1
-    for n in getattr(var.aval, "shape", ()):
-        size *= n
-    return size
-
-
-def _is_lookup(eqn) -> bool:
-    """Whether a gather reads whole rows along one axis at several indices: an embedding."""
-    numbers = eqn.params["dimension_numbers"]
-    shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
-    collapsed = numbers.collapsed_slice_dims
-    if len(collapsed) != 1 or numbers.start_index_map != collapsed or getattr(numbers, "operand_batching_dims", ()):
-        return False
-    whole = all(size == n for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if i != collapsed[0])
-    return whole and _size(eqn.invars[1]) > 1
-
-
-def _at_operation(eqn, index: int, kinds: Sequence[Kind]) -> Kind:
+def _at_operation(eqn, index: int, kinds: Sequence[Kind], picked: Sequence[int]) -> Kind:
     """The kind of an operand at its operation: a weight only where its contraction is whole leaf axes."""
     kind = kinds[index]
-    if isinstance(kind, Weight) and leaf_contraction(eqn, index, kind) is None:
-        return Derived(frozenset([kind.leaf]))
+    if isinstance(kind, Weight) and leaf_contraction(eqn, index, kind.axes, picked) is None:
+        return Derived(frozenset([kind.leaf]), kind.varies)
     return kind
 
 
-def contraction(eqn: Any, index: int) -> tuple[int, ...]:
-    """Returns the contracted axes of operand ``index`` of an operation, in the operand's own order."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        return tuple(sorted(params["dimension_numbers"][0][index]))
-    if name == "gather":
-        collapsed = params["dimension_numbers"].collapsed_slice_dims
-        return tuple(i for i in range(len(eqn.invars[0].aval.shape)) if i not in collapsed) if index == 0 else ()
-    numbers = params["dimension_numbers"]
-    spec = numbers.lhs_spec if index == 0 else numbers.rhs_spec
-    return tuple(sorted(spec[1:]))
-
-
-def leaf_contraction(eqn: Any, index: int, weight: Weight) -> tuple[int, ...] | None:
-    """Returns the contracted axes in leaf coordinates, or None where a leaf axis is contracted only in part."""
-    contracted = set(contraction(eqn, index))
-    inside = {axis for i in contracted for axis, _ in weight.axes[i]}
-    outside = {axis for i, atoms in enumerate(weight.axes) if i not in contracted for axis, _ in atoms}
-    return None if inside & outside else tuple(sorted(inside))
-
-
-def derived_path(paths: Sequence[str]) -> str:
-    """Returns the path of a weight computed from leaves of one size: what they share, the differences joined by ``+``.
-
-    Example:
-        >>> derived_path(["cell/ii/kernel", "cell/if/kernel"])
-        'cell/ii+if/kernel'
-    """
-    if len(paths) == 1:
-        return paths[0]
-    split = [p.split("/") for p in paths]
-    prefix = common_prefix(paths).split("/") if common_prefix(paths) else []
-    rest = [s[len(prefix) :] for s in split]
-    suffix: list[str] = []
-    while all(len(r) > 1 for r in rest) and len({r[-1] for r in rest}) == 1:
-        suffix.insert(0, rest[0][-1])
-        rest = [r[:-1] for r in rest]
-    middle = "+".join("/".join(r) for r in rest)
-    return "/".join([*prefix, middle, *suffix])
+def _unchanged(jaxpr, n_consts: int, n_carry: int) -> list[bool]:
+    return [jaxpr.outvars[i] is jaxpr.invars[n_consts + i] for i in range(n_carry)]

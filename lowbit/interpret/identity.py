@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 
-from .compat import rebind
 from .trace import Model, trace
 from .walk import Walk
 
@@ -16,7 +15,7 @@ def identity(fn: Model) -> Callable[..., Any]:
     def run(params: Any, *args: Any, **kwargs: Any) -> Any:
         traced = trace(fn, params, args, kwargs)
         paths = frozenset(op.path for op in traced.graph.operations)
-        walk = Walk(traced.graph, lambda op, values, state: (rebind(op.eqn, values)[0], state), paths, inside="keep")
+        walk = Walk(traced.graph, lambda op, values, state: (op.rebind(values), state), paths, inside="keep")
         outs, _ = walk.run(traced.jaxpr, traced.leaves, {})
         return jax.tree.unflatten(traced.out_tree, outs)
 

@@ -62,6 +62,12 @@ def layout_of(matmul: Any, lhs: QTensor, rhs: QTensor) -> Scales | None:
     out_left, out_right = [1] * rank, [1] * rank
     out_left[numbers.out_spec[0]] = left.shape[numbers.lhs_spec[0]]
     out_right[numbers.out_spec[1]] = right.shape[numbers.rhs_spec[0]]
+    batches = params["batch_group_count"]
+    if batches > 1 and left.size > 1:  # every group of examples makes output channels of its own
+        channels = rhs.shape[numbers.rhs_spec[0]] // batches
+        left = jnp.repeat(left.reshape(batches, -1), channels, axis=0)  # (channel, example)
+        out_left[numbers.out_spec[0]], out_left[numbers.out_spec[1]] = left.shape[1], left.shape[0]
+        left = left if numbers.out_spec[1] < numbers.out_spec[0] else left.T
     return Scales(left.reshape(out_left), right.reshape(out_right))
 
 
@@ -75,7 +81,8 @@ class Layout:
         group: elements of K per group.
         right_scale: ``(group, batch, 1, columns)``.
         left_scale: broadcasts to ``(batch, rows, columns)``.
-        reach: the largest product of two elements.
+        left_reach: the largest magnitude of an element of ``left``.
+        right_reach: of ``right``.
         is_wide: whether the left operand has 16 bits.
         shape: of the result, batch, rows and columns spread out.
         order: the transposition from there to the operation's result.
@@ -86,7 +93,8 @@ class Layout:
     group: int
     right_scale: Float[Array, "group batch one columns"]
     left_scale: Float[Array, "..."]
-    reach: float
+    left_reach: float
+    right_reach: float
     is_wide: bool
     shape: tuple[int, ...]
     order: tuple[int, ...]
@@ -135,7 +143,7 @@ def grouped_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
         return _conv_layout(matmul, lhs, rhs)
     left = _pad_k(left, last, group)
     is_wide = lhs.spec.format.bits > 8
-    return Layout(left, right, group, scale, left_out, reach_of(lhs) * reach_of(rhs), is_wide, shape, order)
+    return Layout(left, right, group, scale, left_out, reach_of(lhs), reach_of(rhs), is_wide, shape, order)
 
 
 def _kept(shape, contracted) -> list[int]:
@@ -218,7 +226,7 @@ def _conv_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
     merged = [1, 0, 2 + spatial, *range(2, 2 + spatial)]
     left_scale = jnp.broadcast_to(lhs.scale_values.reshape(-1, 1), (n, math.prod(positions))).reshape(1, -1, 1)
     return _ConvLayout(
-        left, right, group, scale, left_scale, reach_of(lhs) * reach_of(rhs),
+        left, right, group, scale, left_scale, reach_of(lhs), reach_of(rhs),
         lhs.spec.format.bits > 8, shape, tuple(merged), tuple(numbers.out_spec),
     )  # fmt: skip
 

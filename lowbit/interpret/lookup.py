@@ -1,6 +1,7 @@
-"""Embedding look-up on a quantized table: rows of codes, rows of scales, then the value."""
+"""Look-ups in a quantized table: codes and scales are picked alike, whatever the table's granularity."""
 
-import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,47 +11,95 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.bits import unpack
 
+from . import picks
 from .compat import rebind
 
 
-def lookup(eqn: Any, table: QTensor, indices: Array) -> Array:
-    """Returns the rows of ``table`` at ``indices``, dequantized: the gather ``eqn`` on codes and on scales.
+def lookup(eqn: Any, table: QTensor, indices: Sequence[Any]) -> Array:
+    """Returns the part of ``table`` that ``eqn`` picks, dequantized.
 
-    Rows out of range become what ``eqn`` makes of them: NaN where it fills, the last row where it clips.
+    Indices out of range become what ``eqn`` makes of them: its fill value where it fills, the last row where it clips.
 
     Args:
-        eqn: a gather of whole rows along one axis.
-        table: levels, codes or packed bytes; bytes are taken apart after the gather, where the rows do not share them.
-        indices: as the gather takes them.
+        eqn: a gather or a dynamic slice.
+        table: levels, codes or packed bytes; bytes are taken apart after the look-up, where what is picked does not share
+            them.
+        indices: its further operands.
     """
-    numbers = eqn.params["dimension_numbers"]
-    axis = numbers.collapsed_slice_dims[0]
-    n = table.shape[axis]
-    if table.packed_axis is not None and table.packed_axis[0] + table.ndim == axis:
+    found = pick(eqn, table, indices).dequantize()
+    fill = eqn.params.get("fill_value")
+    if not _fills(eqn) or fill is None or math.isnan(fill):
+        return found
+    (inside,) = rebind(eqn, [jnp.ones(table.shape, jnp.int8), *indices], fill_value=0)
+    return jnp.where(inside == 1, found, jnp.asarray(fill, found.dtype))
+
+
+def _fills(eqn: Any) -> bool:
+    return eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
+
+
+def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
+    """Returns the part of ``table`` that ``eqn`` picks, quantized as the table is.
+
+    What is out of range has a scale of NaN where ``eqn`` fills.
+
+    Args:
+        eqn: a gather or a dynamic slice.
+        table: levels, codes or packed bytes.
+        indices: its further operands.
+    """
+    rank, where = table.ndim, picks.offsets(eqn)
+    cut = _cut(eqn, table.shape)
+    if table.packed_axis is not None and table.packed_axis[0] + rank in cut:
         table = unpack(table)
+    near: dict[str, Any] = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None} if _has_mode(eqn) else {}
+    fill: dict[str, Any] = {"fill_value": jnp.nan if _fills(eqn) else None} if _has_mode(eqn) else {}
 
-    def rows(x: Array, mode: Any) -> Array:
-        sizes = tuple(1 if i == axis else size for i, size in enumerate(x.shape))
-        return rebind(eqn, [x, indices], slice_sizes=sizes, mode=mode)[0]
+    def per_element(x: Array) -> Array:
+        """A scale or zero point with an entry per element along the axes that are cut."""
+        for i in cut:
+            if x.shape[i] not in (1, table.shape[i]):
+                x = lax.slice_in_dim(jnp.repeat(x, table.blocks[i], axis=i), 0, table.shape[i], axis=i)
+        return x
 
-    mode = eqn.params["mode"]
-    codes = rows(table.codes, lax.GatherScatterMode.CLIP)
-    is_per_row = table.scale_values.shape[axis] == n
-    scale = table.scale_values if is_per_row else jnp.repeat(table.scale_values, n, axis=axis)
-    zero = table.zero
-    if zero is not None:
-        zero = zero if is_per_row else jnp.repeat(zero, n, axis=axis)
-        zero = rows(zero, lax.GatherScatterMode.CLIP)
-    rank = codes.ndim
-    offsets = list(numbers.offset_dims)
-    kept = [i for i in range(table.ndim) if i != axis]
+    codes = part(eqn, table.codes, indices, table.shape, **near)
+    scale, zero = per_element(table.scale_values), None if table.zero is None else per_element(table.zero)
+    packed = table.packed_axis
+    return QTensor(
+        codes,
+        part(eqn, scale, indices, table.shape, **fill),
+        None if zero is None else part(eqn, zero, indices, table.shape, **near),
+        table.spec,
+        table.dtype,
+        tuple((where[a + rank] - codes.ndim, size) for a, size in table.groups if a + rank not in cut),
+        stage=table.stage,
+        packed_axis=None if packed is None else (where[packed[0] + rank] - codes.ndim, packed[1]),
+    )
 
-    def moved(a: int) -> int:
-        return offsets[kept.index(a + table.ndim)] - rank
 
-    groups = tuple((moved(a), size) for a, size in table.groups if a + table.ndim != axis)
-    packed = None if table.packed_axis is None else (moved(table.packed_axis[0]), table.packed_axis[1])
-    scale = rows(scale, mode)
-    return dataclasses.replace(
-        table, codes=codes, scale=scale, zero=zero, groups=groups, packed_axis=packed
-    ).dequantize()
+def part(eqn: Any, x: Array, indices: Sequence[Any], shape: Sequence[int], **changes: Any) -> Array:
+    """Returns what ``eqn`` picks of an array that broadcasts to its table, or is shorter along axes that it takes whole.
+
+    Args:
+        eqn: a gather or a dynamic slice.
+        x: the array.
+        indices: the further operands of ``eqn``.
+        shape: of the table.
+        **changes: of the parameters of ``eqn``.
+    """
+    cut = _cut(eqn, shape)
+    for i in cut:
+        if x.shape[i] != shape[i]:
+            x = jnp.repeat(x, shape[i], axis=i)
+    sizes = tuple(eqn.params["slice_sizes"][i] if i in cut else n for i, n in enumerate(x.shape))
+    return rebind(eqn, [x, *indices], slice_sizes=sizes, **changes)[0]
+
+
+def _cut(eqn: Any, shape: Sequence[int]) -> list[int]:
+    """The axes of a table that are not taken whole, or that an index replaces."""
+    where, sizes = picks.offsets(eqn), eqn.params["slice_sizes"]
+    return [i for i, n in enumerate(shape) if sizes[i] != n or i not in where]
+
+
+def _has_mode(eqn: Any) -> bool:
+    return eqn.primitive.name == "gather"

@@ -25,6 +25,18 @@ Axes = tuple[tuple[Atom, ...], ...]
 _SAME = ("copy", "copy_p", "sharding_constraint", "optimization_barrier", "name", "stop_gradient")
 _VARYING = ("pvary", "pcast", "pbroadcast")  # inside shard_map: the value differs between devices from here on
 
+CUTTING = ("rev", "slice", "dynamic_slice")
+"""Movements after which some elements of an axis are gone, or in another order: the others only permute and merge axes."""
+
+
+NAMES = frozenset(
+    (
+        *_SAME, *_VARYING, "broadcast_in_dim", "convert_element_type", "dynamic_slice", "expand_dims", "reshape", "rev",
+        "slice", "squeeze", "transpose",
+    )
+)  # fmt: skip
+"""Primitives that move elements and compute nothing, whether or not a scale can follow."""
+
 
 class MoveError(ValueError):
     """A scale cannot follow its codes through a movement."""
@@ -38,6 +50,8 @@ def leaf_axes(shape: Sequence[int]) -> Axes:
 def track(eqn: Any, axes: Axes) -> Axes | None:
     """Returns the axes after ``eqn``, or None where it is not a movement that a scale can follow."""
     name, params = eqn.primitive.name, eqn.params
+    if len(eqn.outvars) != 1:  # a scan whose results are all known has none
+        return None
     shape = eqn.invars[0].aval.shape
     out = eqn.outvars[0].aval.shape
     if name in _SAME or name in _VARYING:

@@ -12,7 +12,7 @@ from lowbit.plan.rows import Plan
 from .graph import Operation
 from .integer.interpretations import observation as integer_observation
 from .simulate import compute
-from .state import QState, finished, get, layer_operand, quantizer_of, statistics_of, walked_sites
+from .state import QState, finished, get, has_no_values, layer_operand, quantizer_of, statistics_of, walked_sites
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -46,7 +46,7 @@ def observation(
     qstate: QState | None = None,
 ) -> dict[str, Any]:
     """Returns the statistics after one batch: ``{path: {role: {name: state}}}``."""
-    traced = trace(fn, params, args, dict(kwargs))
+    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
     check_same_operations(traced.graph, plan)
     if plan.is_full_integer:
         if qstate is not None:
@@ -64,7 +64,8 @@ def observation(
         for site, value in zip(rows[op.path].sites, values, strict=True):
             if site.role in after and site.kind != "leaf":
                 x = plain(value)
-                after[site.role] = {s.name: s.update(after[site.role][s.name], x) for s in statistics_of(site)}
+                if not has_no_values(x):
+                    after[site.role] = {s.name: s.update(after[site.role][s.name], x) for s in statistics_of(site)}
                 if qstate is not None:
                     state = quantizer_of(site).init(
                         layer_operand(site), finished(site, after[site.role]), jax.random.key(0)
@@ -72,9 +73,7 @@ def observation(
                     value = quantizer_of(site).quantize(state, x, layer_operand(site))
             operands.append(value)
         if qstate is None:
-            operands = [
-                v if isinstance(v, QTensor) and op.eqn.primitive.name == "gather" else plain(v) for v in operands
-            ]
+            operands = [v if isinstance(v, QTensor) and op.is_lookup else plain(v) for v in operands]
         return compute(op, *operands), after
 
     def reduce(sites, axis_names):

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.packed import arguments
+from lowbit.packed.belongs import checked
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
 
-from .state import QState, get, layer_operand, quantized_sites, quantizer_of
+from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 
 
 def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
@@ -27,24 +28,31 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
         qstate: from `lowbit.init`, `lowbit.calibrate`, training or `lowbit.solve`.
 
     Raises:
-        ValueError: if a weight holds NaN or infinity (not checked under jit), or the plan came from a file.
+        TypeError: for other types, or parameters that are packed already.
+        ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
+            2**-126 (values are not checked under jit), or the plan came from a file.
     """
-    arguments.check(plan=plan, params=params, qstate=qstate)
+    arguments.check(plan=plan, params=params)
+    check_state(plan, qstate)
     arguments.check_leaves(plan, params)
-    weights = _weights(plan, params)
+    weights = _weights(plan, params, qstate)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
+    for key in not_finite({key: [qstate[part][key] for part in PARTS] for key in qstate["fixed"]}):
+        raise ValueError(
+            f"the state of {key!r} holds NaN or infinity: training diverged; go back to a state that is finite"
+        )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
     made = _packer(plan)(weights, states)
     sites = plan.leaf_sites()
 
-    def leaf(keys: Any, x: Any) -> Any:
-        path = leaf_path(keys)
-        if path in plan.dropped:
+    def leaf(path: str, x: Any) -> Any:
+        if path in plan.dropped and not jnp.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random streams stay
             return Dropped(tuple(x.shape), str(x.dtype))
         return made[_name(sites[path])] if path in sites else x
 
-    packed = jax.tree_util.tree_map_with_path(leaf, params)
+    paths, leaves, tree = flatten(params)
+    packed = jax.tree.unflatten(tree, [leaf(path, x) for path, x in zip(paths, leaves, strict=True)])
     found: dict[str, dict[str, Any]] = {}
     for row, site in quantized_sites(plan):
         if site.kind not in ("leaf", "grid"):
@@ -54,16 +62,16 @@ def pack(plan: Plan, params: Any, qstate: QState) -> QParams:
             raise ValueError("a full-integer plan read from a file can execute, not pack: bind again")
         for path, integers in plan.freeze(params, qstate).items():
             found[path] = {**found.get(path, {}), **integers}
-    return QParams(packed, found)
+    return checked(QParams(packed, found, plan.fingerprint))
 
 
 def _name(site: Site) -> str:
     return f"{site.key}:{site.role}"
 
 
-def _weights(plan: Plan, params: Any) -> dict[str, Any]:
+def _weights(plan: Plan, params: Any, qstate: QState) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
     for row, site in quantized_sites(plan):
         if not site.is_weight:
@@ -75,9 +83,27 @@ def _weights(plan: Plan, params: Any) -> dict[str, Any]:
             raise ValueError(
                 f"{site.key}: a derived weight needs the traced function, which a file does not hold: bind again"
             )
-        derived = plan.derive(params) if derived is None else derived
+        derived = plan.derive(_as_served(plan, params, qstate)) if derived is None else derived
         weights[site.key] = derived[row.path]
     return weights
+
+
+def _as_served(plan: Plan, params: Any, qstate: QState) -> Any:
+    """The parameters, leaves that an operation uses as they are with the values they are served with.
+
+    Simulation computes with those wherever such a leaf is used, so a weight derived from it is derived from those.
+    """
+    used = {leaf for _, site in quantized_sites(plan) if site.kind == "derived" for leaf in site.leaves}
+    sites = {path: site for path, site in plan.leaf_sites().items() if path in used}
+
+    def value(path: str, x: Any) -> Any:
+        site = sites.get(path)
+        if site is None:
+            return x
+        return quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand).dequantize()
+
+    paths, leaves, tree = flatten(params)
+    return jax.tree.unflatten(tree, [value(path, x) for path, x in zip(paths, leaves, strict=True)])
 
 
 @functools.lru_cache(maxsize=256)
@@ -110,8 +136,13 @@ def _weight(row: Row | Step, site: Site, state: QState, x: Any) -> Any:
 
 
 def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:
-    """The scale and zero point a static input is served with, read off the quantizer's own grid; none if dynamic."""
+    """What an input is served with: scale and zero point, read off the quantizer's own grid; none if dynamic.
+
+    Where the quantizer's own code serves it, the quantizer's state.
+    """
     assert site.spec is not None
+    if site.own_code:
+        return dict(state)
     if site.spec.dynamic:
         return {}
     quantizer, operand = quantizer_of(site), layer_operand(site)

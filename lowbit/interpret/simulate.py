@@ -8,18 +8,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Site
 
-from .arithmetic import Matmul, is_integer_pair, result_dtype, simulated
+from .arithmetic import is_integer_pair, result_dtype, simulated
 from .compat import rebind
 from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
-from .state import QState, get, layer_operand, put, quantized_sites, quantizer_of, site_key, walked_sites
+from .sides import weight_right
+from .state import (
+    QState,
+    check_state,
+    get,
+    has_no_values,
+    layer_operand,
+    marked,
+    put,
+    quantized_sites,
+    quantizer_of,
+    site_key,
+    walked_sites,
+)
+from .switch import watched
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -29,13 +44,15 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
     results agree to the last bit. Other quantized operations dequantize and accumulate in float. Gradients pass
-    straight through, as each quantizer says.
+    straight through, as each quantizer says. Where no operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).
         plan: from `lowbit.bind`.
         train: use the quantizers' training forms; ``run`` then takes ``key=`` and ``step=`` and returns
-            ``(y, qstate')``.
+            ``(y, qstate')``. A model's own ``key`` or ``step`` goes in ``kwargs={...}``, which ``run`` always takes.
+            Without it, differentiating ``run`` warns where a quantizer trains in another form than it serves, or keeps a
+            state while training.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
 
@@ -43,7 +60,8 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
         A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
 
     Raises:
-        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` lacks a site.
+        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`).
+        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's.
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
@@ -55,26 +73,33 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
 def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callable[..., Any]:
     @jax.jit
     def compiled(params, qstate, args, kwargs, key, step):
-        return simulation(
+        y, after = simulation(
             fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp
         )
+        return (y if train else watched(plan, y)), after
+
+    def checked(params: Any, qstate: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        arguments.check(params=params)
+        check_state(plan, qstate)
+        arguments.check_leaves(plan, params)
+        arguments.check_call(fn, params, args, kwargs)
+        return kwargs
 
     if train:
 
-        def run_train(params, qstate, *args, key: Array | None = None, step: Any = None, **kwargs):
-            arguments.check(params=params, qstate=qstate, key=key)
-            arguments.check_leaves(plan, params)
-            arguments.check_call(fn, params, args, kwargs)
+        @shares_keywords("lowbit.simulate(train=True)", fn)
+        def run_train(params, qstate, /, *args, key: Array | None = None, step: Any = None, kwargs=None, **keywords):
+            arguments.check(key=key)
+            given = checked(params, qstate, args, merged(keywords, kwargs))
             step = None if step is None else jnp.asarray(step, jnp.int32)
-            return compiled(params, qstate, args, kwargs, key, step)
+            return compiled(params, qstate, args, given, key, step)
 
         return run_train
 
-    def run(params, qstate, *args, **kwargs):
-        arguments.check(params=params, qstate=qstate)
-        arguments.check_leaves(plan, params)
-        arguments.check_call(fn, params, args, kwargs)
-        return compiled(params, qstate, args, kwargs, None, None)[0]
+    @shares_keywords("lowbit.simulate", fn)
+    def run(params, qstate, /, *args, kwargs=None, **keywords):
+        given = checked(params, qstate, args, merged(keywords, kwargs))
+        return compiled(params, qstate, args, given, None, None)[0]
 
     return run
 
@@ -93,8 +118,11 @@ def simulation(
     custom_vjp: str = "raise",
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
-    traced = trace(fn, params, args, dict(kwargs))
+    check_state(plan, qstate)
+    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
     check_same_operations(traced.graph, plan)
+    if not plan.quantized:
+        return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
             plan, traced, qstate, train=train, key=key, step=step, updated=_updated
@@ -122,7 +150,7 @@ def simulation(
         operands = []
         for site, value in zip(rows[op.path].sites, values, strict=True):
             if site.spec is None:
-                operands.append(value if op.eqn.primitive.name == "gather" else plain(value))
+                operands.append(value if op.is_lookup else plain(value))
             elif site.kind == "leaf":
                 operands.append(value)
             else:
@@ -149,10 +177,11 @@ def simulation(
 def compute(op: Operation, left: Any, right: Any) -> Any:
     """Returns the operation on its operands, quantized or not: levels in, the result in its own dtype out."""
     eqn = op.eqn
-    if eqn.primitive.name == "gather":
-        return lookup(eqn, left, right) if isinstance(left, QTensor) else rebind(eqn, [left, right])[0]
+    if op.is_lookup:
+        return lookup(eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
-        return _simulated(Matmul.of(eqn), left, right, result_dtype(eqn))
+        sides = weight_right(eqn, op.weight)
+        return sides.restore(_simulated(sides.matmul, *sides.operands(left, right), result_dtype(eqn)))
     return rebind(eqn, [plain(left), plain(right)])[0]
 
 
@@ -186,6 +215,8 @@ def _trained(
 def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
     """The state after one training batch: statistics of this batch, given to the quantizer's ``update``."""
     quantizer = quantizer_of(site)
+    if stats is None and has_no_values(x):
+        return state
     if stats is None:
         operand = layer_operand(site)
         if site.is_weight:
@@ -204,4 +235,4 @@ def _collected(plan: Plan, leaves: Mapping[str, Any], sites: Mapping[str, Any]) 
     parts: dict[str, Any] = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         put(parts, site.key, site.role, leaves[site.key] if site.kind == "leaf" else sites[row.path][site.role])
-    return parts
+    return marked(plan, parts)

@@ -1,4 +1,8 @@
-"""The state of all sites as one pytree: ``{"learn": {key: {role: ...}}, "fixed": {key: {role: ...}}}``."""
+"""The state of all sites as one pytree: ``{"learn": {key: {role: ...}}, "fixed": {key: {role: ...}}}``.
+
+Beside the roles of every site stands ``"plan <fingerprint>": {}``: a key without arrays, so that optimizers, `jax.tree.map`,
+`jax.vmap` and checkpoints carry it, and it is known under `jax.jit` too. `check_state` refuses the state of another plan.
+"""
 
 import dataclasses
 import zlib
@@ -9,12 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.core.spec import Operand
-from lowbit.core.statistics import Statistic
+from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site, Step
 
 QState = dict[str, Any]
+
+PARTS = ("learn", "fixed")
+_MARK = "plan "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +91,7 @@ def get(qstate: QState, key: str, role: str) -> QState:
         ValueError: if there is none.
     """
     try:
-        return {part: qstate[part][key][role] for part in ("learn", "fixed")}
+        return {part: qstate[part][key][role] for part in PARTS}
     except (KeyError, TypeError):
         known = sorted(qstate["learn"]) if isinstance(qstate, Mapping) and "learn" in qstate else "no such tree"
         raise ValueError(
@@ -94,8 +101,75 @@ def get(qstate: QState, key: str, role: str) -> QState:
 
 def put(parts: QState, key: str, role: str, state: QState) -> None:
     """Sets the state of one site in a tree under construction."""
-    for part in ("learn", "fixed"):
+    for part in PARTS:
         parts.setdefault(part, {}).setdefault(key, {})[role] = state[part]
+
+
+def marked(plan: Plan, qstate: Any) -> QState:
+    """Returns a state whose every site carries the fingerprint of ``plan``, in place of any other.
+
+    For a state made by hand, by an older lowbit, or read by a tool that loses keys without arrays. Nothing is checked but
+    that the sites are those of the plan.
+
+    Raises:
+        TypeError: if it is no state.
+        ValueError: if its sites are not those of the plan.
+    """
+    _check_sites(plan, qstate)
+
+    def one(roles: Mapping[str, Any]) -> dict[str, Any]:
+        return {role: x for role, x in roles.items() if not role.startswith(_MARK)} | {_MARK + plan.fingerprint: {}}
+
+    return {part: {key: one(roles) for key, roles in qstate[part].items()} for part in PARTS}
+
+
+def check_state(plan: Plan, qstate: Any) -> None:
+    """Raises unless every site of a state is of this plan. Values are not looked at: it holds under `jax.jit` too.
+
+    Raises:
+        TypeError: if it is no state.
+        ValueError: if it is another plan's, with the first difference, or carries no fingerprint.
+    """
+    _check_sites(plan, qstate)
+    for part in PARTS:
+        for key, roles in qstate[part].items():
+            found = [role.removeprefix(_MARK) for role in roles if role.startswith(_MARK)]
+            if not found:
+                raise ValueError(
+                    f"qstate[{part!r}][{key!r}] does not say which plan it is of: it was made by hand, by an older lowbit or "
+                    f"went through a file that loses keys without arrays. If it is this plan's, "
+                    f"lowbit.interpret.state.marked(plan, qstate) says so"
+                )
+            if found != [plan.fingerprint]:
+                sites = {site.role: site.method for _, site in quantized_sites(plan) if site.key == key}
+                raise ValueError(
+                    f"qstate is another plan's ({', '.join(found)}, this one is {plan.fingerprint}): its state of {key!r} was "
+                    f"made with another quantizer, shape or model than {sites}; take the state that lowbit.init or "
+                    f"lowbit.calibrate made for this plan"
+                )
+
+
+def _check_sites(plan: Plan, qstate: Any) -> None:
+    if not isinstance(qstate, Mapping) or not all(isinstance(qstate.get(part), Mapping) for part in PARTS):
+        got = f"keys {list(qstate)}" if isinstance(qstate, Mapping) else type(qstate).__name__
+        raise TypeError(f'qstate must be {{"learn": ..., "fixed": ...}} as lowbit.init returns it, got {got}')
+    wanted: dict[str, set[str]] = {}
+    for _, site in quantized_sites(plan):
+        wanted.setdefault(site.key, set()).add(site.role)
+    for part in PARTS:
+        found = {key: {role for role in roles if not role.startswith(_MARK)} for key, roles in qstate[part].items()}
+        if found != wanted:
+            extra, missing = _pairs(found, wanted), _pairs(wanted, found)
+            raise ValueError(
+                f"qstate is another plan's: qstate[{part!r}] has {extra or 'nothing else'} that this plan has not, and no "
+                f"state for {missing or 'nothing'}; take the state that lowbit.init or lowbit.calibrate made for this plan"
+            )
+
+
+def _pairs(some: Mapping[str, set[str]], without: Mapping[str, set[str]]) -> str:
+    """The sites of one side that the other lacks, the first three."""
+    left = [f"the {role} of {key!r}" for key in some for role in sorted(some[key] - without.get(key, set()))]
+    return ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
 
 
 def site_key(key: Array, name: str) -> Array:
@@ -103,9 +177,15 @@ def site_key(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def has_no_values(x: Any) -> bool:
+    """Returns whether an array is empty: a batch of nothing says nothing about ranges. Symbolic lengths count as some."""
+    return any(isinstance(n, int) and n == 0 for n in x.shape)
+
+
 def statistics_of(site: Site) -> tuple[Statistic, ...]:
-    """Returns what is folded at a site that the walk carries."""
-    return (Values(),) if site.is_weight else quantizer_of(site).needs(layer_operand(site))
+    """Returns what is folded at a site that the walk carries: what its quantizer reads, and whether it was finite."""
+    wanted = (Values(),) if site.is_weight else quantizer_of(site).needs(layer_operand(site))
+    return (*wanted, NotFinite())
 
 
 def empty_statistics(plan: Plan) -> dict[str, Any]:
@@ -122,12 +202,12 @@ def empty_statistics(plan: Plan) -> dict[str, Any]:
 
 def finished(site: Site, states: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the finished statistics of one site (one layer)."""
-    return {s.name: s.finish(states[s.name]) for s in statistics_of(site)}
+    return {s.name: s.finish(states[s.name]) for s in statistics_of(site) if not isinstance(s, NotFinite)}
 
 
 def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:
     """Returns the state of every site from parameters and folded statistics."""
-    leaves = {leaf_path(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
     parts: QState = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         quantizer, now = quantizer_of(site), site_key(key, f"{site.key}/{site.role}")
@@ -145,7 +225,7 @@ def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: A
                 start = jax.vmap(start)
             state = start(states, keys)
         put(parts, site.key, site.role, state)
-    return parts
+    return marked(plan, parts)
 
 
 def abstract_state(plan: Plan, params: Any) -> QState:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.trees import Dropped
 from lowbit.plan.rows import Plan
@@ -51,7 +51,15 @@ def _abstract(leaf: Any) -> Any:
     return leaf
 
 
-def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *, has_codes: bool = False) -> Trace:
+def trace(
+    fn: Model,
+    params: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    has_codes: bool = False,
+    has_picks: bool = True,
+) -> Trace:
     """Returns the trace of ``fn(params, *args, **kwargs)``; packed parameters stand for their float values.
 
     Args:
@@ -60,19 +68,19 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
         args: its arguments.
         kwargs: its keyword arguments.
         has_codes: whether int8 and int16 arguments are codes that stand for float32 values.
+        has_picks: whether a matrix that data picks is a weight; not so in a full-integer plan.
 
     Raises:
         TypeError: if ``fn`` is not callable, or a parameter is not an array.
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of (params, *args), got {type(fn).__name__}")
-    entries, param_tree = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_leaf)
-    paths = [leaf_path(keys) for keys, _ in entries]
-    for path, (_, leaf) in zip(paths, entries, strict=True):
+    paths, values, param_tree = flatten(params, is_leaf=_is_leaf)
+    for path, leaf in zip(paths, values, strict=True):
         if not (_is_leaf(leaf) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
             raise TypeError(f"parameter {path!r} must be an array, got {type(leaf).__name__}")
     rest, rest_tree = jax.tree.flatten((tuple(args), kwargs))
-    leaves = [leaf for _, leaf in entries] + rest
+    leaves = values + rest
     out_tree = None
 
     def flat(*leaves):
@@ -87,7 +95,7 @@ def trace(fn: Model, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *
         shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
     jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
-    return Trace(jaxpr, read(jaxpr, paths, shapes), leaves, paths, out_tree)
+    return Trace(jaxpr, read(jaxpr, paths, shapes, has_picks=has_picks), leaves, paths, out_tree)
 
 
 def check_same_operations(graph: Graph, plan: Plan) -> None:

@@ -17,10 +17,13 @@ from jax.sharding import PartitionSpec
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import unfused
 from lowbit.packed.bits import unpack
+from lowbit.packed.native import NativeTensor
 from lowbit.packed.trees import Dropped
 
 from . import compat, moves
-from .graph import Address, Graph, Operation
+from .graph import Graph, Operation
+from .kinds import Address
+from .lookup import pick
 
 Sites = dict[str, Any]
 """State by operation path. Inside a scan over layers, of the current layer."""
@@ -75,19 +78,33 @@ def reevaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     if values and isinstance(values[0], QTensor):
         first = values[0]
         if moves.track(eqn, moves.leaf_axes(first.shape)) is not None:
-            is_cast = eqn.primitive.name == "convert_element_type"
-            return [moves.move(eqn, first if is_cast else unpack(first), [plain(v) for v in values[1:]])]
+            return [_moved(eqn, first, [plain(v) for v in values[1:]])]
     dropped = next((v for v in values if isinstance(v, Dropped)), None)
     if dropped is not None:  # only a derived weight or an integer constant, already packed, needs this
         return [dropped] * len(eqn.outvars)
     return compat.rebind(eqn, [plain(v) for v in values])
 
 
+def _moved(eqn: Any, weight: QTensor, others: Sequence[Any]) -> QTensor:
+    if eqn.primitive.name == "convert_element_type":
+        return moves.move(eqn, weight)
+    moved = moves.move(eqn, _codes(weight), others)
+    if isinstance(weight, NativeTensor) and weight.ndim == len(weight.axes) and eqn.primitive.name not in moves.CUTTING:
+        return weight.moved(moved, moves.track(eqn, weight.axes))
+    return moved
+
+
+def _codes(weight: QTensor) -> QTensor:
+    """A weight with one code per element, without its kernel's order."""
+    return unpack(weight.without_matrix() if isinstance(weight, NativeTensor) else weight)
+
+
 class _Run:
     def __init__(self, walk: Walk, operations: Mapping[Address, Operation]):
         self.walk = walk
         self.operations = operations
-        self.scopes = {address[:i] for address in operations for i in range(1, len(address))}
+        inside = (*operations, *walk.graph.picks)
+        self.scopes = {address[:i] for address in inside for i in range(1, len(address))}
 
     def body(self, jaxpr, consts, args, scope: Address, sites: Sites) -> tuple[list[Any], Sites]:
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -102,18 +119,33 @@ class _Run:
             values = [get(v) for v in eqn.invars]
             if address in self.operations:
                 operation = self.operations[address]
-                out, state = self.walk.at(operation, values, sites.get(operation.path))
+                out, state = self.walk.at(operation, operation.operands(values), sites.get(operation.path))
                 if self.walk.writes:
                     sites = {**sites, operation.path: state}
                 outs = [out]
-            elif address in self.scopes:
+            elif self.looks_inside(eqn, values, address):
                 outs, sites = getattr(self, "_" + str(compat.kind(eqn)))(eqn, values, address, sites)
+            elif address in self.walk.graph.picks and isinstance(values[0], QTensor):
+                outs = [pick(eqn, values[0], values[1:])]
             else:
                 outs = reevaluate(eqn, values)
                 if index in summed:
-                    outs = [unfused(out) for out in outs]
+                    outs = [out if isinstance(out, Dropped) else unfused(out) for out in outs]
             env.update(zip(eqn.outvars, outs, strict=True))
         return [get(v) for v in jaxpr.outvars], sites
+
+    def looks_inside(self, eqn, values, address: Address) -> bool:
+        """Whether a call is walked through, not evaluated whole: what `lowbit.interpret.graph` reads through, this walks through.
+
+        It holds an operation, or a quantized weight leaves it as one, or something in it needs a weight that is packed
+        already, and the rest does not.
+        """
+        kind = compat.kind(eqn)
+        if kind is None or address in self.scopes:
+            return kind is not None
+        if any(isinstance(v, Dropped) for v in values):  # jax finds what is not needed of every call but these
+            return kind not in ("while", "custom_jvp", "custom_vjp")
+        return any(isinstance(v, QTensor) for v in (values if kind in compat.INLINED else compat.carried(eqn, values)))
 
     def inner(self, address: Address, sites: Sites) -> Sites:
         """The states of the operations inside a call."""
@@ -136,7 +168,8 @@ class _Run:
                 f"{compat.source_line(eqn)}); simulating it would drop that gradient: give it the rule 'keep', or pass "
                 f"custom_vjp='body' to use the gradient of its body"
             )
-        return self._jit(eqn, values, address, sites)
+        outs, sites = self._jit(eqn, values, address, sites)
+        return [plain(v) for v in outs], sites
 
     _custom_jvp = _custom_vjp
 
@@ -145,14 +178,15 @@ class _Run:
         inner = self.inner(address, sites)
 
         def function(values, inner):
-            outs, after = self.body(body.jaxpr, body.consts, values, (*address, 0), inner)
-            return [plain(v) for v in outs], after
+            return self.body(body.jaxpr, body.consts, values, (*address, 0), inner)
 
         outs, after = compat.remat(eqn, function)(values, inner)
         return outs, ({**sites, **after} if self.walk.writes else sites)
 
     def _cond(self, eqn, values, address, sites):
         index, *operands = values
+        if isinstance(index, Dropped):
+            return reevaluate(eqn, values), sites
         inner = self.inner(address, sites)
 
         def branch(i, body):
@@ -163,6 +197,8 @@ class _Run:
             return function
 
         functions = [branch(i, body) for i, body in enumerate(compat.bodies(eqn))]
+        if any(isinstance(v, Dropped) for v in operands):
+            functions = _dropping_alike(functions, operands, inner)
         index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
         outs, after = lax.switch(index, functions, operands, inner)
         return outs, ({**sites, **after} if self.walk.writes else sites)
@@ -226,7 +262,7 @@ class _Run:
     def _shard_map(self, eqn, values, address, sites):
         (body,) = compat.bodies(eqn)
         inner = self.inner(address, sites)
-        values = [unpack(v) if isinstance(v, QTensor) else v for v in values]  # devices split codes, not bytes
+        values = [_codes(v) if isinstance(v, QTensor) else v for v in values]  # devices split codes, not bytes
         flat, treedef = jax.tree.flatten((values, inner))
         state, state_tree = jax.tree.flatten(inner)
         specs = [leaf for v, spec in zip(values, eqn.params["in_specs"], strict=True) for leaf in _specs(v, spec)]
@@ -246,6 +282,21 @@ class _Run:
         outs = compat.shard_map(eqn, function, (*specs, *replicated), all_specs)(*flat)
         after = jax.tree.unflatten(state_tree, outs[len(out_specs) :]) if self.walk.writes else {}
         return outs[: len(out_specs)], {**sites, **after}
+
+
+def _dropping_alike(functions, operands, inner):
+    """Branches that all lack a result where one of them does: nothing needs it, and they must agree."""
+    found = [jax.eval_shape(function, operands, inner)[0] for function in functions]
+    lost = {i: v for outs in found for i, v in enumerate(outs) if isinstance(v, Dropped)}
+
+    def without(function):
+        def run(operands, inner):
+            outs, after = function(operands, inner)
+            return [lost.get(i, v) for i, v in enumerate(outs)], after
+
+        return run
+
+    return [without(function) for function in functions]
 
 
 def _merge(moving: Sequence[Any], fixed: Mapping[int, Any]) -> list[Any]:

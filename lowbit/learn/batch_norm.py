@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.core.keywords import explicit
 from lowbit.interpret.simulate import simulate
 from lowbit.interpret.state import QState
 from lowbit.interpret.trace import Model
@@ -107,7 +108,7 @@ def _after(
     run: Callable[..., Any], params: Any, qstate: QState, state: Any, batch: Any, keywords: dict[str, Any]
 ) -> list[Any]:
     """The leaves of the state after one batch."""
-    result = run(params, qstate, state, *batch, **keywords)
+    result = run(params, qstate, state, *batch, **explicit(keywords))
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError("fn must return (y, state'): adapt the module in training mode, with its statistics mutable")
     leaves, tree = jax.tree.flatten(result[1])

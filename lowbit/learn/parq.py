@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from lowbit.core.extremes import at_least, at_most, larger, smaller
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
@@ -73,10 +74,10 @@ def proximal(
     grid = quantizer.quantize(state, z, operand)
     wide = z.astype(jnp.float32)
     scaled = grid._blockwise(wide, 1.0 / grid.scale_values, lambda a, b: a * b)
-    below = jnp.clip(jnp.floor(scaled), spec.format.low, spec.format.high)
-    above = jnp.clip(jnp.floor(scaled) + 1.0, spec.format.low, spec.format.high)
+    below = at_most(at_least(jnp.floor(scaled), spec.format.low), spec.format.high)
+    above = at_most(at_least(jnp.floor(scaled) + 1.0, spec.format.low), spec.format.high)
     middle = 0.5 * (below + above)
-    steep = jnp.clip(middle + (scaled - middle) * (1.0 / jnp.maximum(rho, 1e-6)), below, above)
+    steep = smaller(larger(middle + (scaled - middle) * (1.0 / jnp.maximum(rho, 1e-6)), below), above)
     soft = QTensor(steep, grid.scale, None, spec, str(z.dtype), grid.groups).dequantize()
     return jnp.where(jnp.asarray(rho) <= 0.0, grid.dequantize(), jnp.where(jnp.asarray(rho) >= 1.0, z, soft))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lowbit.core.qtensor import QTensor
-from lowbit.core.quantizer import QState, Quantizer, Quantizers
+from lowbit.core.quantizer import QState, Quantizer, Quantizers, is_served_by_spec
 from lowbit.core.spec import Operand, Spec
 from lowbit.core.statistics import Statistic
 
@@ -65,6 +65,9 @@ class Delayed(_Wrapper):
         if self.until < 0:
             raise ValueError(f"until must be a step >= 0, got {self.until}")
 
+    def served_by_spec(self) -> bool:
+        return is_served_by_spec(self.inner)
+
     def train(
         self, qstate: QState, x: Float[Array, "..."], operand: Operand, *, key: Array | None, step: Array | None
     ) -> QTensor:
@@ -99,6 +102,9 @@ class Gradual(_Wrapper):
         super().__post_init__()
         if not 0 <= self.start < self.end:
             raise ValueError(f"steps must be 0 <= start < end, got {self.start} and {self.end}")
+
+    def served_by_spec(self) -> bool:
+        return is_served_by_spec(self.inner)
 
     def train(
         self, qstate: QState, x: Float[Array, "..."], operand: Operand, *, key: Array | None, step: Array | None

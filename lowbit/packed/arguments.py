@@ -117,7 +117,7 @@ def check_leaves(plan: Plan, params: Any) -> None:
     for path, site in plan.leaf_sites().items():
         if path not in shapes:
             raise ValueError(
-                f"params lack {path!r}, which the plan quantizes; they have {', '.join(list(shapes)[:8]) or 'nothing'}"
+                f"params have no {path!r}, which the plan quantizes; they have {', '.join(list(shapes)[:8]) or 'nothing'}"
             )
         if shapes[path] != tuple(site.operand.shape):
             raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from lowbit.core.checks import is_traced
+from lowbit.core.checks import is_traced, not_finite
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.ranges import Full
@@ -21,7 +21,7 @@ from lowbit.quantizers.rtn import RTN
 
 from . import arguments
 from .bits import pack, packing_axis
-from .pieces import count_of, joined
+from .pieces import ELEMENTS, count_of, joined
 from .trees import QParams
 
 
@@ -53,7 +53,9 @@ def quantize_array(
 
     Raises:
         TypeError: if ``x`` is not a float array, or ``how`` none of the above.
-        ValueError: for an axis outside the rank, or a text that is not one, pointing at the character.
+        ValueError: for an axis outside the rank, a text that is not one, pointing at the character, or an ``x`` with NaN or
+            infinity. Under jit values are not looked at: NaN makes the scale of its block NaN, infinity counts as the largest
+            finite number.
 
     Example:
         >>> q = quantize_array(jnp.array([[1.5, -2.0, 3.5, 0.1]]), "int4/g2")
@@ -76,6 +78,7 @@ def quantize_array(
         raise TypeError(f"x must be a float array, got {x.dtype}; cast it first")
     if x.ndim == 0 or not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis must be within the rank of x, got axis {axis} for shape {x.shape}")
+    _check_finite(x)
     quantizer = _quantizer(how)
     key = jax.random.key(0) if key is None else key
     axis = axis % x.ndim
@@ -86,8 +89,7 @@ def quantize_array(
         size = x.shape[along] // count
 
         def piece(i: int) -> QTensor:
-            part = lax.slice_in_dim(x, i * size, (i + 1) * size, axis=along) if isinstance(x, jax.Array) else None
-            part = jnp.asarray(x[(slice(None),) * along + (slice(i * size, (i + 1) * size),)]) if part is None else part
+            part = _part(x, along, i * size, (i + 1) * size)
             return _quantized(part, key, quantizer, axis, packed=packed, place=place)
 
         q = joined(count, piece, along)
@@ -97,6 +99,37 @@ def quantize_array(
             else q
         )
     return _quantized(jnp.asarray(x), key, quantizer, axis, packed=packed)
+
+
+def _check_finite(x: Any) -> None:
+    """Raises where an array with values holds NaN or infinity, looked at a piece at a time: nothing of its size is made."""
+    if is_traced(x) or x.size == 0:
+        return
+    along = max(range(x.ndim), key=lambda i: x.shape[i])
+    size = max(ELEMENTS * x.shape[along] // x.size, 1)
+    count, first = 0, None
+    for start in range(0, x.shape[along], size):
+        with jax.ensure_compile_time_eval():  # an array that an outer jit closes over has values too
+            part = _part(x, along, start, min(start + size, x.shape[along]))
+        if not_finite({"x": part}):
+            is_bad = ~np.isfinite(np.asarray(part).astype(np.float32))
+            at = [int(i) for i in np.unravel_index(np.argmax(is_bad), is_bad.shape)]
+            at[along] += start
+            count, first = count + int(is_bad.sum()), min(first or at, at)
+    if first is not None:
+        raise ValueError(
+            f"x holds NaN or infinity, {count} of {x.size} values, first at {tuple(first)}: it has no grid; mend it first, for "
+            f"instance by jnp.nan_to_num"
+        )
+
+
+def _part(x: Any, along: int, start: int, stop: int) -> jax.Array:
+    """A piece of an array along an axis; of numpy's only the piece is copied."""
+    if (start, stop) == (0, x.shape[along]):
+        return jnp.asarray(x)
+    if isinstance(x, jax.Array):
+        return lax.slice_in_dim(x, start, stop, axis=along)
+    return jnp.asarray(x[(slice(None),) * along + (slice(start, stop),)])
 
 
 _WHOLE = 8

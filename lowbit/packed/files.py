@@ -7,7 +7,8 @@ The file, little-endian, as safetensors has it::
     data      the tensors' bytes, widest dtype first, without gaps
 
 ``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
-(see `lowbit.packed.structure`) and ``described``, the sha256 of all that is not data: plan, tree, names, dtypes and shapes. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
+(see `lowbit.packed.structure`), ``described``, the sha256 of all that is not data (plan, tree, names, dtypes and shapes),
+and, where the parameters carry it, the ``fingerprint`` of the plan. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
 byte. ``sha256`` is that of the whole file with its own 64 digits written as zeros, so every byte counts. The same model
 gives the same bytes.
 """
@@ -31,6 +32,7 @@ from lowbit.plan import valid as valid_plan
 from lowbit.plan.rows import Plan
 
 from . import structure, valid
+from .belongs import check_belongs, checked
 from .trees import QParams
 
 FORMAT = "lowbit"
@@ -57,7 +59,8 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
 
     Raises:
         TypeError: for other types, or a tree that a file cannot hold (its path is named).
-        ValueError: for a spec that does not read back: a number format of your own lives in your code only.
+        ValueError: for parameters of another plan, a scale that is NaN, infinite or smaller than 2**-126, or a spec that
+            does not read back: a number format of your own lives in your code only.
 
     Example:
         >>> import tempfile, jax, lowbit as lb
@@ -75,6 +78,9 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         raise TypeError(f"save takes (path, plan, qparams): plan must be a Plan, got {type(plan).__name__}")
     if not isinstance(qparams, QParams):
         raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
+    if qparams.fingerprint:
+        check_belongs(plan, qparams)
+    checked(qparams)
     plan_text = serial.to_json(plan)
     if [_specs(row) for row in serial.from_json(plan_text)] != [_specs(row) for row in plan]:
         raise ValueError(
@@ -89,6 +95,8 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
     card["described"] = _described(
         card, {name: [list(x.shape), _DTYPES.get(str(x.dtype))] for name, x in arrays.items()}
     )
+    if qparams.fingerprint:
+        card["fingerprint"] = plan.fingerprint
     chunks = encode_tensors(arrays, {FORMAT: json.dumps(card, separators=(",", ":"))})
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -109,7 +117,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
     Raises:
         TypeError: if ``path`` is not a path.
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is truncated, altered, not lowbit's, or of a newer version: the message says which.
+        ValueError: if the file is truncated, altered, not lowbit's, of a newer version, or holds a scale that is none: the
+            message says which.
     """
     source = _path(path)
     content = source.read_bytes()
@@ -129,11 +138,19 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
         plan = serial.from_json(card["plan"])
         valid_plan.check(plan)
         tree = card["tree"]
-        qparams = QParams(structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays))
+        fingerprint = card.get("fingerprint", "")
+        if fingerprint not in ("", plan.fingerprint):
+            raise ValueError(
+                f"its fingerprint is {fingerprint!r:.40}, its plan's is {plan.fingerprint!r}; copy it again"
+            )
+        qparams = QParams(
+            structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays), fingerprint
+        )
         _check(plan, qparams)
         shapes = {name: [list(x.shape), _DTYPES[str(x.dtype)]] for name, x in host.items()}
         if card.get("described", _described(card, shapes)) != _described(card, shapes):
             raise ValueError("it describes another model than the one that was saved; copy it again")
+        checked(qparams)
     except (
         KeyError,
         TypeError,
@@ -206,7 +223,12 @@ def encode_tensors(arrays: Mapping[str, Any], metadata: Mapping[str, str]) -> li
 def _host(name: str, array: Any) -> np.ndarray:
     if isinstance(array, Tracer):
         raise TypeError(f"{name} is a tracer: save cannot run under jit")
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended) or str(array.dtype) not in _DTYPES:
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"{name} is a {array.dtype}, a random key, which a safetensors file cannot hold: keep jax.random.key_data(key) "
+            f"there and wrap it in the function, or pass the key as an argument"
+        )
+    if str(array.dtype) not in _DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold; cast it first")
     host = np.ascontiguousarray(array)
     return host.reshape(array.shape).astype(host.dtype.newbyteorder("<"), copy=False)

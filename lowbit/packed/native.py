@@ -1,14 +1,15 @@
-"""Packed weights in the physical order of the kernels, prepared once; the only other import of `lowbit_kernels`.
+"""Packed weights in the physical order of the kernels, prepared once.
 
-`prepare` is pure and changes no number. `lowbit.execute` calls it by itself the first time it sees concrete packed
-parameters, and keeps the result as long as they live.
+`prepare` is pure and changes no number. `lowbit.execute` does the same by itself the first time it sees concrete packed
+weights, and keeps the result as long as their arrays live.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,35 +18,69 @@ from jaxtyping import Array
 
 import lowbit_kernels
 from lowbit.core.checks import is_traced
-from lowbit.core.paths import leaf_path
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Format, Tensor
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit_kernels.cpu.prepare import CHANNELS
 
 from . import arguments
+from .belongs import check_belongs
 from .bits import unpack
 from .pieces import count_of, joined
-from .trees import QParams
+from .trees import QParams, flatten
 
-Matrix = Any
-T = TypeVar("T")
+Axes = tuple[tuple[tuple[int, int], ...], ...]
+"""Of every axis of a moved weight, the axes, and their lengths, of the weight as it was prepared."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """A weight in the kernels' order, beside its packed form.
+
+    Attributes:
+        matrix: what `lowbit_kernels.prepare` made; of a dot with batch axes, one matrix for each, along a leading axis.
+        contract: the axes that the kernel contracts, in its order, of the weight as prepared (of one layer).
+        batch: the axes along which it has a matrix for each.
+        axes: where the axes of the weight as prepared are now; none of an axis of length 1.
+    """
+
+    matrix: Any = None
+    contract: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    batch: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    axes: Axes = dataclasses.field(default=(), metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NativeTensor(QTensor):
-    """A packed `QTensor` that also holds its weight in the kernels' order.
-
-    Attributes:
-        matrix: what `lowbit_kernels.prepare` made.
-    """
+    """A packed `QTensor` that also holds its weight in the kernels' order: the fields of `Order`."""
 
     matrix: Any = None
+    contract: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    batch: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    axes: Axes = dataclasses.field(default=(), metadata={"static": True})
+
+    def without_matrix(self) -> QTensor:
+        """Returns the same weight without its kernel's order."""
+        return QTensor(**{f.name: getattr(self, f.name) for f in dataclasses.fields(QTensor)})
+
+    def moved(self, weight: QTensor, axes: Axes | None) -> QTensor:
+        """Returns the weight after a movement that permutes, merges or adds axes: the kernel's order stays what it is.
+
+        Args:
+            weight: the moved weight.
+            axes: as the field; None, or where an axis was cut, only ``weight`` is left.
+        """
+        whole = sorted(atom for group in self.axes for atom in group)
+        if axes is None or sorted(atom for group in axes for atom in group) != whole:
+            return weight
+        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(QTensor)}
+        return NativeTensor(**fields, matrix=self.matrix, contract=self.contract, batch=self.batch, axes=axes)
 
 
 def why_not(row: Row, site: Site) -> str | None:
-    """Returns why an operation's weight cannot go to the packed matmul kernels, or None if it can."""
+    """Returns why an operation's weight cannot go to the native kernels, whatever its layout, or None if it can."""
     spec = site.spec
     if spec is None:
         return "not quantized"
@@ -53,20 +88,39 @@ def why_not(row: Row, site: Site) -> str | None:
         return _why_not_conv(row, site)
     if row.primitive != "dot_general":
         return f"no kernel for {row.primitive}"
-    if row.sites[1] is not site:
-        return "the weight is the left operand"
     if spec.format.bits > 8 or not (spec.format.is_integer or spec.symmetric):
         return f"no packed matmul for {spec.text}"
-    inputs = row.sites[0].spec
+    inputs = next((other.spec for other in row.sites if other is not site), None)
     if row.is_integer and inputs is not None and inputs.format.bits > 8:
         return f"no packed matmul for {inputs.format.name} inputs"
     if spec.granularity.text.startswith("t") and spec.granularity.text != "tensor":
         return "the packed matmul has no tiles"
-    contract = tuple(i - site.operand.stack for i in site.operand.contract)
-    rank = len(site.operand.shape) - site.operand.stack
-    if contract not in (tuple(range(len(contract))), tuple(range(rank - len(contract), rank))):
-        return "the contracted axes are not first or last"
+    shape, stack = site.operand.shape, site.operand.stack
+    if math.prod(shape) == 0:
+        return "the weight has no elements"
+    contract = tuple(i for i in site.operand.contract if shape[i] > 1)
+    blocks = spec.granularity.blocks(site.operand)
+    group = _group_of([shape[i] for i in contract], [blocks[i] for i in contract])
+    if group is None:
+        return f"scales of {spec.text} do not lie in groups of one size along the contracted axes {contract} of {shape[stack:]}"
+    is_affine = not spec.symmetric
+    if row.is_integer and group > (
+        most := lowbit_kernels.largest_group(spec.format.bits, signed=spec.format.is_signed, affine=is_affine)
+    ):
+        return f"the kernel sums at most {most} products under one scale of {spec.text}, this one {group}"
     return None
+
+
+def _group_of(lengths: Sequence[int], blocks: Sequence[int]) -> int | None:
+    """Returns how many neighbours along flattened axes share a scale, or None where that differs, or is 1 of several."""
+    if all(b >= n for n, b in zip(lengths, blocks, strict=True)):
+        return math.prod(lengths)
+    first = next((i for i, b in enumerate(blocks) if b > 1), None)
+    if first is None or any(b < n for n, b in zip(lengths[first + 1 :], blocks[first + 1 :], strict=True)):
+        return None
+    if first > 0 and lengths[first] % blocks[first]:
+        return None
+    return min(blocks[first], lengths[first]) * math.prod(lengths[first + 1 :])
 
 
 def _why_not_conv(row: Row, site: Site) -> str | None:
@@ -74,6 +128,8 @@ def _why_not_conv(row: Row, site: Site) -> str | None:
     assert spec is not None
     if len(shape) != 4 or site.operand.stack or row.sites[1] is not site:
         return "the convolution kernels take one HWIO weight on the right"
+    if math.prod(shape) == 0:
+        return "the weight has no elements"
     if not set(site.operand.contract) <= {0, 1, 2}:
         return "the kernel is not HWIO"
     if not spec.format.is_integer or spec.format.bits > 8 or not spec.symmetric or spec.scale_dtype != "float32":
@@ -84,6 +140,8 @@ def _why_not_conv(row: Row, site: Site) -> str | None:
         return "the convolution kernels take calibrated integer inputs of 8 bits or less"
     if row.feature_groups > 1 and (shape[2] != 1 or shape[3] != row.feature_groups or not spec.format.is_signed):
         return "grouped convolutions other than depthwise have no kernel"
+    if row.feature_groups > 1 and shape[0] * shape[1] > lowbit_kernels.MOST_TAPS:
+        return f"the depthwise kernel takes at most {lowbit_kernels.MOST_TAPS} taps, not {shape[0] * shape[1]}"
     return None
 
 
@@ -95,52 +153,42 @@ def conv_of(q: QTensor, feature_groups: int) -> Any:
     return lowbit_kernels.prepare_conv(packed, feature_group_count=feature_groups)
 
 
-def matrix_of(q: QTensor, contract: tuple[int, ...]) -> Any:
-    """Returns a packed weight as a `lowbit_kernels.PackedMatrix` ``(K, N)``, or None where its bytes do not line up.
+def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> Any:
+    """Returns a weight in the kernels' order, ``(K, N)``: K the contracted axes, N the free ones, both in the leaf's order.
 
     Args:
-        q: packed, without stack axes.
-        contract: the contracted axes: the first ones, or the last ones.
+        q: packed, without stack axes; `why_not` has nothing against it.
+        contract: the contracted axes.
+        batch: the batch axes: where there are any, the result has a leading axis over all of them.
     """
-    if q.packed_axis is None or len(contract) == 0:
-        return None
-    rank, shape = q.ndim, q.shape
-    axis = q.packed_axis[0] + rank
-    last = next((i for i in reversed(contract) if shape[i] > 1), contract[-1])
-    length = math.prod(shape[i] for i in contract)
-    whole = lowbit_kernels.packed_length(shape[last], q.spec.format.bits) * (length // shape[last])
-    if axis != last or lowbit_kernels.packed_length(length, q.spec.format.bits) != whole:
-        return None
-    groups = dict(q.groups)
-    scale = q.scale_values.shape
-    group = groups.get(last - rank, length if all(scale[i] == 1 for i in contract) else 1)
-    if any(a + rank != last for a in groups) or (
-        group not in (1, length) and shape[last] % group and len(contract) > 1
-    ):
-        return None
-    if group == 1:
-        return None
-    first = 0 in contract
+    shape, blocks = q.shape, q.blocks
+    free = [i for i in range(q.ndim) if i not in (*contract, *batch)]
+    lengths = [math.prod(shape[i] for i in axes) for axes in (batch, contract, free)]
+    group = _group_of([shape[i] for i in contract], [blocks[i] for i in contract])
+    assert group is not None
 
-    def flat(x: Array) -> Array:
-        kept = [n if i in contract else shape[i] for i, n in enumerate(x.shape)]
-        x = jnp.broadcast_to(x, kept)
-        inner = math.prod(kept[i] for i in contract)
-        return x.reshape(inner, -1) if first else x.reshape(-1, inner).T
+    def flat(x: Array) -> Array:  # (batch, K or groups, N)
+        x = jnp.broadcast_to(x, [n if i in contract else shape[i] for i, n in enumerate(x.shape)])
+        return jnp.transpose(x, [*batch, *contract, *free]).reshape(lengths[0], -1, lengths[2])
 
     # Scales in 8 bits, and quantized ones, are widened: a float per group, never per weight.
     is_plain = q.spec.scale_dtype in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
     scales: Any = q.scale if is_plain else q.scale_values
-    return lowbit_kernels.PackedMatrix(
-        codes=flat(q.codes),
-        scales=flat(scales),
-        zeros=None if q.zero is None else flat(q.zero),
-        codebook=None if q.spec.format.is_integer else levels_of(q.spec.format),
-        bits=q.spec.format.bits,
-        signed=q.spec.format.is_signed,
-        length=length,
-        group=min(group, length),
-    )
+
+    def one(codes: Array, scales: Array, zeros: Array | None) -> Any:
+        packed = lowbit_kernels.pack_matrix(
+            codes,
+            scales,
+            bits=q.spec.format.bits,
+            group=group,
+            zeros=zeros,
+            signed=q.spec.format.is_signed,
+            codebook=None if q.spec.format.is_integer else levels_of(q.spec.format),
+        )
+        return lowbit_kernels.prepare(packed)
+
+    arrays = flat(unpack(q).codes), flat(scales), None if q.zero is None else flat(q.zero)
+    return jax.vmap(one)(*arrays) if batch else one(*jax.tree.map(lambda x: x[0], arrays))
 
 
 def levels_of(form: Format) -> Array:
@@ -158,59 +206,97 @@ def status() -> str | None:
 def prepare(plan: Plan, qparams: QParams) -> QParams:
     """Returns ``qparams`` with every weight that the kernels can take in their physical order as well. Pure.
 
+    What it returns is a copy: replace an entry in ``qparams`` and prepare again, not in the result. Concrete arrays are
+    prepared at once, also while another function is traced: that function holds them as constants.
+
     Args:
         plan: from `lowbit.bind`.
         qparams: from `lowbit.pack` or `lowbit.load`.
+
+    Raises:
+        TypeError: for other types.
+        ValueError: if ``qparams`` are another plan's.
     """
     arguments.check(plan=plan, qparams=qparams)
-    rows = {
-        site.key: (row, site)
-        for row in plan.rows
-        for site in row.sites
-        if site.is_weight and why_not(row, site) is None
-    }
+    check_belongs(plan, qparams)
+    return attached(qparams, {key: order_of(*each) for key, each in candidates(plan, qparams).items()})
 
-    def one(q: Any, key: str) -> Any:
-        if not isinstance(q, QTensor) or isinstance(q, NativeTensor) or key not in rows:
-            return q
-        row, site = rows[key]
-        groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
-        matrix = _builder(groups, site.operand.contract, site.operand.stack)(q)
-        if matrix is None:
-            return q
-        fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}
-        return NativeTensor(**fields, matrix=matrix)
 
-    def leaf(keys: Any, q: Any) -> Any:
-        return one(q, leaf_path(keys))
-
-    params = jax.tree_util.tree_map_with_path(leaf, qparams.params, is_leaf=lambda x: isinstance(x, QTensor))
-    sites = {path: {role: one(q, path) for role, q in roles.items()} for path, roles in qparams.sites.items()}
-    return QParams(params, sites)
+def candidates(plan: Plan, qparams: QParams) -> dict[str, tuple[QTensor, Row, Site]]:
+    """Returns the packed weights, by key, that the kernels may take and that are not prepared yet."""
+    rows = _rows(plan)
+    found = {key: q for key, q in qparams.weights().items() if key in rows and not isinstance(q, NativeTensor)}
+    return {key: (q, *rows[key]) for key, q in found.items()}
 
 
 @functools.lru_cache(maxsize=256)
-def _builder(feature_groups: int | None, contract: tuple[int, ...], stack: int) -> Callable[[QTensor], Any]:
+def _rows(plan: Plan) -> dict[str, tuple[Row, Site]]:
+    """The first operation of every weight that the kernels may take: a shared one is put into the order of that."""
+    rows: dict[str, tuple[Row, Site]] = {}
+    for row in plan.rows:
+        site = row.weight
+        if site is not None and why_not(row, site) is None:
+            rows.setdefault(site.key, (row, site))
+    return rows
+
+
+def order_of(q: QTensor, row: Row, site: Site) -> Order:
+    """Returns a packed weight in the kernels' order; at once where it has values, also while a function is traced."""
+    stack, shape = site.operand.stack, site.operand.shape
+    groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
+    contract, batch = (
+        tuple(i - stack for i in sorted(axes) if shape[i] > 1) for axes in (site.operand.contract, row.batch)
+    )
+    axes = tuple(((i, n),) if n != 1 else () for i, n in enumerate(shape[stack:]))
+    is_waiting = any(is_traced(x) for x in jax.tree.leaves(q))
+    with contextlib.nullcontext() if is_waiting else jax.ensure_compile_time_eval():
+        return Order(_builder(groups, contract, batch, stack)(q), contract, batch, axes)
+
+
+def attached(qparams: QParams, orders: Mapping[str, Order]) -> QParams:
+    """Returns ``qparams`` with these forms of weights, by key, beside the packed ones."""
+    paths, leaves, tree = flatten(qparams.params)
+
+    def one(key: str, q: Any) -> Any:
+        if key not in orders:
+            return q
+        fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}
+        order = {f.name: getattr(orders[key], f.name) for f in dataclasses.fields(Order)}
+        return NativeTensor(**fields, **order)
+
+    params = jax.tree.unflatten(tree, [one(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
+    sites = {
+        path: {role: one(path, x) if isinstance(x, QTensor) else x for role, x in roles.items()}
+        for path, roles in qparams.sites.items()
+    }
+    return dataclasses.replace(qparams, params=params, sites=sites)
+
+
+@functools.lru_cache(maxsize=256)
+def _builder(
+    feature_groups: int | None, contract: tuple[int, ...], batch: tuple[int, ...], stack: int
+) -> Callable[[QTensor], Any]:
     """Returns the jitted preparation of one weight, of a convolution where groups are given: layers alike share a program."""
 
     def build(q: QTensor) -> Any:
-        if feature_groups is not None:
-            return conv_of(q, feature_groups)
-        matrix = matrix_of(q, tuple(i - stack for i in contract))
-        return None if matrix is None else lowbit_kernels.prepare(matrix)
+        return matrix_of(q, contract, batch) if feature_groups is None else conv_of(q, feature_groups)
 
     for _ in range(stack):
         build = jax.vmap(build)
     made = jax.jit(build)
-    return made if feature_groups is not None or stack else functools.partial(_in_pieces, made, contract)
+    if feature_groups is not None or stack or batch:
+        return made
+    return functools.partial(_in_pieces, made, contract)
 
 
 def _in_pieces(build: Callable[[QTensor], Any], contract: tuple[int, ...], q: QTensor) -> Any:
     """What ``build`` makes of a weight, of a large one a few of its output channels at a time: whole tiles of the kernels."""
     rank, shape = q.ndim, q.shape
-    free = [i for i in range(rank) if i not in contract]
-    count = count_of(math.prod(shape), shape[free[0]], CHANNELS) if len(free) == 1 and rank > 1 else 1
+    free = [i for i in range(rank) if i not in contract and shape[i] > 1]
+    count = count_of(math.prod(shape), shape[free[0]], CHANNELS) if len(free) == 1 else 1
     if count == 1 or is_traced(q.codes) or q.packed_axis is None or q.packed_axis[0] + rank == free[0]:
+        return build(q)
+    if isinstance(q.scale, QTensor) or not q.spec.format.is_integer:
         return build(q)
     along, size = free[0], shape[free[0]] // count
 
@@ -221,89 +307,4 @@ def _in_pieces(build: Callable[[QTensor], Any], contract: tuple[int, ...], q: QT
 
         return build(jax.tree.map(part, q))
 
-    if isinstance(q.scale, QTensor) or not q.spec.format.is_integer or jax.eval_shape(build, q) is None:
-        return build(q)
     return dataclasses.replace(joined(count, piece, 0), out=shape[along])
-
-
-def matmul(dimension_numbers: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
-    """Returns a dot of float inputs with a native weight, as the kernels do it.
-
-    Args:
-        dimension_numbers: of the dot_general; the weight is the right operand, without batch axes.
-        x: the left operand, float.
-        weight: the right operand.
-        site: the left operand's site: how it is quantized, if at all.
-        state: its scale and zero point where static.
-        dtype: of the result.
-    """
-    (lc, rc), _ = dimension_numbers
-    pairs = sorted(zip(lc, rc, strict=True), key=lambda pair: pair[1])
-    free = [i for i in range(x.ndim) if i not in lc]
-    rows = jnp.transpose(x, [*free, *(a for a, _ in pairs)]).reshape(*(x.shape[i] for i in free), -1)
-    out = lowbit_kernels.quant_matmul(
-        rows, weight.matrix, activation=_activation(site, state), out_dtype=dtype, implementation="cpu"
-    )
-    columns = [n for i, n in enumerate(weight.shape) if i not in rc]
-    return out.reshape(*(x.shape[i] for i in free), *columns)
-
-
-def is_plain_conv(params: Any) -> bool:
-    """Returns whether a convolution's parameters are those the kernel has: NHWC by HWIO, nothing dilated on the left."""
-    numbers = params["dimension_numbers"]
-    nhwc, hwio = (0, 3, 1, 2), (3, 2, 0, 1)
-    return (
-        (tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec)) == (nhwc, hwio, nhwc)
-        and all(d == 1 for d in params["lhs_dilation"])
-        and all(low >= 0 and high >= 0 for low, high in params["padding"])
-        and params["batch_group_count"] == 1
-    )
-
-
-def conv(params: Any, x: Array, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
-    """Returns a convolution of float inputs with a native weight, as the kernels do it.
-
-    Args:
-        params: of the conv_general_dilated; `is_plain_conv` holds.
-        x: NHWC, float.
-        weight: HWIO.
-        site: the input's site.
-        state: its scale and zero point.
-        dtype: of the result.
-    """
-    return lowbit_kernels.quant_conv(
-        x,
-        weight.matrix,
-        activation=_activation(site, state),
-        strides=tuple(params["window_strides"]),
-        padding=tuple(params["padding"]),
-        rhs_dilation=tuple(params["rhs_dilation"]),
-        feature_group_count=params["feature_group_count"],
-        out_dtype=dtype,
-        implementation="cpu",
-    )
-
-
-def can_take_input(site: Site) -> bool:
-    """Returns whether the kernels quantize this input themselves: float, static per tensor, or int8 per row."""
-    spec = site.spec
-    if spec is None:
-        return True
-    if not spec.dynamic:
-        return spec.granularity.text == "tensor"
-    return spec.format.name == "int8" and spec.symmetric and isinstance(spec.granularity, Channel)
-
-
-def _activation(site: Site, state: Any) -> Any:
-    spec = site.spec
-    if spec is None:
-        return None
-    if spec.dynamic:
-        return "int8"
-    zero = state.get("zero")
-    return lowbit_kernels.StaticActivation(
-        scale=state["scale"].reshape(()),
-        zero=jnp.zeros((), jnp.int32) if zero is None else zero.reshape(()).astype(jnp.int32),
-        lo=int(spec.format.low),
-        hi=int(spec.format.high),
-    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lowbit.core.paths import flatten
+from lowbit.core import paths
 from lowbit.core.qtensor import QTensor
 
 
@@ -32,15 +32,16 @@ class QParams:
     Attributes:
         params: the tree of the float parameters, quantized leaves packed as `QTensor`.
         sites: by operation path, by role: the state of static inputs and the packed derived weights.
+        fingerprint: of the plan they were packed with (`lowbit.plan.fingerprint`), or "" where it is not known.
     """
 
     params: Any
     sites: dict[str, dict[str, Any]]
+    fingerprint: str = dataclasses.field(default="", metadata={"static": True})
 
     def weights(self) -> dict[str, QTensor]:
         """Returns the packed weights by path: leaves, then derived weights."""
-        paths, leaves, _ = flatten(self.params)
-        found = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if isinstance(leaf, QTensor)}
+        found = {path: leaf for path, leaf in zip(*flatten(self.params)[:2], strict=True) if isinstance(leaf, QTensor)}
         for path, roles in self.sites.items():
             if isinstance(derived := roles.get("weight"), QTensor):
                 found[path] = derived
@@ -56,6 +57,11 @@ class QParams:
         """Stored bits per quantized weight, scales and zero points included."""
         weights = self.weights().values()
         return 8 * sum(q.nbytes for q in weights) / max(sum(math.prod(q.shape) for q in weights), 1)
+
+
+def flatten(params: Any) -> tuple[list[str], list[Any], Any]:
+    """Returns paths, leaves and structure of packed parameters; a `QTensor` and a `Dropped` count as one leaf each."""
+    return paths.flatten(params, is_leaf=lambda x: isinstance(x, Dropped))
 
 
 def nbytes(tree: Any) -> int:

@@ -1,10 +1,11 @@
 """The plan: a row per operation. Frozen, hashable data; traced once, checked once, taken by every later step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lowbit.core.quantizer import Quantizer
+from lowbit.core.quantizer import Quantizer, is_served_by_spec
 from lowbit.core.spec import Operand, Spec
 
 
@@ -24,6 +25,8 @@ class Site:
             replaced by 0: only their rank and axes matter.
         spec: how it is quantized, or None.
         quantizer: what quantizes it; None where ``spec`` is None, and in a plan read from a file.
+        text: of the quantizer, in a plan read from a file; else "".
+        is_lost: in a plan read from a file, whether an input's quantizer would serve it by code of its own.
     """
 
     role: str
@@ -33,11 +36,26 @@ class Site:
     operand: Operand
     spec: Spec | None = None
     quantizer: Quantizer | None = dataclasses.field(default=None, compare=True)
+    text: str = ""
+    is_lost: bool = False
+
+    @property
+    def method(self) -> str:
+        """The quantizer as text, also where a file held nothing else of it; "" where there is none."""
+        return self.text if self.quantizer is None else self.quantizer.text
 
     @property
     def is_weight(self) -> bool:
         """Whether the operand is a weight."""
         return self.role == "weight"
+
+    @property
+    def own_code(self) -> str:
+        """The quantizer, as text, whose own code serves this input; "" where the spec says it all (`Quantizer.served_by_spec`)."""
+        if self.is_weight or self.spec is None:
+            return ""
+        is_own = self.is_lost if self.quantizer is None else not is_served_by_spec(self.quantizer)
+        return self.method if is_own else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +69,7 @@ class Row:
         stack: lengths of the enclosing scans over layers.
         rule: the rule that took it.
         feature_groups: of a convolution; 1 elsewhere.
+        batch: axes of the weight that a dot pairs with axes of the input without a sum (experts), in the weight's coordinates.
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
     """
@@ -61,6 +80,7 @@ class Row:
     stack: tuple[int, ...]
     rule: str
     feature_groups: int = 1
+    batch: tuple[int, ...] = ()
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
 
@@ -117,6 +137,26 @@ class Step:
 
 
 @dataclasses.dataclass(frozen=True)
+class Uncovered:
+    """A parameter that is no operation's weight, and is stored as it is: a bias, a gain, or a product that is not seen.
+
+    Attributes:
+        path: of the leaf.
+        nbytes: that it takes.
+        uses: the primitives that compute with it, each with its source line, or ``the result``; empty where nothing does.
+    """
+
+    path: str
+    nbytes: int
+    uses: tuple[str, ...] = ()
+
+    @property
+    def primitives(self) -> tuple[str, ...]:
+        """The primitives alone, each once."""
+        return tuple(dict.fromkeys(use if use == "the result" else use.split(" ")[0] for use in self.uses))
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """What is quantized, and how.
 
@@ -125,6 +165,7 @@ class Plan:
         unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
         dropped: parameter leaves that only derived weights need: gone once packed.
         derive: ``params -> {path: derived weight}``, or None where there are none, or in a plan read from a file.
+        uncovered: parameters that no operation has as its weight.
         steps: of a full-integer plan, in program order; else none.
         rounding: the named rounding of a full-integer plan, else "".
         freeze: of a full-integer plan: ``(params, qstate) -> {path: integer constants}``, or None in a plan read from a
@@ -134,6 +175,7 @@ class Plan:
     rows: tuple[Row, ...]
     unseen: tuple[tuple[str, str], ...] = ()
     dropped: tuple[str, ...] = ()
+    uncovered: tuple[Uncovered, ...] = dataclasses.field(default=(), compare=False, kw_only=True)
     derive: Callable[[Any], dict[str, Any]] | None = dataclasses.field(default=None, compare=False, repr=False)
     steps: tuple[Step, ...] = ()
     rounding: str = ""
@@ -160,6 +202,13 @@ class Plan:
     def is_full_integer(self) -> bool:
         """Whether every tensor that crosses an operation has a grid."""
         return bool(self.steps)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What states and packed parameters of this plan carry; see `lowbit.plan.fingerprint`."""
+        from .fingerprint import fingerprint
+
+        return fingerprint(self)
 
     def grids(self) -> dict[str, Site]:
         """Returns the grids of a full-integer plan, by path."""

@@ -7,7 +7,7 @@ from typing import Any
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.lookup import spec_from_text
 
-from .rows import Plan, Row, Site, Step
+from .rows import Plan, Row, Site, Step, Uncovered
 
 VERSION = 1
 
@@ -20,7 +20,8 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         "leaves": list(site.leaves),
         "operand": dataclasses.asdict(site.operand),
         "spec": None if site.spec is None else site.spec.text,
-        "quantizer": None if site.quantizer is None else site.quantizer.text,
+        "quantizer": site.method or None,
+        **({"own_code": True} if site.own_code else {}),
     }
 
 
@@ -42,6 +43,8 @@ def _site_from_json(data: dict[str, Any]) -> Site:
             operand["is_weight"],
         ),
         spec=spec,
+        text=data["quantizer"] or "",
+        is_lost=data.get("own_code", False),
     )
 
 
@@ -55,12 +58,14 @@ def to_json(plan: Plan) -> str:
             "stack": list(row.stack),
             "rule": row.rule,
             "feature_groups": row.feature_groups,
+            "batch": list(row.batch),
             "macs": row.macs,
             "source": row.source,
         }
         for row in plan.rows
     ]
     data: dict[str, Any] = {"version": VERSION, "rows": rows, "unseen": plan.unseen, "dropped": plan.dropped}
+    data["uncovered"] = [dataclasses.astuple(leaf) for leaf in plan.uncovered]
     if plan.is_full_integer:
         data |= {"steps": [_step_to_json(step) for step in plan.steps], "rounding": plan.rounding}
     return json.dumps(data, separators=(",", ":"))
@@ -98,6 +103,7 @@ def from_json(text: str) -> Plan:
             stack=tuple(row["stack"]),
             rule=row["rule"],
             feature_groups=row["feature_groups"],
+            batch=tuple(row.get("batch", ())),
             macs=row["macs"],
             source=row["source"],
         )
@@ -105,4 +111,7 @@ def from_json(text: str) -> Plan:
     )
     steps = tuple(_step_from_json(step) for step in data.get("steps", ()))
     unseen = tuple((a, b) for a, b in data["unseen"])
-    return Plan(rows, unseen, tuple(data["dropped"]), steps=steps, rounding=data.get("rounding", ""))
+    uncovered = tuple(Uncovered(path, size, tuple(uses)) for path, size, uses in data.get("uncovered", ()))
+    return Plan(
+        rows, unseen, tuple(data["dropped"]), uncovered=uncovered, steps=steps, rounding=data.get("rounding", "")
+    )

@@ -1,15 +1,23 @@
 """The plan as a table."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from .rows import Plan, Row, Site
+from .rows import Plan, Row, Site, Uncovered
 
 _HEADS = ("path", "op", "weight", "inputs", "shape", "MACs", "bytes", "bits/w", "rule")
 
 
 def _spec(site: Site | None) -> str:
-    return "float" if site is None or site.spec is None else site.spec.text
+    if site is None or site.spec is None:
+        return site.operand.dtype if site is not None and is_of_integers(site) else "float"
+    return site.spec.text
+
+
+def is_of_integers(site: Site) -> bool:
+    """Returns whether an operand has no grid because it is no float."""
+    return site.operand.dtype.startswith(("int", "uint", "bool"))
 
 
 def _inputs(row: Row) -> str:
@@ -82,7 +90,8 @@ def table(plan: Plan) -> str:
     weights = {site.key: site for row in plan.rows for site in row.sites if site.is_weight}.values()
     stored = sum(weight_bits(site) for site in weights)
     elements = sum(math.prod(site.operand.shape) for site in weights)
-    in_float = [row.path for row in plan.rows if not row.is_quantized]
+    in_float = [row.path for row in plan.rows if not row.is_quantized and not is_of_integers(row.sites[0])]
+    of_integers = [row.path for row in plan.rows if not row.is_quantized and is_of_integers(row.sites[0])]
     text += [
         rule,
         f"{len(plan.rows)} operations, {_count(sum(r.macs for r in plan.rows))} MACs, {_count(elements)} weights",
@@ -91,6 +100,10 @@ def table(plan: Plan) -> str:
         text[-1] += f" in {_count(math.ceil(stored / 8))} bytes ({stored / elements:.2f} bits per weight with scales)"
     if in_float:
         text.append(f"left in float: {', '.join(in_float)}")
+    if of_integers:
+        text.append(f"of integers, left as they are: {', '.join(of_integers)}")
+    if plan.uncovered:
+        text += _uncovered(plan.uncovered)
     if plan.unseen:
         text.append(
             "unseen (may hide a matmul): " + ", ".join(f"{name} at {line or '?'}" for name, line in plan.unseen)
@@ -102,6 +115,25 @@ def table(plan: Plan) -> str:
     if plan.steps:
         text += ["", *_steps(plan)]
     return "\n".join(text)
+
+
+_SHOWN = 12
+"""Parameters named after one primitive; the plan has all of them."""
+
+
+def _uncovered(leaves: Sequence[Uncovered]) -> list[str]:
+    """A line per set of primitives, largest parameters first."""
+    by_use: dict[str, list[Uncovered]] = {}
+    for leaf in sorted(leaves, key=lambda leaf: -leaf.nbytes):
+        by_use.setdefault(", ".join(leaf.primitives) or "nothing", []).append(leaf)
+    total = sum(leaf.nbytes for leaf in leaves)
+    text = [f"parameters of no operation, stored as they are, {_count(total)} bytes; by what takes them:"]
+    for use, group in by_use.items():
+        named = ", ".join(f"{leaf.path} {_count(leaf.nbytes)}" for leaf in group[:_SHOWN])
+        rest = group[_SHOWN:]
+        more = f", and {len(rest)} more of {_count(sum(leaf.nbytes for leaf in rest))}" if rest else ""
+        text.append(f"  {use}: {named}{more}")
+    return text
 
 
 def _steps(plan: Plan) -> list[str]:

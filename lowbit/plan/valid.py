@@ -19,6 +19,10 @@ def check(plan: Plan) -> None:
         _row(row, f"rows[{i}]")
     for i, step in enumerate(plan.steps):
         _step(step, f"steps[{i}]")
+    for i, leaf in enumerate(plan.uncovered):
+        _field(f"uncovered[{i}].path", leaf.path, _is_word, "a path")
+        _field(f"uncovered[{i}].nbytes", leaf.nbytes, _is_count, "a number of bytes")
+        _field(f"uncovered[{i}].uses", leaf.uses, _is_words, "names of primitives")
     paths = [row.path for row in plan.rows]
     _field("rows", paths, lambda x: len(set(x)) == len(x), "one row per path")
     _field("dropped", plan.dropped, _is_words, "paths")
@@ -55,6 +59,14 @@ def _is_counts(x: Any) -> bool:
     return isinstance(x, tuple) and all(_is_count(n) for n in x)
 
 
+def _is_axes(x: Any, rank: int) -> bool:
+    return _is_counts(x) and len(set(x)) == len(x) and all(i < rank for i in x)
+
+
+def _rank(site: Site | None) -> int:
+    return 0 if site is None else len(site.operand.shape)
+
+
 def _is_dtype(x: Any) -> bool:
     try:
         return isinstance(x, str) and jnp.dtype(x).name == x
@@ -68,6 +80,7 @@ def _row(row: Row, name: str) -> None:
     _field(f"{name}.primitive", row.primitive, lambda x: x in PRIMITIVES, f"one of {', '.join(PRIMITIVES)}")
     _field(f"{name}.stack", row.stack, _is_counts, "lengths of scans")
     _field(f"{name}.feature_groups", row.feature_groups, lambda x: _is_count(x) and x > 0, "a positive integer")
+    _field(f"{name}.batch", row.batch, lambda x: _is_axes(x, _rank(row.weight)), "distinct axes of the weight")
     _field(f"{name}.macs", row.macs, _is_count, "a number of multiply-adds")
     _field(f"{name}.sites", row.sites, lambda x: len(x) == 2, "two operands")
     for i, site in enumerate(row.sites):
@@ -92,9 +105,10 @@ def _site(site: Site, name: str) -> None:
     _field(f"{name}.leaves", site.leaves, _is_words, "paths")
     _field(f"{name}.operand.shape", operand.shape, _is_counts, "lengths of axes")
     _field(f"{name}.operand.dtype", operand.dtype, _is_dtype, "a dtype's name")
-    is_axes = lambda x: _is_counts(x) and len(set(x)) == len(x) and all(i < rank for i in x)  # noqa: E731
-    _field(f"{name}.operand.contract", operand.contract, is_axes, f"distinct axes below {rank}")
+    _field(f"{name}.operand.contract", operand.contract, lambda x: _is_axes(x, rank), f"distinct axes below {rank}")
     _field(f"{name}.operand.stack", operand.stack, lambda x: _is_count(x) and x <= rank, f"at most {rank}")
     _field(f"{name}.operand.is_weight", operand.is_weight, lambda x: type(x) is bool, "true or false")
+    _field(f"{name}.quantizer", site.text, _is_word, "text")
+    _field(f"{name}.own_code", site.is_lost, lambda x: type(x) is bool, "true or false")
     if site.spec is not None:
         site.spec.granularity.blocks(operand)

@@ -4,7 +4,8 @@ Reference: Zhou, Wu, Ni, Zhou, Wen, Zou, DoReFa-Net: Training Low Bitwidth Convo
 Bitwidth Gradients, 2016, https://arxiv.org/abs/1606.06160. ``k``: bits, ``r_i``: weights, ``r_o``: their levels.
 
 Differs from the paper: the largest ``|tanh|`` is taken per granule of the rule text (the paper: ``/tensor``); gradients
-are not quantized. The weights' tanh makes this the one quantizer here that is no projection: quantizing its own
+are not quantized. As in the derivative of Eq. (9), the gradient of the weights goes through the largest ``|tanh|`` too;
+quantize_k passes it on [0, 1], the ends included. A weight of 0 has, with one bit, the sign -1. The weights' tanh makes this the one quantizer here that is no projection: quantizing its own
 result bends it again, so it cannot be followed by a solver.
 """
 
@@ -14,9 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from lowbit.core import blocks as block_ops
+from lowbit.core.extremes import at_least, largest_magnitude
 from lowbit.core.gradients import inclusive
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
@@ -52,11 +55,12 @@ class DoReFaWeight(Quantizer):
         wide = x.astype(jnp.float32)
         shape = block_ops.scale_shape(x.shape, blocks)
         if self.spec.format.bits == 1:
-            scale = positive_scale(exact_mean(jnp.abs(wide), blocks), self.spec)  # Eq. (7)
+            # Eqs. (7), (8): the gradient passes as it came; none goes through the mean.
+            scale = positive_scale(lax.stop_gradient(exact_mean(jnp.abs(wide), blocks)), self.spec)
             return quantize_with(x, self.spec, scale, None, blocks, nearest=_identity(self.spec.format.nearest))
         bent = jnp.tanh(wide)
-        top = block_ops.reduce_blocks(jnp.abs(bent), blocks, jnp.max)
-        inverse = 1.0 / jnp.where(top > 0, jnp.maximum(top, 2.0**-100), 1.0)
+        top = block_ops.reduce_blocks(bent, blocks, largest_magnitude)
+        inverse = 1.0 / jnp.where(top == 0, 1.0, at_least(top, 2.0**-100))
         unit = block_ops.split(bent, blocks) * block_ops.spread(inverse, x.shape, blocks)
         unit = block_ops.join(unit, x.shape, blocks)  # in [-1, 1]
         scale = jnp.full(shape, np.float32(1.0 / self.spec.format.high))
@@ -84,6 +88,9 @@ class DoReFaInput(Quantizer):
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         return {"learn": {}, "fixed": {}}
+
+    def served_by_spec(self) -> bool:
+        return True
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))

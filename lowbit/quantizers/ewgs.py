@@ -4,7 +4,8 @@ Reference: Lee, Kim, Ham, Network Quantization with Element-wise Gradient Scalin
 https://arxiv.org/abs/2104.00903. ``delta``: strength, ``x_n``: the value over [0, 1], ``x_q``: its level over [0, 1].
 
 Differs from the paper: one learned step (around zero, or around a fixed integer zero point) in place of a learned lower
-and upper end; ``delta`` is a constant, where the paper's final form follows the Hessian's trace.
+and upper end, with the gradient of LSQ's equations, values scaled as in Eq. (7); a value on an end counts as clipped.
+``delta`` is a constant, where the paper's final form follows the Hessian's trace.
 """
 
 import dataclasses
@@ -51,6 +52,9 @@ class EWGS(Quantizer):
         else:
             step, zero = MSE().of_stats(stats, operand, self.spec)
         return {"learn": {"step": step}, "fixed": {} if zero is None else {"zero": zero}}
+
+    def served_by_spec(self) -> bool:
+        return True
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))

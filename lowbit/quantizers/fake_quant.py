@@ -5,7 +5,9 @@ CVPR 2018, https://arxiv.org/abs/1712.05877, section 3; the gradients are those 
 ``fake_quant_with_min_max_vars``: to ``x`` one on the nudged range, ends included, to ``min`` where ``x`` is below it, to
 ``max`` where it is above.
 
-Differs from TensorFlow: any granularity and integer format; symmetric specs train ``max`` alone, with ``min = -max``
+Differs from TensorFlow: a range without zero is widened to it, where TensorFlow shifts the range as a whole (``[2, 6]`` is
+``[0, 6]`` here and ``[0, 4]`` there), and the trained bound keeps the gradient of what lies beyond the widened one. Any
+granularity and integer format; symmetric specs train ``max`` alone, with ``min = -max``
 (unsigned: 0) and no nudge.
 """
 
@@ -19,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lowbit.core import blocks as block_ops
+from lowbit.core.extremes import at_least, at_most, larger, largest, smallest
 from lowbit.core.gradients import straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
@@ -48,15 +51,18 @@ class FakeQuant(Quantizer):
         if "values" in stats:
             values = stats["values"].astype(jnp.float32)
             blocks = self.spec.granularity.blocks(operand)
-            low, high = (block_ops.reduce_blocks(values, blocks, f) for f in (jnp.min, jnp.max))
+            low, high = (block_ops.reduce_blocks(values, blocks, f) for f in (smallest, largest))
         else:
             low, high = stats["minmax"]
-        low, high = jnp.clip(low, -_LARGEST, 0.0), jnp.clip(high, 0.0, _LARGEST)
+        low, high = at_least(at_most(low, 0.0), -_LARGEST), at_most(at_least(high, 0.0), _LARGEST)
         if self.spec.symmetric:
-            reach = jnp.maximum(-low, high) if self.spec.format.low < 0 else high
+            reach = larger(-low, high) if self.spec.format.low < 0 else high
             return {"learn": {"max": jnp.where(reach == 0, 1.0, reach)}, "fixed": {}}
         empty = (low == 0) & (high == 0)
         return {"learn": {"min": jnp.where(empty, -1.0, low), "max": jnp.where(empty, 1.0, high)}, "fixed": {}}
+
+    def served_by_spec(self) -> bool:
+        return True
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1902.08153. ``s``: step size, ``v``: the value, ``Qp``: th
 Differs from the paper: from 4 bits up the step starts at the least mean squared error, because the paper's
 ``2 E|v| / sqrt(Qp)`` is 12.8 dB off at 8 bits on Gaussian data; ``start="paper"`` restores it. Inputs keep an integer
 zero point, set once from their range, so that one rule serves inputs of any sign; for inputs that are never negative it
-is the paper's unsigned grid.
+is the paper's unsigned grid, and its ``Qp`` of ``2**b - 1`` is what scales the gradient of every affine step.
 """
 
 import dataclasses
@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit.core import blocks as block_ops
+from lowbit.core.extremes import at_most
 from lowbit.core.gradients import scale_gradient
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import MSE, Full
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import largest_scale, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Sample, Statistic
 from lowbit.formats.lookup import specs
@@ -58,22 +59,29 @@ class LSQ(Quantizer):
             values = stats["values"].astype(jnp.float32)
             blocks = self.spec.granularity.blocks(operand)
             step, zero = (MSE() if by_error else Full()).of_values(values, operand, self.spec)
-            mean = block_ops.reduce_blocks(jnp.abs(values), blocks, jnp.sum) / _per_scale(values.shape, blocks)
+            share = np.float32(1.0 / _per_scale(values.shape, blocks))
+            mean = block_ops.reduce_blocks(jnp.abs(values) * share, blocks, jnp.sum)  # a sum of shares: no overflow
         else:
             step, zero = (MSE() if by_error else Full()).of_stats(stats, operand, self.spec)
-            mean = jnp.mean(jnp.abs(stats["sample"])).reshape(step.shape)
+            sample = jnp.abs(stats["sample"])
+            mean = jnp.sum(sample * np.float32(1.0 / sample.size)).reshape(step.shape)
         if not by_error:
             top = self.spec.format.high - (0.0 if zero is None else zero)  # Qp
             paper = 2.0 * mean / jnp.sqrt(jnp.maximum(top, 1.0))  # section 2.1: s = 2 E|v| / sqrt(Qp)
-            step = jnp.where(paper > 0, paper, step)
+            step = jnp.where(paper == 0, step, at_most(paper, largest_scale(self.spec)))
         return {"learn": {"step": step}, "fixed": {} if zero is None else {"zero": zero}}
+
+    def served_by_spec(self) -> bool:
+        return True
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         operand = dataclasses.replace(operand, shape=tuple(x.shape))
         blocks = self.spec.granularity.blocks(operand)
         zero = qstate["fixed"].get("zero")
         count = _per_scale(x.shape if operand.is_weight else x.shape[1:], blocks if operand.is_weight else blocks[1:])
-        step = scale_gradient(jnp.abs(qstate["learn"]["step"]), 1.0 / math.sqrt(count * self.spec.format.high))  # g
+        low, high = self.spec.format.low, self.spec.format.high
+        steps = high if self.spec.symmetric else high - low  # Qp; of an affine grid, that of the paper's unsigned one
+        step = scale_gradient(jnp.abs(qstate["learn"]["step"]), 1.0 / math.sqrt(count * steps))  # g, section 2.2
         return quantize_with(x, self.spec, stored_scale(step, self.spec), zero, blocks)  # Eqs. (1) to (3)
 
 

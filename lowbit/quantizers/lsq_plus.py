@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowbit.core.extremes import at_least, at_most
 from lowbit.core.gradients import scale_gradient, straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
@@ -50,7 +51,11 @@ class LSQPlus(Quantizer):
             step, zero = MSE().of_stats(stats, operand, self.spec)
         if zero is None:
             return {"learn": {"step": step}, "fixed": {}}
-        return {"learn": {"step": step, "offset": (self.spec.format.low - zero) * step}, "fixed": {}}
+        offset = at_least((self.spec.format.low - zero) * step, -float(np.finfo(np.float32).max))
+        return {"learn": {"step": step, "offset": offset}, "fixed": {}}
+
+    def served_by_spec(self) -> bool:
+        return True
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
@@ -63,7 +68,7 @@ class LSQPlus(Quantizer):
         zero = None
         if "offset" in qstate["learn"]:
             exact = low - scale_gradient(qstate["learn"]["offset"], factor) * (1.0 / scale)
-            zero = straight_through(exact, jnp.clip(jnp.round(exact), low, high))
+            zero = straight_through(exact, at_most(at_least(jnp.round(exact), low), high))
         return quantize_with(x, self.spec, scale, zero, blocks)
 
 

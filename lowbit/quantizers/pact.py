@@ -4,7 +4,8 @@ Reference: Choi, Wang, Venkataramani, Chuang, Srinivasan, Gopalakrishnan, PACT: 
 Quantized Neural Networks, 2018, https://arxiv.org/abs/1805.06085. ``alpha``: the clip, ``k``: bits.
 
 Differs from the paper: ``alpha`` starts at the largest value seen in calibration (the paper: a constant, 10), and a
-symmetric signed grid clips at both ends. The paper's weights are DoReFa's: ``dorefa("w4")``.
+symmetric signed grid clips at its lowest level too (``-8 / 7 alpha`` with 4 bits), with that share of the gradient. A
+value on the lower end gets no gradient. The paper's weights are DoReFa's: ``dorefa("w4")``.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lowbit.core import blocks as block_ops
+from lowbit.core.extremes import at_least, at_most, larger
 from lowbit.core.gradients import straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
@@ -49,8 +51,11 @@ class PACT(Quantizer):
             raise ValueError("PACT is for inputs; the paper's weights are dorefa's")
         low, high = stats["minmax"]
         is_two_sided = self.spec.symmetric and self.spec.format.low < 0
-        reach = jnp.maximum(-low, high) if is_two_sided else jnp.maximum(high, 0.0)
-        return {"learn": {"clip": jnp.where(reach > 0, jnp.minimum(reach, 2.0**120), 1.0)}, "fixed": {}}
+        reach = larger(-low, high) if is_two_sided else at_least(high, 0.0)
+        return {"learn": {"clip": jnp.where(reach == 0, 1.0, at_most(reach, 2.0**120))}, "fixed": {}}
+
+    def served_by_spec(self) -> bool:
+        return True
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
@@ -62,7 +67,8 @@ class PACT(Quantizer):
 
         def nearest(scaled: Array, low: Array | float, high: Array | float) -> Array:
             # Eq. (1): the gradient of the clip alone. alpha gets one where x >= alpha, and nothing inside.
-            bottom = -in_steps if self.spec.symmetric and self.spec.format.low < 0 else jnp.zeros_like(in_steps)
+            share = self.spec.format.low / self._steps if self.spec.symmetric else 0.0
+            bottom = in_steps * np.float32(share)
             proxy = jnp.where(scaled >= in_steps, in_steps, jnp.where(scaled <= bottom, bottom, scaled))
             return straight_through(proxy, self.spec.format.nearest(scaled, low, high))
 

@@ -8,13 +8,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float
 
 from lowbit.core.gradients import inclusive
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
-from lowbit.core.ranges import Full, RangeRule, check_range
+from lowbit.core.ranges import Full, MovingAverage, RangeRule, check_range, dynamic_range
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic
@@ -53,10 +52,14 @@ class RTN(Quantizer):
         fixed = {"scale": stored_scale(scale, self.spec, operand)}
         return {"learn": {}, "fixed": fixed if zero is None else {**fixed, "zero": zero}}
 
+    def served_by_spec(self) -> bool:
+        is_full = type(self.range) in (Full, MovingAverage)  # a subclass may find another range
+        return self.rounding == "nearest_even" and (is_full or not self.spec.dynamic)
+
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         operand = dataclasses.replace(operand, shape=tuple(x.shape))
         if self.spec.dynamic:
-            scale, zero = self.range.of_values(jax.lax.stop_gradient(x), operand, self.spec)
+            scale, zero = dynamic_range(self.range, x, operand, self.spec)
             scale = stored_scale(scale, self.spec, operand)
         else:
             scale, zero = qstate["fixed"]["scale"], qstate["fixed"].get("zero")

@@ -5,7 +5,8 @@ https://arxiv.org/abs/2502.02631, section 3.2. ``alpha``: the learned range, ``W
 into 3 (ternary) or 4 (2 bits) equal parts, each represented by its middle.
 
 Differs from the paper: ``alpha`` is kept as the distance that one level counts for, so it is LSQ's step with a wider
-gradient mask: values up to the end of the outer parts still get a gradient, where LSQ stops at the outer levels.
+gradient mask: values up to the end of the outer parts still get a gradient, where LSQ stops at the outer levels. The step
+gets ``level - W / step`` within the range and the outer level beyond it, scaled by ``1 / sqrt(N Qp)`` as in LSQ.
 """
 
 import dataclasses
@@ -18,11 +19,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit.core import blocks as block_ops
+from lowbit.core.extremes import largest_magnitude
 from lowbit.core.gradients import scale_gradient, straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.rounding import clip_between
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import scale_of_zeros, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.formats.lookup import specs
 from lowbit.formats.signs import mid_rise_of
@@ -47,8 +49,8 @@ class SEQ(Quantizer):
         if "values" not in stats:
             raise ValueError("SEQ is for weights; give inputs another quantizer")
         values = stats["values"].astype(jnp.float32)
-        reach = block_ops.reduce_blocks(jnp.abs(values), self.spec.granularity.blocks(operand), jnp.max)  # alpha
-        step = jnp.where(reach == 0, 1.0, reach * np.float32(1.0 / self._parts_to_level))
+        reach = block_ops.reduce_blocks(values, self.spec.granularity.blocks(operand), largest_magnitude)  # alpha
+        step = jnp.where(reach == 0, scale_of_zeros(self.spec), reach * np.float32(1.0 / self._parts_to_level))
         return {"learn": {"step": step}, "fixed": {}}
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:

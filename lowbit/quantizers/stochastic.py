@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lowbit.core.extremes import at_least, at_most
 from lowbit.core.gradients import inclusive
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
@@ -64,6 +64,9 @@ class Stochastic(Quantizer):
         fixed = qstate["fixed"]
         return quantize_with(x, self.spec, fixed["scale"], fixed.get("zero"), blocks, nearest=inclusive(nearest))
 
+    def served_by_spec(self) -> bool:
+        return True
+
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         return self._on_grid(qstate, x, operand, self.spec.format.nearest)
 
@@ -85,7 +88,9 @@ class Stochastic(Quantizer):
         def nearest(scaled: Array, low: Array | float, high: Array | float) -> Array:
             rounded: Any = self.spec.format.nearest  # a format that `has_rounding` takes round=
             level = rounded(scaled, low, high, round=shaken)
-            return jnp.clip(level, low, high)  # noise may round past the last level where the bound is not a level
+            return at_most(
+                at_least(level, low), high
+            )  # noise may round past the last level where the bound is not a level
 
         return self._on_grid(qstate, x, operand, nearest)
 

@@ -18,11 +18,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from lowbit.core.extremes import at_least, at_most
 from lowbit.core.gradients import straight_through
 from lowbit.core.powers import power_of_two
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import MSE
+from lowbit.core.rounding import nearest_even
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
@@ -56,13 +58,25 @@ class TQT(Quantizer):
             scale, _ = MSE().of_stats(stats, operand, self.spec)
         return {"learn": {"log2_threshold": jnp.log2(scale) + np.float32(self._shift)}, "fixed": {}}
 
+    def served_by_spec(self) -> bool:
+        return True
+
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
         log_t = qstate["learn"]["log2_threshold"]
-        whole = jnp.ceil(jnp.clip(lax.stop_gradient(log_t), -200.0, 200.0)).astype(jnp.int32)
-        power = power_of_two(whole - self._shift)  # Eq. (4)
+        fixed = lax.stop_gradient(log_t)
+        whole = jnp.ceil(at_most(at_least(fixed, -200.0), 200.0)).astype(jnp.int32)
+        power = jnp.where(jnp.isnan(fixed), fixed, power_of_two(whole - self._shift))  # Eq. (4)
         scale = straight_through(log_t * (power * np.float32(math.log(2.0))), power)  # ds/dlog2t = s ln 2, Eq. (7)
-        return quantize_with(x, self.spec, stored_scale(scale, self.spec), None, blocks)  # Eqs. (6), (8)
+        power = stored_scale(scale, self.spec)
+        return quantize_with(x, self.spec, power, None, blocks, nearest=self._nearest)  # Eqs. (6) to (8)
+
+    def _nearest(self, x: Array, low: Array | float, high: Array | float) -> Array:
+        """The nearest level; inside is what *rounds* to a level, up to half a step beyond the outer ones: Eqs. (7), (8)."""
+        whole = nearest_even(lax.stop_gradient(x))
+        bound = jnp.where(whole < low, jnp.float32(low), jnp.float32(high))
+        value = self.spec.format.nearest(lax.stop_gradient(x), low, high)
+        return straight_through(jnp.where((whole < low) | (whole > high), bound, x), value)
 
 
 def tqt(text: str) -> Quantizers:

@@ -44,7 +44,7 @@ class XNOR(FromWeights):
             # Section 3.1: dC/dW = dC/dW~ (1/n + dsign/dW alpha), dsign/dW = 1 where |W| < 1. ``scaled`` is W / alpha, and
             # the level is multiplied by alpha afterwards.
             alpha_here = block_ops.spread(alpha, x.shape, blocks)
-            inside = jnp.abs(scaled) * alpha_here < 1.0
+            inside = block_ops.split(jnp.abs(x.astype(jnp.float32)), blocks) < 1.0
             slope = np.float32(1.0 / count) + jnp.where(inside, alpha_here, 0.0)
             return straight_through(scaled * slope, level)
 

@@ -15,13 +15,14 @@ once and running averages are what the served network needs; the paper takes the
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from lowbit.core.keywords import check_keywords, merged
 from lowbit.core.rounding import rounded_product
 from lowbit.interpret import compat
 
@@ -36,7 +37,7 @@ SMALLEST_FACTOR = 2.0**-50
 
 @dataclasses.dataclass(frozen=True)
 class Folded:
-    """A function with its batch norms folded: ``fn(params', state, *args, frozen=None, **kwargs)``.
+    """A function with its batch norms folded: ``fn(params', state, *args, frozen=None, kwargs=None, **keywords)``.
 
     ``params'`` is ``{"params": ..., "shift": ...}``: the parameters with folded weights in place (None where a parameter
     is no longer needed), and ``b_inf`` by weight path; in training also ``"scale"``, ``gamma / sigma``.
@@ -55,9 +56,26 @@ class Folded:
     is_training: bool
     dropped: tuple[tuple[int, tuple[int, ...], str], ...]
 
+    takes_state: ClassVar[bool] = True  # ``state`` is no data
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The function that was folded: what `inspect.signature` shows."""
+        return self.fn
+
     def __call__(
-        self, params: Any, state: Any, *args: Any, frozen: Bool[Array, ""] | bool | None = None, **kwargs: Any
+        self,
+        params: Any,
+        state: Any,
+        *args: Any,
+        frozen: Bool[Array, ""] | bool | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **keywords: Any,
     ) -> Any:
+        given = {"frozen": frozen, "kwargs": kwargs}
+        given = keywords | {n: x for n, x in given.items() if x is not None}
+        check_keywords("a folded function", self.fn, ("frozen", "kwargs"), given)
+        kwargs = merged(keywords, kwargs)
         if frozen is not None and not self.is_training:
             raise ValueError("frozen= is for a training function; this one updates no running statistics")
         leaves, tree = jax.tree.flatten(params["params"], is_leaf=lambda x: x is None)
@@ -80,7 +98,7 @@ class Folded:
         return "\n".join([*lines, *(f"{left} (left as it is)" for left in self.left)])
 
 
-def fold(*args: Any, unfolded: str = "raise", **kwargs: Any) -> Rewrite:
+def fold(*args: Any, unfolded: str = "raise", kwargs: Mapping[str, Any] | None = None, **keywords: Any) -> Rewrite:
     """Returns the rewrite that folds batch norms into the operations before them.
 
     Norms are found in the jaxpr by data flow: a dense layer or a convolution (grouped, depthwise, transposed) whose weight
@@ -101,7 +119,8 @@ def fold(*args: Any, unfolded: str = "raise", **kwargs: Any) -> Rewrite:
         *args: example arguments after ``params, state``; only shapes and dtypes matter.
         unfolded: what to do about what looks like a batch norm and cannot be folded: ``"raise"``, or ``"keep"``: leave
             it as it is, listed in ``fn'.left`` and by ``print(fn')``.
-        **kwargs: example keyword arguments, such as ``rngs``.
+        kwargs: example keyword arguments, whatever their names: ``unfolded`` too.
+        **keywords: example keyword arguments, such as ``rngs``.
 
     Returns:
         ``(fn, params, state) -> (fn', params', state)``; ``fn'`` is a `Folded`. Weights are folded in float32, one cast at
@@ -123,9 +142,13 @@ def fold(*args: Any, unfolded: str = "raise", **kwargs: Any) -> Rewrite:
     """
     if unfolded not in ("raise", "keep"):
         raise ValueError(f"unfolded must be 'raise' or 'keep', got {unfolded!r}")
+    given = keywords | ({} if kwargs is None else {"kwargs": kwargs})
+    given |= {} if unfolded == "raise" else {"unfolded": unfolded}
+    example = merged(keywords, kwargs)
 
     def rewrite(fn: Callable[..., Any], params: Any, state: Any) -> tuple[Folded, dict[str, Any], Any]:
-        program = read(fn, params, state, args, kwargs)
+        check_keywords("fold", fn, ("unfolded", "kwargs"), given)
+        program = read(fn, params, state, args, example)
         norms, left = find(program)
         _check(norms, left, unfolded)
         is_training = any(norm.stats for norm in norms)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lowbit.core.paths import leaf_path
+from lowbit.core.paths import flatten
 from lowbit.interpret import compat
 
 
@@ -85,7 +85,6 @@ def read(fn: Callable[..., Any], params: Any, state: Any, args: Sequence[Any], k
     """
     if not callable(fn):
         raise TypeError(f"fn must be a function of (params, state, *args), got {type(fn).__name__}")
-    entries, _ = jax.tree_util.tree_flatten_with_path(params)
     state_entries, _ = jax.tree_util.tree_flatten_with_path(state)
     leaves, tree = jax.tree.flatten((params, state, tuple(args), dict(kwargs)))
     out: Any = None
@@ -102,8 +101,8 @@ def read(fn: Callable[..., Any], params: Any, state: Any, args: Sequence[Any], k
     closed = jax.make_jaxpr(lambda *leaves: _inlined(nested.jaxpr, nested.consts, leaves))(*avals)
     return Program(
         closed,
-        tuple(leaf_path(keys) for keys, _ in entries),
-        tuple(leaf_path(keys) for keys, _ in state_entries),
+        tuple(flatten(params)[0]),
+        tuple(flatten(state)[0]),
         jax.tree.structure(out),
         _updates(out, [keys for keys, _ in state_entries]),
     )

@@ -238,6 +238,54 @@ def half_precision() -> Case:
     return Case(fn, params, (normal(33, 4, 8),), 1)
 
 
+def one_row() -> Case:
+    """One token at one place, against a cache."""
+    params = {"tokens": normal(34, 11, 8), "places": normal(35, 7, 8), "query": normal(36, 8, 8)}
+
+    def fn(p, token, place, cache):
+        x = p["tokens"][token] + lax.dynamic_index_in_dim(p["places"], place, keepdims=False)
+        return (x[None] @ p["query"]) @ cache.T
+
+    return Case(fn, params, (jnp.int32(7), jnp.int32(2), normal(37, 5, 8)), 4)
+
+
+def rows_one_by_one() -> Case:
+    params = {"tokens": normal(38, 11, 8), "out": normal(39, 8, 8)}
+
+    def fn(p, tokens):
+        return jax.vmap(lambda t: jax.nn.gelu(p["tokens"][t]))(tokens) @ p["out"]
+
+    return Case(fn, params, (jnp.array([1, 10, 4]),), 2)
+
+
+def experts() -> Case:
+    """The expert of every token, chosen by a router."""
+    params = {"router": normal(40, 8, 3), "experts": normal(41, 3, 8, 6), "bias": normal(42, 3, 6)}
+
+    def fn(p, x):
+        chosen = jnp.argmax(x @ p["router"], -1)
+        return jax.vmap(lambda i, x: x @ p["experts"][i] + p["bias"][i])(chosen, x)
+
+    return Case(fn, params, (normal(43, 5, 8),), 3)
+
+
+def decoding() -> Case:
+    """Greedy decoding with a cache: every turn looks up what the last one found."""
+    params = {"tokens": normal(44, 11, 8), "places": normal(45, 4, 8), "key": normal(46, 8, 8)}
+
+    def fn(p, token, cache):
+        def turn(i, carry):
+            token, cache, scores = carry
+            x = p["tokens"][token] + lax.dynamic_slice(p["places"], (i, 0), (1, 8))[0]
+            cache = lax.dynamic_update_slice(cache, (x @ p["key"])[None], (i, 0))
+            scores = jax.nn.softmax(cache @ x) @ cache @ p["tokens"].T
+            return jnp.argmax(scores).astype(jnp.int32), cache, scores
+
+        return lax.fori_loop(0, 4, turn, (token, cache, jnp.zeros(11)))[2]
+
+    return Case(fn, params, (jnp.int32(3), jnp.zeros((4, 8))), 5)
+
+
 def _cases() -> dict[str, Any]:
     return {
         name: functools.cache(function)  # building one takes longer than most tests

@@ -106,3 +106,46 @@ def test_weights_alike_are_prepared_by_one_program(monkeypatch):
     prepared = native.prepare(plan, lb.pack(plan, params, lb.init(fn, plan, params, x)))
     assert all(isinstance(q, native.NativeTensor) for q in prepared.params.values())
     assert len(traced) == 1
+
+
+def test_jit_of_execute_says_what_runs_unprepared_and_prepares_what_it_closes_over():
+    fn, rule, params, args = dense("w4/g32,a8/dynamic/sym")
+    plan, qparams = packed(fn, rule, params, args)
+    run, told = lb.execute(fn, plan), []
+    assert re.match(r"w +cpu .*jax.jit.*lowbit.prepare", lb.explain(fn, plan, qparams, *args))
+    want = run(qparams, *args)
+    prepared = lb.prepare(plan, qparams)
+    assert lb.explain(fn, plan, prepared, *args).split() == ["w", "cpu"]
+
+    def traced(q, x):
+        told.append(lb.explain(fn, plan, q, x))
+        return run(q, x)
+
+    with pytest.warns(UserWarning, match=r"w: packed weights are traced .*lowbit.prepare"):
+        np.testing.assert_array_equal(jax.jit(traced)(qparams, *args), want)
+    assert re.match(r"w +carried .*lowbit.prepare", told[-1])
+    np.testing.assert_array_equal(jax.jit(traced)(prepared, *args), want)  # a warning would be an error
+    assert told[-1].split() == ["w", "cpu"]
+    fresh = lb.pack(plan, params, lb.calibrate(fn, plan, params, [args]))
+    closed = jax.jit(lambda x: run(fresh, x))
+    assert "lowbit_kernels.cpu.matmul" in closed.lower(*args).as_text()
+    np.testing.assert_array_equal(closed(*args), want)
+    np.testing.assert_array_equal(run(fresh, *args), want)  # what was prepared under the trace has values
+    assert lb.execute(fn, plan, implementation="carried") is not run
+    np.testing.assert_array_equal(jax.jit(lb.execute(fn, plan, implementation="carried"))(qparams, *args), want)
+
+
+def test_a_weight_that_two_operations_contract_along_different_axes():
+    """One of them has the kernel's order; the other says so and computes the same without."""
+    params, x = {"w": normal(0, 16, 16)}, normal(1, 3, 16)
+
+    def fn(p, x):
+        return jnp.einsum("bf,fd->bd", jnp.einsum("bd,fd->bf", x, p["w"]), p["w"])
+
+    plan, qparams = packed(fn, "w8/tensor,a8", params, (x,))
+    told = lb.explain(fn, plan, qparams, x).splitlines()
+    assert [line.split()[1] for line in told] == ["cpu", "carried"]
+    assert "another operation that shares it" in told[1]
+    got = lb.execute(fn, plan)(qparams, x)
+    np.testing.assert_array_equal(got, lb.execute(fn, plan, implementation="reference")(qparams, x))
+    np.testing.assert_allclose(got, fn(params, x), atol=1.0)

@@ -56,7 +56,7 @@ def prepare(codes: Array, scales: Array, *, bits: int, signed: bool, depthwise: 
         matrix = prepare_matrix(pack_matrix(rows, scales[None], bits=bits, signed=signed), column_sums=False)
         weights = matrix.blocks
         offset = 1 << (bits - 1) if signed else 0
-        sums = jnp.sum(codes.astype(jnp.int32) + offset, axis=(0, 1, 2))
+        sums = jnp.sum(codes.astype(jnp.int32) + offset, axis=(0, 1, 2), dtype=jnp.int32)
         sums = jnp.pad(sums, (0, -out % 16)).reshape(-1, 16)
     return PreparedConv(
         weights=weights,

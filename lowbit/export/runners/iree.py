@@ -33,7 +33,7 @@ def run_on_aarch64(compiled: bytes, args: Sequence[np.ndarray], count: int) -> l
         folder = Path(place)
         (folder / "model.vmfb").write_bytes(compiled)
         for i, x in enumerate(args):
-            np.save(folder / f"x{i}.npy", np.ascontiguousarray(x))
+            np.save(folder / f"x{i}.npy", np.asarray(x, order="C"))
         given = [f"--input=@x{i}.npy" for i in range(len(args))]
         made = [f"y{i}.npy" for i in range(count)]
         flags = ["--module=model.vmfb", "--device=local-sync", "--function=main", *given]

@@ -27,7 +27,7 @@ from lowbit.interpret.integer.flat import Constants, Var
 from lowbit.interpret.integer.grouped import Grouped, grouped, multipliers
 from lowbit.interpret.integer.nodes import Node, Program
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import evaluate, indices, tabulated
+from lowbit.interpret.integer.run import evaluate, indices, picking, tabulated
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan
@@ -126,7 +126,9 @@ class _Maker:
         if node.kind == "lookup":
             assert weight is not None
             table = weight_value(weight, weight_grid(weight))
-            return compat.rebind(node.equations[0].eqn, [table, values[0]], **NEAREST)[0].astype(jnp.float32)
+            equation, at = node.equations[0], picking(node, values, self.known.value)
+            changes = NEAREST if equation.name == "gather" else {}
+            return compat.rebind(equation.eqn, [table, *at], **changes)[0].astype(jnp.float32)
         if weight is not None:
             return self.clipped(node, self.weighted(node, values[0], weight))
         if self.is_known(node):

@@ -36,8 +36,8 @@ def _result(op: Operation, row: Row, values: list[Any], states: Mapping[str, Any
     left, right = (
         states[site.role] if computed else v for site, computed, v in zip(row.sites, is_computed, values, strict=True)
     )
-    if op.eqn.primitive.name == "gather":
-        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else rebind(op.eqn, [left, right])[0]
+    if op.is_lookup:
+        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     matmul, dtype = Matmul.of(op.eqn), result_dtype(op.eqn)
     if is_blockwise(matmul, right):
         return blockwise(matmul, _levels(row, states, left), right, dtype)

@@ -13,8 +13,10 @@ from jaxtyping import Array, Bool, Int32, Integer
 
 from lowbit.core.spec import Spec
 from lowbit.interpret import compat
-from lowbit.interpret.arithmetic import Matmul, contracted_size, exact_sum, right_to_result
+from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
+from lowbit.interpret.lookup import part
+from lowbit.interpret.sums import contracted_size, exact_sum
 
 from .fixed import Rounding
 from .flat import Equation
@@ -75,7 +77,10 @@ def product(
     numbers = dict(operation.params)["dimension_numbers"]
     (lc, rc), _ = numbers
     total = operation.accumulate_in(left, right, jnp.int32)
-    sums = [jnp.sum(x.astype(jnp.int32), axis=tuple(axes), keepdims=True) for x, axes in ((left, lc), (right, rc))]
+    sums = [
+        jnp.sum(x.astype(jnp.int32), axis=tuple(axes), keepdims=True, dtype=jnp.int32)
+        for x, axes in ((left, lc), (right, rc))
+    ]
     of_left, of_right = left_to_result(numbers, sums[0], right.ndim), right_to_result(numbers, sums[1], left.ndim)
     count = jnp.int32(contracted_size(operation, left, right))
     zero = zeros[1] if zeros[1].ndim == 0 else right_to_result(numbers, zeros[1], left.ndim)
@@ -102,7 +107,7 @@ def _convolution(operation: Matmul, left: CodeArray, kernel: CodeArray, zero: Ar
     left = lax.pad(left, zero.astype(left.dtype), pads)
     plain = {"padding": ((0, 0),) * len(params["padding"]), "lhs_dilation": (1,) * len(params["padding"])}
     product = operation.accumulate_in(left, kernel, jnp.int32, **plain)
-    sums = jnp.sum(kernel.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]))
+    sums = jnp.sum(kernel.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]), dtype=jnp.int32)
     shape = [1] * left.ndim
     shape[numbers.out_spec[1]] = sums.shape[0]
     return product - zero * sums.reshape(shape)
@@ -144,7 +149,7 @@ def softmax(codes: CodeArray, c: Mapping[str, Any], axis: int, kept: Bool[Array,
     parts = jnp.take(c["table"], below, axis=0, mode="clip")
     if kept is not None:
         parts = jnp.where(kept | ~jnp.any(kept, axis=axis, keepdims=True), parts, 0)
-    total = jnp.sum(parts, axis=axis, keepdims=True)
+    total = jnp.sum(parts, axis=axis, keepdims=True, dtype=jnp.int32)
     return lax.div((parts << 16) + (total >> 1), jnp.broadcast_to(total, parts.shape))
 
 
@@ -158,13 +163,13 @@ def normalized(codes: CodeArray, c: Mapping[str, Any], node: Node, zero: Array) 
     x = codes.astype(jnp.int32) - zero
     count = x.shape[axis]
     if node.details["is_centered"]:
-        x = count * x - jnp.sum(x, axis=axis, keepdims=True)
+        x = count * x - jnp.sum(x, axis=axis, keepdims=True, dtype=jnp.int32)
     most = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     width = norm_width(count)
     # most * 2**up has at most `width` bits, and the epsilon, of 24 bits, at most 29
     up = jnp.minimum(lax.clz(jnp.maximum(most, 1)) - (32 - width), (5 - c["epsilon_shift"]) >> 1)
     t = jnp.where(up >= 0, x << jnp.clip(up, 0, 31), _rounded_half(x, jnp.clip(-up, 1, 31)))
-    power = jnp.sum(t * t, axis=axis, keepdims=True)
+    power = jnp.sum(t * t, axis=axis, keepdims=True, dtype=jnp.int32)
     shift = 2 * up + c["epsilon_shift"]  # of the epsilon's 24 bits to the scale of the squares
     eps = jnp.where(shift >= 0, c["epsilon"] << jnp.clip(shift, 0, 31), c["epsilon"] >> jnp.clip(-shift, 0, 31))
     power = jnp.maximum(power + eps, 1)
@@ -198,19 +203,21 @@ NEAREST = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None}
 
 
 def picked(
-    equation: Equation, table: CodeArray, rows: Array, c: Mapping[str, Any], rounding: Rounding, dtype: Any
+    equation: Equation, table: CodeArray, indices: Sequence[Any], c: Mapping[str, Any], rounding: Rounding, dtype: Any
 ) -> CodeArray:
-    """Returns rows of a weight's codes on the result's grid: multipliers are one, or one per row."""
-    (axis,) = equation.eqn.params["dimension_numbers"].collapsed_slice_dims
+    """Returns what a look-up picks of a weight's codes on the result's grid: multipliers are one, or one per row."""
     rank = len(equation.outs[0].shape)
-
-    def at_rows(x: Array) -> Array:
-        sizes = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
-        return compat.rebind(equation.eqn, [x, rows], slice_sizes=sizes, **NEAREST)[0]
-
     is_one = c["multiplier"].size == 1
-    q, right = (x.reshape((1,) * rank) if is_one else at_rows(x) for x in (c["multiplier"], c["shift"]))
-    return clamped(rounding.multiply(at_rows(table).astype(jnp.int32), q, right) + c["offset"], c, dtype)
+    q, right = (
+        x.reshape((1,) * rank) if is_one else part(equation.eqn, x, indices, table.shape, **_nearest(equation))
+        for x in (c["multiplier"], c["shift"])
+    )
+    codes = part(equation.eqn, table, indices, table.shape, **_nearest(equation))
+    return clamped(rounding.multiply(codes.astype(jnp.int32), q, right) + c["offset"], c, dtype)
+
+
+def _nearest(equation: Equation) -> dict[str, Any]:
+    return NEAREST if equation.name == "gather" else {}
 
 
 def moved(equation: Equation, codes: Array, zero: Array, rest: Sequence[Any]) -> list[Any]:

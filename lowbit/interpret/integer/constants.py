@@ -18,8 +18,9 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import nearest_even, rounded_product, unfused
 from lowbit.core.spec import Spec
 from lowbit.interpret import compat
-from lowbit.interpret.arithmetic import Matmul, contracted_size, right_to_result
+from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec
+from lowbit.interpret.sums import contracted_size
 
 from . import long_rows
 from .compute import AFFINE_BITS, NORM_BITS, SOFTMAX_BITS, left_to_result

@@ -143,5 +143,5 @@ def matmul(
     zero = zeros[1] if zeros[1].ndim == 0 else found.spread(zeros[1])
     sums = compute.product(found.operation, [left, right], [zeros[0], zero], reaches, carried=carried)
     by = c["groups"].astype(jnp.int32)
-    high, low = ((part * by).sum(found.leading) for part in (sums >> 8, sums & 255))
+    high, low = ((part * by).sum(found.leading, dtype=jnp.int32) for part in (sums >> 8, sums & 255))
     return high, low

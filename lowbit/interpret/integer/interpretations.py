@@ -22,6 +22,7 @@ from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 
+from . import spans
 from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
@@ -42,6 +43,9 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         if node.kind == "index":
             return indices(node, values, env, known.value), states
         outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
+        if node.kind in spans.JOINS:
+            roles = states[node.path]
+            states = {**states, node.path: {**roles, spans.ROLE: spans.updated(roles[spans.ROLE], values)}}
         if node.kind in ("move", "concatenate", "select"):
             return outs, states
         path = program.grids[node.out]
@@ -49,7 +53,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         folded = {s.name: s.update(states[path]["output"][s.name], outs[0]) for s in statistics_of(site)}
         return outs, {**states, path: {**states[path], "output": folded}}
 
-    walked = {path: roles for path, roles in statistics.items() if path in sites}
+    walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     _warm(program, known)
     found = {**statistics, **evaluate(program.nodes, env, at, walked)}
     for node, site, var in _weight_places(plan, program):
@@ -149,7 +153,8 @@ def simulation(
 
 
 def _codes(value: Levels, spec: Spec) -> Array:
-    return lax.stop_gradient(value.levels).astype(code_dtype(spec))
+    levels = lax.stop_gradient(value.levels)
+    return jnp.where(jnp.isnan(levels), value.zero, levels).astype(code_dtype(spec))  # as `QTensor.encode` has it
 
 
 def _scalars(q: QTensor) -> tuple[Array, Array]:
@@ -202,8 +207,13 @@ def _weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Var]]
     found = []
     for node, _ in program.everywhere():
         if node.op is not None and (site := rows[node.path].weight) is not None:
-            found.append((node, site, next(v for v in node.equations[0].ins if not v.is_data)))
+            found.append((node, site, _weight_of(node)))
     return found
+
+
+def _weight_of(node: Node) -> Var:
+    """The weight of an operation; written indices of a look-up come after it."""
+    return next(v for v in node.equations[0].ins if not v.is_data)
 
 
 def _of_rank(x: Any, rank: int) -> Any:
@@ -213,7 +223,7 @@ def _of_rank(x: Any, rank: int) -> Any:
 
 def _at_operation(node: Node, var: Var, known: Constants, weights: Mapping[str, QTensor]) -> Array:
     """The value of a constant at a node: the weight of an operation is on its grid."""
-    if node.op is not None and node.path in weights and var in node.equations[0].ins:
+    if node.op is not None and node.path in weights and var is _weight_of(node):
         return plain(weights[node.path])
     return known.value(var)
 
@@ -329,7 +339,7 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
 
 def _warm_selected(program: Program, known: Constants) -> None:
     for node, scope in program.everywhere():
-        if scope and node.kind in ("select", "move"):
+        if scope and node.kind in ("select", "move", "lookup"):
             for var in node.equations[0].ins:
                 if not var.is_data:
                     known.raw(var)

@@ -40,7 +40,7 @@ def softmax(
     parts = (product + (1 << (21 - width))) >> (22 - width)
     if kept is not None:
         parts = jnp.where(kept | ~jnp.any(kept, axis=axis, keepdims=True), parts, 0)
-    total = jnp.broadcast_to(jnp.sum(parts, axis=axis, keepdims=True), parts.shape)
+    total = jnp.broadcast_to(jnp.sum(parts, axis=axis, keepdims=True, dtype=jnp.int32), parts.shape)
     quotient, rest = _divided(parts, total, 4, 4)
     return quotient + (2 * rest >= total).astype(jnp.int32)
 
@@ -64,15 +64,15 @@ def normalized(codes: Array, c: Mapping[str, Any], node: Node) -> Int32[Array, "
     axis = node.details["axis"]
     x = codes.astype(jnp.int32)
     if node.details["is_centered"]:
-        x = x.shape[axis] * x - jnp.sum(x, axis=axis, keepdims=True)
+        x = x.shape[axis] * x - jnp.sum(x, axis=axis, keepdims=True, dtype=jnp.int32)
     most = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
     # most * 2**up has 15 bits, and the epsilon at most 44
     up = jnp.minimum(lax.clz(jnp.maximum(most, 1)) - 17, (20 - c["epsilon_shift"]) >> 1)
     t = _scaled(x, up)
     squares = t * t
     j = 2 * up + c["epsilon_shift"]
-    low = jnp.sum(squares & 0x7FFF, axis=axis, keepdims=True) + (_cut(c["epsilon"], j) & 0x7FFF)
-    high = jnp.sum(squares >> 15, axis=axis, keepdims=True) + _cut(c["epsilon"], j - 15)
+    low = jnp.sum(squares & 0x7FFF, axis=axis, keepdims=True, dtype=jnp.int32) + (_cut(c["epsilon"], j) & 0x7FFF)
+    high = jnp.sum(squares >> 15, axis=axis, keepdims=True, dtype=jnp.int32) + _cut(c["epsilon"], j - 15)
     high, low = high + (low >> 15), low & 0x7FFF
     r = jnp.maximum(17 - lax.clz(high), 0)
     r = r + (r & 1)  # an even shift, after which the power has 29 or 30 bits

@@ -22,6 +22,7 @@ import numpy as np
 
 from lowbit.core.paths import common_prefix
 from lowbit.interpret.graph import Operation
+from lowbit.interpret.picks import LOOKUPS
 
 from . import templates
 from .absorb import bounds_of, channels, is_affine, is_float, varying
@@ -67,7 +68,8 @@ class _Placer:
         self.roots: dict[Var, Var] = {}
         self.grids = Grids()
         self.made: dict[Var, Node] = {}
-        self.counts: dict[tuple[str, str], int] = {}
+        self.counts: dict[str, int] = {}
+        self.taken = {op.path for op in operations.values()}
         self.done: set[Equation] = set()
         self.inside: set[Equation] = set()  # templates
         self.indices: set[Var] = set()  # integers that depend on integers alone
@@ -85,6 +87,14 @@ class _Placer:
 
     # nodes
 
+    def named(self, stem: str) -> str:
+        """The next path ``stem_0``, ``stem_1``, ... that is not that of an operation: a parameter may be called so."""
+        while True:
+            number = self.counts.get(stem, 0)
+            self.counts[stem] = number + 1
+            if (path := f"{stem}_{number}") not in self.taken:
+                return path
+
     def add(
         self, nodes: list[Node], kind: str, ins: list[Var], outs: list[Var], equations: list[Equation], **rest: Any
     ):
@@ -95,9 +105,7 @@ class _Placer:
             path, near = op.path, frozenset([op.base])
         else:
             prefix = common_prefix(sorted(near))
-            number = self.counts.get((prefix, kind), 0)
-            self.counts[prefix, kind] = number + 1
-            path = f"{prefix}/{kind}_{number}" if prefix else f"{kind}_{number}"
+            path = self.named(f"{prefix}/{kind}" if prefix else kind)
         source = next((e.source for e in equations if e.source), "")
         node = Node(kind, path, ins, outs, equations, source, **rest)
         nodes.append(node)
@@ -173,7 +181,7 @@ class _Placer:
         data = [v for v in equation.ins if v.is_data]
         if equation.loop is not None:
             return self.scan
-        if name == "gather" and equation.address in self.operations:
+        if name in LOOKUPS and equation.address in self.operations:
             return self.lookup
         if self.indices.issuperset(data) and not any(is_float(v) for v in equation.outs):
             return self.index
@@ -227,11 +235,11 @@ class _Placer:
         self.add(nodes, "index", [v for v in equation.ins if v.is_data], list(equation.outs), [equation])
 
     def lookup(self, equation: Equation, nodes: list[Node]) -> None:
-        if equation.ins[1] not in self.indices:
+        indices = [v for v in equation.ins[1:] if v.is_data]
+        if not self.indices.issuperset(indices):
             raise self.error(equation, "rows of a weight are picked by integers that depend on integer arguments alone")
-        self.add(
-            nodes, "lookup", [equation.ins[1]], list(equation.outs), [equation], op=self.operations[equation.address]
-        )
+        op = self.operations[equation.address]
+        self.add(nodes, "lookup", indices, list(equation.outs), [equation], op=op)
 
     def sum(self, equation: Equation, nodes: list[Node]) -> None:
         x = self.need(equation.ins[0], nodes, equation)

@@ -97,8 +97,8 @@ def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tu
 
 
 def _on_grids(row: Row, program: Program) -> Row:
-    (node,) = (node for node, _ in program.everywhere() if node.path == row.path)
-    if node.kind == "lookup":
+    node = next((node for node, _ in program.everywhere() if node.path == row.path), None)
+    if node is None or node.kind == "lookup":  # of integers alone, or with indices for inputs
         return row
     grids = iter([program.grids[v] for v in node.ins])
     sites = tuple(s if s.is_weight else dataclasses.replace(s, kind="grid", key=next(grids)) for s in row.sites)
@@ -120,6 +120,12 @@ def _quantizers(program: Program, rows: dict[str, Row]) -> dict[str, Quantizer]:
         for site, var in zip(data, node.ins, strict=True):
             grid = program.grids[var]
             assert site.quantizer is not None
+            if site.own_code:
+                raise ValueError(
+                    f"integer=True: the {site.role} of {row.path} is quantized by {site.own_code}, whose own rounding or range "
+                    f"integers cannot follow; use an input quantizer that its spec describes, such as rtn's, which rounds to "
+                    f"nearest even (a quantizer of yours says so in `served_by_spec`)"
+                )
             before = found.setdefault(grid, (site.quantizer, row.path))
             if before[0] != site.quantizer:
                 raise ValueError(

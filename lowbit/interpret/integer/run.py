@@ -87,7 +87,7 @@ def defined(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> lis
     env: dict[Var, Any] = dict(zip(node.ins, values, strict=True))
     for equation in node.equations:
         operands = [env[v] if v in env else get(v) for v in equation.ins]
-        changes = compute.NEAREST if node.kind == "lookup" else {}
+        changes = compute.NEAREST if node.kind == "lookup" and equation.name == "gather" else {}
         made = _clipped(equation, operands) or compat.rebind(equation.eqn, operands, **changes)
         env.update(zip(equation.outs, made, strict=True))
     return [env[v] for v in node.outs]
@@ -117,6 +117,12 @@ def indices(node: Node, values: Sequence[Any], env: Mapping[Var, Any], get: Call
         return [env[node.out]]
     data, (equation,) = iter(values), node.equations
     return compat.rebind(equation.eqn, [next(data) if v.is_data else get(v) for v in equation.ins])
+
+
+def picking(node: Node, values: Sequence[Any], get: Callable[[Var], Any]) -> list[Any]:
+    """Returns the indices of a look-up: integers that depend on arguments, and written ones."""
+    rest = iter(values)
+    return [next(rest) if v.is_data else get(v) for v in node.equations[0].ins[1:]]
 
 
 class Arithmetic:
@@ -159,7 +165,8 @@ class Arithmetic:
         kind, c = node.kind, self.found.get(node.path, {})
         if kind == "lookup":
             dtype, table = compute.code_dtype(self.spec(node.out)), self.weights[node.path].codes
-            return [compute.picked(node.equations[0], table, codes[0], c, self.rounding, dtype)]
+            indices = picking(node, codes, self.known.value)
+            return [compute.picked(node.equations[0], table, indices, c, self.rounding, dtype)]
         zeros = [self.zero(v) for v in node.ins]
         if kind == "move":
             rest = [self.known.value(v) for v in node.equations[0].ins[1:] if node.equations[0].name != "pad"]

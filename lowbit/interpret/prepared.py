@@ -1,0 +1,57 @@
+"""Weights in the kernels' order, remembered between calls of `lowbit.execute`. Changes no number."""
+
+import weakref
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.checks import is_traced
+from lowbit.packed import native
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
+
+
+class Prepared:
+    """The prepared form of the last packed weights of a plan, by weight, as long as the weights' own arrays live.
+
+    A weight is known by the identity of its arrays, which nothing can change in place; the containers around them can
+    change, and are not looked at. Where an array can be changed in place (numpy's), nothing is remembered.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.known: dict[str, tuple[tuple[weakref.ref[Any], ...], Any]] = {}
+
+    def __call__(self, qparams: QParams) -> dict[str, Any]:
+        """Returns the kernels' form of every weight that has one, by key; none under a trace."""
+        found = {}
+        for key, (q, row, site) in native.candidates(self.plan, qparams).items():
+            arrays = jax.tree.leaves(q)
+            if any(is_traced(x) for x in arrays):
+                continue
+            sources, order = self.known.get(key, ((), None))
+            if len(sources) != len(arrays) or any(ref() is not x for ref, x in zip(sources, arrays, strict=True)):
+                order = _apart(native.order_of(q, row, site), arrays)
+                self.known.pop(key, None)
+                if all(isinstance(x, jax.Array) for x in arrays):
+                    self.known[key] = tuple(weakref.ref(x, self._forgetter(key)) for x in arrays), order
+            found[key] = order
+        return found
+
+    def _forgetter(self, key: str) -> Any:
+        me = weakref.ref(self)
+
+        def forget(dead: Any) -> None:
+            known = {} if (memo := me()) is None else memo.known
+            if any(ref is dead for ref in known.get(key, ((), None))[0]):
+                del known[key]
+
+        return forget
+
+
+def _apart(order: native.Order, arrays: list[Any]) -> native.Order:
+    """The same, holding none of the arrays it was made from: a compiled program may hand its argument back as it is."""
+    mine = {id(x) for x in arrays}
+    with jax.ensure_compile_time_eval():
+        return jax.tree.map(lambda x: jnp.array(x, copy=True) if id(x) in mine else x, order)

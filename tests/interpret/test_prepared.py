@@ -1,0 +1,116 @@
+"""`execute` prepares a weight once, and never serves one that was exchanged."""
+
+import dataclasses
+import gc
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowbit as lb
+from lowbit.packed import native
+
+R = np.random.default_rng(3)
+
+
+def _array(*shape):
+    return jnp.asarray(R.normal(size=shape), jnp.float32)
+
+
+def model(p, x):
+    return jnp.tanh(x @ p["a"]) @ p["b"] + p["c"]
+
+
+PARAMS = {"a": _array(64, 32), "b": _array(32, 8), "c": _array(8)}
+X = _array(4, 64)
+
+
+def _packed():
+    plan = lb.bind(model, {"**": "w8,a8"}, PARAMS, X)
+    # A function of its own, so that no other test's memo is met.
+    fn = lambda p, x: model(p, x)  # noqa: E731 (a new function for every test)
+    return fn, plan, lb.pack(plan, PARAMS, lb.init(model, plan, PARAMS, X))
+
+
+@pytest.fixture
+def packed():
+    return _packed()
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """The weights put into the kernels' order, in order."""
+    found, real = [], native.order_of
+    monkeypatch.setattr(native, "order_of", lambda q, row, site: found.append(site.key) or real(q, row, site))
+    return found
+
+
+def _changes(qparams):
+    """Every way in which an entry is exchanged in place: ``(name, change)``."""
+    b = qparams.params["b"]
+    return {
+        "a bias": lambda: qparams.params.update(c=qparams.params["c"] + 100.0),
+        "a weight": lambda: qparams.params.update(b=dataclasses.replace(b, codes=jnp.flip(b.codes, 0))),
+        "a scale": lambda: qparams.params.update(b=dataclasses.replace(b, scale=b.scale * np.float32(2.0))),
+        "an input's scale": lambda: qparams.sites["b"]["input"].update(
+            scale=qparams.sites["b"]["input"]["scale"] * np.float32(4.0)
+        ),
+        "an input's zero": lambda: qparams.sites["b"]["input"].update(
+            zero=qparams.sites["b"]["input"]["zero"] + np.float32(5.0)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["a bias", "a weight", "a scale", "an input's scale", "an input's zero"])
+def test_what_is_exchanged_in_the_container_is_served(packed, name):
+    fn, plan, qparams = packed
+    run, slow = lb.execute(fn, plan), lb.execute(fn, plan, implementation="reference")
+    before = run(qparams, X)
+    _changes(qparams)[name]()
+    after = run(qparams, X)
+    np.testing.assert_array_equal(after, slow(qparams, X))
+    assert bool(jnp.any(after != before))
+    if name == "a bias":
+        np.testing.assert_allclose(after - before, 100.0, rtol=2.0**-16)
+
+
+def test_an_array_changed_in_place_is_served(packed):
+    fn, plan, qparams = packed
+    host = jax.tree.map(lambda x: np.array(x), qparams)
+    run, slow = lb.execute(fn, plan), lb.execute(fn, plan, implementation="reference")
+    before = run(host, X)
+    host.params["b"].codes[:] = host.params["b"].codes[::-1].copy()
+    np.testing.assert_array_equal(run(host, X), slow(host, X))
+    assert bool(jnp.any(run(host, X) != before))
+
+
+def test_a_second_call_prepares_nothing_and_an_exchange_only_what_it_changed(packed, builds):
+    fn, plan, qparams = packed
+    run = lb.execute(fn, plan)
+    run(qparams, X)
+    assert sorted(builds) == ["a", "b"]
+    for again in (qparams, jax.tree.map(lambda x: x, qparams), dataclasses.replace(qparams)):
+        run(again, X)
+        run(again, X[:2])
+    assert len(builds) == 2
+    qparams.params["c"] = qparams.params["c"] * np.float32(2.0)
+    run(qparams, X)
+    assert len(builds) == 2
+    qparams.params["b"] = dataclasses.replace(qparams.params["b"], scale=qparams.params["b"].scale + np.float32(1.0))
+    run(qparams, X)
+    assert builds[2:] == ["b"]
+    run(lb.prepare(plan, qparams), X)
+    assert builds[3:] == ["a", "b"]  # by the call of prepare alone
+
+
+def test_nothing_outlives_the_parameters():
+    fn, plan, qparams = _packed()
+    run = lb.execute(fn, plan)
+    run(qparams, X)
+    leaves = [weakref.ref(leaf) for leaf in jax.tree.leaves(qparams)]
+    del qparams
+    gc.collect()
+    assert [ref() for ref in leaves if ref() is not None and ref() is not PARAMS["c"]] == []
+    assert run is lb.execute(fn, plan)
