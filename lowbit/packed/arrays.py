@@ -19,9 +19,9 @@ from lowbit.formats.lookup import spec_from_text
 from lowbit.plan.rows import Plan
 from lowbit.quantizers.rtn import RTN
 
-from . import arguments
+from . import arguments, pieces
 from .bits import pack, packing_axis
-from .pieces import ELEMENTS, count_of, joined
+from .pieces import count_of, joined
 from .trees import QParams
 
 
@@ -106,7 +106,7 @@ def _check_finite(x: Any) -> None:
     if is_traced(x) or x.size == 0:
         return
     along = max(range(x.ndim), key=lambda i: x.shape[i])
-    size = max(ELEMENTS * x.shape[along] // x.size, 1)
+    size = max(pieces.ELEMENTS * x.shape[along] // x.size, 1)
     count, first = 0, None
     for start in range(0, x.shape[along], size):
         with jax.ensure_compile_time_eval():  # an array that an outer jit closes over has values too
@@ -128,7 +128,7 @@ def _part(x: Any, along: int, start: int, stop: int) -> jax.Array:
     if (start, stop) == (0, x.shape[along]):
         return jnp.asarray(x)
     if isinstance(x, jax.Array):
-        return lax.slice_in_dim(x, start, stop, axis=along)
+        return lax.dynamic_slice_in_dim(x, start, stop - start, axis=along)  # compiled once, wherever it starts
     return jnp.asarray(x[(slice(None),) * along + (slice(start, stop),)])
 
 

@@ -1,6 +1,7 @@
 """Large arrays a piece at a time: the same bits, and no memory beside the array, its codes and one piece."""
 
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -39,6 +40,20 @@ def test_pieces_are_the_whole(monkeypatch, text, shape, axis):
     shares = text in ("int8/tensor", "nvfp4") or len(shape) == 1
     assert [n > 1 for n in made] == ([] if shares else [True] * 3)
     assert same(jax.jit(lambda x: lb.quantize_array(x, text, axis=axis))(x), whole)
+
+
+@pytest.mark.parametrize("places", [[(5, 89)], [(63, 0), (2, 80)], [(1, 2), (1, 3), (40, 40)]])
+def test_what_is_not_finite_is_found_in_every_piece(monkeypatch, places):
+    x = np.array(heavy_tailed(0, 64, 90))
+    for i, place in enumerate(places):
+        x[place] = (np.nan, -np.inf, np.inf)[i]
+    monkeypatch.setattr(pieces, "ELEMENTS", 700)
+    said = rf"{len(places)} of 5760 values, first at {re.escape(str(min(places)))}"
+    for given in (x, jnp.asarray(x)):
+        with pytest.raises(ValueError, match=said):
+            lb.quantize_array(given, "int4")
+        with pytest.raises(ValueError, match=said):
+            jax.jit(lambda given=given: lb.quantize_array(given, "int4").codes)()
 
 
 @pytest.mark.parametrize("rule", ["w4/g32", "w4,a8", "w8/tensor,a8", "w4/g16/affine", "w3"])
