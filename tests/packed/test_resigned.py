@@ -157,3 +157,16 @@ def test_each_static_field_is_checked_against_the_arrays(tmp_path, field):
     path.write_bytes(joined(header, card, said, data, is_described=True))
     with pytest.raises(ValueError, match=f"{path} is not a valid lowbit checkpoint"):
         lb.load(path)
+
+
+@pytest.mark.parametrize("fingerprint", ["0" * 16, None, 1, ["x"]])
+def test_a_fingerprint_is_that_of_the_plan_beside_it(tmp_path, fingerprint):
+    _, plan, qparams, _ = model("integers")
+    path = tmp_path / "m"
+    lb.save(path, plan, qparams)
+    header, card, said, data = parts(path.read_bytes())
+    assert card["fingerprint"] == plan.fingerprint
+    card["fingerprint"] = fingerprint
+    path.write_bytes(joined(header, card, said, data, is_described=True))
+    with pytest.raises(ValueError, match=f"{path} is not a valid lowbit checkpoint: its fingerprint"):
+        lb.load(path)
