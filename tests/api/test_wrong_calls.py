@@ -59,7 +59,11 @@ class Call(NamedTuple):
     def made(self, name: str, value: Any) -> None:
         given = {**self.given, name: value}
         kinds = inspect.signature(self.function).parameters
-        first = [given.pop(n) for n, p in kinds.items() if p.kind is p.POSITIONAL_OR_KEYWORD and n in given]
+        first = [
+            given.pop(n)
+            for n, p in kinds.items()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n in given
+        ]
         rest = given.pop("args", self.rest) if any(p.kind is p.VAR_POSITIONAL for p in kinds.values()) else ()
         self.function(*first, *rest, **given)
 
@@ -77,14 +81,13 @@ def calls(good: Good) -> dict[str, Call]:
     for name, thing in vars(lb).items():
         if name.startswith("_") or not inspect.isfunction(inspect.unwrap(thing) if callable(thing) else thing):
             continue
-        function = inspect.unwrap(thing)
-        parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(thing).parameters
         given = {n: good.values[n] for n, p in parameters.items() if n in good.values and p.default is p.empty}
         given |= special.get(name, {})
         given = {n: v for n, v in given.items() if parameters[n].kind is not inspect.Parameter.VAR_POSITIONAL}
-        found[name] = Call(name, function, given, (good.x,))
+        found[name] = Call(name, thing, given, (good.x,))
     for name in ("simulate", "execute"):  # what they return is called, too
-        run = inspect.unwrap(getattr(lb, name))(model, good.values["plan"])
+        run = getattr(lb, name)(model, good.values["plan"])
         names = ("params", "qstate") if name == "simulate" else ("qparams",)
         found[f"{name}()"] = Call(f"{name}()", run, {n: good.values[n] for n in names}, (good.x,))
     return found
