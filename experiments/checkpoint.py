@@ -9,13 +9,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from experiments.data.dataset import atomic
+from lowbit.core.atomic import replacing
 
 
 def save_tree(path: Path, tree: Any, **meta: Any) -> None:
     """Writes the leaves of ``tree`` in order, and ``meta`` as JSON; a kill leaves the old file or the new one."""
     leaves = {f"leaf_{i:05d}": _array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    with atomic(path) as part:
+    with replacing(path) as part:
         save_file(leaves, part, metadata={"experiment": json.dumps(meta)})
 
 

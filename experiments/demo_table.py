@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.matrix_table import block
+from lowbit.core import atomic
 from lowbit.report import tables
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in arguments:
         text = Path(name).read_text()
         start, end = block(text, MARKS)
-        Path(name).write_text(text[:start] + markdown(found) + text[end:])
+        atomic.write(name, text[:start] + markdown(found) + text[end:])
 
 
 if __name__ == "__main__":

@@ -84,9 +84,9 @@ def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[
     """
     (result,), given = bundle.manifest["outputs"], codes(samples, bundle)
     if not is_c(target):
-        ran = runners()[target](bundle, [given])
+        ran = runners()[target](bundle, [[given]])
         assert ran.outputs is not None
-        return Found(values(np.asarray(ran.outputs[0]), result), dict(ran.measured))
+        return Found(values(np.asarray(ran.outputs[0][0]), result), dict(ran.measured))
     outputs, measured = [], {}
     size = max(1, _PROGRAM_BYTES // given[0].nbytes)
     for start in range(0, len(given), size):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import atomic
+from lowbit.core import atomic
 from lowbit.export import iree
 
 
@@ -28,8 +28,7 @@ def require(*, without: str = "edge_images=0") -> None:
 
 def compiled(artifact: bytes, target: Path) -> Path:
     """Compiles a portable artifact to ``target`` and returns it."""
-    with atomic(target) as part:
-        part.write_bytes(iree.compile_artifact(artifact))
+    atomic.write(target, iree.compile_artifact(artifact))
     return target
 
 

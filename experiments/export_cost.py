@@ -31,7 +31,7 @@ def measured(sizes: decoder.Sizes, rule: str, form: str) -> dict[str, Any]:
             lambda: lb.export(decoder.decode, plan, qparams, args, f"{folder}/model", targets=FORMS[form])
         )
         seconds, work = time.perf_counter() - start, time.process_time() - work
-        files = {name: entry["bytes"] for name, entry in bundle.manifest["files"].items()}
+        artifact = "model.mlirbc" if form == "served" else "universal/model.mlirbc"
     return {
         "rule": rule,
         "form": form,
@@ -41,5 +41,5 @@ def measured(sizes: decoder.Sizes, rule: str, form: str) -> dict[str, Any]:
         "memory_of_model": round(memory / size, 3),
         "model_bytes": size,
         "packed_bytes": qparams.nbytes,
-        "stored_bytes": files["model.zip" if form == "served" else "universal/model.zip"],
+        "stored_bytes": bundle.manifest["files"][artifact]["deflated"],
     }

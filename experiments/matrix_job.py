@@ -134,7 +134,7 @@ def _piece(job: Job, case: Case, variant: Variant, seed: int) -> dict[str, Any]:
     bundle, refusals = _exported(export, names)
     rows |= {name: {"status": REFUSED, "detail": reason} for name, reason in refusals.items()}
     job.screen.start(f"{case.name} {variant.name} verify")
-    rows |= {row.target: _kept(row) for row in verify(bundle.path).rows}
+    rows |= {row.target: _kept(row) for row in verify(bundle.path, run_code=True).rows}
     return {
         "metric": story.metric.of(found, test.labels),
         "bits_per_weight": qparams.bits_per_weight,

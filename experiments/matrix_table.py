@@ -14,6 +14,7 @@ from rich.console import Console
 from experiments.matrix import Matrix
 from experiments.run_folder import RunFolder, write_json
 from experiments.summary import write_report
+from lowbit.core import atomic
 from lowbit.report import page, tables
 
 RESULT = Path(__file__).parent / "results" / "matrix.json"
@@ -130,7 +131,7 @@ def finish(
     } | made
     write_json(folder.path / "summary.json", found)
     table, every = compact(found), whole(found)
-    (folder.path / "table.txt").write_text(f"{tables.text(table)}\n\n{tables.text(every)}\n")
+    atomic.write(folder.path / "table.txt", f"{tables.text(table)}\n\n{tables.text(every)}\n")
     write_report(config.name, folder, [page.table(table, NOTE), page.table(every)])
     terminal.width = max(terminal.width, tables.width(table))  # a broken line is better than cells cut short
     terminal.print(tables.rich_table(table))
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in arguments:
         text = Path(name).read_text()
         start, end = block(text)
-        Path(name).write_text(text[:start] + markdown(found) + text[end:])
+        atomic.write(name, text[:start] + markdown(found) + text[end:])
 
 
 if __name__ == "__main__":

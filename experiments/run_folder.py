@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any, Protocol
 import jax
 
 from experiments.config import plain
-from experiments.data.dataset import atomic
+from lowbit.core import atomic
 
 PACKAGES = (
     "lowbit", "lowbit-kernels", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors",
@@ -26,8 +25,7 @@ TIMES = "seconds"
 
 
 def write_json(path: Path, value: Any) -> None:
-    with atomic(path) as part:
-        part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    atomic.write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
@@ -95,12 +93,14 @@ class RunFolder:
     def __init__(self, path: Path, config: Seeded, *, fresh: bool = False):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path} is a file: choose another folder with --out")
+        atomic.settle(path)
+        atomic.settle(path / "config.json")  # what a kill left of a first file does not make the folder somebody else's
         if fresh and path.exists():
             if not (path / "config.json").is_file() and any(path.iterdir()):
                 raise FileExistsError(
                     f"{path} holds other files and no config.json: it will not be emptied; choose --out"
                 )
-            shutil.rmtree(path)
+            atomic.emptied(path)
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.environment = environment()
@@ -138,5 +138,4 @@ class RunFolder:
         same = ("piece", "kind", "epoch")
         lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
         kept = [old for old in lines if any(old.get(k) != line.get(k) for k in same)]
-        with atomic(path) as part:
-            part.write_text("".join(json.dumps(item) + "\n" for item in (*kept, line)))
+        atomic.write(path, "".join(json.dumps(item) + "\n" for item in (*kept, line)))

@@ -11,6 +11,7 @@ from experiments.config import FLOAT
 from experiments.run_folder import RunFolder, write_json
 from experiments.story import Story
 from experiments.summary import Row, write_report
+from lowbit.core import atomic
 from lowbit.report import page, tables
 
 
@@ -78,7 +79,7 @@ def finish(
     made = {key: folder.environment[key] for key in ("commit", "dirty", "versions", "device")}
     write_json(folder.path / "summary.json", _summary(story, rows, guess, tested=tested, minutes=minutes) | made)
     found, note = table(rows, story, guess), notes(story, tested=tested)
-    (folder.path / "table.txt").write_text(tables.text(found) + "\n")
+    atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
     write_report(story.name, folder, [page.table(found, note)])
     terminal.width = max(terminal.width, tables.width(found))  # a broken line is better than cells cut short
     terminal.print(tables.rich_table(found))

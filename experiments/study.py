@@ -13,10 +13,10 @@ import numpy as np
 from rich.console import Console
 
 from experiments.config import FLOAT, Config
-from experiments.data.dataset import atomic
 from experiments.progress import Screen
 from experiments.run_folder import TIMES, RunFolder, write_json
 from experiments.summary import Row
+from lowbit.core import atomic
 from lowbit.report import tables
 
 LABELS = {
@@ -138,7 +138,7 @@ def finish(
     """Writes ``table.txt``, ``study.json`` and ``study.png``, and prints the table; see `experiments.summary.finish`."""
     found = table(rows, f"{config.name}: accuracy %, mean ± 95 % interval of {len(config.seeds)} seed(s)")
     orders = [f"{setting:<8} {order(values)}" for setting, values in grid(rows).items()]
-    (folder.path / "table.txt").write_text("\n".join([tables.text(found), "", *orders, ""]))
+    atomic.write(folder.path / "table.txt", "\n".join([tables.text(found), "", *orders, ""]))
     write_json(folder.path / "study.json", record(config, folder.environment, rows))
     plot(rows, folder.path / "study.png")
     terminal.width = max(terminal.width, tables.width(found))
@@ -183,7 +183,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     panels[0].invert_yaxis()
     figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), frameon=False, fontsize=8)
     figure.supxlabel("test accuracy, %  (every panel has its own axis)", size=9)
-    with atomic(path) as part:
+    with atomic.replacing(path) as part:
         figure.savefig(part, format="png", metadata={"Software": None})
 
 

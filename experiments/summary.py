@@ -12,6 +12,7 @@ from rich.console import Console
 from experiments.config import FLOAT, Config
 from experiments.progress import Screen
 from experiments.run_folder import RunFolder, write_json
+from lowbit.core import atomic
 from lowbit.report import figures, page, panels, tables
 
 
@@ -115,9 +116,9 @@ def finish(
         folder.log(row.name, "summary", **line, seconds=round(60 * minutes, 1), latency=row.latency)
     write_json(folder.path / "summary.json", _summary(config, rows, minutes) | made)
     found = table(rows, config)
-    (folder.path / "table.txt").write_text(tables.text(found) + "\n")
+    atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
     size = figures.accuracy_against_bytes(_points(rows))
-    (folder.path / "accuracy.svg").write_text(size)
+    atomic.write(folder.path / "accuracy.svg", size)
     sections = [page.table(found, NOTES), page.figure("Accuracy against size", size)]
     bar = screen.start("report", len(trained))
     for done, (name, get) in enumerate(trained.items()):
@@ -147,7 +148,7 @@ def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
         page.details("Config", (folder.path / "config.json").read_text()),
         page.details("Machine and versions", json.dumps(facts, indent=2)),
     ]
-    (folder.path / "report.html").write_text(page.page(name, lead, [*sections, *last]))
+    atomic.write(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
 
 
 CAPTION = (

@@ -14,6 +14,7 @@ import jax
 
 import lowbit as lb
 from experiments.models import decoder
+from lowbit.core import atomic
 from lowbit_kernels import status
 from lowbit_kernels.bench.__main__ import commit, device
 from lowbit_kernels.bench.timing import interleave, ratio
@@ -74,8 +75,7 @@ def run(config: Config, out: Path, *, fresh: bool = False) -> None:
         "bytes": bytes_of, "speedup": ratio(times["float32"], times["lowbit"]),
         "times": {n: {"min_ms": t.minimum, "median_ms": t.median, "rounds": len(t.rounds)} for n, t in times.items()},
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "result.json").write_text(json.dumps(line, indent=1) + "\n")
+    atomic.write(out / "result.json", json.dumps(line, indent=1) + "\n")
     cells = [f"{n} {t.minimum:.2f}/{t.median:.2f} ms" for n, t in times.items()]
     print(
         f"decode, {config.layers} layers of {config.width}: {', '.join(cells)}; {line['speedup']:.2f}x the float32 model"

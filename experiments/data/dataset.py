@@ -1,17 +1,16 @@
 """What every loader returns, and how files are found, fetched and checked."""
 
-import contextlib
 import hashlib
 import importlib.util
 import os
-import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from lowbit.core.atomic import replacing as atomic
 
 
 class Split(NamedTuple):
@@ -70,20 +69,6 @@ def package_file(module: str, relative: str, *, install: str) -> Path:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that takes its place if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp makes it private
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def download(url: str, path: Path, *, timeout: float = 20.0) -> None:

@@ -77,6 +77,14 @@ def linen(
         TypeError: if ``variables`` is not a mapping, or for a keyword that could be linen's and the module's.
         ValueError: if it has no ``params``, or ``mutable`` names a collection it lacks.
     """
+    from flax import linen as flax_linen
+
+    if not isinstance(module, flax_linen.Module):
+        raise TypeError(f"module must be a flax.linen.Module, got {type(module).__name__}")
+    if not isinstance(mutable, tuple | list) or not all(isinstance(name, str) for name in mutable):
+        raise TypeError(f"mutable must be a tuple or list of names of collections, got {mutable!r}")
+    if not (method is None or callable(method) or isinstance(method, str)):
+        raise TypeError(f"method must be a method, its name, or None, got {method!r}")
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be the mapping that module.init returns, got {type(variables).__name__}")
     if "params" not in variables:

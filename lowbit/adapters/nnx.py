@@ -81,6 +81,10 @@ def nnx(
 
     if not isinstance(module, flax_nnx.Module):
         raise TypeError(f"module must be a flax.nnx.Module, got {type(module).__name__}")
+    if not isinstance(mutable, bool):
+        raise TypeError(f"mutable must be True or False, got {mutable!r}")
+    if method is not None and not (isinstance(method, str) and callable(getattr(module, method, None))):
+        raise TypeError(f"method must be the name of a method of the module, or None, got {method!r}")
     given = {n: x for n, x in (("mutable", mutable), ("method", method), ("kwargs", kwargs)) if x}
     target = getattr(type(module), method or "__call__", None)
     check_keywords("lowbit.nnx", target, ("mutable", "method", "kwargs"), static | given)

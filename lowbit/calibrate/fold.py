@@ -16,6 +16,7 @@ from lowbit.interpret.integer import spans
 from lowbit.interpret.observe import observer
 from lowbit.interpret.state import QState, empty_statistics, initial_state
 from lowbit.interpret.trace import Model
+from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 
 
@@ -47,7 +48,10 @@ def init(
         TypeError: for a ``key`` that could be init's and the model's (`lowbit.core.keywords`).
         ValueError: if a weight or an input holds NaN or infinity (not checked under jit).
     """
-    return calibrate(fn, plan, params, [args], key=key, kwargs=merged(keywords, kwargs))
+    kwargs = merged(keywords, kwargs)
+    arguments.check(fn=fn, plan=plan, params=params, key=key)
+    arguments.check_call(fn, params, args, kwargs)
+    return calibrate(fn, plan, params, [args], key=key, kwargs=kwargs)
 
 
 def calibrate(
@@ -82,6 +86,8 @@ def calibrate(
             checked: a NaN then makes the scale of its site NaN, and everything that is served with it.
         TypeError: if a batch is not a tuple of arguments.
     """
+    arguments.check(fn=fn, plan=plan, params=params, sequential=sequential, key=key, kwargs=kwargs, progress=progress)
+    arguments.check_leaves(plan, params)
     if kwargs is not None:
         check_keywords("lowbit.calibrate", None, ("kwargs",), {"kwargs": kwargs})
     key = jax.random.key(0) if key is None else key
@@ -93,10 +99,10 @@ def calibrate(
     qstate = initializer(plan)(params, statistics, key) if sequential else {}
     step = observer(fn, plan, sequential=sequential)
     count = 0
-    for batch in batches:
-        if not isinstance(batch, tuple | list):
-            raise TypeError(f"a batch must be a tuple of arguments (x,) or (state, x), got {type(batch).__name__}")
-        statistics = step(params, qstate, statistics, tuple(batch), dict(kwargs or {}))
+    for given in arguments.iterated(batches):
+        batch = arguments.batch_of(given, count)
+        arguments.check_call(fn, params, batch, dict(kwargs or {}), f"batches[{count}]")
+        statistics = step(params, qstate, statistics, batch, dict(kwargs or {}))
         _check_batch(statistics, count)
         count += 1
         if progress is not None:

@@ -126,6 +126,12 @@ class Quantizers:
     weight: Quantizer | None = None
     input: Quantizer | None = None
 
+    def __post_init__(self):
+        for name in ("weight", "input"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Quantizer):
+                raise TypeError(f"{name} must be a quantizer or None, got {value!r:.40} ({type(value).__name__})")
+
 
 KEEP = Quantizers()
 """Leave the operation in float."""

@@ -2,18 +2,17 @@
 
 ::
 
-    model.mlir           StableHLO text
-    model.mlirbc         the same as a portable artifact of a chosen version: what compilers take
-    model.zip            that artifact deflated: its size is what the model takes to store or send. Every form that
-                         holds an artifact holds it deflated as well
-    vectors.safetensors  inputs, and the outputs that `lowbit.execute` gives for them
-    manifest.json        signatures, plan, weights, sizes, tool versions, sha256 of every file
+    model.mlirbc         StableHLO as a portable artifact of a chosen version: what compilers take
+    model.mlir           the same as text, for people: on request, or where the artifact is small
+    model.zip            the artifact deflated, likewise
+    vectors.safetensors  inputs, and the outputs that `lowbit.execute` gives for them: 64 calls where a batch of one is exported
+    manifest.json        signatures, plan, weights, sizes, tool versions, sha256 of every file, and its own digest
     <form>/...           the same model in another form, where a target asks for it: `lowbit.export.forms`
 
-StableHLO writes 2-bit and 4-bit constants at a byte an element, in text and bytecode; deflated they take their bits.
+StableHLO's bytecode has 2-bit and 4-bit constants at a byte an element, its text at two; deflated they take their bits. So
+one program is stored once, unless asked otherwise, and what its artifact takes deflated is said in the manifest.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -31,58 +30,27 @@ from lowbit.core.marks import takes_state
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
 from lowbit.interpret.trace import Model, trace
+from lowbit.packed import arguments
 from lowbit.packed.belongs import check_belongs, checked
 from lowbit.packed.bits import unpack
-from lowbit.packed.files import decode_tensors, encode_tensors
+from lowbit.packed.files import encode_tensors
 from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
-from . import forms, integer, signature, stablehlo, symbolic
+from . import forms, integer, manifest, signature, stablehlo, symbolic
 from .fold import fold
-from .folder import fresh, sha256
+from .folder import fresh
+from .inexact import inexact_operations
 from .last_step import last_steps
+from .reading import ARTIFACT, MANIFEST, VECTORS
+from .reading import Bundle as Bundle
+from .reading import read as read
 from .refusals import check, check_inputs, table
 from .sites import all_grids, sites
 from .storage import stored_width
 from .targets import lookup
-
-FORMAT = "lowbit-bundle"
-FORMAT_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Bundle:
-    """An exported model on disk.
-
-    Attributes:
-        path: the folder.
-        manifest: what `manifest.json` says.
-    """
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def artifact(self) -> bytes:
-        """The portable artifact of the served form."""
-        return (self.path / "model.mlirbc").read_bytes()
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the deflated artifact."""
-        return self.manifest["files"]["model.zip"]["bytes"]
-
-    def vectors(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Returns the test inputs and the outputs that belong to them, flat, in the order of the signatures."""
-        found = decode_tensors((self.path / "vectors.safetensors").read_bytes())
-        counts = len(self.manifest["inputs"]), len(self.manifest["outputs"])
-        return [found[f"input{i}"] for i in range(counts[0])], [found[f"output{i}"] for i in range(counts[1])]
-
-    def __str__(self) -> str:
-        files = self.manifest["files"]
-        sizes = ", ".join(f"{name} {entry['bytes']:,} B" for name, entry in files.items())
-        return f"{self.path}: {sizes}"
+from .vectors import of_call, stacked
 
 
 def export(
@@ -98,6 +66,8 @@ def export(
     name: str = "lowbit",
     integer_io: bool = False,
     targets: Sequence[str] = ("xla", "iree"),
+    text: bool | None = None,
+    vectors: Sequence[Sequence[Any]] = (),
 ) -> Bundle:
     """Writes a packed model as StableHLO and returns the bundle.
 
@@ -123,6 +93,10 @@ def export(
         integer_io: of a full-integer plan: the module takes and gives codes, int8 or int16; the manifest has their scales and zero
             points. Without it, the module quantizes at the entry and dequantizes at the exit, and has no other float.
         targets: names from `lowbit.export.targets.TARGETS` that must be able to take the plan.
+        text: whether the program is also written as text, and deflated, beside every artifact. By default where the
+            artifact takes at most 64 kB: text has 4-bit weights at two bytes each.
+        vectors: arguments of further calls, as ``args``: test vectors that every target is compared on. Where the inputs
+            begin with a batch of one, there are 64 in all; those not given are made from the example's values.
 
     Raises:
         TypeError: for other types, or a constant argument without values.
@@ -144,6 +118,14 @@ def export(
         ...     "tensor<64x32xi4>" in (bundle.path / "model.mlir").read_text(), bundle.manifest["inputs"]
         (True, [{'name': 'x', 'shape': [2, 64], 'dtype': 'float32'}])
     """
+    arguments.check(fn=fn, plan=plan, qparams=qparams, kwargs=kwargs, integer_io=integer_io)
+    if text is not None:
+        arguments.check(text=text)
+    for word, given in (("constant_args", constant_args), ("targets", targets), ("vectors", vectors)):
+        if given is not None and (not isinstance(given, Sequence) or isinstance(given, str)):
+            raise TypeError(f"{word} must be a list or tuple, got {given!r:.40}")
+    if targets is None or vectors is None:
+        raise TypeError(f"{'targets' if targets is None else 'vectors'} must be a list or tuple, got None")
     check_belongs(plan, qparams)
     checked(qparams)
     if not isinstance(args, Sequence) or isinstance(args, str):
@@ -172,29 +154,37 @@ def export(
         symbolic.check_operations(found.operations, chosen)
     _check_size(found, qparams, call.constants)
     floats = integer.audit(module, has_integer_io=integer_io) if plan.is_full_integer else None
-    vectors = call.vectors()
+    tested = of_call(call, vectors, () if call.is_symbolic else jax.tree.leaves(out_shapes))
     if boundary:
-        vectors = boundary.codes(vectors)
+        tested = [boundary.codes(leaves) for leaves in tested]
 
-    def results(plan: Plan) -> list[jax.Array]:
-        if boundary:
-            return boundary.results(plan, vectors)
-        return jax.tree.leaves(execute(fn, plan)(qparams, *call.arguments(vectors), **explicit(call.kwargs)))
+    def results(plan: Plan) -> list[list[jax.Array]]:
+        serve = boundary.server(plan) if boundary else None
+        if serve is not None:
+            return [jax.tree.leaves(serve(leaves)) for leaves in tested]
+        run = execute(fn, plan)
+        return [jax.tree.leaves(run(qparams, *call.arguments(leaves), **explicit(call.kwargs))) for leaves in tested]
 
     want = results(plan)
-    inexact = stablehlo.inexact_operations(found)
+    inexact = inexact_operations(found)
     run = functools.partial(execute(fn, plan), qparams)
-    allowed = signature.conditioning(run, call, vectors, want) if inexact and not boundary else None
+
+    def conditioned() -> list[float]:
+        each = [signature.conditioning(run, call, *case) for case in zip(tested, want, strict=True)]
+        return [max(limits) for limits in zip(*each, strict=True)]
+
+    allowed = conditioned() if inexact and not boundary else None
     is_rounded = any(each.steps for each in chosen)
     roundings, conditioning = None, allowed
     if is_rounded and plan.is_full_integer:
-        roundings = integer.rounding_differences(results, plan, want)
+        roundings = integer.rounding_differences(lambda plan: stacked(results(plan)), plan, stacked(want))
     elif is_rounded:
-        conditioning = allowed or signature.conditioning(run, call, vectors, want)
+        conditioning = allowed or conditioned()
         traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
         steps = last_steps(plan, traced, qparams)
         conditioning = [max(a, b or 0.0) for a, b in zip(conditioning, steps, strict=True)]
-    tensors = {f"input{i}": x for i, x in enumerate(vectors)} | {f"output{i}": y for i, y in enumerate(want)}
+    tensors = {f"input{i}": x for i, x in enumerate(stacked(tested))}
+    tensors |= {f"output{i}": y for i, y in enumerate(stacked(want))}
     inputs = signature.described(call.names, shapes)
     outputs = signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes))
     if boundary:
@@ -204,16 +194,17 @@ def export(
         outputs = [entry | {"scale": float(qparams.sites[g]["scale"])} for entry, g in zip(outputs, grids, strict=True)]
     extra = [form for form in dict.fromkeys(target.form for target in chosen) if form != forms.SERVED]
     lowered = forms.Lowered(
-        fn, plan, qparams, call, folded, inputs, outputs, vectors, want, integer_io, name, version
+        fn, plan, qparams, call, folded, inputs, outputs, tested[0], want[0], integer_io, name, version
     )  # fmt: skip
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+    said = {
+        "format": manifest.FORMAT,
+        "version": manifest.FORMAT_VERSION,
         "name": name,
         "entry": "main",
         "stablehlo": version,
         "inputs": inputs,
         "outputs": outputs,
+        "vectors": len(tested),
         "constant_args": list(constant_args),
         "inexact_operations": list(inexact),
         "constant_bytes": -(-found.constant_bits // 8),
@@ -223,6 +214,7 @@ def export(
         "weights": _weights(qparams),
         "sites": sites(plan, qparams),
         "forms": {},
+        "runtimes": {},
         "targets": {each.name: table(plan, each) for each in chosen},
         "plan": json.loads(serial.to_json(plan)),
         "tools": {
@@ -230,22 +222,25 @@ def export(
         },
     }
     if floats is not None:
-        manifest["rounding"] = plan.rounding
-        manifest["grids"] = all_grids(plan, qparams)
-        manifest["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
-    with fresh(target) as folder:
-        folder.add("model.mlirbc", stablehlo.artifact(module, version))
+        said["rounding"] = plan.rounding
+        said["grids"] = all_grids(plan, qparams)
+        said["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
+    with fresh(target, has_text=text) as folder:
+        mark = manifest.scales_mark(json.loads(json.dumps(said)))
+        folder.add(ARTIFACT, stablehlo.artifact(module, version, mark=mark))
         folder.add("model.mlir", functools.partial(stablehlo.print_text, module))
-        folder.add("vectors.safetensors", b"".join(encode_tensors(tensors, {"format": FORMAT})))
+        folder.add(VECTORS, b"".join(encode_tensors(tensors, {"format": manifest.FORMAT})))
         del module, folded
         for form in extra:
             before = set(folder.files)
             for file, content in forms.write(form, lowered).items():
                 folder.add(file, content)
-            manifest["forms"][form] = sorted(set(folder.files) - before)
-        manifest["files"] = folder.files
-        folder.write("manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
-    return Bundle(target, manifest)
+            said["forms"][form] = sorted(set(folder.files) - before)
+            said["runtimes"] |= forms.runtimes(form)
+        said["files"] = folder.files
+        said, content = manifest.encoded(said)
+        folder.write(MANIFEST, content)
+    return Bundle(target, said)
 
 
 def _served(
@@ -262,33 +257,6 @@ def _served(
 
     jaxpr, out_shapes = jax.make_jaxpr(served, return_shape=True)(*shapes)
     return fold(jaxpr), out_shapes
-
-
-def read(path: str | os.PathLike[str]) -> Bundle:
-    """Returns the bundle in a folder, every file checked against its checksum.
-
-    Raises:
-        TypeError: if ``path`` is no path.
-        ValueError: if it is no bundle, of a newer version, or a file is missing or altered.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path must be a string or a path, got {type(path).__name__}")
-    folder = Path(path)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        is_ours = manifest["format"] == FORMAT and type(manifest["version"]) is int
-    except (OSError, ValueError, KeyError, TypeError):
-        is_ours, manifest = False, {}
-    if not is_ours:
-        raise ValueError(f"{folder} is not a bundle: it has no manifest.json of lowbit's; lowbit.export writes one")
-    if manifest["version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"{folder} is a bundle of version {manifest['version']}; this lowbit reads {FORMAT_VERSION}: update it"
-        )
-    for file, entry in manifest["files"].items():
-        if not (folder / file).is_file() or sha256(folder / file) != entry["sha256"]:
-            raise ValueError(f"{folder / file} is missing or was altered after the export; export again")
-    return Bundle(folder, manifest)
 
 
 def _unpacked(leaf: Any) -> Any:

@@ -3,15 +3,18 @@
 import contextlib
 import hashlib
 import io
-import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lowbit.core import atomic
+
 _DATE = (1980, 1, 1, 0, 0, 0)  # of zip entries: the same model gives the same bytes
+
+TEXT_BYTES = 1 << 16
+"""Up to here an artifact's text is written beside it: what people read is small, and what it costs is not much."""
 
 Content = bytes | Callable[[io.BufferedIOBase], Any]
 """A file's bytes, or what writes them: text of a large model need not be held."""
@@ -25,16 +28,32 @@ class Fresh:
         files: bytes and sha256 of every file so far, by name.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, has_text: bool | None = None):
         self.path = path
+        self.has_text = has_text
         self.files: dict[str, dict[str, int | str]] = {}
 
     def add(self, name: str, content: Content) -> None:
-        """Writes a file, and lists it; of a StableHLO artifact, the deflated one too: ``model.zip`` beside ``model.mlirbc``."""
+        """Writes a file, and lists it; of a StableHLO artifact its deflated size too, and the deflated one, with the text.
+
+        The text of an artifact comes after it: ``model.mlir`` and ``model.zip`` are written beside ``model.mlirbc`` on
+        request, or where that takes at most `TEXT_BYTES`.
+        """
+        if name.endswith(".mlir") and not self._is_read(self.files[f"{name}bc"]):
+            return
         target = self.write(name, content)
         self._list(target)
         if target.suffix == ".mlirbc":
-            self._list(_deflated(target))
+            archive = _deflated(target)
+            self.files[name]["deflated"] = archive.stat().st_size
+            if self._is_read(self.files[name]):
+                self._list(archive)
+            else:
+                archive.unlink()
+
+    def _is_read(self, artifact: dict[str, int | str]) -> bool:
+        """Whether copies of an artifact, for people and for sending, are written beside it."""
+        return int(artifact["bytes"]) <= TEXT_BYTES if self.has_text is None else self.has_text
 
     def write(self, name: str, content: Content) -> Path:
         """Writes a file that is not listed, and returns its path for now."""
@@ -66,16 +85,7 @@ def sha256(file: Path) -> str:
 
 
 @contextlib.contextmanager
-def fresh(target: Path) -> Iterator[Fresh]:
-    """Gives a folder beside the target that takes its place at the end, and is removed where an error comes first."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    path.mkdir()
-    try:
-        yield Fresh(path)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(path, target)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+def fresh(target: Path, *, has_text: bool | None = None) -> Iterator[Fresh]:
+    """Gives a folder beside the target that takes its place at the end, whole, and is removed where an error comes first."""
+    with atomic.replacing_folder(target) as path:
+        yield Fresh(path, has_text=has_text)

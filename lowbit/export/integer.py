@@ -63,15 +63,15 @@ class Boundary:
     def _specs(self) -> dict[str, Spec]:
         return {path: site.spec for path, site in self.plan.grids().items() if site.spec is not None}
 
-    def results(self, plan: Plan, codes: Sequence[Any]) -> list[jax.Array]:
-        """Returns the codes that the served model gives for argument codes; ``plan`` may have another rounding."""
+    def server(self, plan: Plan) -> Callable[[Sequence[Any]], Any]:
+        """Returns the served model from argument codes to codes, compiled once; ``plan`` may have another rounding."""
 
         @jax.jit
         def run(qparams: Any, codes: Any) -> Any:
             args = self.call.arguments(codes)
             return execution(self.fn, plan, qparams, args, self.call.kwargs, has_integer_io=True)
 
-        return jax.tree.leaves(run(self.qparams, list(codes)))
+        return lambda codes: run(self.qparams, list(codes))
 
     def described(self, entries: list[dict[str, Any]], grids: Sequence[str]) -> list[dict[str, Any]]:
         """Returns signature entries with the scale and zero point of each."""

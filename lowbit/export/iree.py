@@ -4,7 +4,7 @@ import importlib.util
 import io
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +92,15 @@ def constant_bytes(compiled: bytes) -> int | None:
 
 
 def run(compiled: bytes, args: Sequence[np.ndarray], *, entry: str = "main") -> list[np.ndarray]:
-    """Returns the flat results of a compiled module on this machine.
+    """Returns the flat results of a compiled module on this machine: see `loaded`."""
+    return loaded(compiled, entry=entry)(args)
+
+
+def loaded(compiled: bytes, *, entry: str = "main") -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """Returns a function from flat inputs to flat results: a compiled module on this machine.
 
     Args:
         compiled: from `compile_artifact`.
-        args: flat inputs.
         entry: the function.
 
     Raises:
@@ -109,6 +113,11 @@ def run(compiled: bytes, args: Sequence[np.ndarray], *, entry: str = "main") -> 
     context = runtime.SystemContext(config=runtime.Config("local-sync"))
     module = runtime.VmModule.copy_buffer(context.instance, compiled)
     context.add_vm_module(module)
-    outs = context.modules[module.name][entry](*[np.asarray(x, order="C") for x in args])
-    outs = outs if isinstance(outs, list | tuple) else [outs]
-    return [np.asarray(out) for out in outs]
+    function = context.modules[module.name][entry]
+
+    def call(args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        outs = function(*[np.asarray(x, order="C") for x in args])
+        outs = outs if isinstance(outs, list | tuple) else [outs]
+        return [np.asarray(out).copy() for out in outs]  # the memory goes with `outs`
+
+    return call

@@ -160,7 +160,7 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
     """
     rng = np.random.default_rng(1)
     floor = 2.0**-18
-    found = [floor * float(np.max(np.abs(np.asarray(y, np.float64)), initial=0.0)) for y in outputs]
+    found = [floor * _largest(np.asarray(y, np.float64)) for y in outputs]
     if not any(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):
         return found
     for _ in range(_DRAWS):
@@ -171,8 +171,12 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
             for x in inputs
         ]
         got = jax.tree.leaves(run(*call.arguments(moved), **explicit(call.kwargs)))
-        change = [
-            np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)) for a, b in zip(got, outputs, strict=True)
-        ]
-        found = [max(limit, float(np.max(c, initial=0.0))) for limit, c in zip(found, change, strict=True)]
+        with np.errstate(invalid="ignore"):
+            change = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(got, outputs, strict=True)]
+        found = [max(limit, _largest(c)) for limit, c in zip(found, change, strict=True)]
     return found
+
+
+def _largest(x: np.ndarray) -> float:
+    """The largest magnitude that is finite: NaN and infinities are compared as they are, and give no limit."""
+    return float(np.max(np.abs(x), where=np.isfinite(x), initial=0.0))

@@ -149,13 +149,25 @@ def _key(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def artifact(code: str | ir.Module, version: str) -> bytes:
+def artifact(code: str | ir.Module, version: str, *, mark: bytes = b"") -> bytes:
     """Returns the portable artifact (VHLO bytecode) of a module, readable by that version and every newer one.
+
+    Args:
+        code: text or a module.
+        version: of StableHLO.
+        mark: bytes that the artifact shall carry, as a constant that nothing reads.
 
     Raises:
         ValueError: if an operation or type of the module did not exist in ``version``.
     """
     with _copy(code) as module:
+        if mark:
+            main = next(
+                f for f in module.body.operations if ir.StringAttr(f.operation.attributes["sym_name"]).value == "main"
+            )
+            with ir.InsertionPoint.at_block_begin(main.regions[0].blocks[0]):
+                value: Any = np.frombuffer(mark, np.uint8)  # jaxlib's stub knows no buffers
+                stablehlo.ConstantOp(ir.DenseElementsAttr.get(value))
         try:
             data = stablehlo.serialize_portable_artifact(module, version)
         except Exception as error:  # noqa: BLE001 - MLIR raises errors of several private classes
@@ -220,10 +232,14 @@ class Contents:
         constants: all of them.
         operations: how often each operation occurs, by name and element type of its first result: ``("stablehlo.add",
             "f32")``; a reduction's name goes on with what it reduces by: ``"stablehlo.reduce add"``.
+        calls: targets of its custom calls, which name code outside the module.
+        foreign: operations of other dialects than StableHLO's and functions'.
     """
 
     constants: tuple[Constant, ...]
     operations: dict[tuple[str, str], int]
+    calls: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
 
     @property
     def constant_bits(self) -> int:
@@ -235,8 +251,14 @@ def contents(code: str | bytes | ir.Module) -> Contents:
     """Returns the constants and operations of a module, nested regions and private functions included."""
     constants: list[Constant] = []
     operations: collections.Counter[tuple[str, str]] = collections.Counter()
+    calls: set[str] = set()
+    foreign: set[str] = set()
 
     def visit(op: Any) -> Any:
+        if op.name == "stablehlo.custom_call":
+            calls.add(ir.StringAttr(op.attributes["call_target_name"]).value)
+        if op.name.split(".")[0] not in ("builtin", "func", "stablehlo", "chlo"):
+            foreign.add(op.name)
         if len(op.results) and op.name.startswith(("stablehlo.", "chlo.")):
             kind = op.results[0].type
             element, shape = _element_and_shape(kind)
@@ -249,7 +271,7 @@ def contents(code: str | bytes | ir.Module) -> Contents:
 
     with _copy(code) as module:
         module.operation.walk(visit)
-    return Contents(tuple(constants), dict(operations))
+    return Contents(tuple(constants), dict(operations), tuple(sorted(calls)), tuple(sorted(foreign)))
 
 
 _NARROW = re.compile(r"\bu?i([24])\b")
@@ -331,32 +353,11 @@ def _width(element: str) -> int:
     return int(digits or 32) * (2 if element.startswith("complex") else 1)
 
 
-_ROUNDED = ("exponential", "exponential_minus_one", "log", "log_plus_one", "tanh", "logistic", "power", "rsqrt", "cbrt",
-            "sine", "cosine", "tan", "atan2", "fft", "cholesky", "triangular_solve", "custom_call", "divide")  # fmt: skip
-_SUMMED = ("dot_general", "dot", "convolution")
-_REORDERED = ("maximum", "minimum", "and", "or")
-
-
-def inexact_operations(found: Contents) -> tuple[str, ...]:
-    """Returns the operations whose last bits compilers may choose: transcendental ones, and sums of floats.
-
-    Everything else of IEEE arithmetic rounds the same everywhere.
-    """
-    names = set()
-    for name, element in found.operations:
-        word, *reducer = name.removeprefix("stablehlo.").removeprefix("chlo.").split()
-        is_float = element.startswith(("f", "bf", "complex"))
-        if is_float and (word in _ROUNDED or word in _SUMMED or any(r not in _REORDERED for r in reducer)):
-            names.add(word)
-    return tuple(sorted(names))
-
-
-def run_on_xla(data: bytes, args: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any]) -> list[jax.Array]:
-    """Returns the results of a portable artifact compiled by this process's XLA.
+def on_xla(data: bytes, inputs: Sequence[Any], outputs: Sequence[Any]) -> Callable[..., list[jax.Array]]:
+    """Returns a function of flat arrays: a portable artifact compiled by this process's XLA.
 
     Args:
         data: the artifact.
-        args: flat arrays.
         inputs: shapes and dtypes of the module's arguments, as `jax.ShapeDtypeStruct`; dimensions may be symbolic.
         outputs: likewise of its results.
     """
@@ -367,7 +368,7 @@ def run_on_xla(data: bytes, args: Sequence[Any], inputs: Sequence[Any], outputs:
 
     shell = jax.export.export(jax.jit(same_signature, keep_unused=True))(*inputs)
     exported = dataclasses.replace(shell, mlir_module_serialized=data)
-    return list(exported.call(*args))
+    return jax.jit(exported.call)
 
 
 def run_in_interpreter(text: str, args: Sequence[Any]) -> list[np.ndarray]:

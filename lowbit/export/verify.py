@@ -7,6 +7,10 @@ low-bit weights: by its size, and each in its bits (`lowbit.export.storage`) whe
 A target whose kernels round in their own way passes within a step of every output. In a deep network such a step grows; so
 it also passes where it is about as far off as the same integers under another named rounding, by the largest difference and
 by the root of the mean square (`Bundle.manifest["roundings"]`): a wrong operation adds to what rounding makes.
+
+A bundle may come from anyone. Only regular files that its manifest lists are opened, inside its folder. A module with a custom
+call is not compiled, because lowbit writes none. Source code of a bundle, which its C form is, is compiled and run only with
+``run_code=True``. Every target runs in a process of its own with limits (`lowbit.export.process`), which isolate nothing.
 """
 
 import dataclasses
@@ -19,13 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from . import stablehlo
-from .bundle import Bundle, read
+from lowbit.core import atomic
+
+from . import process
 from .forms import SERVED
 from .installed import missing, version
-from .runners import runners
+from .process import Limits
+from .reading import ARTIFACT, Bundle, read
+from .runners import Ran, runners
 from .storage import bits_per_weight, widened
 from .targets import Target, lookup
+from .vectors import stacked
 
 _CODE_BYTES = 32 * 1024
 _CODE_BYTES_PER_OPERATION = 4 * 1024
@@ -35,16 +43,13 @@ for a CNN of two convolutions and two dense layers; 1 to 3 kB for each further o
 _ALIGNED_BYTES_PER_OPERATION = 512
 """IREE begins each constant at a multiple of 64 bytes; an operation has a handful: codes, bias, multipliers, sums."""
 
-_SLOW = 20_000_000
-"""Multiply-adds from which StableHLO's interpreter (about a million a second) runs only when asked for."""
-
 _OF_LARGEST, _OF_RMS = 2.0, 1.25
 """How much further off than the other rounding a target may be. The largest of some thousand differences varies between two
 roundings that are as good; their root mean square hardly does: an error three quarters as large as what rounding makes adds
 25 % to it. Smaller ones cannot be told from rounding at the end of a deep network; a bundle of its first layers shows them."""
 
-_CONVOLUTION_FIXED = "1.22.0"
-"""StableHLO of jax 0.12: its interpreter sums int8 convolutions in 32 bits; that of jax 0.10 (1.17) in 8."""
+_CODE = ("c",)
+"""Forms that are source code: of whoever made the bundle."""
 
 DEFAULT = ("xla", "interpreter", "iree")
 """The targets of every bundle; those it was exported for come on top."""
@@ -120,17 +125,27 @@ class Certificate:
         return json.dumps(content | {"rows": [dataclasses.asdict(row) for row in self.rows]}, indent=1) + "\n"
 
 
-def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -> Certificate:
+def verify(
+    path: str | os.PathLike[str],
+    targets: Sequence[str] | None = None,
+    *,
+    run_code: bool = False,
+    limits: Limits | None = None,
+) -> Certificate:
     """Returns what every target made of a bundle.
 
     Args:
         path: the bundle's folder; its checksums are checked first.
         targets: names from `lowbit.export.targets.TARGETS`; by default those in `DEFAULT`, the interpreter only for small
             models, and those that the bundle was exported for.
+        run_code: whether source code of the bundle, its C form, is compiled and run: only for bundles of those you trust.
+            Without it, the rows of those targets say that they were not run.
+        limits: of time and memory for each target.
 
     Raises:
         TypeError: for other types.
-        ValueError: if the folder holds no bundle, or one that was altered; for a target that cannot be verified here.
+        ValueError: if the folder holds no bundle, or one that was altered (see `lowbit.export.reading.read`); for a target
+            that cannot be verified here.
 
     Example:
         >>> import tempfile, lowbit as lb, jax.numpy as jnp
@@ -142,6 +157,10 @@ def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -
         ...     verify(bundle.path, ["xla"]).rows[0].status
         'exact'
     """
+    if not isinstance(run_code, bool):
+        raise TypeError(f"run_code must be True or False, got {run_code!r}")
+    if not isinstance(limits, Limits | None):
+        raise TypeError(f"limits must be lowbit.export.process.Limits, got {type(limits).__name__}")
     bundle = read(path)
     chosen = lookup([*DEFAULT, *bundle.manifest["targets"]] if targets is None else targets)
     if targets is None:
@@ -154,35 +173,37 @@ def verify(path: str | os.PathLike[str], targets: Sequence[str] | None = None) -
                 f"target {target.name!r} takes the {target.form} form, which {bundle.path} does not hold: export it with "
                 f"targets=[{target.name!r}]"
             )
-    rows = tuple(_row(bundle, target, is_asked=targets is not None) for target in chosen)
-    return Certificate(str(bundle.path), rows, _machine(), bundle.manifest["files"]["model.mlirbc"]["sha256"])
+    ask = {"is_asked": targets is not None, "run_code": run_code, "limits": limits or Limits()}
+    rows = tuple(_row(bundle, target, **ask) for target in chosen)
+    return Certificate(str(bundle.path), rows, _machine(), bundle.manifest["files"][ARTIFACT]["sha256"])
 
 
 def write(certificate: Certificate) -> Path:
-    """Writes ``certificate.json`` into the bundle and returns its path."""
+    """Writes ``certificate.json`` into the bundle, in the place of whatever has that name there, and returns its path."""
     target = Path(certificate.bundle) / "certificate.json"
-    part = target.with_suffix(".part")
-    part.write_text(certificate.to_json())
-    os.replace(part, target)
+    atomic.write(target, certificate.to_json())
     return target
 
 
-def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
+def _row(bundle: Bundle, target: Target, *, is_asked: bool, run_code: bool, limits: Limits) -> Row:
     base = Row(target.name, target.form, "not run")
+    if target.form in _CODE and not run_code:
+        return dataclasses.replace(base, detail="source code of the bundle: compiled and run only with --run-code")
     if needed := missing(target):
         return dataclasses.replace(base, detail=f"{needed} is not installed: {target.install}")
     tool = version(target)
-    if target.name.startswith("interpreter") and (reason := _why_not_interpreted(bundle, is_asked=is_asked)):
-        return dataclasses.replace(base, detail=reason, version=tool)
-    inputs, wanted = bundle.vectors()
-    try:
-        ran = runners()[target.name](bundle, inputs)
-    except ValueError as error:  # what a compiler says of a module that it rejects
-        return dataclasses.replace(base, status="failed", detail=str(error), version=tool)
+    cases = bundle.cases()
+    own = runners()[target.name]
+    if own.__module__.startswith(f"{__package__}.runners."):
+        answer, ran = process.run(bundle, target, limits, is_asked=is_asked)
+        if ran is None:
+            return dataclasses.replace(base, status=answer["status"], detail=answer["detail"], version=tool)
+    else:  # a caller's own, which no other process would find by the target's name
+        ran = own(bundle, [inputs for inputs, _ in cases])
     if ran.outputs is None:
         found = {"status": "reported", "detail": "a compiler's report: nothing was run"}
     else:
-        found = compared(bundle.manifest, ran.outputs, wanted, steps=target.steps)
+        found = _compared(bundle, ran, [wanted for _, wanted in cases], steps=target.steps)
     if found["status"] in ("close", "differs") and target.rounding not in ("", bundle.manifest.get("rounding", "")):
         found["detail"] += f"; its kernels compute plans bound with integer=True, rounding={target.rounding!r}"
     row = dataclasses.replace(base, version=tool, measured=ran.measured, **found)
@@ -200,6 +221,25 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool) -> Row:
         detail = f"the {what} {size:,} bytes, {limit:,} are enough: weights were widened" if size > limit else ""
     row = dataclasses.replace(row, bytes=ran.compiled, bits_per_weight=bits)
     return dataclasses.replace(row, status="inflated", detail=detail) if detail and not row.is_failure else row
+
+
+def _compared(bundle: Bundle, ran: Ran, wanted: Sequence[Sequence[np.ndarray]], *, steps: int) -> dict[str, Any]:
+    """What `compared` says of all calls that ran, and how many those are."""
+    outputs: Any = ran.outputs
+    cases = [outputs] if all(isinstance(y, np.ndarray) for y in outputs) else outputs  # the results of the only call
+    if not 0 < len(cases) <= len(wanted):
+        return {"status": "differs", "detail": f"results of {len(cases)} calls, {len(wanted)} wanted"}
+    shapes = [[(y.shape, y.dtype) for y in case] for case in cases]
+    odd = next((n for n, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if odd is not None:  # said of the call alone
+        return compared(bundle.manifest, cases[odd], wanted[odd], steps=steps)
+    if len(cases) == 1:
+        found = compared(bundle.manifest, cases[0], wanted[0], steps=steps)
+    else:
+        found = compared(bundle.manifest, stacked(cases), stacked(wanted[: len(cases)]), steps=steps)
+    if len(cases) < len(wanted):
+        found["detail"] = "; ".join(filter(None, [found["detail"], f"{len(cases)} of {len(wanted)} test vectors"]))
+    return found
 
 
 def compared(
@@ -271,16 +311,6 @@ def stored_bits(manifest: dict[str, Any], compiled: int) -> float | None:
     """Returns the bits per weight of a compiled file, all else counted in: an upper bound. None without weights."""
     count = sum(int(np.prod(entry["shape"])) for entry in manifest["weights"])
     return 8 * compiled / count if count else None
-
-
-def _why_not_interpreted(bundle: Bundle, *, is_asked: bool) -> str:
-    found = stablehlo.contents((bundle.path / "model.mlir").read_text())
-    if stablehlo.is_older_than(_CONVOLUTION_FIXED) and ("stablehlo.convolution", "i32") in found.operations:
-        return "its integer convolution wraps to 8 bits (a bug of StableHLO's interpreter before jax 0.12)"
-    work = sum(entry["macs"] for entry in bundle.manifest["plan"]["rows"] if "macs" in entry)
-    if work > _SLOW and not is_asked:
-        return f"{work:,} multiply-adds would take it minutes: ask with --target interpreter"
-    return ""
 
 
 def _machine() -> str:

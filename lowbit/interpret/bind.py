@@ -14,12 +14,14 @@ from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.marks import takes_state
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.spec import Operand
+from lowbit.packed import arguments
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
 from .arithmetic import Matmul
 from .derive import dropped_leaves, has_derived
 from .graph import Graph, Operation
+from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .integer.weights import check_weights
@@ -75,10 +77,12 @@ def bind(
         >>> [(row.path, row.rule) for row in plan]
         [('w', '**: w4,a8')]
     """
-    if not isinstance(integer, bool):
-        raise TypeError(f"integer must be True or False, got {integer!r}")
-    typed = match.read(rules)
     kwargs = merged(keywords, kwargs)
+    arguments.check(fn=fn, params=params, integer=integer)
+    if not isinstance(rounding, str) or rounding not in ROUNDINGS:
+        raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    typed = match.read(rules)
+    arguments.check_call(fn, params, args, kwargs)
     traced = trace(fn, params, args, kwargs, has_picks=not integer)
     chosen = match.first_matches(typed, [op.path for op in traced.graph.operations])
     state = args[0] if takes_state(fn) and args else ()

@@ -13,7 +13,7 @@ from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.ranges import Full, dynamic_range
 from lowbit.core.scales import stored_scale
-from lowbit.packed import native, native_calls
+from lowbit.packed import arguments, native, native_calls
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
@@ -61,8 +61,7 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
         raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
     if implementation == "cpu" and native.status() is not None:
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan, got {type(plan).__name__}")
+    arguments.check(fn=fn, plan=plan)
     if implementation == "cpu" and plan.is_full_integer:
         raise ValueError("implementation 'cpu' has no kernels for full-integer plans; use 'carried' or 'reference'")
     return _executor(fn, plan, implementation)
@@ -81,12 +80,14 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
     @shares_keywords("lowbit.execute", fn)
     def run(qparams, /, *args, kwargs=None, **keywords):
         check_belongs(plan, qparams)
+        given = merged(keywords, kwargs)
+        arguments.check_call(fn, qparams, args, given)
         matrices = {}
         if is_native and native.status() is None:
             matrices = prepared(qparams)
             if _is_waiting(qparams):
                 _warn_unprepared(plan, native.attached(qparams, matrices))
-        return compiled(qparams, matrices, args, merged(keywords, kwargs))
+        return compiled(qparams, matrices, args, given)
 
     return run
 
@@ -145,7 +146,12 @@ def explain(
         kwargs: example keyword arguments, whatever their names: ``implementation`` too.
         **keywords: example keyword arguments.
     """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {', '.join(IMPLEMENTATIONS)} or None, got {implementation!r}")
+    arguments.check(fn=fn, plan=plan, qparams=qparams)
     check_belongs(plan, qparams)
+    kwargs = merged(keywords, kwargs)
+    arguments.check_call(fn, qparams, args, kwargs)
     late: list[str] = []
     if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
         late = _unprepared(plan, qparams)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
 from lowbit.core.paths import flatten
+from lowbit.packed import arguments
 from lowbit.packed.belongs import checked
 from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
@@ -45,11 +46,9 @@ def pack(
         ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
             2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"pack takes (plan, params, qstate): plan must be a Plan, got {type(plan).__name__}")
-    if isinstance(params, QParams):
-        raise TypeError("params are packed already: pack takes the float parameters")
+    arguments.check(plan=plan, params=params)
     check_state(plan, qstate)
+    arguments.check_leaves(plan, params)
     traced = _traced(plan, fn, params, args, kwargs)
     weights = _weights(plan, traced, params, qstate)
     for key in not_finite(weights):
@@ -105,10 +104,6 @@ def _weights(plan: Plan, traced: Any, params: Any, qstate: QState) -> dict[str, 
         if not site.is_weight:
             continue
         if site.kind == "leaf":
-            if site.key not in leaves:
-                raise ValueError(
-                    f"params have no {site.key!r}, which the plan quantizes; they have {', '.join(leaves) or 'nothing'}"
-                )
             weights[site.key] = leaves[site.key]
             continue
         if derived is None:

@@ -12,6 +12,7 @@ from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
+from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Site
 from lowbit.program.compat import rebind
 
@@ -64,8 +65,7 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
-    if not isinstance(plan, Plan):
-        raise TypeError(f"plan must be a Plan from lowbit.bind, got {type(plan).__name__}")
+    arguments.check(fn=fn, plan=plan, train=train)
     return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
 
 
@@ -78,18 +78,28 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callab
         )
         return (y if train else watched(plan, y)), after
 
+    def checked(params: Any, qstate: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        arguments.check(params=params)
+        check_state(plan, qstate)
+        arguments.check_leaves(plan, params)
+        arguments.check_call(fn, params, args, kwargs)
+        return kwargs
+
     if train:
 
         @shares_keywords("lowbit.simulate(train=True)", fn)
         def run_train(params, qstate, /, *args, key: Array | None = None, step: Any = None, kwargs=None, **keywords):
+            arguments.check(key=key)
+            given = checked(params, qstate, args, merged(keywords, kwargs))
             step = None if step is None else jnp.asarray(step, jnp.int32)
-            return compiled(params, qstate, args, merged(keywords, kwargs), key, step)
+            return compiled(params, qstate, args, given, key, step)
 
         return run_train
 
     @shares_keywords("lowbit.simulate", fn)
     def run(params, qstate, /, *args, kwargs=None, **keywords):
-        return compiled(params, qstate, args, merged(keywords, kwargs), None, None)[0]
+        given = checked(params, qstate, args, merged(keywords, kwargs))
+        return compiled(params, qstate, args, given, None, None)[0]
 
     return run
 

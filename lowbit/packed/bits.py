@@ -25,7 +25,7 @@ def packing_axis(shape: tuple[int, ...], bits: int, contract: tuple[int, ...] = 
     return min(candidates, key=cost)
 
 
-def pack(q: QTensor, contract: tuple[int, ...] = (), stack: int = 0) -> QTensor:
+def pack(q: QTensor, contract: tuple[int, ...] = (), stack: int = 0, *, axis: int | None = None) -> QTensor:
     """Returns ``q`` packed: uint8 codes along `packing_axis`, scales in their stored dtype.
 
     Formats of 16 bits, and scalars, keep one code per element.
@@ -34,6 +34,7 @@ def pack(q: QTensor, contract: tuple[int, ...] = (), stack: int = 0) -> QTensor:
         q: levels or codes.
         contract: the contracted axes.
         stack: leading axes that count layers.
+        axis: along which codes share bytes, in place of `packing_axis`.
     """
     if q.stage == "packed":
         return q
@@ -43,7 +44,7 @@ def pack(q: QTensor, contract: tuple[int, ...] = (), stack: int = 0) -> QTensor:
     bits = q.spec.format.bits
     if bits > 8 or q.codes.ndim == 0:
         return dataclasses.replace(q, scale=scale, zero=zero)
-    axis = packing_axis(q.shape, bits, contract, stack)
+    axis = packing_axis(q.shape, bits, contract, stack) if axis is None else axis
     static = (axis - q.ndim, q.shape[axis])
     codes = pack_codes(q.codes, bits, axis)
     return dataclasses.replace(q, codes=codes, scale=scale, zero=zero, stage="packed", packed_axis=static)

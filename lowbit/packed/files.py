@@ -7,7 +7,8 @@ The file, little-endian, as safetensors has it::
     data      the tensors' bytes, widest dtype first, without gaps
 
 ``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
-(see `lowbit.packed.structure`) and, where the parameters carry it, the ``fingerprint`` of the plan. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
+(see `lowbit.packed.structure`), ``described``, the sha256 of all that is not data (plan, tree, names, dtypes and shapes),
+and, where the parameters carry it, the ``fingerprint`` of the plan. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
 byte. ``sha256`` is that of the whole file with its own 64 digits written as zeros, so every byte counts. The same model
 gives the same bytes.
 """
@@ -15,7 +16,6 @@ gives the same bytes.
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ import numpy as np
 import safetensors
 from jax.core import Tracer
 
+from lowbit.core import atomic
 from lowbit.plan import serial
+from lowbit.plan import valid as valid_plan
 from lowbit.plan.rows import Plan
 
-from . import structure
+from . import structure, valid
 from .belongs import check_belongs, checked
 from .trees import QParams
 
@@ -90,6 +92,9 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         "sites": structure.describe(qparams.sites, "sites", arrays),
     }
     card = {"format": FORMAT, "version": VERSION, "sha256": _ZEROS, "plan": plan_text, "tree": tree}
+    card["described"] = _described(
+        card, {name: [list(x.shape), _DTYPES.get(str(x.dtype))] for name, x in arrays.items()}
+    )
     if qparams.fingerprint:
         card["fingerprint"] = plan.fingerprint
     chunks = encode_tensors(arrays, {FORMAT: json.dumps(card, separators=(",", ":"))})
@@ -99,7 +104,7 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
     mark = _mark(_ZEROS)
     assert chunks[0].count(mark) == 1
     chunks[0] = chunks[0].replace(mark, _mark(digest.hexdigest()))
-    _write(target, chunks)
+    atomic.write(target, chunks)
     return sum(len(chunk) for chunk in chunks)
 
 
@@ -128,14 +133,51 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
     if content.count(mark) != 1 or hashlib.sha256(content.replace(mark, _mark(_ZEROS))).hexdigest() != digest:
         raise ValueError(f"{source} was altered after it was saved: its checksum does not hold; copy it again")
     try:
-        arrays = {name: _on_device(name, array) for name, array in decode_tensors(content).items()}
+        host = decode_tensors(content)
+        arrays = {name: _on_device(name, array) for name, array in host.items()}
         plan = serial.from_json(card["plan"])
+        valid_plan.check(plan)
         tree = card["tree"]
-        params, sites = structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays)
-        qparams = QParams(params, sites, plan.fingerprint if card.get("fingerprint") else "")
-    except (KeyError, TypeError, IndexError, AttributeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error}") from None
-    return plan, checked(qparams)
+        fingerprint = card.get("fingerprint", "")
+        if fingerprint not in ("", plan.fingerprint):
+            raise ValueError(
+                f"its fingerprint is {fingerprint!r:.40}, its plan's is {plan.fingerprint!r}; copy it again"
+            )
+        qparams = QParams(
+            structure.rebuild(tree["params"], arrays), structure.rebuild(tree["sites"], arrays), fingerprint
+        )
+        _check(plan, qparams)
+        shapes = {name: [list(x.shape), _DTYPES[str(x.dtype)]] for name, x in host.items()}
+        if card.get("described", _described(card, shapes)) != _described(card, shapes):
+            raise ValueError("it describes another model than the one that was saved; copy it again")
+        checked(qparams)
+    except (
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        safetensors.SafetensorError,
+    ) as error:
+        raise ValueError(f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error!s:.300}") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is not a valid lowbit checkpoint: {error}") from None
+    return plan, qparams
+
+
+def _check(plan: Plan, qparams: QParams) -> None:
+    if not isinstance(qparams.sites, dict) or not all(isinstance(roles, dict) for roles in qparams.sites.values()):
+        raise ValueError("its sites are no tree by operation and role")
+    for path, q in qparams.weights().items():
+        valid.check_tensor(q, path)
+    valid.check_against(plan, qparams)
+
+
+def _described(card: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
+    """The digest of everything in a file that is not data."""
+    text = json.dumps([card["plan"], card["tree"], dict(sorted(shapes.items()))], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _path(path: Any) -> Path:
@@ -190,25 +232,6 @@ def _host(name: str, array: Any) -> np.ndarray:
         raise TypeError(f"{name} has dtype {array.dtype}, which a safetensors file cannot hold; cast it first")
     host = np.ascontiguousarray(array)
     return host.reshape(array.shape).astype(host.dtype.newbyteorder("<"), copy=False)
-
-
-def _write(target: Path, chunks: list[bytes]) -> None:
-    """Writes beside the target, flushes to the disk, then renames: a crash leaves the old file or the new one."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _card(source: Path, content: bytes) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lowbit.core.qtensor import QTensor
@@ -53,13 +54,25 @@ def describe(tree: Any, path: str, arrays: dict[str, Any]) -> Node:
     )
 
 
-def rebuild(node: Node, arrays: Mapping[str, Any]) -> Any:
+_DEEPEST = 200
+"""Levels of a tree: those of a model are a dozen."""
+
+
+def rebuild(node: Node, arrays: Mapping[str, Any], depth: int = 0) -> Any:
     """Returns the tree that `describe` wrote.
 
+    Args:
+        node: of the tree.
+        arrays: by name.
+        depth: of the node.
+
     Raises:
+        ValueError: if the tree is deeper than any model's.
         KeyError: if an array is missing.
         TypeError: if a node is none of those that `describe` writes.
     """
+    if depth > _DEEPEST:
+        raise ValueError(f"a saved tree may have {_DEEPEST} levels")
     if node is None:
         return None
     if isinstance(node, str):
@@ -69,7 +82,7 @@ def rebuild(node: Node, arrays: Mapping[str, Any]) -> Any:
     ((kind, content),) = node.items()
     if kind not in _READERS:
         raise TypeError(f"a saved tree has no {kind!r} nodes")
-    return _READERS[kind](content, arrays)
+    return _READERS[kind](content, arrays, depth + 1)
 
 
 def _named(array: Any, path: str, arrays: dict[str, Any]) -> str:
@@ -99,27 +112,52 @@ def _spec(text: str) -> Spec:
     return spec_from_text(text, is_weight="/dynamic" not in text)
 
 
-def _rebuild_qtensor(data: Mapping[str, Node], arrays: Mapping[str, Any]) -> QTensor:
+def _axes(pairs: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of an axis and a number, as they are: a text or a fraction is none."""
+    found = tuple((axis, number) for axis, number in pairs)
+    if not all(type(x) is int for pair in found for x in pair):
+        raise TypeError(f"axes and lengths must be integers, got {pairs!r:.80}")
+    return found
+
+
+def _rebuild_dict(content: Any, arrays: Mapping[str, Any], depth: int) -> dict[Any, Any]:
+    found = {}
+    for key, value in content:
+        if type(key) not in (str, int) or key in found:
+            raise TypeError(f"keys of a saved tree are distinct texts and integers, got {key!r:.80}")
+        found[key] = rebuild(value, arrays, depth)
+    return found
+
+
+def _rebuild_dropped(content: Any, arrays: Mapping[str, Any], depth: int) -> Dropped:
+    del arrays, depth
+    shape, dtype = tuple(content["shape"]), content["dtype"]
+    if not all(type(n) is int and n >= 0 for n in shape) or jnp.dtype(dtype).name != dtype:
+        raise TypeError(f"a dropped parameter has a shape and a dtype, got {shape!r:.80} and {dtype!r:.80}")
+    return Dropped(shape, dtype)
+
+
+def _rebuild_qtensor(data: Mapping[str, Node], arrays: Mapping[str, Any], depth: int) -> QTensor:
     if data["stage"] not in ("levels", "codes", "packed") or (data["stage"] == "packed") != (
         data["packed_axis"] is not None
     ):
         raise TypeError(f"a quantized tensor of stage {data['stage']!r} with packed axis {data['packed_axis']}")
     return QTensor(
         codes=arrays[data["codes"]],
-        scale=rebuild(data["scale"], arrays),
-        zero=rebuild(data["zero"], arrays),
+        scale=rebuild(data["scale"], arrays, depth),
+        zero=rebuild(data["zero"], arrays, depth),
         spec=_spec(data["spec"]),
         dtype=data["dtype"],
-        groups=tuple((int(axis), int(size)) for axis, size in data["groups"]),
+        groups=_axes(data["groups"]),
         stage=data["stage"],
-        packed_axis=None if data["packed_axis"] is None else (int(data["packed_axis"][0]), int(data["packed_axis"][1])),
+        packed_axis=None if data["packed_axis"] is None else _axes([data["packed_axis"]])[0],
     )
 
 
-_READERS: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
-    "dict": lambda content, arrays: {key: rebuild(value, arrays) for key, value in content},
-    "list": lambda content, arrays: [rebuild(value, arrays) for value in content],
-    "tuple": lambda content, arrays: tuple(rebuild(value, arrays) for value in content),
-    "dropped": lambda content, arrays: Dropped(tuple(content["shape"]), content["dtype"]),
+_READERS: dict[str, Callable[[Any, Mapping[str, Any], int], Any]] = {
+    "dict": _rebuild_dict,
+    "list": lambda content, arrays, depth: [rebuild(value, arrays, depth) for value in content],
+    "tuple": lambda content, arrays, depth: tuple(rebuild(value, arrays, depth) for value in content),
+    "dropped": _rebuild_dropped,
     "qtensor": _rebuild_qtensor,
 }

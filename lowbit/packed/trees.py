@@ -72,4 +72,9 @@ def nbytes(tree: Any) -> int:
         >>> nbytes({"a": jnp.zeros((2, 3))})
         24
     """
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(tree)
+    odd = [leaf for leaf in leaves if not (hasattr(leaf, "size") and hasattr(leaf, "dtype"))]
+    if odd or tree is None:
+        got = odd[0] if odd else tree
+        raise TypeError(f"tree must be a tree of arrays, got {got!r:.40} ({type(got).__name__})")
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)

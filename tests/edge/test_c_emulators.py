@@ -89,7 +89,7 @@ def test_whole_models_are_exact_everywhere(name, rule, rounding, tmp_path):
     qparams = lb.pack(plan, case.params, lb.init(case.fn, plan, case.params, *case.args))
     targets = ["c", "c-aarch64", "cortex-m4"]
     bundle = lb.export(case.fn, plan, qparams, case.args, tmp_path / "b", integer_io=True, targets=targets)
-    for row in verify(bundle.path, targets).rows:
+    for row in verify(bundle.path, targets, run_code=True).rows:
         assert row.status == "exact", row
         print(f"{name} {rule} {row.target}: {dict(row.measured)}, {row.bits_per_weight} bits per weight")
 
@@ -101,5 +101,5 @@ def test_gcc_keeps_the_stores_of_a_transformer(tmp_path):
     plan = lb.bind(model.fn, {"**": "w8,a8"}, model.params, *args, integer=True)
     qparams = lb.pack(plan, model.params, lb.init(model.fn, plan, model.params, *args))
     bundle = lb.export(model.fn, plan, qparams, args, tmp_path / "b", integer_io=True, targets=["c-aarch64"])
-    (row,) = verify(bundle.path, ["c-aarch64"]).rows
+    (row,) = verify(bundle.path, ["c-aarch64"], run_code=True).rows
     assert row.status == "exact", row

@@ -16,11 +16,13 @@ from lowbit.export import forms, verify
 from lowbit.export.c import arena, graph, schedule, simplify
 from lowbit.export.c.source import ports
 from lowbit.export.forms import c
+from lowbit.export.reading import read
 from lowbit.export.runners.c import run_cases
 from lowbit.export.targets import TARGETS
 
 from . import c_programs, cases
 from .c_programs import ints
+from .cases import signed
 
 # ---- constants and memory ----------------------------------------------------------------------------------------
 
@@ -151,7 +153,7 @@ def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
         c.write(dataclasses.replace(kept[0], has_integer_io=False))
 
     assert bundle.manifest["forms"] == {"c": ["c/model.c", "c/model.h", "c/test.c"]}
-    (row,) = verify.verify(bundle.path, ["c"]).rows
+    (row,) = verify.verify(bundle.path, ["c"], run_code=True).rows
     assert (row.status, row.difference, row.bits_per_weight) == ("exact", 0.0, pytest.approx(4.0, abs=0.1))
     assert 0 < row.measured["ram_bytes"] < 1000
     assert row.measured["flash_bytes"] > row.measured["ram_bytes"]
@@ -176,19 +178,21 @@ def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found[2][1], outputs[1])
 
     source = bundle.path / "c" / "model.c"  # what the program really holds and computes is what is read
-    monkeypatch.setattr(verify, "read", lambda path: bundle)
     text = source.read_text()
     assert "const uint8_t lowbit_x[54] = {" in text
     source.write_text(text.replace("lowbit_x[54]", "lowbit_x[108]"))  # the same numbers, and as many zeros
-    (row,) = verify.verify(bundle.path, ["c"]).rows
+    signed(bundle.path, files=["c/model.c"])
+    (row,) = verify.verify(bundle.path, ["c"], run_code=True).rows
     assert (row.status, row.difference) == ("inflated", 0.0)
     assert row.detail == "at least 108 weights take more than the 4 bits that hold them"
     source.write_text(text.replace("127)", "3)"))
+    bundle = read(signed(bundle.path, files=["c/model.c"]))
     assert not np.array_equal(run_cases(bundle, [inputs], "c").outputs[0][1], outputs[1])
     source.write_text("#error broken\n")
+    bundle = read(signed(bundle.path, files=["c/model.c"]))
     with pytest.raises(ValueError, match=r"cc ended with 1: .*broken"):
         run_cases(bundle, [inputs], "c")
     target = dataclasses.replace(TARGETS["c"], programs=("cc", "no-such-compiler"))
     monkeypatch.setattr(verify, "lookup", lambda names: (target,))
-    (row,) = verify.verify(bundle.path, ["c"]).rows
+    (row,) = verify.verify(bundle.path, ["c"], run_code=True).rows
     assert (row.status, row.detail) == ("not run", "no-such-compiler is not installed: apt install gcc")

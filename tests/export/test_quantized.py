@@ -1,7 +1,5 @@
 """The quantized form: `!quant.uniform` types that verify, hold the plan's integers and scales, and give its numbers."""
 
-import hashlib
-import json
 import re
 
 import jax
@@ -19,7 +17,7 @@ from lowbit.export.refusals import violations
 from lowbit.export.targets import TARGETS
 from lowbit.export.verify import verify
 
-from .cases import normal
+from .cases import normal, signed
 
 XLA, EVERY = ["xla-quantized"], ["xla-quantized", "interpreter-quantized", "iree-quantized"]
 
@@ -139,10 +137,7 @@ def _replaced(bundle, change):
     """The bundle with another quantized module, checksums in order."""
     path = bundle.path / ARTIFACT
     path.write_bytes(stablehlo.artifact(change(stablehlo.text_of(path.read_bytes())), "1.9.0"))
-    manifest = json.loads((bundle.path / "manifest.json").read_text())
-    data = path.read_bytes()
-    manifest["files"][ARTIFACT] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    signed(bundle.path, files=[ARTIFACT])
 
 
 def test_another_scale_fails(tmp_path):

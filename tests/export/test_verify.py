@@ -11,6 +11,7 @@ import pytest
 import lowbit as lb
 from lowbit import cli
 from lowbit.export import installed, iree, stablehlo, verify
+from lowbit.export.manifest import encoded
 from lowbit.export.runners import Ran, runners
 from lowbit.export.storage import Stored, widened
 from lowbit.export.targets import TARGETS
@@ -57,7 +58,7 @@ def _with_vectors(case, folder, change):
     path.write_bytes(data)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["vectors.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(encoded(manifest)[1])
     return folder
 
 

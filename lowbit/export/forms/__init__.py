@@ -69,6 +69,11 @@ def tools(form: str) -> tuple[str, ...]:
     return getattr(importlib.import_module(f"{__name__}.{form}"), "TOOLS", ())
 
 
+def runtimes(form: str) -> Mapping[str, Mapping[str, Mapping[str, str]]]:
+    """Returns what whoever runs a form must set, by runtime: ``{"onnxruntime": {"session_options": {name: value}}}``."""
+    return getattr(importlib.import_module(f"{__name__}.{form}"), "RUNTIMES", {})
+
+
 def write(form: str, lowered: Lowered) -> Mapping[str, Content]:
     """Returns the files of one form but the served one.
 

@@ -21,6 +21,9 @@ FILE = "onnx/model.onnx"
 ACCURACY = ("session.qdq_matmulnbits_accuracy_level", "1")
 """ONNX Runtime's option that keeps the inputs of 4-bit weights in float32; by default it rounds them to 8 bits by itself."""
 
+RUNTIMES = {"onnxruntime": {"session_options": dict([ACCURACY])}}
+"""What the manifest says to set: ``options.add_session_config_entry(name, value)``."""
+
 
 def write(lowered: Lowered) -> Mapping[str, bytes]:
     """Returns the file.

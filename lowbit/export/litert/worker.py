@@ -69,17 +69,35 @@ def _contents(data: bytes) -> dict[str, Any]:
 
 def litert(model: str, inputs: str, outputs: str, count: str) -> None:
     """Runs a model on LiteRT: XNNPACK where it can, the built-in kernels where not."""
-    import numpy as np
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=model)
     interpreter.allocate_tensors()
+    ins, outs = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def call(given: list[Any]) -> list[Any]:
+        for detail, x in zip(ins, given, strict=True):
+            interpreter.set_tensor(detail["index"], x)
+        interpreter.invoke()
+        return [interpreter.get_tensor(outs[i]["index"]) for i in range(int(count))]
+
+    _every_case(call, inputs, outputs)
+
+
+def _every_case(call: Any, inputs: str, outputs: str) -> None:
+    """Writes what a function of flat inputs gives for every call: arrays ``case<n>_<i>`` in both files."""
+    import numpy as np
+
+    made: dict[str, Any] = {}
     with np.load(inputs) as arrays:
-        for i, detail in enumerate(interpreter.get_input_details()):
-            interpreter.set_tensor(detail["index"], arrays[f"x{i}"])
-    interpreter.invoke()
-    details = interpreter.get_output_details()
-    np.savez(outputs, **{f"x{i}": interpreter.get_tensor(details[i]["index"]) for i in range(int(count))})
+        size: dict[int, int] = {}
+        for name in arrays.files:
+            n = int(name.removeprefix("case").split("_")[0])
+            size[n] = size.get(n, 0) + 1
+        for n, length in size.items():
+            results = call([arrays[f"case{n}_{i}"] for i in range(length)])
+            made |= {f"case{n}_{i}": y for i, y in enumerate(results)}
+    np.savez(outputs, **made)
 
 
 _ARENA = 1 << 26
@@ -88,29 +106,33 @@ _ARENA = 1 << 26
 
 def tflm(model: str, inputs: str, outputs: str, count: str) -> None:
     """Runs a model on TFLite-Micro; its own words on standard error say what it allocated."""
-    import numpy as np
     from tflite_micro import runtime
 
     with open(model, "rb") as file:
         interpreter = runtime.Interpreter.from_bytes(file.read(), arena_size=_ARENA)
-    with np.load(inputs) as arrays:
-        for i in range(len(arrays.files)):
-            interpreter.set_input(arrays[f"x{i}"], i)
-    interpreter.invoke()
-    np.savez(outputs, **{f"x{i}": interpreter.get_output(i) for i in range(int(count))})
+
+    def call(given: list[Any]) -> list[Any]:
+        for i, x in enumerate(given):
+            interpreter.set_input(x, i)
+        interpreter.invoke()
+        return [interpreter.get_output(i) for i in range(int(count))]
+
+    _every_case(call, inputs, outputs)
     interpreter.print_allocations()
 
 
 def openvino(model: str, inputs: str, outputs: str, count: str, options: str) -> None:
     """Runs an ONNX model on OpenVINO, whose package for telemetry, which it imports where it finds it, is kept out."""
     sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType] - Python's own way to say: not there
-    import numpy as np
     from openvino import Core
 
     compiled = Core().compile_model(model, "CPU", json.loads(options))
-    with np.load(inputs) as arrays:
-        results = compiled({i: arrays[f"x{i}"] for i in range(len(arrays.files))})
-    np.savez(outputs, **{f"x{i}": results[compiled.outputs[i]] for i in range(int(count))})
+
+    def call(given: list[Any]) -> list[Any]:
+        results = compiled(dict(enumerate(given)))
+        return [results[compiled.outputs[i]] for i in range(int(count))]
+
+    _every_case(call, inputs, outputs)
 
 
 def vela(model: str, folder: str, accelerator: str) -> None:

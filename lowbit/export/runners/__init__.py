@@ -1,6 +1,7 @@
 """What runs a bundle: one module per tool, found here by `lowbit.export.verify`.
 
-A module has ``RUN``: by target name, a function of the bundle and its test inputs. Tools are imported inside the functions.
+A module has ``RUN``: by target name, a function of the bundle and the flat test inputs of several calls. Tools are imported
+inside the functions. Files of the bundle come from `Bundle.file`, or `Bundle.copied` for tools that open files themselves.
 """
 
 import dataclasses
@@ -8,11 +9,10 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from lowbit.export.bundle import Bundle
+from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
 from lowbit.export.targets import TARGETS
 
@@ -22,26 +22,33 @@ class Ran:
     """What a tool made of a bundle.
 
     Attributes:
-        outputs: flat results; None of a compiler that only reports.
+        outputs: flat results of every call, or of the first ones where all would take too long; None of a compiler that
+            only reports.
         compiled: bytes of the compiled file; None where there is none.
         stored: the weights that the runner itself found inside the compiled file; None leaves the estimate to its size.
         measured: what else it found, by name with unit: ``{"flash_bytes": 147_134, "ram_bytes": 3_072}``.
         constants: bytes of the constants in the compiled file, code apart; None where the tool does not show them.
     """
 
-    outputs: Sequence[np.ndarray] | None
+    outputs: Sequence[Sequence[np.ndarray]] | None
     compiled: int | None = None
     stored: Sequence[Stored] | None = None
     measured: Mapping[str, float] = dataclasses.field(default_factory=dict)
     constants: int | None = None
 
 
-Run = Callable[[Bundle, Sequence[Any]], Ran]
+Inputs = Sequence[Sequence[np.ndarray]]
+"""Flat inputs of every call."""
+
+Run = Callable[[Bundle, Inputs], Ran]
 
 
 @functools.cache
 def runners() -> dict[str, Run]:
-    """Returns every runner by target name, in the order of the table of targets."""
+    """Returns every runner by target name, in the order of the table of targets.
+
+    A caller may put another function in the place of one: `lowbit.export.verify` runs that in its own process.
+    """
     found: dict[str, Run] = {}
     for module in pkgutil.iter_modules(__path__):
         found |= importlib.import_module(f"{__name__}.{module.name}").RUN

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.export.bundle import Bundle
 from lowbit.export.c import cortex_m, harness
 from lowbit.export.c.constants import identifier
 from lowbit.export.c.source import ports
+from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
 
-from . import Ran, Run
+from . import Inputs, Ran, Run
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 """What the generated C compiles with, without a warning."""
@@ -136,7 +136,7 @@ def built(bundle: Bundle, target: str, main: str, folder: Path, *, flags: Sequen
     """
     tools = TOOLCHAINS[target]
     for file in ("model.h", "model.c"):
-        (folder / file).write_bytes((bundle.path / "c" / file).read_bytes())
+        bundle.copied(f"c/{file}", folder)
     for file, text in (*tools.extra, ("main.c", main)):
         (folder / file).write_text(text)
     extra = [file for file, _ in tools.extra if file.endswith(".c")]
@@ -192,10 +192,10 @@ def _stored(manifest: Mapping[str, Any], found: Mapping[str, int]) -> tuple[Stor
 
 
 def _on(target: str) -> Run:
-    def run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
-        outcome = run_cases(bundle, [inputs], target)
+    def run(bundle: Bundle, inputs: Inputs) -> Ran:
+        outcome = run_cases(bundle, inputs, target)
         measured = {"flash_bytes": float(outcome.flash_bytes), "ram_bytes": float(outcome.ram_bytes)}
-        return Ran(outcome.outputs[0], outcome.object_bytes, _stored(bundle.manifest, outcome.weights), measured)
+        return Ran(outcome.outputs, outcome.object_bytes, _stored(bundle.manifest, outcome.weights), measured)
 
     return run
 

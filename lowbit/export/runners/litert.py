@@ -2,30 +2,29 @@
 
 import re
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from lowbit.export.bundle import Bundle
 from lowbit.export.forms.litert import CONTENTS, MODEL
 from lowbit.export.litert import work
 from lowbit.export.litert.audit import Contents
+from lowbit.export.reading import Bundle
 
-from . import Ran, Run
+from . import Inputs, Ran, Run
 
 ACCELERATOR = "ethos-u55-128"
 """What Vela compiles for: the smallest common Ethos-U with 128 multipliers."""
 
 
 def in_its_process(
-    bundle: Bundle, inputs: Sequence[np.ndarray], command: str, *more: str, file: str = MODEL, what: str
-) -> tuple[list[np.ndarray], str]:
-    """Returns the flat results of a runtime and what it said.
+    bundle: Bundle, inputs: Inputs, command: str, *more: str, file: str = MODEL, what: str
+) -> tuple[list[list[np.ndarray]], str]:
+    """Returns the flat results of a runtime, of every call, and what it said.
 
     Args:
         bundle: that holds the form.
-        inputs: flat.
+        inputs: flat, of every call.
         command: of `lowbit.export.litert.worker`.
         more: its further arguments.
         file: of the bundle, the model.
@@ -36,22 +35,24 @@ def in_its_process(
     """
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
-        np.savez(given, **{f"x{i}": x for i, x in enumerate(inputs)})  # pyright: ignore[reportArgumentType] - numpy's stub takes no such keywords
+        arrays = {f"case{n}_{i}": x for n, case in enumerate(inputs) for i, x in enumerate(case)}
+        np.savez(given, **arrays)  # pyright: ignore[reportArgumentType] - numpy's stub takes no such keywords
         count = len(bundle.manifest["outputs"])
-        said = work(command, str(bundle.path / file), str(given), str(made), str(count), *more, what=what)
-        with np.load(made) as arrays:
-            return [arrays[f"x{i}"] for i in range(len(arrays.files))], said
+        model = bundle.copied(file, Path(folder))
+        said = work(command, str(model), str(given), str(made), str(count), *more, what=what)
+        with np.load(made) as found:
+            return [[found[f"case{n}_{i}"] for i in range(count)] for n in range(len(inputs))], said
 
 
 def _contents(bundle: Bundle) -> Contents:
-    return Contents.of((bundle.path / CONTENTS).read_text())
+    return Contents.of(bundle.file(CONTENTS).decode())
 
 
 def _size(bundle: Bundle) -> int:
-    return (bundle.path / MODEL).stat().st_size
+    return bundle.manifest["files"][MODEL]["bytes"]
 
 
-def _litert(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+def _litert(bundle: Bundle, inputs: Inputs) -> Ran:
     outputs, _ = in_its_process(bundle, inputs, "litert", what="LiteRT")
     found = _contents(bundle)
     floats = sum(op.is_float for op in found.operators)
@@ -59,7 +60,7 @@ def _litert(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
     return Ran(outputs, _size(bundle), found.stored, measured)
 
 
-def _tflm(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+def _tflm(bundle: Bundle, inputs: Inputs) -> Ran:
     if floats := _contents(
         bundle
     ).float_operators:  # per-channel weights, dequantized there, come out wrong, in silence
@@ -79,10 +80,10 @@ _REPORT = {
 }
 
 
-def _vela(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+def _vela(bundle: Bundle, inputs: Inputs) -> Ran:
     del inputs  # a compiler's report: nothing runs
     with tempfile.TemporaryDirectory() as folder:
-        said = work("vela", str(bundle.path / MODEL), folder, ACCELERATOR, what="Vela")
+        said = work("vela", str(bundle.copied(MODEL, Path(folder))), folder, ACCELERATOR, what="Vela")
     found = {name: (re.search(pattern, said), unit) for name, (pattern, unit) in _REPORT.items()}
     measured = {name: float(match[1]) * unit for name, (match, unit) in found.items() if match}
     if "npu_operators" not in measured:

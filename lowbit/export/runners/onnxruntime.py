@@ -1,25 +1,24 @@
 """ONNX Runtime on this machine's CPU, one thread."""
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lowbit.export.bundle import Bundle
 from lowbit.export.forms.onnx import ACCURACY, FILE
 from lowbit.export.onnx_graph.serialize import library
+from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
 
-from . import Ran
+from . import Inputs, Ran
 
 
-def session(path: Path, *, optimized: Path | None = None) -> Any:
+def session(model: Path | bytes, *, optimized: Path | None = None) -> Any:
     """Returns an inference session as `verify` runs it.
 
     Args:
-        path: the file.
+        model: the file, or its bytes.
         optimized: where ONNX Runtime shall write what it made of the graph.
     """
     onnxruntime: Any = importlib.import_module("onnxruntime")
@@ -30,7 +29,9 @@ def session(path: Path, *, optimized: Path | None = None) -> Any:
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # noqa: BLE001 - onnxruntime raises a class of its own per status
         raise ValueError(f"ONNX Runtime rejects this model: {(str(error).splitlines() or ['?'])[0][:500]}") from None
 
@@ -53,14 +54,43 @@ def stored(data: bytes, count: int) -> tuple[Stored, ...] | None:
     return integers if sum(each.elements for each in integers) >= count else None
 
 
-def _run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
-    path = bundle.path / FILE
-    data = path.read_bytes()
-    ran = session(path)
+_DOMAINS = ("", "ai.onnx")
+"""Of operators that lowbit writes; others name code outside the file."""
+
+
+def checked(data: bytes) -> bytes:
+    """Returns an ONNX file as it is.
+
+    Raises:
+        ValueError: if it names what lowbit does not write: operators of other domains, functions, or files beside it.
+    """
+    onnx = library()
+    try:
+        model = onnx.load_from_string(data)
+    except Exception as error:  # noqa: BLE001 - protobuf raises classes of its own
+        raise ValueError(f"this is no ONNX file: {(str(error).splitlines() or ['?'])[0][:200]}") from None
+    graphs, tensors = [model.graph], []
+    while graphs:
+        graph = graphs.pop()
+        tensors += graph.initializer
+        for node in graph.node:
+            if node.domain not in _DOMAINS:
+                raise ValueError(f"it calls {node.domain}.{node.op_type}, which lowbit does not write: not run")
+            for attribute in node.attribute:
+                graphs += [attribute.g, *attribute.graphs]
+                tensors += [attribute.t, *attribute.tensors]
+    if model.functions or any(tensor.data_location or tensor.external_data for tensor in tensors):
+        raise ValueError("it has functions, or names files beside it, which lowbit does not write: not run")
+    return data
+
+
+def _run(bundle: Bundle, inputs: Inputs) -> Ran:
+    data = checked(bundle.file(FILE))
+    ran = session(data)
     names = [entry.name for entry in ran.get_inputs()]
-    outputs = ran.run(None, dict(zip(names, inputs, strict=True)))
+    outputs = [[np.asarray(y) for y in ran.run(None, dict(zip(names, case, strict=True)))] for case in inputs]
     count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
-    return Ran([np.asarray(y) for y in outputs], len(data), stored(data, count))
+    return Ran(outputs, len(data), stored(data, count))
 
 
 RUN = {"onnxruntime": _run}

@@ -1,16 +1,15 @@
 """OpenVINO on this machine's CPU, one thread, from the ONNX form, in a process of its own."""
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 
-from lowbit.export.bundle import Bundle
 from lowbit.export.forms.onnx import FILE
+from lowbit.export.reading import Bundle
 
-from . import Ran
+from . import Inputs, Ran
 from .litert import in_its_process
-from .onnxruntime import stored
+from .onnxruntime import checked, stored
 
 OPTIONS = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -21,9 +20,9 @@ OPTIONS = {
 where the processor has it."""
 
 
-def _run(bundle: Bundle, inputs: Sequence[np.ndarray]) -> Ran:
+def _run(bundle: Bundle, inputs: Inputs) -> Ran:
+    data = checked(bundle.file(FILE))
     outputs, _ = in_its_process(bundle, inputs, "openvino", json.dumps(OPTIONS), file=FILE, what="OpenVINO")
-    data = (bundle.path / FILE).read_bytes()
     count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
     return Ran(outputs, len(data), stored(data, count))
 

@@ -1,0 +1,204 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+import argparse
+import contextlib
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from . import commands as _commands
+from . import running as _running
+from .changes import changed as changed
+from .errors import UsageError as UsageError
+
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
+"""What bad input, missing data and missing packages raise; anything else is a defect and keeps its traceback."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            (file or sys.stderr).write(message)  # argparse itself swallows what a full disk says
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog
+        raise UsageError(f"{message} (see {name} --help)")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of all commands."""
+    top = _Parser(
+        prog="lowbit",
+        description="Low-bit quantization in JAX: what you train is what you serve.",
+        epilog="example: lowbit run experiments/configs/demo.py --set seeds=0",
+    )
+    top.add_argument("--version", action="store_true", help="print the version and stop")
+    words = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    run = words.add_parser(
+        "run",
+        help="run an experiment: train, quantize, pack, execute, export, compile, report",
+        description=(
+            "Run the experiment that a config file describes. The results go to runs/NAME; running again goes on where "
+            "a stopped run was, and does not repeat what is finished."
+        ),
+        epilog="example: lowbit run experiments/configs/demo.py --set seeds=0,1 --set methods.lsq_w4a4.fit.epochs=3",
+    )
+    run.add_argument("config", metavar="CONFIG.py", help="a Python file that exposes config and run")
+    run.add_argument(
+        "--set", dest="changes", metavar="KEY=VALUE", action="append", default=[],
+        help="change a field of the config, such as fit.epochs=2; the type must be that of the field; may be repeated",
+    )  # fmt: skip
+    run.add_argument("--out", metavar="DIR", help="folder of the results (default: runs/NAME)")
+    run.add_argument("--fresh", action="store_true", help="empty the folder first instead of going on")
+    run.add_argument("--traceback", action="store_true", help="show where an error came from")
+    run.set_defaults(do=_running.run)
+
+    show = words.add_parser(
+        "show",
+        help="show what a packed checkpoint holds",
+        description="Print the plan of a checkpoint that lowbit.save wrote, its sizes and its bits per weight.",
+    )
+    show.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a file such as runs/demo/seed-0/w4a8/packed.safetensors"
+    )
+    show.add_argument("--traceback", action="store_true", help="show where an error came from")
+    show.set_defaults(do=_commands.show)
+
+    check = words.add_parser(
+        "verify",
+        help="run an exported bundle on every target that is installed, and compare with its test vectors",
+        description=(
+            "Run a bundle that lowbit.export wrote through XLA, StableHLO's interpreter and IREE; print exact or the "
+            "largest difference, and the bits per weight of the compiled file. Only regular files that the bundle lists "
+            "are opened, no custom call is compiled, and source code of the bundle is left alone without --run-code: its "
+            "targets are then 'not run'. Each target has a process of its own with the limits below; that isolates "
+            "nothing. The exit status is 0 where something was compared and all that ran passed, 1 where a target "
+            "differs, fails, or holds wider weights, or nothing ran, 2 where the bundle or the request is refused."
+        ),
+        epilog="example: lowbit verify runs/demo/seed-0/w4a8/export --target iree --json",
+    )
+    check.add_argument("bundle", metavar="BUNDLE", help="a folder that lowbit.export wrote")
+    check.add_argument(
+        "--target", dest="targets", metavar="NAME", action="append", help="a target; may be repeated (default: all but slow)"
+    )  # fmt: skip
+    check.add_argument(
+        "--run-code", action="store_true", help="also compile and run the bundle's own C: only if you trust who made it"
+    )
+    check.add_argument("--wall-seconds", metavar="N", type=float, default=900.0, help="of each target (default: 900)")
+    check.add_argument("--cpu-seconds", metavar="N", type=float, default=1800.0, help="of each target (default: 1800)")
+    check.add_argument("--memory-gb", metavar="N", type=float, default=16.0, help="of each target (default: 16)")
+    check.add_argument("--json", action="store_true", help="also write certificate.json into the bundle")
+    check.add_argument("--traceback", action="store_true", help="show where an error came from")
+    check.set_defaults(do=_commands.verify)
+
+    formats = words.add_parser(
+        "formats",
+        help="list the number formats: bits with scales, levels, ranges, errors",
+        description=(
+            "Print what every number format costs and how well it does: bits per element with scales, levels, largest "
+            "and smallest level, and the signal to noise ratio on normal and Laplace data (of magnitudes, for formats "
+            "without negative levels): under its own scales, and under the best single scale. All of it is computed. "
+            "Formats without blocks of their own get groups of 128 and float32 scales."
+        ),
+        epilog="example: lowbit formats int4 nf4 int4/g32/bfloat16",
+    )
+    formats.add_argument("words", metavar="FORMAT", nargs="*", help="a format, with options or without (default: all)")
+    formats.add_argument("--traceback", action="store_true", help="show where an error came from")
+    formats.set_defaults(do=_commands.formats)
+
+    bench = words.add_parser(
+        "bench",
+        help="time the packed kernels beside their peers, and tune them for this machine",
+        description=(
+            "Run python -m lowbit_kernels.bench: kernels, ONNX Runtime, torch and XLA, interleaved (those not installed "
+            "are left out, by name). With --tune: time and check the kernels' options and write the table they read."
+        ),
+        epilog="example: lowbit bench kernels --tune --case w4a8; lowbit bench kernels --help lists the flags",
+        add_help=False,
+    )
+    bench.add_argument("-h", "--help", action="store_true", help="show this text, or that of kernels")
+    bench.add_argument("what", choices=("kernels",), nargs="?", help="what to time")
+    bench.add_argument("flags", nargs=argparse.REMAINDER, help="flags of python -m lowbit_kernels.bench")
+    bench.set_defaults(do=_commands.bench)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit status.
+
+    0; 1 for a failed check; 2, and one line on standard error, for a wrong request or a full disk; 130 when stopped; 141, in
+    silence, where the reader of its output went away.
+
+    Args:
+        arguments: the words after ``lowbit``; those of the process by default.
+    """
+    try:
+        status = _done(arguments)
+        sys.stdout.flush()  # a full disk, or a reader that went away, may be seen only here
+    except SystemExit:  # argparse, after the text of --help
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            _silence()
+            return 141 if isinstance(error, BrokenPipeError) else _fail(error)
+        raise
+    except BrokenPipeError:
+        _silence()
+        return 141  # as a program that SIGPIPE ends
+    except OSError as error:
+        return _fail(error)
+    return status
+
+
+def _done(arguments: Sequence[str] | None) -> int:
+    chosen: argparse.Namespace | None = None
+    try:
+        top = parser()
+        chosen = top.parse_args(arguments)
+        if chosen.version:
+            print(f"lowbit {importlib.metadata.version('lowbit')}")
+        elif chosen.command is None:
+            top.print_help()
+        else:
+            return chosen.do(chosen) or 0
+    except BrokenPipeError:
+        raise
+    except UsageError as error:
+        return _fail(error)
+    except USER_ERRORS as error:
+        if getattr(chosen, "traceback", False):
+            traceback.print_exc()
+        return _fail(error)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+def _fail(error: BaseException) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    _say(text)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence()
+    return 2
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens: the status says it
+        print(f"lowbit: {text}", file=sys.stderr)
+
+
+def _silence() -> None:
+    """Sends what standard output still holds nowhere: written again when Python ends, it would fail again, with a traceback."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

@@ -1,0 +1,120 @@
+"""The command line where the world is not as it should be: one line and status 2, or silence and 141."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from lowbit import cli
+
+CONFIG = """
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    epochs: int = 1
+@dataclasses.dataclass(frozen=True)
+class Config:
+    name: str = "c"
+    seeds: tuple[int, ...] = (0,)
+    rate: float = 0.5
+    fit: Inner | None = None
+    methods: tuple[Inner, ...] = ()
+def run(config: Config, out, *, fresh):
+    print("ran", config.name)
+"""
+
+
+def started(*words: str, **streams):
+    return subprocess.Popen([sys.executable, "-m", "lowbit.cli", *words], stderr=subprocess.PIPE, text=True, **streams)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("formats", "int4"), ("--version",)])
+def test_a_full_disk_and_a_reader_that_left(words):
+    """Both at once: the processes start side by side."""
+    with open("/dev/full", "w") as full:
+        on_full = started(*words, stdout=full)
+    reader, writer = os.pipe()
+    os.close(reader)
+    left = started(*words, stdout=writer)
+    os.close(writer)
+    _, said = on_full.communicate()
+    assert (on_full.returncode, said) == (2, "lowbit: No space left on device\n")
+    _, said = left.communicate()
+    assert (left.returncode, said) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("config = Config", "config must be a Config(...)"),
+        ("config = 3", "config must be a Config(...)"),
+        ("config = {'name': 'x'}", "config must be a Config(...)"),
+        ("config = Inner()", "config needs a name"),
+        ("config = Config(name=3)", "config needs a name"),
+        ("config = Config(seeds=0)", "config.seeds must be tuple[int, ...], got 0 (int)"),
+        ("config = Config(seeds=('a',))", "config.seeds must be tuple[int, ...]"),
+        ("config = Config(seeds=(True,))", "config.seeds must be tuple[int, ...]"),
+        ("config = Config(rate='fast')", "config.rate must be float, got 'fast' (str)"),
+        ("config = Config(fit=3)", "config.fit must be"),
+        ("config = Config(fit=Inner('x'))", "config.fit.epochs must be int, got 'x' (str)"),
+        ("config = Config(methods=(Inner(), Inner(1.5)))", "config.methods[1].epochs must be int, got 1.5"),
+        ("class Other(Inner): name = 'x'\nconfig = Other()", "config must be a Config, which its run takes, got Other"),
+        ("import sys\nsys.exit(3)", "it calls sys.exit(3): a config only describes"),
+        ("raise SystemExit", "it calls sys.exit(None)"),
+        ("config = Config()\ndef run(config, out, *, fresh): raise SystemExit(5)", "its run calls sys.exit(5)"),
+        ("config = Config()\ndef run(config, out, *, fresh): raise MemoryError('no room')", "no room"),
+        ("config = Config()\ndef run(config, out): pass", "fresh"),
+    ],
+)
+def test_configs_that_are_none(tmp_path, capsys, more, message):
+    path = tmp_path / "c.py"
+    path.write_text(textwrap.dedent(CONFIG) + more)
+    assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_right_config_runs_and_stopping_is_one_line(tmp_path, capsys):
+    path = tmp_path / "c.py"
+    path.write_text(textwrap.dedent(CONFIG) + "config = Config(fit=Inner(2), rate=1)\n")
+    assert cli.main(["run", str(path)]) == 0
+    assert capsys.readouterr().out == "ran c\n"
+    path.write_text(path.read_text() + "def run(config, out, *, fresh): raise KeyboardInterrupt\n")
+    assert cli.main(["run", str(path)]) == 130
+    assert capsys.readouterr().err == "lowbit: stopped; the same command goes on from here\n"
+
+
+def test_paths_that_are_something_else(tmp_path, capsys):
+    os.mkfifo(tmp_path / "fifo.py")
+    (tmp_path / "file").write_text("x")
+    path = tmp_path / "c.py"
+    path.write_text(textwrap.dedent(CONFIG) + "config = Config()\n")
+    for words in (
+        ["run", str(tmp_path / "fifo.py")],
+        ["show", str(tmp_path / "fifo.py")],
+        ["show", str(tmp_path)],
+        ["show", str(tmp_path / "file")],
+        ["show", str(tmp_path / "file" / "below")],
+        ["verify", str(tmp_path / "file")],
+        ["verify", str(tmp_path / "fifo.py")],
+        ["verify", str(tmp_path / "none")],
+        ["verify", str(tmp_path), "--wall-seconds", "0"],
+        ["verify", str(tmp_path), "--memory-gb", "nan"],
+        ["verify", str(tmp_path), "--cpu-seconds", "soon"],
+    ):
+        assert cli.main(words) == 2, words
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), "Traceback" in err) == ("", 1, False), err
+
+
+def test_the_benchmark_says_one_line(capfd):
+    assert cli.main(["bench", "kernels", "--case", "zzz"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "invalid choice: 'zzz'" in err
+    assert cli.main(["bench", "--case", "zzz"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
