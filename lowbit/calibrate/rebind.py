@@ -7,6 +7,7 @@ from lowbit.core.keywords import merged, shares_keywords
 from lowbit.interpret.bind import bind
 from lowbit.interpret.state import QState, check_state, get, marked, put, quantized_sites
 from lowbit.interpret.trace import Model
+from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 
 from .fold import init
@@ -41,6 +42,7 @@ def rebind(
     Raises:
         ValueError: for what `lowbit.bind` refuses, or a state that is not the old plan's.
     """
+    arguments.check(fn=fn, plan=plan, params=params, qstate=qstate)
     check_state(plan, qstate)
     given = merged(keywords, kwargs)
     rounding = plan.rounding or "exact"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lowbit.core.quantizer import Quantizers
+from lowbit.packed import arguments
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row
 
@@ -33,8 +34,7 @@ def with_quantizers(plan: Plan, choose: Callable[[Row], Any]) -> Plan:
         >>> [(row.path, row.weight.spec.text, row.rule) for row in fewer]
         [('a', 'int4', 'a: w4,a8'), ('b', 'int8', '**: w8,a8')]
     """
-    if not isinstance(plan, Plan):
-        raise TypeError(f"with_quantizers takes (plan, choose): plan must be a Plan, got {type(plan).__name__}")
+    arguments.check(plan=plan, choose=choose)
     if plan.program is None:
         raise ValueError("a plan read from a file does not hold what was traced: bind again")
     chosen = {row.path: _rule(row, choose(row)) for row in plan}

@@ -22,7 +22,7 @@ def check(**given: Any) -> None:
 
     ``fn``: a function; ``plan``: of `lowbit.bind`; ``params``: float parameters; ``qparams``: packed ones; ``qstate``: the
     state of quantizers; ``key``: a typed
-    key or None; ``kwargs``: a mapping or None; ``progress``: a function or None; any other name: True or False.
+    key or None; ``kwargs``: a mapping or None; ``progress``: a function or None; ``choose``: a function of a row; any other name: True or False.
 
     Raises:
         TypeError: naming the argument.
@@ -89,6 +89,11 @@ def _kwargs(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a mapping of keyword arguments, {_said(value)}")
 
 
+def _choose(name: str, value: Any) -> None:
+    if not callable(value) or isinstance(value, Plan | QParams):
+        raise TypeError(f"{name} must be a function of a row of the plan, {_said(value)}")
+
+
 def _progress(name: str, value: Any) -> None:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function or None, {_said(value)}")
@@ -103,6 +108,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "key": _key,
     "kwargs": _kwargs,
     "progress": _progress,
+    "choose": _choose,
 }
 
 

@@ -42,6 +42,7 @@ class Good:
         self.values: dict[str, Any] = {
             "fn": model, "plan": plan, "params": params, "qstate": qstate, "qparams": qparams, "rules": {"**": "w8,a8"},
             "args": (x,), "batches": [(x,)], "path": folder / "m", "tree": params, "text": "w4,a4", "how": "int4/g2",
+            "choose": lambda row: None,
         }  # fmt: skip
         self.module = nn.Dense(4)
         self.variables = self.module.init(jax.random.key(0), x)
