@@ -58,7 +58,9 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     found = {**statistics, **evaluate(program.nodes, env, at, walked)}
     for node, site, var in _weight_places(plan, program):
         if site.kind != "leaf":
-            found[node.path] = {**found[node.path], "weight": {"values": known.value(var)}}
+            before, x = found[node.path]["weight"], known.value(var)
+            after = {s.name: s.update(before[s.name], x) for s in statistics_of(site)}
+            found[node.path] = {**found[node.path], "weight": after}
     return found
 
 
