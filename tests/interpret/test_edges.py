@@ -75,7 +75,7 @@ def test_a_group_on_an_axis_of_length_1_is_that_axis(rule):
 
 def test_a_product_without_contraction_has_no_groups():
     with pytest.raises(ValueError, match="needs a contracted axis"):
-        lb.bind(lambda p, x: jnp.einsum("i,j->ij", x, p["w"]), {"**": "w4/g4"}, {"w": normal(0, 8)}, normal(1, 3))
+        lb.bind(lambda p, x: jnp.einsum("i,j->ij", x, p["w"]), {"w": "w4/g4"}, {"w": normal(0, 8)}, normal(1, 3))
 
 
 def test_a_depthwise_kernel_of_one_tap_takes_groups():
