@@ -160,7 +160,7 @@ def _codes(value: Levels, spec: Spec) -> Array:
 
 
 def _scalars(q: QTensor) -> tuple[Array, Array]:
-    zero = jnp.zeros(()) if q.zero is None else q.zero.astype(jnp.float32).reshape(())
+    zero = jnp.zeros((), jnp.float32) if q.zero is None else q.zero.astype(jnp.float32).reshape(())
     return q.scale_values.reshape(()), zero
 
 
