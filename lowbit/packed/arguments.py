@@ -154,17 +154,11 @@ def batch_of(value: Any, index: int) -> tuple[Any, ...]:
 
     Raises:
         TypeError: if it is no tuple.
-        ValueError: if it holds no data: an array without elements gives no range.
     """
     if not isinstance(value, tuple | list):
         raise TypeError(
             f"batches must give tuples of arguments: a batch must be a tuple of arguments (x,) or (state, x), batch {index}: "
             f"{_said(value)}"
-        )
-    arrays = [leaf for leaf in jax.tree.leaves(value) if hasattr(leaf, "shape")]
-    if arrays and all(0 in leaf.shape for leaf in arrays):
-        raise ValueError(
-            f"batches[{index}] holds no data: its arrays have shapes {[tuple(x.shape) for x in arrays][:4]}"
         )
     return tuple(value)
 

@@ -61,9 +61,9 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     found = {**statistics, **evaluate(program.nodes, env, at, walked)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
-            operand, x = layer_operand(site), known.value(var)
-            states = {s.name: s.update(s.init(operand), x) for s in statistics_of(site)}
-            found[node.path] = {**found[node.path], "weight": states}
+            before, x = found[node.path]["weight"], known.value(var)
+            after = {s.name: s.update(before[s.name], x) for s in statistics_of(site)}
+            found[node.path] = {**found[node.path], "weight": after}
     return found
 
 
@@ -163,7 +163,7 @@ def _codes(value: Levels, spec: Spec) -> Array:
 
 
 def _scalars(q: QTensor) -> tuple[Array, Array]:
-    zero = jnp.zeros(()) if q.zero is None else q.zero.astype(jnp.float32).reshape(())
+    zero = jnp.zeros((), jnp.float32) if q.zero is None else q.zero.astype(jnp.float32).reshape(())
     return q.scale_values.reshape(()), zero
 
 
