@@ -46,7 +46,7 @@ def pack(
         ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
             2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
     """
-    arguments.check(plan=plan, params=params)
+    arguments.check(plan=plan, params=params, kwargs=kwargs)
     check_state(plan, qstate)
     arguments.check_leaves(plan, params)
     traced = _traced(plan, fn, params, args, kwargs)

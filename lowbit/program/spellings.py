@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .read import Equation, Program, read
@@ -42,7 +42,7 @@ def _cumulated(window: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _window_sum(x: Any, dims: Any, strides: Any, pads: Any, *_: Any) -> Any:
-    return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, dims, strides, pads)
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, dims, strides, pads)
 
 
 SPELLINGS: Mapping[str, Callable[..., Any]] = {

@@ -134,12 +134,12 @@ def wrong(call: Call, name: str, parameter: inspect.Parameter, good: Good) -> It
     if name in (*ours, "path", "how", "text", "x", "module", "variables"):
         for other in ours:
             is_legal = name == "x" or (
-                name == "params" and call.name == "bind"
+                name == "params" and call.name in BINDS
             )  # a nested list; what the model makes of it
             if other != name and not (other == "batches" and is_legal):
                 yield f"the {other}", values[other]
     if name == "params":
-        if call.name != "bind":
+        if call.name not in BINDS:
             yield "one that lacks a leaf", without(values["params"], "b")
         yield "one with text in it", {**values["params"], "b": "text"}
         yield "packed ones", values["qparams"].params
@@ -158,6 +158,8 @@ def wrong(call: Call, name: str, parameter: inspect.Parameter, good: Good) -> It
     if name == "rules":
         yield from (("numbers", {"**": 4}), ("an odd text", {"**": "q4"}), ("one that matches nothing", {"zz/*": "w4"}))
 
+
+BINDS = ("bind", "rebind")  # what is missing in a tree is for the model to say
 
 NAMES = {"args": "args|arguments", "batches": "batch", "rules": "rule", "qparams": "qparams|packed", "qstate": "state", "how": "how|rule text",
          "variables": "variables", "text": "text", "x": r"\bx\b|array"}  # fmt: skip

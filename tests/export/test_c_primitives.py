@@ -185,6 +185,16 @@ def test_loops_and_calls():
     c_programs.check(fn, ints(8, 5, 4, dtype=jnp.int8), ints(9, 4, dtype=jnp.int8), ints(10, 4))
 
 
+def test_primitives_with_a_simpler_spelling_are_spelled():
+    def fn(x, n):
+        a, b, c = jnp.unstack(x, axis=1)[:3]
+        left, right = jnp.split(n, [2], 1)
+        sums = [jnp.cumsum(n, 1), lax.cumsum(n, 0, reverse=True)]
+        return jnp.stack([a, b, c], 1), jnp.tile(a, (2, 3)), left + 1, right, *sums
+
+    c_programs.check(fn, ints(8, 5, 4, dtype=jnp.int8), ints(9, 4, 5))
+
+
 def test_high_products_are_found_and_exact():
     acc = jnp.concatenate([_edges(jnp.int32)[0], ints(11, 200)])[:, None]
     numbers = [fixed_point(m) for m in (0.3, 0.0123, -0.75, 1.9, 2.0**-31, 0.99999)]
