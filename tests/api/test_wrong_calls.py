@@ -172,7 +172,7 @@ def found_wrong(good: Good) -> tuple[int, str]:
         parameters = inspect.signature(call.function).parameters
         for name, parameter in parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD or (
-                name == "args" and call.name in ("explain", "bind", "chain")
+                name == "args" and call.name in ("explain", "bind", "chain", "pack")
             ):
                 continue
             for what, value in wrong(call, name, parameter, good):

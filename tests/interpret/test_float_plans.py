@@ -23,6 +23,9 @@ def _fused(p, x):
     return y * y * p["s"] + jnp.sin(y) * p["b"]
 
 
+NOTHING = {"learn": {}, "fixed": {}}
+
+
 @pytest.mark.parametrize("rules", [{}, {"**": "keep"}], ids=["none", "keep"])
 def test_products_and_sums_fuse_as_in_the_float_model(rules):
     params, x = {"w": normal(0, 64, 64), "s": normal(1, 64), "b": normal(2, 64)}, normal(3, 32, 64)
@@ -45,14 +48,14 @@ def test_products_and_sums_fuse_as_in_the_float_model(rules):
 def test_models_are_themselves(name):
     case = CASES[name]()
     plan = lb.bind(case.fn, {}, case.params, *case.args)
-    _equal(jax.jit(case.fn)(case.params, *case.args), lb.simulate(case.fn, plan)(case.params, {}, *case.args))
+    _equal(jax.jit(case.fn)(case.params, *case.args), lb.simulate(case.fn, plan)(case.params, NOTHING, *case.args))
 
 
 def test_another_function_is_still_refused_and_nothing_is_compiled_twice():
     params, x = {"w": normal(0, 4, 4), "v": normal(1, 4, 4)}, normal(2, 3, 4)
     plan = lb.bind(lambda p, x: x @ p["w"], {}, params, x)
     with pytest.raises(ValueError, match="operations are not those of the plan"):
-        lb.simulate(lambda p, x: x @ p["v"], plan)(params, {}, x)
+        lb.simulate(lambda p, x: x @ p["v"], plan)(params, NOTHING, x)
     calls = 0
 
     def counted(p, x):
@@ -61,7 +64,7 @@ def test_another_function_is_still_refused_and_nothing_is_compiled_twice():
         return x @ p["w"]
 
     run = lb.simulate(counted, plan)
-    run(params, {}, x)
+    run(params, NOTHING, x)
     before = calls
-    run(params, {}, x + 1)
+    run(params, NOTHING, x + 1)
     assert calls == before
