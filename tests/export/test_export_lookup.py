@@ -58,4 +58,4 @@ def test_a_look_up_of_one_row_is_c(tmp_path):
     plan = lb.bind(one_row, {"**": "w8,a8"}, P, *ONE, integer=True)
     qparams = lb.pack(plan, P, lb.init(one_row, plan, P, *ONE))
     bundle = lb.export(one_row, plan, qparams, ONE, tmp_path / "codes", integer_io=True, targets=["c"])
-    assert [row.status for row in verify(bundle.path, ["c"]).rows] == ["exact"]
+    assert [row.status for row in verify(bundle.path, ["c"], run_code=True).rows] == ["exact"]
