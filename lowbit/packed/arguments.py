@@ -140,7 +140,7 @@ def check_call(
         TypeError: with its signature.
     """
     try:
-        signature = inspect.signature(fn)
+        signature = inspect.signature(fn, follow_wrapped=False)  # a wrapper may take more: a folded model's ``frozen``
     except (TypeError, ValueError):  # it does not say
         return
     try:
