@@ -32,7 +32,7 @@ def with_quantizers(plan: Plan, choose: Callable[[Row], Any]) -> Plan:
         >>> plan = bind(lambda p, x: x @ p["a"] @ p["b"], {"**": "w8,a8"}, params, jnp.ones((2, 8)))
         >>> fewer = with_quantizers(plan, lambda row: "w4,a8" if row.path == "a" else None)
         >>> [(row.path, row.weight.spec.text, row.rule) for row in fewer]
-        [('a', 'int4', 'a: w4,a8'), ('b', 'int8', '**: w8,a8')]
+        [('a', 'int4/channel/sym', 'a: w4,a8'), ('b', 'int8/channel/sym', '**: w8,a8')]
     """
     arguments.check(plan=plan, choose=choose)
     if plan.program is None:

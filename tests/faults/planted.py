@@ -137,7 +137,7 @@ FAULTS = (
     ),
     Fault(
         "source lines are lost in folders of some names",
-        "lowbit/interpret/compat.py",
+        "lowbit/program/compat.py",
         "        if not _is_between(frame.file_name):",
         '        if "/jax/" not in frame.file_name and not _is_between(frame.file_name):',
         ("tests/interpret/test_source_lines.py::test_rows_and_errors_have_the_users_line",),
