@@ -43,6 +43,7 @@ from .fold import fold
 from .folder import fresh
 from .inexact import inexact_operations
 from .last_step import last_steps
+from .memory import give_back
 from .reading import ARTIFACT, MANIFEST, VECTORS
 from .reading import Bundle as Bundle
 from .reading import read as read
@@ -225,6 +226,7 @@ def export(
         said["rounding"] = plan.rounding
         said["grids"] = all_grids(plan, qparams)
         said["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
+    give_back()
     with fresh(target, has_text=text) as folder:
         mark = manifest.scales_mark(json.loads(json.dumps(said)))
         folder.add(ARTIFACT, stablehlo.artifact(module, version, mark=mark))
