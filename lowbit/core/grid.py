@@ -1,0 +1,62 @@
+"""The grid of one weight in matrix form: which values its entries may take."""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from .rounding import rounded_product
+from .spec import Format
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The values ``(level - zero) * scale`` that the entries of a weight ``[K, N]`` may take.
+
+    ``K`` runs over the contracted axes in leaf order, ``N`` over the outputs. Every row of ``K`` belongs to one group,
+    and every group has a scale (and, where affine, a zero point) per output. A scale may be negative: the grid of a
+    format whose lowest level is the largest in magnitude is then mirrored.
+
+    Attributes:
+        scale: float32, of magnitude ``2**-126`` at least.
+        zero: integer-valued float32, or None.
+        group: the group of every row of ``K``.
+        format: the levels.
+    """
+
+    scale: Float[Array, "group out"]
+    zero: Float[Array, "group out"] | None
+    group: Int[Array, " in"]
+    format: Format = dataclasses.field(metadata={"static": True})
+
+    def levels(self, values: Float[Array, "in out"]) -> Float[Array, "in out"]:
+        """Returns the nearest level of every value, zero point included; float32."""
+        zero = None if self.zero is None else self.zero[self.group]
+        return nearest_levels(values, self.scale[self.group], zero, self.format)
+
+    def values(self, levels: Float[Array, "in out"]) -> Float[Array, "in out"]:
+        """Returns ``(level - zero) * scale``, rounded once; float32."""
+        centered = levels if self.zero is None else levels - self.zero[self.group]
+        return rounded_product(centered, self.scale[self.group])
+
+    def nearest(self, values: Float[Array, "in out"]) -> Float[Array, "in out"]:
+        """Returns the nearest value of the grid: round to nearest."""
+        return self.values(self.levels(values))
+
+
+def nearest_levels(
+    values: Float[Array, "..."], scale: Float[Array, "..."], zero: Float[Array, "..."] | None, numbers: Format
+) -> Float[Array, "..."]:
+    """Returns the levels of ``values``: ``nearest(clip(x * (1 / s), low - zero, high - zero)) + zero``, as `quantize_with`.
+
+    Args:
+        values: float32.
+        scale: broadcasts against ``values``; either sign.
+        zero: integer-valued float32 of the scale's shape, or None.
+        numbers: the format.
+    """
+    scaled = values * (1.0 / scale)
+    if zero is None:
+        return numbers.nearest(scaled, numbers.low, numbers.high)
+    return numbers.nearest(scaled, numbers.low - zero, numbers.high - zero) + zero
