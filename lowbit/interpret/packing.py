@@ -36,7 +36,7 @@ def pack(
     Args:
         plan: from `lowbit.bind`.
         params: trained parameters.
-        qstate: from `lowbit.init`, `lowbit.calibrate`, training or `lowbit.solve`.
+        qstate: from `lowbit.init`, `lowbit.calibrate` or training.
         fn: the function of a plan that was read from a file: derived weights and integer constants are computed by it.
         args: example arguments of ``fn``; only shapes and dtypes matter.
         kwargs: example keyword arguments of it.

@@ -7,7 +7,6 @@ of 32: 0.081, 0.071 and 0.066 of the error of plain absmax rounding.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -106,12 +105,3 @@ def optimal_clip(magnitudes: Float[Array, " in"], value: Float[Array, "in"], bit
     below = jnp.append(a[1:], 0.0)
     stretch = jnp.argmax(best >= below)
     return jnp.minimum(jnp.maximum(best[stretch], below[stretch]), a[stretch])
-
-
-def gaussian_ratio(variance: Float[Array, " in"], moment: Float[Array, "in in"]) -> float:
-    """Returns ``sum c / tr H``: the error of GPTQ over that of rounding to nearest, where nothing clips.
-
-    For inputs that are an autoregressive process of correlation ``r`` over ``n`` columns it is
-    ``(1 + (n - 1)(1 - r^2)) / n``.
-    """
-    return math.fsum(np.asarray(variance, np.float64)) / float(np.trace(np.asarray(moment, np.float64)))
