@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from . import blocks as block_ops
 from .extremes import has_not_finite, larger, largest, smaller, smallest
@@ -26,9 +26,10 @@ _SEED = 1985
 
 @dataclasses.dataclass(frozen=True)
 class Statistic(abc.ABC):
-    """One statistic of one operand. Subclasses are final, frozen dataclasses.
+    """One statistic of one operand or result of an operation. Subclasses are final, frozen dataclasses.
 
-    The shapes seen by `update` are those of one layer: a leading stack axis of the operand is mapped over.
+    ``init`` is given the operand with the shapes of the first batch, ``update`` with those of its own. Both are of one
+    layer: a leading stack axis of the operand is mapped over.
     """
 
     @property
@@ -36,13 +37,21 @@ class Statistic(abc.ABC):
     def name(self) -> str:
         """The key under which the finished value reaches `Quantizer.init`."""
 
+    @property
+    def is_of_product(self) -> bool:
+        """Whether it is of what the operation multiplies: in a quantized model, of the operand on its own grid.
+
+        Else it is of what comes before that grid, which is what ranges are found from. In float the two are one.
+        """
+        return False
+
     @abc.abstractmethod
     def init(self, operand: Operand) -> State:
         """Returns the state before the first batch."""
 
     @abc.abstractmethod
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
-        """Returns the state after the values ``x``."""
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+        """Returns the state after the values ``x``, which are those of ``operand``."""
 
     def merge(self, state: State, other: State) -> State:
         """Returns the state after the batches of both: of ``state`` first, then of ``other``.
@@ -76,8 +85,8 @@ class NotFinite(Statistic):
     def init(self, operand: Operand) -> State:
         return jnp.zeros((), bool)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
-        return state | has_not_finite(x)
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+        return state | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else state
 
     def merge(self, state: State, other: State) -> State:
         return state | other
@@ -107,7 +116,7 @@ class MinMax(Statistic):
         blocks = self.granularity.blocks(Operand(x.shape, contract=self.contract))
         return block_ops.reduce_blocks(x, blocks, smallest), block_ops.reduce_blocks(x, blocks, largest)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
         if x.size == 0:
             return state
         low, high, seen = state
@@ -147,7 +156,7 @@ class MovingMinMax(MinMax):
     def _decayed(self, batches: Array) -> Array:
         return jnp.float32(self.decay) ** batches.astype(jnp.float32)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
         if x.size == 0:
             return state
         low, high, seen = state
@@ -201,7 +210,7 @@ class Sample(Statistic):
         """Returns the state: values, how many have been seen (float32: a share is asked of it), and batches."""
         return jnp.zeros((self.size,), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
         if x.size == 0:
             return state
         kept, count, batches = state

@@ -86,8 +86,8 @@ def test_folding_goes_on_from_a_state_and_repeats():
 def test_an_empty_batch_changes_nothing_and_a_nan_everything():
     sample, operand = Sample(64), Operand((2, 3))
     for statistic in (sample, MinMax(Tensor()), MovingMinMax(Tensor())):
-        state = statistic.update(statistic.init(operand), jnp.ones((2, 3)))
-        after = statistic.update(state, jnp.ones((0, 3)))
+        state = statistic.update(statistic.init(operand), jnp.ones((2, 3)), operand)
+        after = statistic.update(state, jnp.ones((0, 3)), operand)
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(state, after, strict=True))
     hurt = folded(sample, [np.ones(1000), np.where(np.arange(1000) == 5, np.nan, 1.0), np.ones(1000)])
     assert np.isnan(hurt[0]).all()
@@ -115,7 +115,7 @@ def test_extremes_merge_as_if_folded_in_order():
         for part in (batches[:5], batches[5:]):
             state = statistic.init(operand)
             for batch in part:
-                state = statistic.update(state, batch)
+                state = statistic.update(state, batch, operand)
             states.append(state)
         merged = statistic.finish(statistic.merge(*states))
         for got, expected in zip(merged, right, strict=True):

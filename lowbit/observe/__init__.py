@@ -1,0 +1,1 @@
+"""Looking at a model as it computes: statistics of operands and results, tables of what quantization does."""
