@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from lowbit.core.checks import is_traced, not_finite
+from lowbit.core.checks import not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
 from lowbit.interpret.integer.interpretations import observation as integer_observation
-from lowbit.interpret.observe import Grids, Watch, names, observation
+from lowbit.interpret.observe import Grids, Watch, observation
 from lowbit.interpret.state import (
     QState,
     empty_statistics,
@@ -28,7 +26,7 @@ from lowbit.interpret.state import (
     walked_sites,
 )
 from lowbit.interpret.trace import Model, check_same_operations, trace
-from lowbit.observe.fold import fold
+from lowbit.observe.fold import fold, unseen
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Site
 
@@ -174,11 +172,8 @@ def _check_weights(plan: Plan, params: Any) -> None:
 
 
 def _check_statistics(statistics: Mapping[str, Any]) -> None:
-    for path, role, states in names(statistics):
-        name = f"the {role} of {path!r}"
-        counts = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
-        if any((np.asarray(count) == 0).any() for count in counts):
-            raise ValueError(
-                f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
-                f"batches that take it, or give the operation the rule 'keep'"
-            )
+    for name in unseen(statistics):
+        raise ValueError(
+            f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
+            f"batches that take it, or give the operation the rule 'keep'"
+        )

@@ -76,23 +76,24 @@ def _scale_shape(granularity: Granularity, operand: Operand) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class NotFinite(Statistic):
-    """Whether there has been NaN or infinity: of every site, whatever its quantizer reads, so that none goes unseen."""
+    """Whether there has been NaN or infinity, and how many batches: of every site, so that neither goes unseen."""
 
     @property
     def name(self) -> str:
         return "not_finite"
 
     def init(self, operand: Operand) -> State:
-        return jnp.zeros((), bool)
+        return jnp.zeros((), bool), jnp.zeros((), jnp.int32)
 
     def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
-        return state | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else state
+        found, seen = state
+        return found | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else found, seen + 1
 
     def merge(self, state: State, other: State) -> State:
-        return state | other
+        return state[0] | other[0], state[1] + other[1]
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
-        return lax.pmax(state.astype(jnp.int32), axis_names) > 0
+        return lax.pmax(state[0].astype(jnp.int32), axis_names) > 0, lax.pmax(state[1], axis_names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ from lowbit.core.rows import Observed
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.views import row_view
 
 from .graph import Operation
 from .simulate import compute
 from .state import has_no_values, layer_operand
 from .trace import Trace
-from .views import row_view
 from .walk import Walk, plain
 
 OUTPUT = "output"
@@ -86,7 +86,7 @@ def observed(op: Operation, row: Row, role: str, value: Any = None) -> Observed:
     shaped = op.eqn.invars[index].aval if value is None else value
     contract = layer_operand(site).contract
     return Observed(
-        tuple(shaped.shape), str(shaped.dtype), contract, 0, is_weight=site.is_weight, rows=row_view(op, index)
+        tuple(shaped.shape), str(shaped.dtype), contract, 0, is_weight=site.is_weight, rows=row_view(row, index)
     )
 
 

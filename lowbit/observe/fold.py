@@ -59,7 +59,7 @@ def check_batch(states: Mapping[str, Any], batch: int, ignored: str = "") -> Non
         ValueError: naming the operand and the first such batch.
     """
     flags = {
-        f"the {role} of {path!r}": each["not_finite"]
+        f"the {role} of {path!r}": each["not_finite"][0]
         for path, role, each in names(states)
         if role != ignored and "not_finite" in each
     }
@@ -69,3 +69,12 @@ def check_batch(states: Mapping[str, Any], batch: int, ignored: str = "") -> Non
                 f"{name} held NaN or infinity in the calibration data, first in batch {batch} (counted from 0): it has no "
                 f"range; check the batches, or give the operation the rule 'keep'"
             )
+
+
+def unseen(states: Mapping[str, Any]) -> list[str]:
+    """Returns the operands that no batch had a value for, in a layer at least. Not under jit."""
+    counts = {
+        f"the {role} of {path!r}": each["not_finite"][1] for path, role, each in names(states) if "not_finite" in each
+    }
+    known = {name: count for name, count in counts.items() if not is_traced(count)}
+    return [name for name, count in jax.device_get(known).items() if not np.all(count)]

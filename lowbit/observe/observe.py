@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
 
-from .fold import fold
+from .fold import fold, unseen
 
 Wanted = Mapping[str, Mapping[str, Sequence[Statistic]]]
 """``{glob over operations: {role: statistics}}``"""
@@ -93,6 +94,14 @@ def observe(
 
     states = fold(step, fn, params, batches, kwargs, progress)
     assert watch is not None
+    lost = unseen(states)
+    if len(lost) == len(watch.places):
+        raise ValueError(f"{lost[0]} saw no data: every batch was empty, or nothing that is looked at was computed")
+    if lost:
+        warnings.warn(
+            f"{', '.join(lost)}: no batch had a value, in a layer at least; the branch or loop it is in was never taken",
+            stacklevel=2,
+        )
     return _finished(plan, watch, states)
 
 

@@ -14,7 +14,7 @@ SIGMAS = 5.0
 
 
 def folded(sample, batches):
-    update = jax.jit(sample.update)
+    update = jax.jit(lambda state, x: sample.update(state, x, Operand(x.shape)))
     state = sample.init(Operand((1,)))
     for batch in batches:
         state = update(state, jnp.asarray(batch, jnp.float32))
@@ -76,7 +76,8 @@ def test_folding_goes_on_from_a_state_and_repeats():
     batches, sample = [rng.normal(size=n) for n in (300, 20, 1000, 5)], Sample(512)
     whole, half = folded(sample, batches), folded(sample, batches[:2])
     for batch in batches[2:]:
-        half = sample.update(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half), jnp.asarray(batch, jnp.float32))
+        kept = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half)
+        half = sample.update(kept, jnp.asarray(batch, jnp.float32), Operand(batch.shape))
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(whole, half, strict=True))
     again = folded(sample, batches)
     np.testing.assert_array_equal(whole[0], again[0])
