@@ -1,6 +1,6 @@
 """Photographs for ImageNet networks: 20 labelled ones that are scored, others for calibration, others for agreement.
 
-The labelled ones come with the package ``foolbox`` (two of each pair of file name: an index and the class); calibration and
+The labelled ones come with the package ``foolbox`` (their names say an index and the class); calibration and
 tuning see photographs of ``scikit-image`` and ``scikit-learn`` only, and the agreement with float is asked on further ones of
 those. Every crop is listed in ``photographs.json``; ``python -m experiments.data.photographs`` writes it (a second, needs
 the three packages).
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file
+from experiments.data.dataset import DataError, Dataset, Split, package_file, reader
 
 INSTALL = "pip install --no-deps foolbox==3.3.4 scikit-image==0.26.0 scikit-learn==1.9.1"
 LIST = Path(__file__).with_name("photographs.json")
@@ -60,19 +60,16 @@ def pixels(chosen: list[Crop], side: int = SIDE) -> np.ndarray:
         DataError: if a photograph's package is not installed.
         ImportError: without Pillow.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading photographs needs Pillow: pip install 'lowbit[pretrained]'") from error
+    pillow = _pillow()
     opened: dict[str, Any] = {}
     out = np.empty((len(chosen), side, side, 3), np.float32)
     for i, crop in enumerate(chosen):
         if crop.file not in opened:
             package, name = crop.file.split("/")
             module, folder = FOLDERS[package]
-            opened[crop.file] = Image.open(package_file(module, f"{folder}/{name}", install=INSTALL)).convert("RGB")
+            opened[crop.file] = pillow.open(package_file(module, f"{folder}/{name}", install=INSTALL)).convert("RGB")
         box = (crop.left, crop.top, crop.left + crop.side, crop.top + crop.side)
-        picture = opened[crop.file].resize((side, side), Image.Resampling.BILINEAR, box=box)
+        picture = opened[crop.file].resize((side, side), pillow.Resampling.BILINEAR, box=box)
         values = np.asarray(picture, np.float32) / 255
         out[i] = values[:, ::-1] if crop.is_mirrored else values
     return out
@@ -94,7 +91,9 @@ def load() -> Dataset:
         chosen = crops(part)
         labels = np.array([crop.label for crop in chosen], np.int32)
         splits[part] = Split(normalized(pixels(chosen)), labels)
-    return Dataset("photographs", "foolbox's, scikit-image's and scikit-learn's", splits["calibration"], splits["scored"])
+    return Dataset(
+        "photographs", "foolbox's, scikit-image's and scikit-learn's", splits["calibration"], splits["scored"]
+    )
 
 
 def agreement() -> np.ndarray:
@@ -109,14 +108,17 @@ def photograph_of(part: str) -> np.ndarray:
     return np.array([names.index(file) for file in files], np.int32)
 
 
-def _sizes(files: list[str]) -> dict[str, tuple[int, int]]:
-    from PIL import Image
+def _pillow() -> Any:
+    return reader("PIL.Image", "photographs")
 
+
+def _sizes(files: list[str]) -> dict[str, tuple[int, int]]:
+    pillow = _pillow()
     sizes = {}
     for file in files:
         package, name = file.split("/")
         module, folder = FOLDERS[package]
-        with Image.open(package_file(module, f"{folder}/{name}", install=INSTALL)) as picture:
+        with pillow.open(package_file(module, f"{folder}/{name}", install=INSTALL)) as picture:
             sizes[file] = picture.size
     return sizes
 
@@ -148,7 +150,8 @@ def write(path: Path = LIST, seed: int = 0) -> None:
 
     parts = {"scored": scored, "calibration": drawn(CALIBRATION, 256), "agreement": drawn(AGREEMENT, 500)}
     lines = ",\n".join(
-        f'"{part}": [\n' + ",\n".join(json.dumps(list(crop)) for crop in chosen) + "\n]" for part, chosen in parts.items()
+        f'"{part}": [\n' + ",\n".join(json.dumps(list(crop)) for crop in chosen) + "\n]"
+        for part, chosen in parts.items()
     )
     path.write_text("{\n" + lines + "\n}\n")
 

@@ -48,9 +48,7 @@ class MobileNetV2(nn.Module):
 
 def _conv(x: Array, channels: int, size: int, stride: int, groups: int, name: str) -> Array:
     pad = [(size // 2, size // 2)] * 2  # torch's: both sides, at every stride
-    x = nn.Conv(
-        channels, (size, size), stride, padding=pad, feature_group_count=groups, use_bias=False, name=name
-    )(x)
+    x = nn.Conv(channels, (size, size), stride, padding=pad, feature_group_count=groups, use_bias=False, name=name)(x)
     return nn.BatchNorm(use_running_average=True, epsilon=1e-5, name=f"{name}_norm")(x)
 
 

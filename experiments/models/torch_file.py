@@ -36,7 +36,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if _unpickled(file, path) != _MAGIC:
             raise ValueError(f"{path} is no .pth file of the format before torch 1.6")
-        _unpickled(file, path), _unpickled(file, path)  # the protocol's version, and the machine's sizes
+        for _ in range(2):
+            _unpickled(file, path)  # the protocol's version, and the machine's sizes
         found, keys = _unpickled(file, path), _unpickled(file, path)
         tensors = {name: value for name, value in found.items() if isinstance(value, _Tensor)}
         kinds = {tensor.key: tensor.kind for tensor in tensors.values()}
@@ -100,8 +101,8 @@ def _unpickled(file: BinaryIO, path: Path) -> Any:
         elif name == "BUILD":
             stack.pop()  # attributes of an ordered dictionary: torch's version numbers
         elif name == "BINPERSID":
-            kind = str(stack[-1][1]).split()[-1]
-            stack[-1] = (stack[-1][0], kind, *stack[-1][2:])
+            word, kind, *rest = stack.pop()
+            stack.append((word, str(kind).split()[-1], *rest))
         elif name == "REDUCE":
             given = stack.pop()
             stack[-1] = _called(str(stack[-1]), given, path)
