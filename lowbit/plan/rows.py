@@ -72,6 +72,8 @@ class Row:
         batch: axes of the weight that a dot pairs with axes of the input without a sum (experts), in the weight's coordinates.
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
+        operation: what was traced: what `lowbit.observe.replay` runs. None in a row read from a file; neither compared nor
+            saved.
     """
 
     path: str
@@ -83,6 +85,7 @@ class Row:
     batch: tuple[int, ...] = ()
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
+    operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @property
     def base(self) -> str:
