@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
-from lowbit.core.qtensor import QTensor
 from lowbit.interpret.simulate import compute
 from lowbit.plan.rows import Row
 
@@ -29,6 +27,7 @@ def replay(row: Row, left: Any, right: Any) -> Array:
         ValueError: for a row that was read from a file, or an operand of another rank than the operation's.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from lowbit.interpret.bind import bind
         >>> params = {"w": jnp.arange(6.0).reshape(2, 3)}
         >>> plan = bind(lambda p, x: jnp.tanh(p["w"] @ x), {}, params, jnp.ones(3))
@@ -43,7 +42,7 @@ def replay(row: Row, left: Any, right: Any) -> Array:
     indices = right if isinstance(right, tuple) else (right,)
     given = (left, *indices) if operation.is_lookup else (left, right)
     for i, (value, var) in enumerate(zip(given, operation.eqn.invars, strict=False)):
-        name, found = ("right" if i else "left"), (value.shape if isinstance(value, QTensor) else jnp.shape(value))
+        name, found = ("right" if i else "left"), tuple(getattr(value, "shape", ()))
         if len(found) != len(var.aval.shape):
             raise ValueError(
                 f"{row.path}: {name} must have {len(var.aval.shape)} axes, as the operation reads it (when bound it was "
