@@ -164,11 +164,8 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         batch=_weight_batch(op),
         macs=_macs(op) * math.prod(op.stack),
         source=op.source,
-<<<<<<< HEAD
-        operation=op,
-=======
         geometry=geometry(op),
->>>>>>> main
+        operation=op,
     )
 
 

@@ -81,12 +81,9 @@ class Row:
         batch: axes of the weight that a dot pairs with axes of the input without a sum (experts), in the weight's coordinates.
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
-<<<<<<< HEAD
+        geometry: how the operands meet; axes are those of ``Site.shape``. None in a file of an older lowbit.
         operation: what was traced: what `lowbit.observe.replay` runs. None in a row read from a file; neither compared nor
             saved.
-=======
-        geometry: how the operands meet; axes are those of ``Site.shape``. None in a file of an older lowbit.
->>>>>>> main
     """
 
     path: str
@@ -98,11 +95,8 @@ class Row:
     batch: tuple[int, ...] = ()
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
-<<<<<<< HEAD
-    operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
-=======
     geometry: Geometry | None = dataclasses.field(default=None, compare=False)
->>>>>>> main
+    operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @property
     def base(self) -> str:
