@@ -165,6 +165,7 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         macs=_macs(op) * math.prod(op.stack),
         source=op.source,
         geometry=geometry(op),
+        operation=op,
     )
 
 

@@ -1,1 +1,1 @@
-"""Looking at a model as it computes: statistics of operands and results, tables of what quantization does."""
+"""What happens inside a model: operands and results watched, run alone, or moved by a little."""

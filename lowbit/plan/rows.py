@@ -83,6 +83,8 @@ class Row:
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
         geometry: how the operands meet; axes are those of ``Site.shape``. None in a file of an older lowbit.
+        operation: what was traced: what `lowbit.observe.replay` runs. None in a row read from a file; neither compared nor
+            saved.
     """
 
     path: str
@@ -95,6 +97,7 @@ class Row:
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
     geometry: Geometry | None = dataclasses.field(default=None, compare=False)
+    operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @property
     def base(self) -> str:
