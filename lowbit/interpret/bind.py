@@ -176,6 +176,7 @@ def _row(
         geometry=geometry(op),
         producers=producers,
         own_gradient=op.own_gradient,
+        operation=op,
     )
 
 

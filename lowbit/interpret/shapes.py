@@ -61,7 +61,8 @@ def producers_of(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Returns the operations that feed every operation, nearest upstream, in program order."""
     paths = {op.address: op.path for op in graph.operations}
     return {
-        op.path: tuple(path for address, path in paths.items() if address in makers(op.kinds)) for op in graph.operations
+        op.path: tuple(path for address, path in paths.items() if address in makers(op.kinds))
+        for op in graph.operations
     }
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from .rows import Plan, Site
 
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """What one operation costs.

@@ -84,6 +84,8 @@ class Row:
         geometry: how the operands meet; axes are those of ``Site.shape``. None in a file of an older lowbit.
         producers: paths of the rows that its operands are computed from, nearest upstream; see `lowbit.plan.costs.consumers`.
         own_gradient: the function with a derivative of its own that it is in, ``custom_vjp`` and its source line, or "".
+        operation: what was traced: what `lowbit.observe.replay` runs. None in a row read from a file; neither compared nor
+            saved.
     """
 
     path: str
@@ -98,6 +100,7 @@ class Row:
     geometry: Geometry | None = dataclasses.field(default=None, compare=False)
     producers: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     own_gradient: str = dataclasses.field(default="", compare=False)
+    operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @property
     def base(self) -> str:

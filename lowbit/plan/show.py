@@ -85,7 +85,9 @@ def table(plan: Plan) -> str:
             "unseen (may hide a matmul): " + ", ".join(f"{name} at {line or '?'}" for name, line in plan.unseen)
         )
     if own := [f"{row.path} ({row.own_gradient})" for row in plan.rows if row.own_gradient and row.is_quantized]:
-        text.append(f"in functions with gradients of their own, simulated with custom_vjp='body' only: {', '.join(own)}")
+        text.append(
+            f"in functions with gradients of their own, simulated with custom_vjp='body' only: {', '.join(own)}"
+        )
     if plan.dropped:
         text.append(
             f"not stored, only {'integer constants' if plan.steps else 'derived weights'} need them: {', '.join(plan.dropped)}"
