@@ -60,10 +60,12 @@ class Grids:
     Attributes:
         leaf: ``(site, values) -> QTensor`` of a parameter.
         operand: ``(site, values, state of the walk, statistics so far) -> QTensor`` of another operand.
+        arriving: ``(site, values, state of the walk) -> values``: what an operand that is data arrives as; as it is by default.
     """
 
     leaf: Callable[[Site, Any], QTensor]
     operand: Callable[[Site, Any, Any, Any], QTensor]
+    arriving: Callable[[Site, Any, Any], Any] | None = None
 
 
 def observed(op: Operation, row: Row, role: str, value: Any = None) -> Observed:
@@ -178,6 +180,8 @@ def observation(
 
         operands = []
         for site, value in zip(row.sites, given, strict=True):
+            if grids is not None and grids.arriving is not None and not site.is_weight:
+                value = grids.arriving(site, value, state["grid"])
             x = value if op.is_lookup else plain(value)
             is_quantized = grids is not None and site.spec is not None
             if site.role in roles and site.kind != "leaf":
