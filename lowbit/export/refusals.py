@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-from lowbit.core.spec import Spec
 from lowbit.plan.rows import Plan, Row, Site
 
 from .forms import FORMS
@@ -136,11 +135,6 @@ def table(plan: Plan, target: Target) -> list[dict[str, str]]:
     return [rule(row) for row in plan.quantized]
 
 
-def _kind(spec: Spec) -> str:
-    text = spec.granularity.text
-    return text if text in ("tensor", "channel") else ("tile" if text.startswith("t") else "group")
-
-
 def _broken(site: Site, holds: Holds) -> str | None:
     """What the rule allows, where a site breaks it."""
     spec = site.spec
@@ -151,7 +145,7 @@ def _broken(site: Site, holds: Holds) -> str | None:
     if spec is None:
         return None
     granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
-    if _kind(spec) not in granularity:
+    if spec.granularity.kind not in granularity:
         return f"{name} with granularity {' or '.join(granularity)}"
     if site.is_weight and not spec.symmetric and not holds.has_affine_weights:
         return f"{name} without zero points"
@@ -171,6 +165,6 @@ def _nearest(site: Site, holds: Holds) -> str:
         bits = [(int(word.removeprefix("u").removeprefix("int")), word) for word in formats if word != "float"]
         name = min(bits, key=lambda b: (b[0] < spec.format.bits, abs(b[0] - spec.format.bits)))[1]
     granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
-    scale = spec.granularity.text if _kind(spec) in granularity else granularity[-1]
+    scale = spec.granularity.text if spec.granularity.kind in granularity else granularity[-1]
     is_symmetric = spec.symmetric or (site.is_weight and not holds.has_affine_weights)
     return "/".join([name, scale, "sym" if is_symmetric else "affine"])

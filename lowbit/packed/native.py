@@ -22,6 +22,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Format, Tensor
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit_kernels.cpu.prepare import CHANNELS
+from lowbit_kernels.matrix import SCALE_DTYPES
 
 from . import arguments
 from .belongs import check_belongs
@@ -93,7 +94,7 @@ def why_not(row: Row, site: Site) -> str | None:
     inputs = next((other.spec for other in row.sites if other is not site), None)
     if row.is_integer and inputs is not None and inputs.format.bits > 8:
         return f"no packed matmul for {inputs.format.name} inputs"
-    if spec.granularity.text.startswith("t") and spec.granularity.text != "tensor":
+    if spec.granularity.kind == "tile":
         return "the packed matmul has no tiles"
     shape, stack = site.operand.shape, site.operand.stack
     if math.prod(shape) == 0:
@@ -132,7 +133,7 @@ def _why_not_conv(row: Row, site: Site) -> str | None:
         return "the weight has no elements"
     if not set(site.operand.contract) <= {0, 1, 2}:
         return "the kernel is not HWIO"
-    if not spec.format.is_integer or spec.format.bits > 8 or not spec.symmetric or spec.scale_dtype != "float32":
+    if not spec.format.is_integer or spec.format.bits > 8 or not spec.symmetric or spec.scale.name != "float32":
         return f"the convolution kernels take symmetric integers with float32 scales, not {spec.text}"
     if not isinstance(spec.granularity, Channel | Tensor):
         return "the convolution kernels take one scale per output channel"
@@ -172,7 +173,7 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> 
         return jnp.transpose(x, [*batch, *contract, *free]).reshape(lengths[0], -1, lengths[2])
 
     # Scales in 8 bits, and quantized ones, are widened: a float per group, never per weight.
-    is_plain = q.spec.scale_dtype in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
 
     def one(codes: Array, scales: Array, zeros: Array | None) -> Any:
