@@ -25,7 +25,8 @@ from .statistics import MinMax, MovingMinMax, Sample, Statistic
 
 _LARGEST = float(np.finfo(np.float32).max)
 
-ScaleZero = tuple[Float[Array, "..."], Float[Array, "..."] | None]
+ScaleZero = tuple[Any, Float[Array, "..."] | None]
+"""A scale, as a float array or stored already (a `QTensor`, see `lowbit.core.searching`), and a zero point or None."""
 
 
 @dataclasses.dataclass(frozen=True)

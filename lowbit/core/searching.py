@@ -131,9 +131,10 @@ def _spread(mask: Array, blocks: tuple[int, ...], a: Array, b: Array) -> Array:
     return block_ops.join(jnp.where(spread, *parts), a.shape, blocks)
 
 
-def _whole(mask: Array, blocks: tuple[int, ...], scale: QTensor, other: QTensor) -> QTensor:
+def _whole(mask: Array, blocks: tuple[int, ...], scale: Any, other: Any) -> QTensor:
     codes = _spread(mask, blocks, scale.codes, other.codes)
-    return dataclasses.replace(scale, codes=codes, scale=jnp.where(mask, scale.scale, other.scale))
+    outer = jnp.where(mask, scale.scale, other.scale)
+    return dataclasses.replace(scale, codes=codes, scale=outer)
 
 
 @dataclasses.dataclass(frozen=True)
