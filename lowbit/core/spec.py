@@ -144,6 +144,11 @@ class Spec:
         return self.signed or self.scale.signs == "always"
 
     @property
+    def merged(self) -> "Spec":
+        """What an operation computes with: integers of groups multiplied into the levels; itself of all other specs."""
+        return self.scale.merged_spec(self)
+
+    @property
     def text(self) -> str:
         """The spec as the part of a rule text that parses back to it, without its ``w`` or ``a``."""
         options = [self.granularity.text, "sym" if self.symmetric else "affine"]

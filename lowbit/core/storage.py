@@ -111,6 +111,10 @@ class Storage(abc.ABC):
             return scale.encode()
         return scale.astype(jnp.float32 if self.dtype is None else jnp.dtype(self.dtype))
 
+    def merged_spec(self, spec: "Spec") -> "Spec":
+        """Returns the spec of what `merged` returns."""
+        return spec
+
     def merged(self, q: "QTensor") -> "QTensor":
         """Returns the same values with as much of the scale as is integer multiplied into the levels; others as they are."""
         return q

@@ -77,6 +77,7 @@ def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
         rhs: levels, float32.
         dtype: of the result.
     """
+    lhs, rhs = lhs.merged(), rhs.merged()
     layout = layout_of(matmul, lhs, rhs)
     if layout is None:
         return _simulated_groups(matmul, lhs, rhs, dtype)
@@ -114,6 +115,7 @@ def _(matmul, dtype, primals, tangents):
 
 def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, carried: bool) -> Array:
     """Returns the operation in integers, then the epilogue; the same bits whether ``carried`` in float32 or not."""
+    lhs, rhs = lhs.merged(), rhs.merged()
     layout = layout_of(matmul, lhs, rhs)
     if layout is not None:
         return scaled(_accumulate(matmul, lhs, rhs, carried=carried), layout.right_scale, layout.left_scale, dtype)

@@ -302,7 +302,7 @@ def _block_size(site: Site) -> float:
     """How many products meet before a weight's scale: all of them, or those of a group."""
     if site.spec is None or not site.is_weight:
         return math.inf
-    blocks = site.spec.granularity.blocks(site.operand)
+    blocks = site.spec.merged.granularity.blocks(site.operand)
     return math.prod(blocks[axis] for axis in site.operand.contract)
 
 

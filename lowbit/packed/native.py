@@ -105,8 +105,10 @@ def why_not(row: Row, site: Site) -> str | None:
     if group is None:
         return f"scales of {spec.text} do not lie in groups of one size along the contracted axes {contract} of {shape[stack:]}"
     is_affine = not spec.symmetric
+    whole = spec.merged
+    group = group if whole == spec else math.prod(shape[i] for i in contract)
     if row.is_integer and group > (
-        most := lowbit_kernels.largest_group(spec.format.bits, signed=spec.format.is_signed, affine=is_affine)
+        most := lowbit_kernels.largest_group(whole.format.bits, signed=whole.format.is_signed, affine=is_affine)
     ):
         return f"the kernel sums at most {most} products under one scale of {spec.text}, this one {group}"
     return None
@@ -162,6 +164,9 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> 
         contract: the contracted axes.
         batch: the batch axes: where there are any, the result has a leading axis over all of them.
     """
+    factors = q.spec.scale.factors(q)
+    if factors is not None and not (q.spec.format.is_signed and 2 <= q.spec.format.bits <= 4):
+        q, factors = q.merged(), None  # the kernel multiplies integers of groups into signed codes of 2 to 4 bits
     shape, blocks = q.shape, q.blocks
     free = [i for i in range(q.ndim) if i not in (*contract, *batch)]
     lengths = [math.prod(shape[i] for i in axes) for axes in (batch, contract, free)]
@@ -175,8 +180,9 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> 
     # Scales in 8 bits, and quantized ones, are widened: a float per group, never per weight.
     is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
+    scales, factors = (scales, None) if factors is None else (factors[1], flat(factors[0]))
 
-    def one(codes: Array, scales: Array, zeros: Array | None) -> Any:
+    def one(codes: Array, scales: Array, zeros: Array | None, factors: Array | None) -> Any:
         packed = lowbit_kernels.pack_matrix(
             codes,
             scales,
@@ -185,10 +191,11 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> 
             zeros=zeros,
             signed=q.spec.format.is_signed,
             codebook=None if q.spec.format.is_integer else levels_of(q.spec.format),
+            factors=factors,
         )
         return lowbit_kernels.prepare(packed)
 
-    arrays = flat(unpack(q).codes), flat(scales), None if q.zero is None else flat(q.zero)
+    arrays = flat(unpack(q).codes), flat(scales), None if q.zero is None else flat(q.zero), factors
     return jax.vmap(one)(*arrays) if batch else one(*jax.tree.map(lambda x: x[0], arrays))
 
 

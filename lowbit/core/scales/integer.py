@@ -21,7 +21,7 @@ from lowbit.core.granularity import Channel, Granularity
 from lowbit.core.operand import Operand
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Format, Spec
-from lowbit.core.storage import Numbers, Plain
+from lowbit.core.storage import Numbers
 
 from .nested import Nested
 
@@ -49,7 +49,7 @@ class Integers(Nested):
         return "always" if self.numbers.format.is_signed else "never"
 
     def check(self, numbers: Format, granularity: Granularity) -> None:
-        if granularity.kind not in ("group", "tile"):
+        if granularity.kind != "group":
             raise ValueError(f"/{self.name} is an integer per group of a channel, got /{granularity.text}; use /gN")
 
     def blocks(self, shape: tuple[Dim, ...], operand: Operand | None) -> tuple[Dim, ...]:
@@ -61,19 +61,22 @@ class Integers(Nested):
         """Returns whether every level times every integer is an integer of 8 bits."""
         return numbers.is_integer and max(-numbers.low, numbers.high) * self.numbers.format.high <= self.product.high
 
+    def merged_spec(self, spec: Spec) -> Spec:
+        return Spec(self.product, Channel()) if spec.symmetric and self.is_exact(spec.format) else spec
+
     def merged(self, q: QTensor) -> QTensor:
-        if not isinstance(q.scale, QTensor) or not q.spec.symmetric or not self.is_exact(q.spec.format):
+        spec = self.merged_spec(q.spec)
+        if not isinstance(q.scale, QTensor) or spec is q.spec:
             return q
-        levels = q.levels()
-        spread = block_ops.spread(q.scale.levels(), levels.shape, q.blocks)
+        has_levels = q.stage == "levels"
+        levels = q.codes if has_levels else q.unpacked_codes().astype(jnp.int8)  # an int8 product of integers: no float
+        factors = q.scale.levels() if has_levels else q.scale.encode().unpacked_codes().astype(jnp.int8)
+        spread = block_ops.spread(factors, levels.shape, q.blocks)
         levels = block_ops.join(block_ops.split(levels, q.blocks) * spread, levels.shape, q.blocks)
-        kept = tuple((axis, size) for axis, size in q.groups if q.scale.scale.shape[axis] == q.scale.shape[axis])
-        spec = Spec(self.product, Channel(), scale=Plain())
-        whole = QTensor(levels, q.scale.scale, None, spec, q.dtype, kept)
-        return whole if q.stage == "levels" else whole.encode()
+        return QTensor(levels, q.scale.scale, None, spec, q.dtype, stage="levels" if has_levels else "codes")
 
     def factors(self, q: QTensor) -> tuple[Any, Any] | None:
-        if not isinstance(q.scale, QTensor) or not q.spec.symmetric or not self.is_exact(q.spec.format):
+        if not isinstance(q.scale, QTensor) or self.merged_spec(q.spec) is q.spec:
             return None
         return q.scale.unpacked_codes().astype(jnp.int8), q.scale.scale
 
