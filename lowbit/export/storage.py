@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowbit.core.spec import Spec
-
-from .targets import Target
+from lowbit.targets.table import Target
 
 WIDTHS = (2, 4, 8, 16)
 """Bits in which StableHLO stores integer weights."""
