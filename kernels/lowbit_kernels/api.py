@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, Integer, Num
 
-from lowbit_kernels import tuning
+from lowbit_kernels import sharded, tuning
 from lowbit_kernels.cpu.prepare import PreparedMatrix, check_prepared, restore
 from lowbit_kernels.implementations import report, select, select_sums
 from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix, merge_factors
@@ -78,8 +78,8 @@ def quant_matmul(
     spec = matmul_spec(x, packed, activation, out_dtype, platform)
     if config is not None and implementation is None:
         raise ValueError("config belongs to one implementation: pass its name as `implementation`")
-    if getattr(config, "platform", None) is not None:
-        spec = dataclasses.replace(spec, platform=config.platform)
+    if (elsewhere := getattr(config, "platform", None)) is not None:
+        spec = dataclasses.replace(spec, platform=elsewhere)
     chosen = select(spec, implementation)
     config = _config(chosen, spec) if config is None else config
     rows = x.reshape(spec.rows, x.shape[-1])
@@ -273,7 +273,10 @@ def _matmul(call: _Call, x: Array, packed: Weights, static: StaticActivation | N
         codes, scale = quantize_fp8(x)
         result = chosen.run(codes.astype(x.dtype), packed, None, "float32", call.config)
         return rounded_product(result, scale[:, None]).astype(call.out_dtype)
-    return chosen.run(x, packed, call.activation if static is None else static, call.out_dtype, call.config)
+    activation = call.activation if static is None else static
+    if chosen.sums and chosen.name != "xla" and isinstance(packed, PackedMatrix | KMinorMatrix):
+        return sharded.matmul(sharded.Run(chosen.run, call.config), x, packed, activation, call.out_dtype)
+    return chosen.run(x, packed, activation, call.out_dtype, call.config)
 
 
 def canonical(packed: Weights) -> PackedMatrix:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import get_abstract_mesh
@@ -44,7 +45,7 @@ def default_platform() -> str:
 def platform_of(arrays: Any) -> str:
     """Returns the platform of concrete arrays: of the first that is on a device, else the default one."""
     for leaf in jax.tree.leaves(arrays):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer):
             return platform_named(next(iter(leaf.devices())).platform)
     return default_platform()
 
@@ -121,7 +122,7 @@ def _(*args, **params):
 def _(*avals, branches, default, like):
     if not get_abstract_mesh().empty:  # results are sharded, or vary along axes, as tracing says
         return jax.make_jaxpr(default)(*avals).out_avals
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in like]
+    return [ShapedArray(shape, dtype) for shape, dtype in like]
 
 
 def _lowering(platform: str | None) -> Callable[..., Any]:

@@ -131,19 +131,18 @@ def matmul(name: str, call: Call, dimension_numbers: Any, x: Any, weight: Native
     """
     dot = dot_of(dimension_numbers, x.ndim, weight)
     assert dot is not None
-    is_by_row = _one(call.grid) is not call.grid
+    scales = call.grid.scale if _one(call.grid) is not call.grid else None
 
     def product(rows: Array, matrix: Any, scale: Any) -> Array:
-        grid = dataclasses.replace(call.grid, scale=scale) if is_by_row else call.grid
+        grid = call.grid if scale is None else dataclasses.replace(call.grid, scale=scale)
         return lowbit_kernels.quant_matmul(
             rows, matrix, activation=grid, out_dtype=dtype, implementation=name, platform=call.spec.platform
         )
 
-    scale = call.grid.scale if is_by_row else None
     if weight.batch:
-        out = jax.vmap(product, (0, 0, 0 if is_by_row else None))(call.rows, call.matrix, scale)
+        out = jax.vmap(product, (0, 0, None if scales is None else 0))(call.rows, call.matrix, scales)
     else:
-        out = product(call.rows[0], call.matrix, scale[0] if is_by_row else None)
+        out = product(call.rows[0], call.matrix, None if scales is None else scales[0])
     return _placed(out, dot, [x.shape[i] for i in (*(i for i, _ in dot.batch), *dot.rows)], dimension_numbers, weight)
 
 

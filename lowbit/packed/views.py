@@ -73,9 +73,10 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
     group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
     is_plain = q.spec.scale_dtype in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    scales: Any = q.scale if is_plain else q.scale_values
     matrix = PackedMatrix(
         codes=flat(q.codes, is_table=False),
-        scales=flat(q.scale if is_plain else q.scale_values),
+        scales=flat(scales),
         zeros=None if q.zero is None else flat(q.zero),
         codebook=None if q.spec.format.is_integer else _codebook(q, stack, batch),
         bits=bits,
