@@ -16,11 +16,10 @@ from lowbit.core.scales import stored_scale
 from lowbit.packed import arguments, native, native_calls
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
-from lowbit.packed.platforms import viewed
+from lowbit.packed.platforms import PLATFORMS, by_platform, platform_named, platform_of, viewed
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.compat import rebind
-from lowbit_kernels.platforms import PLATFORMS, by_platform, platform_named, platform_of
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
 from .elsewhere import kernel_result

@@ -4,6 +4,10 @@ from typing import Any
 
 from lowbit.core.qtensor import QTensor
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit_kernels.platforms import PLATFORMS as PLATFORMS
+from lowbit_kernels.platforms import by_platform as by_platform
+from lowbit_kernels.platforms import platform_named as platform_named
+from lowbit_kernels.platforms import platform_of as platform_of
 
 from . import native
 from .native import NativeTensor, Order
