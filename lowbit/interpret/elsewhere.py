@@ -11,7 +11,7 @@ from lowbit.packed import native, native_calls, pallas_calls
 from lowbit.plan.rows import Row, Site
 
 from .arithmetic import result_dtype
-from .graph import Operation
+from .operations import Operation
 from .poison import poisoned
 from .sides import weight_right
 from .walk import plain
