@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from lowbit.core.spec import Spec
+from lowbit.formats.lookup import format_named
 from lowbit.plan.rows import Plan, Row, Site
 
 from .table import TARGETS, Holds, Target
@@ -139,9 +141,21 @@ def table(plan: Plan, target: Target) -> list[dict[str, str]]:
     return [rule(row) for row in plan.quantized]
 
 
+def _held(site: Site, holds: Holds) -> Spec | None:
+    """What a target is given of an operand: int8 where integer or negative scales are multiplied into the codes."""
+    spec = site.spec
+    formats = holds.weights if site.is_weight else holds.inputs
+    if spec is None or formats == ("*",):
+        return spec
+    if spec.merged == spec and not (spec.has_signed_scales and spec.format.is_integer):
+        return spec
+    granularity = spec.merged.granularity
+    return Spec(format_named("int8"), granularity)
+
+
 def _broken(site: Site, holds: Holds) -> str | None:
     """What the rule allows, where a site breaks it."""
-    spec = site.spec
+    spec = _held(site, holds)
     formats = holds.weights if site.is_weight else holds.inputs
     name = "float" if spec is None else spec.format.name
     if formats != ("*",) and name not in formats and (spec is not None or not site.is_weight):
@@ -161,7 +175,7 @@ def _broken(site: Site, holds: Holds) -> str | None:
 def _nearest(site: Site, holds: Holds) -> str:
     """The allowed spec that changes least: no fewer bits where there is a choice."""
     formats = holds.weights if site.is_weight else holds.inputs
-    spec = site.spec
+    spec = _held(site, holds)
     if spec is None:
         return next((name for name in reversed(formats) if name != "*"), "int8")
     name = spec.format.name
