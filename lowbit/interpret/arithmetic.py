@@ -180,11 +180,11 @@ def _accumulate(matmul: Matmul, lhs: QTensor, rhs: QTensor, *, carried: bool) ->
         ]
     if carried:
         return [(exact_sum(matmul, lhs.centered(), rhs.centered(), reach_of(lhs) * reach_of(rhs)), 1.0)]
-    return [(_integer(matmul, lhs, rhs), 1.0)]
+    return [(integer_sums(matmul, lhs, rhs), 1.0)]
 
 
-def _integer(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
-    """The accumulator from int8 codes; a zero point of the left operand costs one sum over the right one."""
+def integer_sums(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
+    """Returns the accumulator from int8 codes; a zero point of the left operand costs one sum over the right one."""
     lhs, rhs = lhs.encode(), rhs.encode()
     left, right = lhs.codes, rhs.codes
     one_zero = lhs.zero is None or lhs.zero.size == 1

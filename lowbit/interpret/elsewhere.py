@@ -1,19 +1,24 @@
 """An operation of a packed model on a machine that is no CPU: the packed kernels of that machine, else XLA on integers."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.packed import native, native_calls, pallas_calls
+from lowbit.packed.platforms import PLATFORMS, by_platform
+from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Row, Site
 
 from .arithmetic import result_dtype
 from .operations import Operation
 from .poison import poisoned
 from .sides import weight_right
+from .trace import Trace
 from .walk import plain
 
 
@@ -75,6 +80,38 @@ def kernel_result(
     if row.is_integer and is_static:  # a dynamic row is NaN by its scale
         result = poisoned(sides.matmul, x, weight, result)
     return Found(sides.restore(result), name, reason)
+
+
+_INTEGER = (
+    "full-integer plans are XLA's own, codes by codes into int32: weights of fewer bits are unpacked in every call"
+)
+
+
+def integer_results(
+    run: Any, traced: Trace, qparams: QParams, implementation: str | None, platform: str | None
+) -> tuple[list[Any], str, str]:
+    """Returns the flat results of a full-integer plan, how they are computed, and what to say of it.
+
+    Args:
+        run: ``(traced, qparams, carried=) -> results``.
+        traced: of this call.
+        qparams: packed.
+        implementation: as in `lowbit.execute`.
+        platform: as in `lowbit.execute`; None where it is known when lowered.
+    """
+    if implementation == "reference":
+        return run(traced, qparams, carried=False), "reference", ""
+    if platform == "cpu":
+        return run(traced, qparams, carried=True), "carried", ""
+    if platform is not None:
+        return run(traced, qparams, carried=False), "xla", _INTEGER
+
+    def on(leaves: list[Any], qparams: QParams, *, carried: bool) -> list[Any]:
+        return run(dataclasses.replace(traced, leaves=leaves), qparams, carried=carried)
+
+    like = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in traced.jaxpr.out_avals]
+    there = {name: functools.partial(on, carried=False) for name in PLATFORMS if name != "cpu"}
+    return by_platform(there, functools.partial(on, carried=True), like, traced.leaves, qparams), "xla", _INTEGER
 
 
 def _why_not(op: Operation, row: Row, values: Sequence[Any]) -> str | None:

@@ -22,7 +22,8 @@ from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
-from .elsewhere import kernel_result
+from .elsewhere import integer_results, kernel_result
+from .int8 import int8_result
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .operations import Operation
@@ -231,11 +232,10 @@ def execution(
     if not plan.quantized:
         return fn(qparams.params, *args, **kwargs)
     if is_integer:
-        outs = integer_execution(
-            plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
-        )
+        run = functools.partial(integer_execution, plan, has_integer_io=has_integer_io)
+        outs, how, why = integer_results(run, traced, qparams, implementation, platform)
         if report is not None:
-            report += [(row.path, "reference" if implementation == "reference" else "carried", "") for row in plan]
+            report += [(row.path, how, why) for row in plan]
         return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
     prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
@@ -272,7 +272,8 @@ def execution(
             ]
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer and is_cpu else "xla"
-            result = _result(op, *operands, carried=is_cpu and implementation != "reference")
+            carried = functools.partial(integer_result, carried=implementation != "reference")
+            result = _result(op, *operands, product=carried if is_cpu else int8_result)
             left, right = operands
             if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
                 result = poisoned(Matmul.of(op.eqn), left, right, result)
@@ -362,13 +363,13 @@ def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bo
     return quantized_input(site, states.get(site.role, {}), plain(value))
 
 
-def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
+def _result(op: Operation, left: Any, right: Any, *, product: Callable[..., Any]) -> Any:
     if op.is_lookup:
         return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
         sides = weight_right(op.eqn, op.weight)
         operands = sides.operands(left, right)
-        return sides.restore(integer_result(sides.matmul, *operands, result_dtype(op.eqn), carried=carried))
+        return sides.restore(product(sides.matmul, *operands, result_dtype(op.eqn)))
     return rebind(op.eqn, [plain(left), plain(right)])[0]
 
 

@@ -141,3 +141,16 @@ def test_a_choice_made_when_lowering_is_traced_then_mapped_and_differentiated():
     exported = jax.export.export(jax.jit(jax.vmap(f, (0, None))), platforms=["cuda", "cpu"])(many, w)
     assert set(traced) == {"cuda", "other"}
     np.testing.assert_allclose(exported.call(many, w), many @ w.astype(jnp.float32), rtol=1e-6)
+
+
+def test_a_full_integer_plan_multiplies_bytes_where_it_is_lowered_for_a_tpu():
+    plan = lb.bind(two_layers, {"**": "w4,a8"}, PARAMS, X, integer=True)
+    qparams = lb.pack(plan, PARAMS, lb.calibrate(two_layers, plan, PARAMS, [(X,)]))
+    run = lb.execute(two_layers, plan)
+    for platform, count in (("tpu", 2), ("cpu", 0)):  # of bytes on the one, carried in float32 on the other
+        text = jax.jit(run).trace(qparams, X).lower(lowering_platforms=(platform,)).as_text()
+        dots = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+        assert [line.count("xi8>") for line in dots] == [count, count]
+    want = run(qparams, X)
+    np.testing.assert_array_equal(lb.execute(two_layers, plan, platform="tpu-interpreter")(qparams, X), want)
+    assert "xla" in lb.explain(two_layers, plan, qparams, X, platform="tpu")
