@@ -343,7 +343,7 @@ def _with_input_ranges(plan: Plan, recipe: Recipe) -> Plan:
         if not others or not all(_takes_rule(q) for q in others):
             return None
         weight = next((site.quantizer for site in row.sites if site.is_weight), None)
-        return Quantizers(weight, dataclasses.replace(others[0], range=rule))  # pyright: ignore[reportCallIssue]
+        return Quantizers(weight, dataclasses.replace(others[0], range=rule))
 
     return plan if plan.is_full_integer else with_quantizers(plan, choose)
 
