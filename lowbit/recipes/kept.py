@@ -38,5 +38,5 @@ class Kept:
     def write(self, name: str, arrays: dict[str, Any]) -> None:
         """Keeps named arrays, whole or not at all."""
         if self.folder is not None:
-            content = save({key: np.ascontiguousarray(np.asarray(value)) for key, value in arrays.items()})
+            content = save({key: np.array(value, order="C") for key, value in arrays.items()})
             atomic.write(self.folder / f"{name}.safetensors", content)
