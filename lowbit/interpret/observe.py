@@ -17,7 +17,7 @@ from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.plan.views import row_view
 
-from .graph import Operation
+from .operations import Operation
 from .simulate import compute
 from .state import has_no_values, layer_operand
 from .trace import Trace
@@ -211,7 +211,7 @@ def observation(
     for path, roles in after.items():
         start[path]["seen"] = {role: each for role, each in roles.items() if not _is_leaf(rows[path], role)}
     walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce, is_guarded=grids is not None)
-    _, walked = walk.run(traced.jaxpr, leaves, start)
+    _, walked = walk.run(leaves, start)
     return {path: {**roles, **walked[path]["seen"]} for path, roles in after.items()}
 
 
