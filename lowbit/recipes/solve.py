@@ -106,7 +106,7 @@ def solve(
         }[solver.value]
         scale = _searched(solver, spec, scales, group, w, value, operand)
     values = _values(scale)
-    is_elementwise = spec.scale_spec is None
+    is_elementwise = spec.scale.spec is None
     store = (
         (lambda s: _values(stored_scale(s, spec, None))) if is_free and not scales.is_tied and is_elementwise else None
     )
@@ -187,7 +187,7 @@ def _searched(
 
     def loss(multiple: Array) -> Array:
         scale = full * multiple
-        scale = _values(stored_scale(scale, spec, operand)) if spec.scale_spec is None else scale
+        scale = _values(stored_scale(scale, spec, operand)) if spec.scale.spec is None else scale
         rows = scales.matrices(scale)[:, group]
         off = rounded_product(nearest_levels(w, rows, None, spec.format), rows) - w
         return scales.total(one(value[:, :, None] * jnp.square(off)))
@@ -198,6 +198,8 @@ def _searched(
         return (jnp.minimum(least, now), jnp.where(now < least, multiple, kept)), None
 
     tried = jnp.linspace(_SMALLEST, _LARGEST, solver.steps, dtype=jnp.float32)
+    if spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
+        tried = jnp.concatenate([tried, -tried])
     start = jnp.full(full.shape, jnp.inf), jnp.ones(full.shape)
     (_, multiple), _ = jax.lax.scan(better, start, tried)
     return stored_scale(full * multiple, spec, operand)
