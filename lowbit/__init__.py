@@ -25,4 +25,5 @@ from .packed.trees import QParams as QParams
 from .packed.trees import nbytes as nbytes
 from .quantizers.lsq import lsq as lsq
 from .quantizers.rtn import rtn as rtn
+from .recipes.quantize import quantize as quantize
 from .rewrites.chain import chain as chain
