@@ -72,13 +72,18 @@ def checked(data: bytes) -> bytes:
     graphs, tensors = [model.graph], []
     while graphs:
         graph = graphs.pop()
-        tensors += graph.initializer
+        tensors += [
+            *graph.initializer,
+            *(t for sparse in graph.sparse_initializer for t in (sparse.values, sparse.indices)),
+        ]
         for node in graph.node:
             if node.domain not in _DOMAINS:
                 raise ValueError(f"it calls {node.domain}.{node.op_type}, which lowbit does not write: not run")
             for attribute in node.attribute:
                 graphs += [attribute.g, *attribute.graphs]
                 tensors += [attribute.t, *attribute.tensors]
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    tensors += [sparse.values, sparse.indices]
     if model.functions or any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise ValueError("it has functions, or names files beside it, which lowbit does not write: not run")
     return data
