@@ -238,7 +238,7 @@ TARGETS = {
         Target(
             "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1, widths=(4, 8),
             note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
-            "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here",
+            "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here; session.x64quantprecision is 1, too",
         ),
         Target(
             "openvino", "onnx", "openvino", ("onnx", "openvino"), "pip install 'lowbit[edge]'", _ONNX, steps=1, widths=(4, 8),

@@ -302,7 +302,7 @@ def test_what_is_no_litert_file():
     good = tflite_file((ADD, ADD, None), (CUSTOM, CUSTOM, "x"))
     draw = random.Random(0)
     for data in (b"", b"TFL3", good[:20], b"\xff" * 64, *(good[: draw.randrange(8, len(good))] for _ in range(20))):
-        with pytest.raises(ValueError, match="this is no LiteRT file|which lowbit does not write"):
+        with pytest.raises(ValueError, match=r"this is no LiteRT file|which lowbit does not write"):
             litert.checked(data)
     for _ in range(100 * FUZZ):
         flipped = bytearray(good)

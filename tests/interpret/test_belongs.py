@@ -279,3 +279,26 @@ def test_wrong_things_in_place_of_parameters(made):
             call()
     with pytest.raises(ValueError, match="params have no 'b'"):
         lb.pack(plan, {"a": PARAMS["a"]}, qstate)
+
+
+@pytest.mark.parametrize("rule", ["w8,a8", "w4/g4,a8/dynamic", lb.lsq("w4,a4")], ids=str)
+def test_a_state_that_was_cast_or_reshaped(rule):
+    """Its plan is right and its tree is right: what the arrays are is said where they are used."""
+    plan = lb.bind(mlp, {"**": rule}, PARAMS, X)
+    qstate = lb.init(mlp, plan, PARAMS, X)
+    changes = {
+        "int32 of shape": lambda x: x.astype(jnp.int32),
+        r"of shape \(.*, 1, 1\)": lambda x: x[..., None, None],
+        r"of shape \(0,\)": lambda x: x.reshape(-1)[:0],
+        "must be floats of shape": lambda x: jnp.concatenate([x, x]),
+    }
+    for said, change in changes.items():
+        odd = jax.tree.map(change, qstate)
+        for call in (
+            lambda odd=odd: lb.simulate(mlp, plan)(PARAMS, odd, X),
+            lambda odd=odd: lb.pack(plan, PARAMS, odd),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"the (scale|zero) of values of shape .*{said}.*a state that was cast"
+            ):
+                call()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.export.forms.onnx import ACCURACY, FILE
+from lowbit.export.forms.onnx import FILE, SESSION_OPTIONS
 from lowbit.export.onnx_graph.serialize import library
 from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
@@ -25,7 +25,8 @@ def session(model: Path | bytes, *, optimized: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry(*ACCURACY)
+    for name, value in SESSION_OPTIONS.items():
+        options.add_session_config_entry(name, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
