@@ -28,6 +28,7 @@ from .integer.weights import check_weights
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
 from .refusals import Refusals
+from .shapes import axes_of, geometry, shape_of
 from .sides import weight_right
 from .simulate import simulated_trace
 from .state import abstract_state
@@ -148,7 +149,10 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
             f"{op.path} ({op.source}): operand {mixed[0]} mixes parameters with data, so it is neither "
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
         )
-    sites = tuple(_site(op, i, graph, traced, quantizers) for i in range(2))
+    sites = tuple(
+        dataclasses.replace(_site(op, i, graph, traced, quantizers), shape=shape_of(op, i), axes=axes_of(op, i))
+        for i in range(2)
+    )
     _check_overflow(op, sites, integer=integer)
     return Row(
         path=op.path,
@@ -160,6 +164,8 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         batch=_weight_batch(op),
         macs=_macs(op) * math.prod(op.stack),
         source=op.source,
+        geometry=geometry(op),
+        operation=op,
     )
 
 
