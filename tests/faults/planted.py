@@ -301,7 +301,7 @@ FAULTS = (
         "lowbit/core/qtensor.py",
         "if not is_there or not jnp.issubdtype(table.dtype, jnp.floating):",
         "if not is_there:",
-        ("tests/interpret/test_belongs.py::test_a_state_that_was_cast_or_reshaped",),
+        ("tests/interpret/test_belongs.py::test_scales_that_were_cast_are_none",),
     ),
     Fault(
         "a custom operator of a LiteRT file is run",
