@@ -20,15 +20,15 @@ from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
 from .arithmetic import Matmul
 from .derive import dropped_leaves, has_derived
-from .graph import Graph, Operation
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .integer.weights import check_weights
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
+from .operations import Graph, Operation
 from .refusals import Refusals
-from .shapes import axes_of, geometry, shape_of
+from .shapes import axes_of, geometry, producers_of, shape_of
 from .sides import weight_right
 from .simulate import simulated_trace
 from .state import abstract_state
@@ -113,8 +113,9 @@ def planned(
         ValueError: everything that `bind` refuses, all of it at once.
     """
     graph, refused = traced.graph, Refusals(rules)
+    producers = producers_of(graph)
     rows = tuple(
-        refused.made(op.path, partial(_row, op, graph, traced, chosen[op.path], integer=integer))
+        refused.made(op.path, partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer))
         for op in graph.operations
     )
     refused.check()
@@ -140,7 +141,15 @@ def _uncovered(plan: Plan, traced: Trace) -> tuple[Uncovered, ...]:
     )
 
 
-def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *, integer: bool) -> Row:
+def _row(
+    op: Operation,
+    graph: Graph,
+    traced: Trace,
+    rule: match.Rule | None,
+    producers: tuple[str, ...],
+    *,
+    integer: bool,
+) -> Row:
     left_out = _why_left_out(op, rule, integer=integer)
     quantizers = Quantizers() if rule is None or left_out else rule.quantizers
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
@@ -165,6 +174,8 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         macs=_macs(op) * math.prod(op.stack),
         source=op.source,
         geometry=geometry(op),
+        producers=producers,
+        own_gradient=op.own_gradient,
         operation=op,
     )
 
@@ -249,7 +260,7 @@ def _with(site: Site, quantizer: Any) -> Site:
     if quantizer is None:
         return site
     spec = quantizer.spec
-    if not site.is_weight and not spec.dynamic and spec.granularity.text != "tensor":
+    if not site.is_weight and not spec.dynamic and not spec.granularity.is_one_per_array:
         raise ValueError(
             f"{site.key}: a stored input scale is per tensor, got /{spec.granularity.text}; use /tensor, or /dynamic for "
             f"one scale per row"
@@ -302,7 +313,7 @@ def _block_size(site: Site) -> float:
     """How many products meet before a weight's scale: all of them, or those of a group."""
     if site.spec is None or not site.is_weight:
         return math.inf
-    blocks = site.spec.granularity.blocks(site.operand)
+    blocks = site.spec.merged.granularity.blocks(site.operand)
     return math.prod(blocks[axis] for axis in site.operand.contract)
 
 
@@ -321,7 +332,7 @@ def _check_shared(rows: tuple[Row, ...]) -> None:
                     f"{other.path} and {row.path} share the weight {site.key} but have different rules "
                     f"({other.rule!r} and {row.rule!r}); one weight is stored once: give both the same weight part"
                 )
-            per_tensor = site.spec is None or site.spec.granularity.text == "tensor"
+            per_tensor = site.spec is None or site.spec.granularity.is_one_per_array
             if not per_tensor and (site.operand.contract, site.operand.stack) != (
                 before.operand.contract,
                 before.operand.stack,

@@ -4,8 +4,8 @@ from typing import Any
 
 from lowbit.plan.geometry import Convolution, Dot, Geometry, Lookup
 
-from .graph import Operation
-from .kinds import Picked, Weight, contraction
+from .kinds import Picked, Weight, contraction, makers
+from .operations import Graph, Operation
 
 
 def geometry(op: Operation) -> Geometry:
@@ -55,6 +55,15 @@ def axes_of(op: Operation, index: int) -> tuple[tuple[tuple[int, int], ...], ...
     """Returns which axes of its leaf make up every axis of an operand: `lowbit.plan.rows.Site.axes`."""
     kind = op.kinds[index]
     return kind.axes if isinstance(kind, Weight | Picked) else ()
+
+
+def producers_of(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """Returns the operations that feed every operation, nearest upstream, in program order."""
+    paths = {op.address: op.path for op in graph.operations}
+    return {
+        op.path: tuple(path for address, path in paths.items() if address in makers(op.kinds))
+        for op in graph.operations
+    }
 
 
 def _ints(values: Any) -> tuple[int, ...]:

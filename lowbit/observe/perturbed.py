@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.paths import nearest
-from lowbit.interpret.graph import Operation
+from lowbit.interpret.operations import Operation
 from lowbit.interpret.state import layer_operand
 from lowbit.interpret.trace import Model, Trace, check_same_operations, trace
 from lowbit.interpret.walk import Walk, plain
@@ -110,7 +110,7 @@ def _run(
         return (_added(out, given[OUTPUT], f"the output of {op.path!r}") if OUTPUT in given else out), given
 
     walk = Walk(traced.graph, at, frozenset(at_operations), inside=inside)
-    outs, _ = walk.run(traced.jaxpr, leaves, at_operations)
+    outs, _ = walk.run(leaves, at_operations)
     return jax.tree.unflatten(traced.out_tree, outs)
 
 

@@ -82,6 +82,8 @@ class Row:
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
         geometry: how the operands meet; axes are those of ``Site.shape``. None in a file of an older lowbit.
+        producers: paths of the rows that its operands are computed from, nearest upstream; see `lowbit.plan.costs.consumers`.
+        own_gradient: the function with a derivative of its own that it is in, ``custom_vjp`` and its source line, or "".
         operation: what was traced: what `lowbit.observe.replay` runs. None in a row read from a file; neither compared nor
             saved.
     """
@@ -96,6 +98,8 @@ class Row:
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
     geometry: Geometry | None = dataclasses.field(default=None, compare=False)
+    producers: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    own_gradient: str = dataclasses.field(default="", compare=False)
     operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @property

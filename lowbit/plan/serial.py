@@ -81,6 +81,8 @@ def to_json(plan: Plan) -> str:
             "macs": row.macs,
             "source": row.source,
             **({} if row.geometry is None else {"geometry": to_data(row.geometry)}),
+            **({"producers": row.producers} if row.producers else {}),
+            **({"own_gradient": row.own_gradient} if row.own_gradient else {}),
         }
         for row in plan.rows
     ]
@@ -142,6 +144,8 @@ def from_json(text: str, *, quantizers: Iterable[Quantizer | Quantizers] = ()) -
             macs=row["macs"],
             source=row["source"],
             geometry=from_data(row.get("geometry")),
+            producers=tuple(row.get("producers", ())),
+            own_gradient=row.get("own_gradient", ""),
         )
         for row in data["rows"]
     )

@@ -25,6 +25,8 @@ def check(plan: Plan) -> None:
         _field(f"uncovered[{i}].nbytes", leaf.nbytes, _is_count, "a number of bytes")
         _field(f"uncovered[{i}].uses", leaf.uses, _is_words, "names of primitives")
     paths = [row.path for row in plan.rows]
+    for i, row in enumerate(plan.rows):
+        _field(f"rows[{i}].producers", row.producers, lambda x: _is_words(x) and set(x) <= set(paths), "paths of rows")
     _field("rows", paths, lambda x: len(set(x)) == len(x), "one row per path")
     _field("dropped", plan.dropped, _is_words, "paths")
     _field("unseen", plan.unseen, lambda x: all(_is_words(pair) for pair in x), "pairs of texts")
@@ -76,7 +78,7 @@ def _is_dtype(x: Any) -> bool:
 
 
 def _row(row: Row, name: str) -> None:
-    for field in ("path", "rule", "source"):
+    for field in ("path", "rule", "source", "own_gradient"):
         _field(f"{name}.{field}", getattr(row, field), _is_word, "text")
     _field(f"{name}.primitive", row.primitive, lambda x: x in PRIMITIVES, f"one of {', '.join(PRIMITIVES)}")
     _field(f"{name}.stack", row.stack, _is_counts, "lengths of scans")

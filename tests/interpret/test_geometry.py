@@ -11,6 +11,7 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.plan import valid
+from lowbit.plan.costs import costs
 from lowbit.plan.geometry import Convolution, Dot, Lookup
 from lowbit.plan.serial import from_json, to_json
 from tests.values import normal
@@ -153,3 +154,39 @@ def test_a_wrong_geometry_in_a_file_is_named(change):
     )
     with pytest.raises(ValueError, match=r"rows\[0\]\.geometry"):
         valid.check(bad)
+
+
+def test_costs_are_data_and_rows_say_what_feeds_them():
+    """Two heads of attention over a stack of layers: who reads whom, and what each takes, counted by hand."""
+    params = {"e": normal(11, 9, 8), "q": normal(12, 3, 8, 8), "k": normal(13, 3, 8, 8), "o": normal(14, 8, 5)}
+    tokens = jnp.zeros((2, 6), jnp.int32)
+
+    def fn(p, tokens):
+        def layer(x, w):
+            scores = jax.nn.softmax(jnp.einsum("btd,bsd->bts", x @ w["q"], x @ w["k"]))
+            return x + scores @ x, None
+
+        x, _ = lax.scan(layer, p["e"][tokens], {"q": p["q"], "k": p["k"]})
+        return x @ p["o"]
+
+    plan = lb.bind(fn, {"o": "keep", "e": "w4", "**": "w8/channel,a8"}, params, tokens)
+    found = {cost.path: cost for cost in costs(plan)}
+    assert [*found] == ["e", "q", "k", "dot_0", "dot_1", "o"]
+    assert found["q"].producers == ("e", "dot_1")  # the first turn, and every other
+    assert set(found["e"].consumers) == {"q", "k", "dot_1", "o"}
+    assert found["dot_0"].producers == ("q", "k")
+    assert found["dot_1"].consumers == ("q", "k", "dot_1", "o")
+    assert found["o"].producers == ("e", "dot_1")
+    assert (found["q"].macs, found["q"].bops) == (3 * 12 * 8 * 8, 3 * 12 * 64 * 8 * 8)
+    assert (found["q"].code_bits, found["q"].scale_bits) == (3 * 64 * 8, 3 * 8 * 32)
+    assert (found["e"].code_bits, found["e"].scale_bits, found["e"].nbytes) == (72 * 4, 9 * 32, 36 + 36)
+    assert (found["o"].bops, found["o"].nbytes) == (found["o"].macs * 32 * 32, 8 * 5 * 4)
+    assert found["dot_0"].elements == 0
+    assert costs(from_json(to_json(plan))) == costs(plan)
+
+
+def test_a_shared_weight_costs_once():
+    params, x = {"w": normal(15, 8, 8)}, normal(16, 2, 8)
+    first, second = costs(lb.bind(lambda p, x: (x @ p["w"]) @ p["w"], {"**": "w4,a8"}, params, x))
+    assert (first.nbytes, second.nbytes) == (32 + 32, 0)
+    assert (first.consumers, second.producers) == (("w@1",), ("w@0",))

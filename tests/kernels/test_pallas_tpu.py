@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit_kernels import StaticActivation, dequantize_matrix, explain, pack_matrix, quant_matmul
+from lowbit_kernels import StaticActivation, dequantize_matrix, explain, pack_matrix, quant_matmul, quant_sums
 from lowbit_kernels.api import matmul_spec
 from lowbit_kernels.pallas import tpu
 from lowbit_kernels.pallas.tpu import TpuConfig
@@ -117,6 +117,22 @@ def test_scale_on_the_weight_adds_one_rounding_of_the_weight():
     assert results["sums"].max() < results["weight"].max()
 
 
+@pytest.mark.parametrize(("length", "bits", "dtype"), [(200, 4, jnp.int8), (4500, 8, jnp.uint8)])
+def test_sums_are_those_of_numpy_over_one_block_and_several(length, bits, dtype):
+    rng = np.random.default_rng(bits)
+    weights = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), (length, 70))
+    low = int(jnp.iinfo(dtype).min)
+    x = rng.integers(low, low + 256, (5, length))
+    packed = pack_matrix(weights, np.ones((1, 70), np.float32), bits=bits)
+    for platform in ("tpu-interpreter", "cpu"):  # the weight is an argument: XLA:CPU folds int4 constants wrongly
+        got = jax.jit(lambda x, w, p=platform: quant_sums(x, w, zero=9, platform=p))(jnp.asarray(x, dtype), packed)
+        np.testing.assert_array_equal(got, (x - 9) @ weights)
+    with pytest.raises(NotImplementedError, match=r"'cpu' (gives no int32 sums|cannot run)"):
+        quant_sums(jnp.asarray(x, dtype), packed, implementation="cpu")
+    with pytest.raises(ValueError, match="a weight of one group"):
+        quant_sums(jnp.ones((1, 64), jnp.int8), matrix(0, SMALL[0], 4, signed=True, affine=False))
+
+
 def test_split_is_exact():
     x = jnp.concatenate([inputs(0, SMALL[3]).ravel(), jnp.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-38, 3e38])])
     parts = split(x, 3)
@@ -169,7 +185,7 @@ def test_lowers_for_a_tpu_without_one(bits, activation):
 
 def test_a_named_kernel_runs_or_says_why_not():
     packed, x = matrix(0, SMALL[0], 4, signed=True, affine=False), inputs(0, SMALL[0])
-    with pytest.raises(NotImplementedError, match="runs on TPUs, the default platform is cpu"):
+    with pytest.raises(NotImplementedError, match="runs on TPUs, not on cpu"):
         quant_matmul(x, packed, implementation="pallas_tpu")
     odd = matrix(0, SMALL[0], 3, signed=True, affine=False)
     with pytest.raises(NotImplementedError, match="2, 4 or 8 bits, got 3"):

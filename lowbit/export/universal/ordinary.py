@@ -8,8 +8,8 @@ from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
 from lowbit.interpret.arithmetic import Matmul, result_dtype
 from lowbit.interpret.execute import quantized_input
-from lowbit.interpret.graph import Operation
 from lowbit.interpret.lookup import lookup
+from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.trees import QParams
