@@ -119,6 +119,7 @@ def fused_matmul(
     steps: Steps | None = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
+    keeps_nan: bool = False,
     x_columns: bool = False,
     y_columns: bool = False,
     implementation: str | None = None,
@@ -134,6 +135,8 @@ def fused_matmul(
         steps: of `prepare_steps`, or None.
         emit: grid of the codes, one scale and zero, or None to emit none.
         keep: the float value is a result; False only with `emit`.
+        keeps_nan: of float x on a static grid: a row with NaN gives NaN (a dynamic one always does). Otherwise NaN takes
+            the code of 0.0.
         x_columns: x is `(K, M)`: `W.T @ x` of a left-hand weight, without a transpose before the call.
         y_columns: results are `(N, M)`: without one after it.
         implementation: None for the native call where it can run, else the operations one by one; "cpu" runs the native
@@ -165,13 +168,17 @@ def fused_matmul(
             x.T if x_columns else x, packed, activation=activation, out_dtype="float32",
             implementation=implementation, config=config,
         )  # fmt: skip
+        if keeps_nan and jnp.issubdtype(x.dtype, jnp.floating) and isinstance(activation, StaticActivation):
+            has_nan = jnp.any(jnp.isnan(x), axis=0 if x_columns else -1)[..., None]
+            value = jnp.where(has_nan, jnp.float32(np.nan), value)
         return _one_by_one(value, steps, emit, keep=keep, columns=y_columns)
     config = tuning.lookup(chosen, spec) if config is None else config
     if isinstance(activation, StaticActivation) and jnp.ndim(activation.scale):
         activation = dataclasses.replace(activation, scale=jnp.reshape(activation.scale, (-1,)))
     flat = x if x_columns else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     results = cpu_matmul.call(
-        flat, packed, activation, "float32", config, _tail(steps, emit, keep=keep), x_columns=x_columns, y_columns=y_columns
+        flat, packed, activation, "float32", config, _tail(steps, emit, keep=keep), x_columns=x_columns, y_columns=y_columns,
+        keeps_nan=keeps_nan,
     )  # fmt: skip
     lead = () if x_columns or y_columns else x.shape[:-1]
 
@@ -190,7 +197,7 @@ def fused_conv(
     x: Num[Array, "..."],
     packed: PackedConv | PreparedConv,
     *,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     steps: Steps | None = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
@@ -209,7 +216,7 @@ def fused_conv(
         keep: as in `fused_matmul`.
         implementation: as in `quant_conv`; "cpu" is one call.
         config: as in `quant_conv`.
-        **geometry: strides, padding, rhs_dilation, feature_group_count, layout, as in `quant_conv`.
+        **geometry: strides, padding, rhs_dilation, feature_group_count, layout, keeps_nan, as in `quant_conv`.
 
     Returns:
         `Fused`: value and codes in the layout of x; marks `(batch, height, width)` (`(batch, width)` in one dimension).

@@ -4,7 +4,7 @@
 namespace lowbit {
 namespace {
 
-ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer x_scale, ffi::AnyBuffer x_zero, ffi::AnyBuffer weights, ffi::AnyBuffer scales, ffi::AnyBuffer sums, ffi::AnyBuffer steps, ffi::AnyBuffer next_scale, ffi::AnyBuffer next_zero, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> stride, ffi::Span<const int64_t> dilation, ffi::Span<const int64_t> padding, int64_t groups, int64_t depthwise, int64_t lo, int64_t hi, int64_t bits, int64_t offset, int64_t x_channels_first, int64_t y_channels_first, int64_t next_lo, int64_t next_hi, int64_t isa, int64_t threads) {
+ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer x_scale, ffi::AnyBuffer x_zero, ffi::AnyBuffer weights, ffi::AnyBuffer scales, ffi::AnyBuffer sums, ffi::AnyBuffer steps, ffi::AnyBuffer next_scale, ffi::AnyBuffer next_zero, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> stride, ffi::Span<const int64_t> dilation, ffi::Span<const int64_t> padding, int64_t groups, int64_t depthwise, int64_t lo, int64_t hi, int64_t bits, int64_t offset, int64_t x_channels_first, int64_t y_channels_first, int64_t next_lo, int64_t next_hi, int64_t keeps_nan, int64_t dynamic, int64_t isa, int64_t threads) {
   ConvCall c;
   c.x = ViewOf(x);
   c.x_scale = ViewOf(x_scale);
@@ -34,6 +34,8 @@ ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffe
   c.y_channels_first = y_channels_first;
   c.tail.next_lo = next_lo;
   c.tail.next_hi = next_hi;
+  c.keeps_nan = keeps_nan;
+  c.dynamic = dynamic;
   c.isa = isa;
   c.threads = threads;
   ThreadPool pool(thread_pool);
@@ -74,5 +76,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitConv, lowbit::ConvImpl,
                                   .Attr<int64_t>("y_channels_first")
                                   .Attr<int64_t>("next_lo")
                                   .Attr<int64_t>("next_hi")
+                                  .Attr<int64_t>("keeps_nan")
+                                  .Attr<int64_t>("dynamic")
                                   .Attr<int64_t>("isa")
                                   .Attr<int64_t>("threads"));

@@ -4,7 +4,7 @@
 namespace lowbit {
 namespace {
 
-ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer x_scale, ffi::AnyBuffer x_zero, ffi::AnyBuffer blocks, ffi::AnyBuffer scales, ffi::AnyBuffer zeros, ffi::AnyBuffer column_sums, ffi::AnyBuffer codebook, ffi::AnyBuffer factors, ffi::AnyBuffer steps, ffi::AnyBuffer next_scale, ffi::AnyBuffer next_zero, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> kinds, int64_t activation, int64_t lo, int64_t hi, int64_t bits, int64_t offset, int64_t length, int64_t group, int64_t x_columns, int64_t y_columns, int64_t next_lo, int64_t next_hi, int64_t isa, int64_t threads) {
+ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer x_scale, ffi::AnyBuffer x_zero, ffi::AnyBuffer blocks, ffi::AnyBuffer scales, ffi::AnyBuffer zeros, ffi::AnyBuffer column_sums, ffi::AnyBuffer codebook, ffi::AnyBuffer factors, ffi::AnyBuffer steps, ffi::AnyBuffer next_scale, ffi::AnyBuffer next_zero, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> kinds, int64_t activation, int64_t lo, int64_t hi, int64_t bits, int64_t offset, int64_t length, int64_t group, int64_t x_columns, int64_t y_columns, int64_t next_lo, int64_t next_hi, int64_t keeps_nan, int64_t isa, int64_t threads) {
   MatmulCall c;
   c.x = ViewOf(x);
   c.x_scale = ViewOf(x_scale);
@@ -34,6 +34,7 @@ ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuf
   c.y_columns = y_columns;
   c.tail.next_lo = next_lo;
   c.tail.next_hi = next_hi;
+  c.keeps_nan = keeps_nan;
   c.isa = isa;
   c.threads = threads;
   ThreadPool pool(thread_pool);
@@ -74,6 +75,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitMatmul, lowbit::MatmulImpl,
                                   .Attr<int64_t>("y_columns")
                                   .Attr<int64_t>("next_lo")
                                   .Attr<int64_t>("next_hi")
+                                  .Attr<int64_t>("keeps_nan")
                                   .Attr<int64_t>("isa")
                                   .Attr<int64_t>("threads"));
 

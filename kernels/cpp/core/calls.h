@@ -35,12 +35,12 @@ struct MatmulCall {
   TailCall tail;     // y, codes: (M, N), or (N, M) with `y_columns`; marks: (M)
   View scratch;      // u8, any shape
   int64_t activation = 0, lo = -128, hi = 127, bits = 8, offset = 0, length = 0, group = 0;
-  int64_t x_columns = 0, y_columns = 0, isa = -1, threads = 0;
+  int64_t x_columns = 0, y_columns = 0, keeps_nan = 0, isa = -1, threads = 0;
 };
 
 struct ConvCall {
   View x;        // (B, H, W, C), or (B, C, H, W) with `x_channels_first`
-  View x_scale;  // f32 (1), or (B, H, W): the marks of emitted codes
+  View x_scale;  // f32 (1), or (B, H, W): the marks of emitted codes; not looked at with `dynamic`
   View x_zero;   // s32 (1)
   View weights;  // u8 (tiles, blocks, 64) with ceil(O / groups / 16) tiles a group; depthwise: (taps, C)
   View scales;   // f32 (tiles, 16)
@@ -50,7 +50,7 @@ struct ConvCall {
   const int64_t *kernel = nullptr, *stride = nullptr, *dilation = nullptr, *padding = nullptr;
   size_t kernel_rank = 0, stride_rank = 0, dilation_rank = 0, padding_rank = 0;
   int64_t groups = 1, depthwise = 0, lo = -128, hi = 127, bits = 8, offset = 0;
-  int64_t x_channels_first = 0, y_channels_first = 0, isa = -1, threads = 0;
+  int64_t x_channels_first = 0, y_channels_first = 0, keeps_nan = 0, dynamic = 0, isa = -1, threads = 0;
 };
 
 // Null, or what is wrong: then nothing was read or written.

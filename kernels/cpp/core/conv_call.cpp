@@ -44,6 +44,8 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.x_type = call.x.type;
   LOWBIT_REQUIRE(call.x_zero.type == Type::kS32 && HasShape(call.x_zero, 0, {1}), "x_zero must be one s32");
   c.x_zero = *static_cast<const int32_t*>(call.x_zero.data);
+  c.keeps_nan = call.keeps_nan != 0 && (c.x_type == Type::kF32 || c.x_type == Type::kBF16);
+  c.dynamic = call.dynamic != 0;
   if (const char* problem = Check(c)) return problem;
 
   const bool map = HasShape(call.x_scale, 0, {c.batch, c.height, c.width});

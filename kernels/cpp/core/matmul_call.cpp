@@ -93,6 +93,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   p.lo = static_cast<int32_t>(std::max<int64_t>(call.lo, -128));
   p.hi = static_cast<int32_t>(std::min<int64_t>(call.hi, 255));
   p.x_type = call.x.type;
+  p.keeps_nan = call.keeps_nan != 0 && p.activation == Activation::kStatic;
 
   const int64_t tiles = p.tiles(), out = p.out;
   const bool factored = !IsEmpty(call.factors, r);

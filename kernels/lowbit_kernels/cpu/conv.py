@@ -95,12 +95,14 @@ def supports(packed: Any, groups: int, padding: tuple[tuple[int, int], ...], pla
 def run(
     x: Array,
     packed: PreparedConv,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     shape: tuple[int, ...],
     call: Any,
     tail: Tail = NO_TAIL,
 ) -> Results:
     """The native call; `shape` is `(batch, OH, OW, O)`. x and results are in the layouts that `call` names."""
+    is_dynamic = isinstance(activation, str)
+    activation = StaticActivation(jnp.ones((), jnp.float32)) if isinstance(activation, str) else activation
     config = check_config(call.config)
     if x.dtype == jnp.float16:
         x = x.astype(jnp.float32)
@@ -136,6 +138,8 @@ def run(
         offset=np.int64(1 << (packed.bits - 1) if packed.signed else 0),
         x_channels_first=np.int64(call.x_channels_first),
         y_channels_first=np.int64(call.y_channels_first),
+        keeps_nan=np.int64(call.keeps_nan),
+        dynamic=np.int64(is_dynamic),
         isa=np.int64(library.isa_number(config.isa)),
         threads=np.int64(0 if config.threads is None else config.threads),
     )

@@ -70,6 +70,7 @@ def call(
     *,
     x_columns: bool = False,
     y_columns: bool = False,
+    keeps_nan: bool = False,
 ) -> Results:
     """The native call; `native` is float32 or bfloat16. In columns, x is `(K, M)` and the results are `(N, M)`."""
     config = check_config(config)
@@ -114,6 +115,7 @@ def call(
         group=np.int64(matrix.group),
         x_columns=np.int64(x_columns),
         y_columns=np.int64(y_columns),
+        keeps_nan=np.int64(keeps_nan),
         isa=np.int64(library.isa_number(config.isa)),
         threads=np.int64(0 if config.threads is None else config.threads),
     )

@@ -1,0 +1,132 @@
+"""The calls of `lowbit.execute`: what is made of packed parameters once, and served as long as their arrays live."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.checks import is_traced
+from lowbit.packed import native
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
+from lowbit.program.read import read
+
+from . import fuse
+from .prepared import Prepared
+
+Trace = Callable[..., Any]
+"""``(qparams, args, kwargs, is_fused=) -> result``."""
+
+Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+"""``(args, kwargs) -> result``."""
+
+
+class Served:
+    """One plan's compiled calls.
+
+    A call with the arrays of the last one costs a look at their identities: containers may have changed, arrays cannot.
+
+    Args:
+        plan: the plan.
+        trace_of: one call, under jit.
+        is_native: whether native kernels may run it.
+    """
+
+    def __init__(self, plan: Plan, trace_of: Trace, *, is_native: bool):
+        self.trace_of, self.is_native = trace_of, is_native
+        self.orders = Prepared(plan)
+        self.compiled: dict[Any, Any] = {}
+        self.last: _Last | None = None
+
+    def known(self, qparams: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+        """Returns the call where these parameters, and as many arguments, were served last; None otherwise."""
+        last = self.last
+        if last is None or not isinstance(qparams, QParams) or last.given != (len(args), tuple(kwargs)):
+            return None
+        leaves, tree = jax.tree.flatten(qparams)
+        if list(map(id, leaves)) != last.ids or tree != last.tree or self.last is not last:
+            return None
+        return lambda args, kwargs: last.call(leaves, last.held, args, kwargs)
+
+    def prepared(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Returns the call for packed parameters, whose weights are put into the kernels' order where that is not done."""
+        is_native = self.is_native and native.status() is None
+        orders = self.orders(qparams) if is_native else {}
+        leaves, tree = jax.tree.flatten(qparams)
+        held, order_tree = jax.tree.flatten(orders)
+        key = tree, order_tree, is_native
+        if key not in self.compiled:
+            self.compiled[key] = self.compile(tree, order_tree, is_native=is_native)
+        call = self.compiled[key]
+        if all(isinstance(x, jax.Array) and not is_traced(x) for x in leaves):
+            self.last = _Last(leaves, tree, held, call, (len(args), tuple(kwargs)), self)
+        return lambda args, kwargs: call(leaves, held, args, kwargs)
+
+    def compile(self, tree: Any, order_tree: Any, *, is_native: bool) -> Any:
+        """Returns the jitted call for parameters of a structure."""
+
+        @jax.jit
+        def compiled(leaves, held, args, kwargs):
+            qparams, orders = jax.tree.unflatten(tree, leaves), jax.tree.unflatten(order_tree, held)
+            qparams = native.attached(qparams, orders) if orders else qparams
+            if not is_native:
+                return self.trace_of(qparams, args, kwargs, is_fused=False)
+            return fused(self.trace_of, qparams, args, kwargs)
+
+        return compiled
+
+
+class _Last:
+    """The parameters of the last call, known by their arrays' identities; forgotten when one of them dies."""
+
+    def __init__(self, leaves: Sequence[Any], tree: Any, held: Any, call: Any, given: Any, owner: Served):
+        self.ids, self.tree, self.held, self.call, self.given = list(map(id, leaves)), tree, held, call, given
+        me, home = weakref.ref(self), weakref.ref(owner)
+
+        def forget(_: Any) -> None:
+            owner = home()
+            if owner is not None and owner.last is me():
+                owner.last = None
+
+        self.refs = [weakref.ref(leaf, forget) for leaf in leaves]
+
+
+def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
+    """Returns one call's result, what follows its products being inside their native calls: the same bits, and gradients.
+
+    The derivative is that of the operations one by one, on which the kernels' products have theirs.
+    """
+    count = len(jax.tree.leaves(qparams))
+    flat, tree = jax.tree.flatten((qparams, args, kwargs))
+
+    def one_by_one(*flat: Any) -> Any:
+        return trace_of(*jax.tree.unflatten(tree, flat), is_fused=False)
+
+    closed, shapes = jax.make_jaxpr(
+        lambda *flat: trace_of(*jax.tree.unflatten(tree, flat), is_fused=True), return_shape=True
+    )(*flat)
+    if not fuse.has_product(read(closed)):
+        return one_by_one(*flat)
+    out_tree = jax.tree.structure(shapes)
+
+    @jax.custom_vjp
+    def run(*flat: Any) -> Any:
+        return jax.tree.unflatten(out_tree, fuse.run(closed, count, flat))
+
+    def forward(*flat: Any) -> Any:
+        return run(*flat), flat
+
+    def backward(flat: Any, gradient: Any) -> Any:
+        moving = [i for i, x in enumerate(flat) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+        def of_moving(*values: Any) -> Any:
+            given = dict(zip(moving, values, strict=True))
+            return one_by_one(*(given.get(i, x) for i, x in enumerate(flat)))
+
+        found = dict(zip(moving, jax.vjp(of_moving, *(flat[i] for i in moving))[1](gradient), strict=True))
+        return tuple(found.get(i) for i in range(len(flat)))
+
+    run.defvjp(forward, backward)
+    return run(*flat)
