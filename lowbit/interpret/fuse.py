@@ -6,7 +6,6 @@ reads the end of it. The kernel does the same operations in the same order, each
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,10 @@ from jaxtyping import Array
 from lowbit.packed import native_calls
 from lowbit.packed import product as products
 from lowbit.program import compat
-from lowbit.program.read import Equation, Program, Value, read
+from lowbit.program.read import Equation, Program, Value
 from lowbit_kernels import StaticActivation
+
+from . import fuse_axes as axes
 
 MOST_STEPS = 8
 
@@ -72,18 +73,13 @@ class Chain:
     is_kept: bool = True
 
 
-def run(closed: Any, fixed: int, values: Sequence[Any]) -> list[Any]:
-    """Returns the results of a closed jaxpr.
+def run(program: Program, values: Sequence[Any]) -> list[Any]:
+    """Returns the results of a program.
 
     Args:
-        closed: with products as equations (`lowbit.packed.product`).
-        fixed: how many of its first inputs are parameters.
+        program: with products as equations (`lowbit.packed.product`); its parameters are its fixed inputs.
         values: its inputs.
     """
-    return _evaluate(read(closed, fixed=fixed), values)
-
-
-def _evaluate(program: Program, values: Sequence[Any]) -> list[Any]:
     return _Run(program, dict(zip(program.inputs, values, strict=True))).outs()
 
 
@@ -168,7 +164,7 @@ class _Run:
                 chain.steps += steps
                 self.absorb(chain, after, last)
                 continue
-            moved = _moved(after, chain.channels)
+            moved = axes.moved(after, chain.channels)
             if moved is None:
                 break
             chain.channels, rows = moved
@@ -199,7 +195,7 @@ class _Run:
         other = equation.ins[1] if equation.ins[0] is value else equation.ins[0]
         if other is value or other.is_data or equation.outs[0].shape != value.shape or other.dtype != np.float32:
             return None
-        if not _varying(other) <= set(chain.channels):
+        if not axes.varying(other) <= set(chain.channels):
             return None
         channels = chain.channels if other.shape else ()
         step = Step("add" if name == "sub" else name, other, channels, len(value.shape), name == "sub")
@@ -219,7 +215,7 @@ class _Run:
             return
         readers = self.program.readers.get(chain.out, [])
         after = self.reader(chain.out)
-        if after is not None and (flat := _flattened(after, chain.channels)) is not None:
+        if after is not None and (flat := axes.flattened(after, chain.channels)) is not None:
             following = [e for e in self.program.readers.get(after.outs[0], []) if e is not None]
             takers = [e for e in following if self.takes_codes(e, after.outs[0], flat[0])]
             if takers and len(takers) == len(self.program.readers[after.outs[0]]) and len(takers) == 1:
@@ -294,6 +290,8 @@ class _Run:
 
     def numbers(self, step: Step) -> Any:
         """A step's operand: a number, or one a channel."""
+        if (number := _number(step.operand)) is not None:
+            return -number if step.is_negated else number
         operand = jnp.asarray(self.get(step.operand), jnp.float32)
         operand = -operand if step.is_negated else operand
         if not step.channels or operand.size == 1:
@@ -318,73 +316,13 @@ def _number(value: Value) -> float | None:
     return float(value.value) if value.is_written and value.shape == () else None
 
 
-def _varying(value: Value) -> set[int]:
-    """The axes along which a value may vary."""
-    every = {i for i, n in enumerate(value.shape) if n != 1}
-    source = value.source
-    if source is None or source.name != "broadcast_in_dim":
-        return every
-    inner, where = source.ins[0], source.params["broadcast_dimensions"]
-    return {where[i] for i in _varying(inner)} & every
-
-
-def _moved(equation: Equation, channels: tuple[int, ...]) -> tuple[tuple[int, ...], Any] | None:
-    """Where a movement puts the channels, and what it does to an array of the other axes; None of others."""
-    name, (value,), out = equation.name, equation.ins[:1] or (None,), equation.outs[0]
-    if value is None or len(equation.ins) != 1 or value.dtype != out.dtype:
-        return None
-    rows = [i for i in range(value.ndim) if i not in channels]
-    if name in ("copy", "convert_element_type"):
-        return channels, lambda marks: marks
-    if name == "transpose":
-        order = equation.params["permutation"]
-        kept = [rows.index(i) for i in order if i not in channels]
-        return tuple(order.index(c) for c in channels), lambda marks: jnp.transpose(marks, kept)
-    if (
-        name == "squeeze"
-        or name == "reshape"
-        or (name == "broadcast_in_dim" and math.prod(out.shape) == math.prod(value.shape))
-    ):
-        split = _split(value.shape, out.shape, channels)
-        if split is None:
-            return None
-        shape = out.shape[:split]
-        return tuple(range(split, out.ndim)), lambda marks: jnp.reshape(marks, shape)
-    return None
-
-
-def _split(shape: tuple[int, ...], out: tuple[int, ...], channels: tuple[int, ...]) -> int | None:
-    """Of a reshape whose last axes are the channels: where they begin in the result."""
-    if channels != tuple(range(len(shape) - len(channels), len(shape))):
-        return None
-    count, rows = math.prod(shape[i] for i in channels), math.prod(shape[: len(shape) - len(channels)])
-    fits = [j for j in range(len(out)) if math.prod(out[j:]) == count and math.prod(out[:j]) == rows]
-    return fits[-1] if fits else None
-
-
-def _flattened(equation: Equation, channels: tuple[int, ...]) -> tuple[tuple[int, ...], Any] | None:
-    """Of a reshape that merges rows with the channels: the merged axis, and a mark for all that it holds."""
-    if equation.name != "reshape" or len(equation.ins) != 1:
-        return None
-    value, out = equation.ins[0], equation.outs[0]
-    if not out.shape or channels != (value.ndim - 1,) or 0 in value.shape:
-        return None
-    if _split(value.shape, out.shape, channels) is not None or out.shape[-1] % value.shape[-1]:
-        return None
-    lead, merged = out.shape[:-1], out.shape[-1] // value.shape[-1]
-    if next((i for i in range(value.ndim) if math.prod(value.shape[i:]) == out.shape[-1]), None) is None:
-        return None
-    # The scale is one number, or NaN: the largest is NaN where any is.
-    return (len(lead),), lambda marks: jnp.max(marks.reshape(*lead, merged), axis=-1)
-
-
 def _scan(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     (body,) = equation.bodies
     n_consts, n_carry = compat.scan_counts(equation.eqn)
     consts = values[:n_consts]
 
     def turn(carry: Any, slices: Any) -> tuple[Any, Any]:
-        outs = _evaluate(body, [*consts, *carry, *slices])
+        outs = run(body, [*consts, *carry, *slices])
         return outs[:n_carry], outs[n_carry:]
 
     carry, ys = compat.scan(
@@ -398,8 +336,8 @@ def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     n_cond, n_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
     before, inside, carry = values[:n_cond], values[n_cond : n_cond + n_body], list(values[n_cond + n_body :])
     return lax.while_loop(
-        lambda carry: _evaluate(condition, [*before, *carry])[0],
-        lambda carry: _evaluate(body, [*inside, *carry]),
+        lambda carry: run(condition, [*before, *carry])[0],
+        lambda carry: run(body, [*inside, *carry]),
         carry,
     )
 
@@ -407,7 +345,7 @@ def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
 def _cond(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     index, *rest = values
     index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
-    branches = [lambda operands, body=body: _evaluate(body, operands) for body in equation.bodies]
+    branches = [lambda operands, body=body: run(body, operands) for body in equation.bodies]
     return lax.switch(index, branches, rest)
 
 

@@ -104,29 +104,42 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
     def one_by_one(*flat: Any) -> Any:
         return trace_of(*jax.tree.unflatten(tree, flat), is_fused=False)
 
-    closed, shapes = jax.make_jaxpr(
-        lambda *flat: trace_of(*jax.tree.unflatten(tree, flat), is_fused=True), return_shape=True
-    )(*flat)
-    if not fuse.has_product(read(closed)):
+    def products(*flat: Any) -> Any:
+        return trace_of(*jax.tree.unflatten(tree, flat), is_fused=True)
+
+    closed, shapes = jax.make_jaxpr(products, return_shape=True)(*flat)
+    program = read(closed, fixed=count)
+    if not fuse.has_product(program):
         return one_by_one(*flat)
     out_tree = jax.tree.structure(shapes)
+    # What nothing reads, such as the packed form of a prepared weight, is no argument: each costs time in every call.
+    read_here = [i for i, v in enumerate(program.inputs) if v in program.readers or _is_key(flat[i])]
+    avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) if not _is_key(x) else None for x in flat]
+
+    def whole(given: Sequence[Any]) -> list[Any]:
+        found = dict(zip(read_here, given, strict=True))
+        return [found[i] if i in found else jnp.zeros(a.shape, a.dtype) for i, a in enumerate(avals)]  # pyright: ignore[reportOptionalMemberAccess] (of keys, which are all read)
 
     @jax.custom_vjp
-    def run(*flat: Any) -> Any:
-        return jax.tree.unflatten(out_tree, fuse.run(closed, count, flat))
+    def run(*given: Any) -> Any:
+        return jax.tree.unflatten(out_tree, fuse.run(program, whole(given)))
 
-    def forward(*flat: Any) -> Any:
-        return run(*flat), flat
+    def forward(*given: Any) -> Any:
+        return run(*given), given
 
-    def backward(flat: Any, gradient: Any) -> Any:
-        moving = [i for i, x in enumerate(flat) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    def backward(given: Any, gradient: Any) -> Any:
+        moving = [i for i, x in enumerate(given) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
         def of_moving(*values: Any) -> Any:
-            given = dict(zip(moving, values, strict=True))
-            return one_by_one(*(given.get(i, x) for i, x in enumerate(flat)))
+            now = dict(zip(moving, values, strict=True))
+            return one_by_one(*whole([now.get(i, x) for i, x in enumerate(given)]))
 
-        found = dict(zip(moving, jax.vjp(of_moving, *(flat[i] for i in moving))[1](gradient), strict=True))
-        return tuple(found.get(i) for i in range(len(flat)))
+        found = dict(zip(moving, jax.vjp(of_moving, *(given[i] for i in moving))[1](gradient), strict=True))
+        return tuple(found.get(i) for i in range(len(given)))
 
     run.defvjp(forward, backward)
-    return run(*flat)
+    return run(*(flat[i] for i in read_here))
+
+
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)

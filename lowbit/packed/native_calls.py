@@ -134,8 +134,8 @@ def product_of(matmul: Any, site: Site, x: Any, weight: NativeTensor | Order, dt
         matmul.name,
         matmul.params,
         "float" if spec is None else "static" if is_static else "dynamic",
-        int(spec.format.low) if is_static else -128,
-        int(spec.format.high) if is_static else 127,
+        int(spec.format.low) if is_static and spec is not None else -128,
+        int(spec.format.high) if is_static and spec is not None else 127,
         tuple(shape),
         jnp.dtype(dtype).name,
     )
@@ -146,7 +146,7 @@ def _length(weight: NativeTensor | Order, axis: int) -> int:
 
 
 class Grid(NamedTuple):
-    """A static grid: ``scale`` float32, one or one a row of the input (`Results.marks`), and ``zero`` int32."""
+    """A static grid: ``scale`` float32, one or one a row of the input (`Results.marks`), and ``zero``."""
 
     scale: Array
     zero: Array
@@ -157,7 +157,8 @@ def grid_of(site: Site, state: Any) -> Grid | None:
     if site.spec is None or site.spec.dynamic:
         return None
     zero = state.get("zero")
-    zero = jnp.zeros((), jnp.int32) if zero is None else zero.reshape(()).astype(jnp.int32)
+    # As it is stored: a cast would be an operation of its own in every call.
+    zero = jnp.zeros((), jnp.int32) if zero is None else zero.reshape(())
     return Grid(state["scale"].reshape(()), zero)
 
 

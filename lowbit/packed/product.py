@@ -7,6 +7,8 @@ it is, in a body that nobody looks into, it is lowered as the call without anyth
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.interpreters import mlir
 from jaxtyping import Array
@@ -47,7 +49,7 @@ def _alone(*values: Any, product: Product, tree: Any, keeps_nan: bool) -> Array:
 
 @_primitive.def_abstract_eval
 def _(*_: Any, product: Product, tree: Any, keeps_nan: bool) -> Any:
-    return jax.core.ShapedArray(product.shape, jax.numpy.dtype(product.dtype))
+    return jax.core.ShapedArray(product.shape, jnp.dtype(product.dtype))
 
 
 _primitive.def_impl(_alone)

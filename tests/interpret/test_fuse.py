@@ -25,7 +25,7 @@ def calls(run, qparams, *args):
         kinds = re.findall(r"kinds = dense<\[?([\d, ]*)\]?> : tensor<(\d+)xi64>", line)[0]
         kinds = [int(k) for k in re.findall(r"\d", kinds[0])] * (int(kinds[1]) if kinds[0].isdigit() else 1)
         codes = re.findall(r"tensor<([\dx]+)xu?i8>", line.rsplit("->", 1)[1])[0]
-        found.append((target, tuple(("add", "mul", "max", "min")[k] for k in kinds), "0" not in codes.split("x")))
+        found.append((target, tuple(("add", "mul", "max", "min")[k % 4] for k in kinds), "0" not in codes.split("x")))
     return found
 
 

@@ -27,7 +27,9 @@ constexpr int kMostSteps = 8;
 struct Tail {
   int count = 0;  // steps
   Step kinds[kMostSteps] = {};
-  const float* steps = nullptr;  // (count, step_stride): padded channels
+  bool one[kMostSteps] = {};         // the step's operand is a number; otherwise the next row of `steps`
+  float numbers[kMostSteps] = {};
+  const float* steps = nullptr;  // (rows, step_stride): padded channels
   int64_t step_stride = 0;
 
   // Value and code of row m and channel n lie at m / inner * outer_stride + m % inner * row_stride + n * channel_stride.

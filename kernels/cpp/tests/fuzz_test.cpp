@@ -117,13 +117,19 @@ int64_t AnyIsa() {
 void AddTail(Attack* a, TailCall* t, std::vector<int64_t>* kinds, int64_t tiles, std::vector<int64_t> shape,
              std::vector<int64_t> empty, std::vector<int64_t> rows, std::vector<int64_t> no_rows) {
   kinds->resize(Uniform(0, 3));
-  for (int64_t& each : *kinds) each = Uniform(0, kStepKinds - 1), a->integers.push_back(&each);
+  int64_t rows_of_steps = 0;
+  for (int64_t& each : *kinds) {
+    each = Uniform(0, 2 * kStepKinds - 1), a->integers.push_back(&each);
+    rows_of_steps += each < kStepKinds;
+  }
+  static const float numbers[] = {0.5f, -2.0f, 6.0f};
   t->kinds = kinds->data(), t->kinds_count = kinds->size();
+  t->numbers = numbers, t->numbers_count = kinds->size();
   if (Chance(50)) t->next_lo = 0, t->next_hi = 255;
   a->integers.insert(a->integers.end(), {&t->next_lo, &t->next_hi});
   const bool y = Chance(70), codes = Chance(50);
   const bool bf16 = kinds->empty() && !codes && Chance(30);
-  a->Add(&t->steps, Type::kF32, {static_cast<int64_t>(kinds->size()), tiles, kLanes}, false);
+  a->Add(&t->steps, Type::kF32, {rows_of_steps, tiles, kLanes}, false);
   a->Add(&t->next_scale, Type::kF32, {1}, false);
   a->Add(&t->next_zero, Type::kS32, {1}, false);
   a->Add(&t->y, bf16 ? Type::kBF16 : Type::kF32, y ? shape : empty, true);
