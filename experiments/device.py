@@ -14,9 +14,9 @@ from lowbit.export.bundle import Bundle
 from lowbit.export.installed import missing
 from lowbit.export.runners import runners
 from lowbit.export.runners.c import TOOLCHAINS, run_cases
-from lowbit.export.targets import TARGETS
 from lowbit.interpret.integer.interpretations import quantized
 from lowbit.plan import serial
+from lowbit.targets.table import TARGETS
 
 _PROGRAM_BYTES = 2_500_000
 """Of samples that one program of C holds: an emulated board has 4 MB of flash for them and the model."""

@@ -24,11 +24,11 @@ from experiments.run_folder import TIMES, RunFolder
 from experiments.story_model import Job, calibrated, float_key, float_model, train_key
 from lowbit.export import installed
 from lowbit.export.bundle import Bundle
-from lowbit.export.refusals import check
 from lowbit.export.runners import runners
-from lowbit.export.targets import TARGETS
 from lowbit.export.verify import Row, verify
 from lowbit.plan.rows import Plan
+from lowbit.targets.refusals import check
+from lowbit.targets.table import TARGETS
 
 REFUSED = "refused"
 """The status of a target that cannot hold a plan; the others are those of `lowbit.export.verify.Row`."""

@@ -1,12 +1,13 @@
 """What every loader returns, and how files are found, fetched and checked."""
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,6 +66,22 @@ def package_file(module: str, relative: str, *, install: str) -> Path:
     if not path.is_file():
         raise DataError(f"{module!r} is installed but has no {relative}: {install}")
     return path
+
+
+def reader(module: str, what: str) -> Any:
+    """Returns an imported module of the extra ``pretrained``.
+
+    Args:
+        module: its name.
+        what: it reads, for the error.
+
+    Raises:
+        ImportError: naming the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"reading {what} needs {module}: pip install 'lowbit[pretrained]'") from error
 
 
 def sha256(content: bytes) -> str:

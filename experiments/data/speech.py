@@ -42,7 +42,7 @@ def load() -> Dataset:
     train, test = (_part(name) for name in FILES)
     scale = band_scale()
     parts = [Split((s.images / scale).astype(np.float32), s.labels) for s in (train, test)]
-    return Dataset("speech-in-noise", f"Debian pocketsphinx-testdata in {_folder()}", *parts)
+    return Dataset("speech-in-noise", f"Debian pocketsphinx-testdata in {folder()}", *parts)
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def band_scale() -> np.ndarray:
 def _part(name: str) -> Split:
     spectra, labels = [], []
     for i, file in enumerate(FILES[name]):
-        speech = recording(_folder() / file)
+        speech = recording(folder() / file)
         speech = np.pad(speech, (RATE // 2, RATE // 2))
         speech = np.pad(speech, (0, -len(speech) % (FRAME * FRAMES)))
         marks = is_speech(speech)
@@ -68,7 +68,12 @@ def _part(name: str) -> Split:
     return Split(np.concatenate(spectra), np.concatenate(labels))
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Returns where the recordings are.
+
+    Raises:
+        DataError: if they are not installed.
+    """
     for folder in (cache_folder() / "pocketsphinx", SYSTEM):
         if all((folder / file).is_file() for files in FILES.values() for file in files):
             return folder

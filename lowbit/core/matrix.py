@@ -9,7 +9,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from . import blocks as block_ops
 from .blocks import is_split
@@ -145,3 +145,9 @@ class ScaleView:
                 step = block if is_split(n, block) else n
                 full = full[(slice(None),) * axis + (slice(None, None, step),)]
         return full
+
+    def total(self, matrices: Float[Array, "matrix group columns"]) -> Float[Array, "..."]:
+        """Returns ``[matrix, group, N]`` in the scale's shape, summed over the entries that share a scale."""
+        full = self._spread().leaf(matrices)
+        blocks = tuple(1 if i in self.view.contract else b for i, b in enumerate(self.blocks))
+        return block_ops.reduce_blocks(full, blocks, jnp.sum)

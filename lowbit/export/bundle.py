@@ -37,20 +37,21 @@ from lowbit.packed.files import encode_tensors
 from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
+from lowbit.targets.refusals import check, check_inputs, table
+from lowbit.targets.table import lookup
 
 from . import forms, integer, manifest, signature, stablehlo, symbolic
 from .fold import fold
 from .folder import fresh
+from .forms import FORMS
 from .inexact import inexact_operations
 from .last_step import last_steps
 from .memory import give_back
 from .reading import ARTIFACT, MANIFEST, VECTORS
 from .reading import Bundle as Bundle
 from .reading import read as read
-from .refusals import check, check_inputs, table
 from .sites import all_grids, sites
 from .storage import stored_width
-from .targets import lookup
 from .vectors import of_call, stacked
 
 
@@ -93,7 +94,7 @@ def export(
         name: of the module.
         integer_io: of a full-integer plan: the module takes and gives codes, int8 or int16; the manifest has their scales and zero
             points. Without it, the module quantizes at the entry and dequantizes at the exit, and has no other float.
-        targets: names from `lowbit.export.targets.TARGETS` that must be able to take the plan.
+        targets: names from `lowbit.targets.table.TARGETS` that must be able to take the plan.
         text: whether the program is also written as text, and deflated, beside every artifact. By default where the
             artifact takes at most 64 kB: text has 4-bit weights at two bytes each.
         vectors: arguments of further calls, as ``args``: test vectors that every target is compared on. Where the inputs
@@ -135,7 +136,7 @@ def export(
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"name must be an identifier, got {name!r}")
     chosen = lookup(targets)
-    check(plan, chosen)
+    check(plan, chosen, tuple(FORMS))
     target = _target(path)
     stablehlo.check_version(version)
     if constant_args is None:

@@ -21,13 +21,13 @@ import numpy as np
 
 from lowbit.core import atomic
 from lowbit.packed.files import encode_tensors
+from lowbit.targets.table import TARGETS, Target
 
 from . import stablehlo
 from .forms import SERVED, quantized, universal
 from .reading import ARTIFACT, Bundle, read
 from .runners import Ran, runners
 from .runners.xla import SLOW, work
-from .targets import TARGETS, Target
 
 ANSWER, OUTPUTS, SAID = "answer.json", "outputs.safetensors", "said.txt"
 _PR_SET_PDEATHSIG = 1

@@ -11,7 +11,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.export import lowering
 from lowbit.export.fold import fold
 from lowbit.export.forms import Lowered
-from lowbit.interpret.graph import Operation
+from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace, check_same_operations, trace
 from lowbit.interpret.walk import Walk
 from lowbit.packed.bits import unpack
@@ -94,4 +94,4 @@ def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., An
         return result(op, row, values, found), states
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
-    return walk.run(traced.jaxpr, traced.leaves, qparams.sites)[0]
+    return walk.run(traced.leaves, qparams.sites)[0]

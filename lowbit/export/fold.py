@@ -22,56 +22,28 @@ import numpy as np
 from jax import lax
 
 from lowbit.interpret.kinds import is_smaller
-from lowbit.program import compat
+from lowbit.program import compat, primitives
 from lowbit.program.evaluate import evaluate
 from lowbit.program.read import Equation, Program
 from lowbit.program.read import read as read_program
+from lowbit.targets.table import INLINED_BYTES
 
 from . import lowering
 from .ragged import has_ragged_rows, packed, unpacked
 
-_CHEAP = frozenset(
-    (
-        "convert_element_type",
-        "broadcast_in_dim",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "slice",
-        "pad",
-        "iota",
-        "concatenate",
-        "gather",
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "neg",
-        "clamp",
-        "select_n",
-        "reduce_precision",
-        "copy",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and",
-        "or",
-        "shift_left",
-        "bitcast_convert_type",
-    )
+_CHEAP = (
+    primitives.SHAPED
+    | primitives.CASTS
+    | primitives.ADDITIONS
+    | {"slice", "pad", "iota", "concatenate", "gather", "copy", "bitcast_convert_type"}
+    | {"mul", "div", "neg", "clamp", "select_n", "reduce_precision", "and", "or", "shift_left"}
+    | {"eq", "ne", "lt", "le", "gt", "ge"}
 )
 """What may stay in the program to save a wide constant: how every format decodes its codes, and what moves weights."""
 
 _FIELDS = ("and", "or", "shift_left")
 """Cut codes into bit fields: as wide as the codes themselves, and never stored beside them."""
 
-INLINED_BYTES = 256
-"""IREE copies constants of up to this many bytes into the code that uses them, and there cannot read 2 or 4 bits
-("failed to emulate bit width"): integers that would be this small stay in 8 bits."""
 
 _WORTH_BITS = 1024
 """A conversion or a recipe is written for at least this many bits saved."""

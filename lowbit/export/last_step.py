@@ -17,18 +17,11 @@ from lowbit.interpret.trace import Trace
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
-from lowbit.program import read
+from lowbit.program import primitives, read
 from lowbit.program.constants import written_value
 from lowbit.program.read import Equation, Value
 
-_SUMS = ("add", "sub", "add_any")
-_KEPT = frozenset(
-    (
-        "broadcast_in_dim", "clamp", "concatenate", "convert_element_type", "copy", "expand_dims", "max", "min", "neg", "pad",
-        "reduce_max", "reduce_min", "reduce_window_max", "reshape", "rev", "select_n", "slice", "split", "squeeze",
-        "stop_gradient", "transpose",
-    )
-)  # fmt: skip
+_KEPT = primitives.MOVES | primitives.EXTREMES | {"clamp", "max", "min", "neg", "select_n"}
 """No result moves further than the operand that moves furthest."""
 
 
@@ -67,7 +60,7 @@ class _Reader:
         if len(moved) != len(given) or equation.call is not None:
             return None
         name = equation.name
-        if name in _SUMS:
+        if name in primitives.ADDITIONS:
             return sum(moved)
         if name in _KEPT:
             return max(moved, default=0.0)

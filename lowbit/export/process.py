@@ -26,12 +26,12 @@ import numpy as np
 import safetensors
 
 from lowbit.packed.files import decode_tensors
+from lowbit.targets.table import Target
 
 from .child import ANSWER, OUTPUTS
 from .reading import Bundle
 from .runners import Ran
 from .storage import Stored
-from .targets import Target
 
 _WATCHED = 0.02
 """Seconds between two looks at a run."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .targets import Target
+from lowbit.targets.table import Target
 
 WIDTHS = (2, 4, 8, 16)
 """Bits in which StableHLO stores integer weights."""

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Sequence
 
 from lowbit.plan.rows import Plan
+from lowbit.targets.table import Target
 
 from .signature import Call
-from .targets import Target
 
 
 def check_plan(call: Call, plan: Plan, targets: Sequence[Target]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.core import atomic
+from lowbit.targets.table import Target, lookup
 
 from . import process
 from .forms import SERVED
@@ -32,7 +33,6 @@ from .process import Limits
 from .reading import ARTIFACT, Bundle, read
 from .runners import Ran, runners
 from .storage import bits_per_weight, widened
-from .targets import Target, lookup
 from .vectors import stacked
 
 _CODE_BYTES = 32 * 1024
@@ -136,7 +136,7 @@ def verify(
 
     Args:
         path: the bundle's folder; its checksums are checked first.
-        targets: names from `lowbit.export.targets.TARGETS`; by default those in `DEFAULT`, the interpreter only for small
+        targets: names from `lowbit.targets.table.TARGETS`; by default those in `DEFAULT`, the interpreter only for small
             models, and those that the bundle was exported for.
         run_code: whether source code of the bundle, its C form, is compiled and run: only for bundles of those you trust.
             Without it, the rows of those targets say that they were not run.

@@ -20,14 +20,15 @@ from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
 from .arithmetic import Matmul
 from .derive import dropped_leaves, has_derived
-from .graph import Graph, Operation
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .integer.weights import check_weights
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
+from .operations import Graph, Operation
 from .refusals import Refusals
+from .shapes import axes_of, geometry, producers_of, shape_of
 from .sides import weight_right
 from .simulate import simulated_trace
 from .state import abstract_state
@@ -112,8 +113,9 @@ def planned(
         ValueError: everything that `bind` refuses, all of it at once.
     """
     graph, refused = traced.graph, Refusals(rules)
+    producers = producers_of(graph)
     rows = tuple(
-        refused.made(op.path, partial(_row, op, graph, traced, chosen[op.path], integer=integer))
+        refused.made(op.path, partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer))
         for op in graph.operations
     )
     refused.check()
@@ -139,7 +141,15 @@ def _uncovered(plan: Plan, traced: Trace) -> tuple[Uncovered, ...]:
     )
 
 
-def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *, integer: bool) -> Row:
+def _row(
+    op: Operation,
+    graph: Graph,
+    traced: Trace,
+    rule: match.Rule | None,
+    producers: tuple[str, ...],
+    *,
+    integer: bool,
+) -> Row:
     left_out = _why_left_out(op, rule, integer=integer)
     quantizers = Quantizers() if rule is None or left_out else rule.quantizers
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
@@ -148,7 +158,10 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
             f"{op.path} ({op.source}): operand {mixed[0]} mixes parameters with data, so it is neither "
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
         )
-    sites = tuple(_site(op, i, graph, traced, quantizers) for i in range(2))
+    sites = tuple(
+        dataclasses.replace(_site(op, i, graph, traced, quantizers), shape=shape_of(op, i), axes=axes_of(op, i))
+        for i in range(2)
+    )
     _check_overflow(op, sites, integer=integer)
     return Row(
         path=op.path,
@@ -160,6 +173,10 @@ def _row(op: Operation, graph: Graph, traced: Trace, rule: match.Rule | None, *,
         batch=_weight_batch(op),
         macs=_macs(op) * math.prod(op.stack),
         source=op.source,
+        geometry=geometry(op),
+        producers=producers,
+        own_gradient=op.own_gradient,
+        operation=op,
     )
 
 

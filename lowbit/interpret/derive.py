@@ -10,7 +10,7 @@ from jax.interpreters import partial_eval
 
 from lowbit.plan.rows import Row
 
-from .graph import Operation
+from .operations import Operation
 from .trace import Trace
 from .walk import Walk, plain
 
@@ -53,14 +53,14 @@ def derivation(traced: Trace, rows: tuple[Row, ...]) -> Callable[[Any], dict[str
 
     # As simulated: products un-fused from sums, or a weight here and there is rounded to another level.
     walk = Walk(traced.graph, at, frozenset(where), writes=True, reduce=lambda sites, _: sites, is_guarded=True)
-    jaxpr, count = traced.jaxpr, traced.count
+    count = traced.count
 
     @jax.jit
     def derive(params: Any) -> dict[str, Any]:
         leaves = jax.tree.leaves(params)
         rest = [_zeros(aval) for aval in avals[count:]]
         start = {path: jnp.zeros((*stacks[path], *shapes[path].shape), shapes[path].dtype) for path in where}
-        return walk.run(jaxpr, [*leaves, *rest], start)[1]
+        return walk.run([*leaves, *rest], start)[1]
 
     return derive
 
@@ -80,7 +80,7 @@ def dropped_leaves(traced: Trace, rows: tuple[Row, ...]) -> tuple[str, ...]:
 
     def run(*leaves: Any) -> list[Any]:
         given = {path: jnp.zeros((*stacks[path], *shapes[path].shape), shapes[path].dtype) for path in where}
-        return walk.run(traced.jaxpr, leaves, given)[0]
+        return walk.run(leaves, given)[0]
 
     closed = jax.make_jaxpr(run)(*[var.aval for var in traced.jaxpr.jaxpr.invars])
     inner: Any = getattr(closed, "jaxpr", closed)

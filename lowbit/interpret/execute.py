@@ -18,11 +18,11 @@ from lowbit.plan.rows import Plan, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
-from .graph import Operation
 from .inputs import quantized_input
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .native_route import float_weight, native_result
+from .operations import Operation
 from .poison import poisoned
 from .served import Served
 from .sides import weight_right
@@ -245,7 +245,7 @@ def execution(
         return result, states
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
-    outs, _ = walk.run(traced.jaxpr, traced.leaves, qparams.sites)
+    outs, _ = walk.run(traced.leaves, qparams.sites)
     return jax.tree.unflatten(traced.out_tree, outs)
 
 

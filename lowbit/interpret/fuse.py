@@ -18,6 +18,7 @@ from jaxtyping import Array
 from lowbit.packed import native_calls
 from lowbit.packed import product as products
 from lowbit.program import compat
+from lowbit.program.evaluate import traced
 from lowbit.program.read import Equation, Program, Value
 from lowbit_kernels import StaticActivation
 
@@ -116,7 +117,7 @@ class _Run:
         if value in self.env:
             return self.env[value]
         if value.is_written:
-            return value.value
+            return traced(value)
         assert value.source is not None
         if value.source in self.chains:
             self.call(self.chains[value.source])

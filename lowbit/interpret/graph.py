@@ -1,14 +1,16 @@
-"""Reading a jaxpr: which equations are operations, and which operand of each is a weight. By data flow, never by shape."""
+"""Reading a program: which equations are operations, and which operand of each is a weight. By data flow, never by shape."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jax import lax
 
 from lowbit.core.paths import common_prefix, derived_path
-from lowbit.program import compat, primitives
+from lowbit.program import primitives
+from lowbit.program.evaluate import evaluate
+from lowbit.program.read import Equation, Program
 
 from . import moves, picks
 from .kinds import (
@@ -26,98 +28,24 @@ from .kinds import (
     leaf_contraction,
     leaves_of,
     left_behind,
+    makers,
+    multiplied,
     turning,
     varies,
 )
+from .operations import Graph, Operation
 
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """One matmul, convolution or embedding look-up, as found.
-
-    Attributes:
-        address: where it is.
-        eqn: the equation.
-        base: the path without ``@0``; `path` adds it.
-        kinds: the kind of either operand.
-        stack: lengths of the enclosing scans over layers.
-        source: where it was written, or, where a traced body does not say, where the call of it was.
-        picked: of a look-up, the axes of its table that it picks from.
-        path: unique name.
-    """
-
-    address: Address
-    eqn: Any
-    base: str
-    kinds: tuple[Kind, Kind]
-    stack: tuple[int, ...]
-    source: str
-    picked: tuple[int, ...] = ()
-    path: str = ""
-
-    @property
-    def is_lookup(self) -> bool:
-        """Whether it picks parts of its left operand."""
-        return self.eqn.primitive.name in picks.LOOKUPS
-
-    @property
-    def weight(self) -> int | None:
-        """Which operand is the weight; None where both depend on data."""
-        is_weight = [not isinstance(kind, Data) or isinstance(kind, Picked) for kind in self.kinds]
-        return is_weight.index(True) if any(is_weight) else None
-
-    @property
-    def primitive(self) -> str:
-        """The primitive's name; a look-up is a ``gather``, also where one index made it a dynamic slice."""
-        return "gather" if self.is_lookup else self.eqn.primitive.name
-
-    def operands(self, values: Sequence[Any]) -> list[Any]:
-        """Returns the two operands from those of the equation: all indices of a look-up are one."""
-        return [values[0], tuple(values[1:])] if self.is_lookup else list(values)
-
-    def rebind(self, operands: Sequence[Any]) -> Any:
-        """Returns the equation's result on two operands, which are arrays."""
-        left, right = operands
-        return compat.rebind(self.eqn, [left, *right] if self.is_lookup else [left, right])[0]
-
-
-@dataclasses.dataclass
-class Graph:
-    """What `read` found. Plain data, made once per trace.
-
-    Attributes:
-        operations: in program order.
-        layer_scans: addresses of scans over stacked parameters; their sites have a state per layer.
-        unseen: ``(primitive, source line)`` of primitives that may hide a matmul.
-        leaves: the paths of the parameter leaves.
-        sizes: their elements.
-        shapes: their shapes.
-        picks: addresses of look-ups that only move a weight, to the operation that takes what they pick as one.
-        uses: by leaf, the primitives that compute with it, in order.
-    """
-
-    leaves: list[str]
-    operations: list[Operation] = dataclasses.field(default_factory=list)
-    layer_scans: set[Address] = dataclasses.field(default_factory=set)
-    unseen: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    sizes: list[int] = dataclasses.field(default_factory=list)
-    shapes: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
-    picks: frozenset[Address] = frozenset()
-    uses: dict[int, dict[str, None]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def by_address(self) -> dict[Address, Operation]:
-        """The operations by where they are."""
-        return {op.address: op for op in self.operations}
+Stack = tuple[int, ...]
+"""Lengths of the scans over layers that an equation is in."""
 
 
 def read(
-    jaxpr: Any, leaf_paths: Sequence[str], leaf_shapes: Sequence[tuple[int, ...]], *, has_picks: bool = True
+    program: Program, leaf_paths: Sequence[str], leaf_shapes: Sequence[tuple[int, ...]], *, has_picks: bool = True
 ) -> Graph:
-    """Returns the operations of a closed jaxpr whose first inputs are the parameter leaves.
+    """Returns the operations of a program whose first inputs are the parameter leaves.
 
     Args:
-        jaxpr: a closed jaxpr.
+        program: with no call inlined.
         leaf_paths: the paths of the leaves.
         leaf_shapes: their shapes.
         has_picks: whether a matrix that data picks stays a weight where an operation takes it as one; else every look-up is
@@ -125,9 +53,10 @@ def read(
     """
     made: frozenset[Address] | None = frozenset() if has_picks else None
     while True:
-        graph = Graph(list(leaf_paths), sizes=[math.prod(s) for s in leaf_shapes], shapes=list(leaf_shapes))
+        sizes = [math.prod(s) for s in leaf_shapes]
+        graph = Graph(program, list(leaf_paths), sizes=sizes, shapes=list(leaf_shapes))
         reader = _Reader(graph, made)
-        reader.whole(jaxpr)
+        reader.whole()
         if made is None or reader.made <= made:
             break
         made |= reader.made  # what something else than an operation reads: read again, with a look-up there
@@ -145,6 +74,10 @@ def read(
     return graph
 
 
+MULTIPLY_AND_SUM = "multiply_and_sum"
+"""What the plan calls a product of matrices that is written as a product of elements and a sum."""
+
+
 class _Reader:
     """The walk: pushes kinds through equations, records operations when ``recording``.
 
@@ -160,79 +93,81 @@ class _Reader:
         self.recording = True
         self.products: dict[str, int] = {}
         self.constants = 0
-        self.caller = ""
+        self.own_gradient = ""
 
-    def whole(self, jaxpr: Any) -> None:
-        """Reads a closed jaxpr."""
-        shapes = self.graph.shapes
+    def whole(self) -> None:
+        """Reads the program."""
+        program, shapes = self.graph.program, self.graph.shapes
         kinds: list[Kind] = [Weight(i, moves.leaf_axes(shape)) for i, shape in enumerate(shapes)]
-        kinds += [Data()] * (len(jaxpr.jaxpr.invars) - len(kinds))
-        outs = self.body(jaxpr.jaxpr, [Derived()] * len(jaxpr.consts), kinds, (), ())
-        self.settled(outs)
+        kinds += [Data()] * (len(program.inputs) - len(kinds))
+        outs = self.settled(self.body(program, kinds, ()))
+        self.graph.results = makers(outs)
         for leaf in frozenset().union(*(leaves_of(k) for k in outs)):
             self.graph.uses.setdefault(leaf, {})["the result"] = None
 
-    def body(self, jaxpr, consts: Sequence[Kind], kinds: Sequence[Kind], scope: Address, stack) -> list[Kind]:
-        env: dict[Any, Kind] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, kinds, strict=True))
+    def body(self, program: Program, kinds: Sequence[Kind], stack: Stack) -> list[Kind]:
+        """Returns the kinds of a program's results."""
+        return evaluate(
+            program,
+            kinds,
+            otherwise=lambda equation, kinds: self.equation(equation, kinds, stack),
+            constant=lambda _: Derived(),
+        )
 
-        def get(var) -> Kind:
-            return Derived() if compat.is_literal(var) else env[var]
-
-        for index, eqn in enumerate(jaxpr.eqns):
-            outs = self.equation(eqn, [get(v) for v in eqn.invars], (*scope, index), stack)
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [get(v) for v in jaxpr.outvars]
-
-    def equation(self, eqn, kinds: list[Kind], address: Address, stack) -> list[Kind]:
-        what = compat.kind(eqn)
-        if what is not None:
-            before, self.caller = self.caller, compat.source_line(eqn) or self.caller
-            outs = getattr(self, "_" + what)(eqn, kinds, address, stack)
-            self.caller = before
-            return outs
-        name = eqn.primitive.name
-        if compat.is_unseen(eqn) and self.recording:
-            self.graph.unseen.append((name, compat.source_line(eqn) or self.caller))
-        if name in primitives.PRODUCTS and any(isinstance(k, Data) for k in kinds):
-            return [self.record(eqn, self.weights_of(eqn, kinds), address, stack)]
-        if name in picks.LOOKUPS and any(isinstance(k, Data) for k in kinds[1:]) and self.is_table(kinds[0]):
-            return [self.lookup(eqn, kinds, address, stack)]
+    def equation(self, equation: Equation, kinds: list[Kind], stack: Stack) -> Sequence[Kind]:
+        if equation.call is not None:
+            return getattr(self, "_" + equation.call)(equation, kinds, stack)
+        if equation.is_unseen and self.recording:
+            self.graph.unseen.append((equation.name, equation.source))
+        if equation.name in primitives.PRODUCTS and any(isinstance(k, Data) for k in kinds):
+            return [self.record(equation, self.weights_of(equation, kinds), stack)]
+        if (
+            equation.name in primitives.LOOKUPS
+            and any(isinstance(k, Data) for k in kinds[1:])
+            and self.is_table(kinds[0])
+        ):
+            return [self.lookup(equation, kinds, stack)]
         first = kinds[0] if kinds else None
         if isinstance(first, Weight | Picked):
-            axes = moves.track(eqn, first.axes)
+            axes = moves.track(equation.eqn, first.axes)
             if axes is not None and isinstance(first, Picked):
                 return [dataclasses.replace(first, axes=axes)]
             if axes is not None:
                 return [Weight(first.leaf, axes, varies(kinds))]
         kinds = self.settled(kinds)
-        self.use(eqn, kinds)
-        return [combine(eqn, kinds)] * len(eqn.outvars)
+        self.use(equation, kinds)
+        return [combine(equation, kinds)] * len(equation.outs)
 
-    def use(self, eqn, kinds: Sequence[Kind]) -> None:
-        """Notes which leaves an equation computes with: those moved there, and any that meet data."""
+    def use(self, equation: Equation, kinds: Sequence[Kind]) -> None:
+        """Notes which leaves an equation computes with: those moved there, and any that meet data or an unknown primitive."""
         if not self.recording:
             return
         has_data = any(isinstance(k, Data) for k in kinds)
-        if not has_data and eqn.primitive.name in moves.NAMES:
+        is_unknown = primitives.meaning(equation.name) == primitives.UNKNOWN
+        if not has_data and not is_unknown and equation.name in moves.NAMES:
             return
-        for kind in kinds:
-            for leaf in leaves_of(kind) if has_data or isinstance(kind, Weight) else ():
-                self.graph.uses.setdefault(leaf, {})[
-                    f"{eqn.primitive.name} {compat.source_line(eqn) or self.caller}".strip()
-                ] = None
+        taken = [
+            leaf for k in kinds for leaf in (leaves_of(k) if has_data or is_unknown or isinstance(k, Weight) else ())
+        ]
+        if is_unknown and taken and (here := (equation.name, equation.source)) not in self.graph.unseen:
+            self.graph.unseen.append(here)
+        for leaf in taken:
+            self.graph.uses.setdefault(leaf, {})[f"{equation.name} {equation.source}".strip()] = None
+        for leaf in multiplied(equation, kinds):
+            self.graph.uses.setdefault(leaf, {})[f"{MULTIPLY_AND_SUM} {equation.source}".strip()] = None
 
     def settled(self, kinds: Sequence[Kind]) -> list[Kind]:
         """Returns kinds as something other than an operation reads them: what was picked is data of a look-up."""
         if self.recording:
             self.made |= frozenset().union(*(k.picks for k in kinds if isinstance(k, Picked)))
-        return [Data(k.near) if isinstance(k, Picked) else k for k in kinds]
+        return [Data(k.near, makers=k.makers) if isinstance(k, Picked) else k for k in kinds]
 
     def is_table(self, kind: Kind) -> bool:
         return isinstance(kind, Picked) or bool(leaves_of(kind))
 
-    def lookup(self, eqn, kinds: list[Kind], address: Address, stack) -> Data:
+    def lookup(self, equation: Equation, kinds: list[Kind], stack: Stack) -> Data:
         """A look-up: of matrices, that an operation may take as its weight, it is put off."""
+        eqn, address = equation.eqn, equation.address
         table, is_data = kinds[0], [isinstance(k, Data) for k in kinds]
         picked = picks.picked_axes(eqn, is_data)
         axes = picks.track(eqn, table.axes) if isinstance(table, Weight | Picked) else None
@@ -246,24 +181,25 @@ class _Reader:
                 near = frozenset([self.graph.leaves[table.leaf]])
                 if self.recording:
                     self.graph.picks |= {address}
-                return Picked(near, leaf=table.leaf, axes=axes, picks=before | {address})
+                return Picked(near, makers=makers(kinds), leaf=table.leaf, axes=axes, picks=before | {address})
         if isinstance(table, Picked) and leaf_contraction(eqn, 0, table.axes, picked) is None:
-            return combine(eqn, self.settled(kinds))  # pyright: ignore[reportReturnType]
-        return self.record(eqn, [table, Data()], address, stack, picked)
+            return combine(equation, self.settled(kinds))  # pyright: ignore[reportReturnType]
+        return self.record(equation, [table, Data(makers=makers(kinds[1:]))], stack, picked)
 
-    def weights_of(self, eqn, kinds: Sequence[Kind]) -> list[Kind]:
+    def weights_of(self, equation: Equation, kinds: Sequence[Kind]) -> list[Kind]:
         """Returns the kinds of a product's operands: what data picked is a weight where the other one is data."""
         is_picked = [isinstance(k, Picked) for k in kinds]
         others = [k for k, p in zip(kinds, is_picked, strict=True) if not p]
         if sum(is_picked) == 1 and isinstance(others[0], Data):
             at = is_picked.index(True)
-            contracted = leaf_contraction(eqn, at, kinds[at].axes)  # pyright: ignore[reportAttributeAccessIssue]
+            contracted = leaf_contraction(equation.eqn, at, kinds[at].axes)  # pyright: ignore[reportAttributeAccessIssue]
             if contracted:
                 return list(kinds)
         return self.settled(kinds)
 
-    def record(self, eqn, kinds: list[Kind], address: Address, stack, picked: tuple[int, ...] = ()) -> Data:
-        pair = tuple(_at_operation(eqn, i, kinds, picked) for i in range(2))
+    def record(self, equation: Equation, kinds: list[Kind], stack: Stack, picked: tuple[int, ...] = ()) -> Data:
+        left, right = (_at_operation(equation.eqn, i, kinds, picked) for i in range(2))
+        pair = left, right
         weights = [k for k in pair if not isinstance(k, Data) or isinstance(k, Picked)]
         near = frozenset().union(*(k.near for k in pair if isinstance(k, Data)))
         if weights:
@@ -276,9 +212,10 @@ class _Reader:
             if self.recording:
                 self.products[prefix] = number + 1
         if self.recording:
-            source = compat.source_line(eqn) or self.caller
-            self.graph.operations.append(Operation(address, eqn, base, pair, stack, source, picked))  # pyright: ignore[reportArgumentType]
-        return Data(near)
+            self.graph.operations.append(
+                Operation(equation, base, pair, stack, equation.source, picked, self.own_gradient)
+            )
+        return Data(near, makers=frozenset([equation.address]))
 
     def weight_path(self, kind: Kind) -> str:
         if isinstance(kind, Weight | Picked):
@@ -293,65 +230,67 @@ class _Reader:
             return name
         return derived_path(paths)
 
-    def _jit(self, eqn, kinds, address, stack):
-        (body,) = compat.bodies(eqn)
-        return self.body(body.jaxpr, [Derived()] * len(body.consts), kinds, (*address, 0), stack)
+    def _jit(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
+        (body,) = equation.bodies
+        return self.body(body, kinds, stack)
 
     _remat = _jit
 
-    def _custom_vjp(self, eqn, kinds, address, stack):
-        outs = self.settled(self._jit(eqn, self.settled(kinds), address, stack))
+    def _shard_map(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
+        outs = self.settled(self._jit(equation, self.settled(kinds), stack))
         return [computed(k) for k in outs]
 
-    _custom_jvp = _shard_map = _custom_vjp
+    def _custom_vjp(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
+        before = self.own_gradient
+        self.own_gradient = before or f"{equation.call} {equation.source}".strip()
+        outs = self._shard_map(equation, kinds, stack)
+        self.own_gradient = before
+        return outs
 
-    def _cond(self, eqn, kinds, address, stack):
-        branches = [
-            self.body(b.jaxpr, [Derived()] * len(b.consts), kinds[1:], (*address, i), stack)
-            for i, b in enumerate(compat.bodies(eqn))
-        ]
+    _custom_jvp = _custom_vjp
+
+    def _cond(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
+        branches = [self.body(body, kinds[1:], stack) for body in equation.bodies]
         outs = [computed(join(self.settled(options))) for options in zip(*branches, strict=True)]
         return left_behind(outs, is_data=isinstance(kinds[0], Data))
 
-    def _while(self, eqn, kinds, address, stack):
-        condition, body = compat.bodies(eqn)
-        split = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
-        consts, carry = kinds[split[0] : split[1]], self.settled(kinds[split[1] :])
+    def _while(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
+        condition, body = equation.bodies
+        n_carry = len(equation.outs)
+        n_cond, n_body = len(condition.inputs) - n_carry, len(body.inputs) - n_carry
+        consts, carry = kinds[n_cond : n_cond + n_body], self.settled(kinds[n_cond + n_body :])
 
-        def once(carry, scope):
-            return self.settled(self.body(body.jaxpr, [Derived()] * len(body.consts), [*consts, *carry], scope, stack))
+        def once(carry: Sequence[Kind]) -> list[Kind]:
+            return self.settled(self.body(body, [*consts, *carry], stack))
 
-        unchanged = _unchanged(body.jaxpr, len(consts), len(carry))
-        fixed = self._fixpoint(lambda c: once(c, ()), carry, unchanged)
-        (goes_on,) = self.body(
-            condition.jaxpr, [Derived()] * len(condition.consts), [*kinds[: split[0]], *fixed], (*address, 0), stack
-        )
-        once(fixed, (*address, 1))
+        unchanged = [out is x for out, x in zip(body.outs, body.inputs[n_body:], strict=True)]
+        fixed = self._fixpoint(once, carry, unchanged)
+        (goes_on,) = self.body(condition, [*kinds[:n_cond], *fixed], stack)
+        once(fixed)
         outs = self._after(fixed, carry, kinds)
         chosen = left_behind(outs, is_data=isinstance(goes_on, Data))
         return [k if same else data for k, data, same in zip(outs, chosen, unchanged, strict=True)]
 
-    def _scan(self, eqn, kinds, address, stack):
-        (body,) = compat.bodies(eqn)
-        n_consts, n_carry = compat.scan_counts(eqn)
+    def _scan(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
+        loop = equation.loop
+        assert loop is not None
+        n_carry, n_consts = len(loop.carries), loop.n_consts
         consts, rest = kinds[:n_consts], self.settled(kinds[n_consts:])
         carry, xs = rest[:n_carry], rest[n_carry:]
         is_layers = any(not isinstance(k, Data) and leaves_of(k) for k in xs)
         if is_layers:
-            stack = (*stack, eqn.params["length"])
+            stack = (*stack, loop.length)
             if self.recording:
-                self.graph.layer_scans.add(address)
+                self.graph.layer_scans.add(equation.address)
         # Of a scan over layers a derived weight is computed for every one of them; of another scan, once.
         sliced = [layer_of(k) if is_layers else turning(layer_of(k)) for k in xs]
 
-        def once(carry, scope):
-            return self.settled(
-                self.body(body.jaxpr, [Derived()] * len(body.consts), [*consts, *carry, *sliced], scope, stack)
-            )
+        def once(carry: Sequence[Kind]) -> list[Kind]:
+            return self.settled(self.body(loop.body, [*consts, *carry, *sliced], stack))
 
-        unchanged = _unchanged(body.jaxpr, n_consts, n_carry)
-        fixed = self._fixpoint(lambda c: once(c, ())[:n_carry], carry, unchanged, is_layers=is_layers)
-        outs = once(fixed, (*address, 0))
+        unchanged = [out is x for out, x in zip(loop.afters, loop.carries, strict=True)]
+        fixed = self._fixpoint(lambda c: once(c)[:n_carry], carry, unchanged, is_layers=is_layers)
+        outs = once(fixed)
         stacked = [k if isinstance(k, Data) else Derived(leaves_of(k)) for k in outs[n_carry:]]
         return self._after([*fixed, *stacked], [*carry, *stacked], kinds)
 
@@ -361,7 +300,12 @@ class _Reader:
         return [b if o == b else i for o, b, i in zip(outs, before, inner, strict=True)]
 
     def _fixpoint(
-        self, once, carry: Sequence[Kind], unchanged: Sequence[bool], *, is_layers: bool = False
+        self,
+        once: Callable[[Sequence[Kind]], list[Kind]],
+        carry: Sequence[Kind],
+        unchanged: Sequence[bool],
+        *,
+        is_layers: bool = False,
     ) -> list[Kind]:
         """Joins the carry with what the body returns until nothing changes; nothing is recorded."""
         recording, self.recording = self.recording, False
@@ -391,7 +335,3 @@ def _at_operation(eqn, index: int, kinds: Sequence[Kind], picked: Sequence[int])
     if isinstance(kind, Weight) and leaf_contraction(eqn, index, kind.axes, picked) is None:
         return Derived(frozenset([kind.leaf]), kind.varies)
     return kind
-
-
-def _unchanged(jaxpr, n_consts: int, n_carry: int) -> list[bool]:
-    return [jaxpr.outvars[i] is jaxpr.invars[n_consts + i] for i in range(n_carry)]

@@ -16,7 +16,7 @@ def identity(fn: Model) -> Callable[..., Any]:
         traced = trace(fn, params, args, kwargs)
         paths = frozenset(op.path for op in traced.graph.operations)
         walk = Walk(traced.graph, lambda op, values, state: (op.rebind(values), state), paths, inside="keep")
-        outs, _ = walk.run(traced.jaxpr, traced.leaves, {})
+        outs, _ = walk.run(traced.leaves, {})
         return jax.tree.unflatten(traced.out_tree, outs)
 
     return run

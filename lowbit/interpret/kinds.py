@@ -11,7 +11,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import moves, picks
+from lowbit.program import primitives
+from lowbit.program.read import Equation
+
+from . import moves
 
 Address = tuple[int, ...]
 """Where an equation is: equation index, body index, equation index, ..., equation index."""
@@ -53,11 +56,15 @@ class Data:
         near: paths of the nearest upstream weights.
         is_mixed: whether a whole parameter was combined with it since the last operation.
         is_spread: whether it was broadcast since the last operation.
+        makers: where the operations are that it is computed from, nearest upstream.
+        factors: leaves that it is the product with, element by element, moved at most since.
     """
 
     near: frozenset[str] = frozenset()
     is_mixed: bool = False
     is_spread: bool = False
+    makers: frozenset[Address] = frozenset()
+    factors: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,11 @@ def leaves_of(kind: Kind) -> frozenset[int]:
     if isinstance(kind, Weight):
         return frozenset([kind.leaf])
     return kind.leaves if isinstance(kind, Derived) else frozenset()
+
+
+def makers(kinds: Iterable[Kind]) -> frozenset[Address]:
+    """Returns where the operations are that any of these is computed from, nearest upstream."""
+    return frozenset().union(*(k.makers for k in kinds if isinstance(k, Data)))
 
 
 def computed(kind: Kind) -> Kind:
@@ -123,7 +135,8 @@ def join(options: Sequence[Kind]) -> Kind:
         return options[0]
     if any(isinstance(k, Data) for k in options):
         data = [k for k in options if isinstance(k, Data)]
-        return Data(frozenset().union(*(k.near for k in data)), any(k.is_mixed for k in data))
+        near = frozenset().union(*(k.near for k in data))
+        return Data(near, any(k.is_mixed for k in data), makers=makers(data))
     return Derived(frozenset().union(*(leaves_of(k) for k in options)), varies(options))
 
 
@@ -137,33 +150,49 @@ def carried(before: Kind, after: Kind, *, is_layers: bool = False) -> Kind:
     return Derived(leaves_of(before) | leaves_of(after), not is_layers or varies([before, after]))
 
 
-def combine(eqn: Any, kinds: Sequence[Kind]) -> Kind:
+def combine(equation: Equation, kinds: Sequence[Kind]) -> Kind:
     """Returns the kind of an equation's results from the kinds of its operands."""
     data = [k for k in kinds if isinstance(k, Data)]
-    name = eqn.primitive.name
+    name = equation.name
     if not data:
-        if eqn.effects:  # what a callback or a mutable array brings in is no parameter
+        if equation.eqn.effects:  # what a callback or a mutable array brings in is no parameter
             return Data()
         return Derived(frozenset().union(*(leaves_of(k) for k in kinds)), varies(kinds) or name == "axis_index")
     near = frozenset().union(*(k.near for k in data))
     mixed = any(k.is_mixed for k in data)
     spread = any(k.is_spread for k in data)
-    out = eqn.outvars[0].aval.shape if hasattr(eqn.outvars[0].aval, "shape") else ()
-    if name == "broadcast_in_dim" and eqn.invars[0].aval.shape != out:
-        spread = spread or is_smaller(eqn.invars[0].aval.shape, out)
+    out = equation.outs[0].shape if equation.outs else ()
+    if name == "broadcast_in_dim" and equation.ins[0].shape != out:
+        spread = spread or is_smaller(equation.ins[0].shape, out)
     whole = [
         k
-        for k, v in zip(kinds, eqn.invars, strict=True)
-        if not isinstance(k, Data) and leaves_of(k) and v.aval.shape == out and sum(n > 1 for n in out) >= 2
+        for k, v in zip(kinds, equation.ins, strict=True)
+        if not isinstance(k, Data) and leaves_of(k) and v.shape == out and sum(n > 1 for n in out) >= 2
     ]
-    fewer = any(
-        isinstance(k, Data) and is_smaller(getattr(v.aval, "shape", ()), out)
-        for k, v in zip(kinds, eqn.invars, strict=True)
-    )
+    fewer = any(isinstance(k, Data) and is_smaller(v.shape, out) for k, v in zip(kinds, equation.ins, strict=True))
     is_chosen = name == "select_n" and not any(isinstance(k, Data) for k in kinds[1:])
-    if whole and name in ("mul", "add", "sub", "div", "select_n", "max", "min") and (spread or fewer or is_chosen):
+    is_joined = name in primitives.ARITHMETIC or name == "select_n"
+    if whole and is_joined and (spread or fewer or is_chosen):
         mixed = True
-    return Data(near, mixed, spread)
+    return Data(near, mixed, spread, makers(data), _factors(equation, kinds))
+
+
+def _factors(equation: Equation, kinds: Sequence[Kind]) -> frozenset[int]:
+    """The leaves that a result is the product with."""
+    if equation.name in primitives.MOVES:
+        return kinds[0].factors if isinstance(kinds[0], Data) else frozenset()
+    if equation.name != "mul":
+        return frozenset()
+    return frozenset().union(*(leaves_of(k) for k in kinds if not isinstance(k, Data)))
+
+
+def multiplied(equation: Equation, kinds: Sequence[Kind]) -> frozenset[int]:
+    """Returns the leaves that a sum is a product of matrices with: what it adds are products of their elements and data."""
+    if equation.name != "reduce_sum" or not isinstance(kinds[0], Data):
+        return frozenset()
+    shape = equation.ins[0].shape
+    is_sum = any(shape[i] != 1 for i in equation.params["axes"])
+    return kinds[0].factors if is_sum else frozenset()
 
 
 def is_smaller(shape: Sequence[Any], full: Sequence[Any]) -> bool:
@@ -180,7 +209,7 @@ def contraction(eqn: Any, index: int, picked: Sequence[int] = ()) -> tuple[int, 
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         return tuple(sorted(params["dimension_numbers"][0][index]))
-    if name in picks.LOOKUPS:
+    if name in primitives.LOOKUPS:
         rank = len(eqn.invars[0].aval.shape)
         kept = tuple(i for i in range(rank) if i not in picked) or tuple(range(1, rank))
         return kept if index == 0 else ()

@@ -14,27 +14,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowbit.core.qtensor import QTensor
-from lowbit.program import compat
+from lowbit.program import compat, primitives
 
 Atom = tuple[int, int]
 """(leaf axis, elements); a leaf axis cut in parts shows as several atoms."""
 Axes = tuple[tuple[Atom, ...], ...]
 """Which leaf axes make up every axis of a moved weight."""
 
-_SAME = ("copy", "copy_p", "sharding_constraint", "optimization_barrier", "name", "stop_gradient")
-_VARYING = ("pvary", "pcast", "pbroadcast")  # inside shard_map: the value differs between devices from here on
+_SAME, _VARYING = primitives.SAME, primitives.VARYING
 
 CUTTING = ("rev", "slice", "dynamic_slice")
 """Movements after which some elements of an axis are gone, or in another order: the others only permute and merge axes."""
 
-
-NAMES = frozenset(
-    (
-        *_SAME, *_VARYING, "broadcast_in_dim", "convert_element_type", "dynamic_slice", "expand_dims", "reshape", "rev",
-        "slice", "squeeze", "transpose",
-    )
-)  # fmt: skip
-"""Primitives that move elements and compute nothing, whether or not a scale can follow."""
+NAMES = _SAME | _VARYING | primitives.CASTS | primitives.SHAPED | set(CUTTING)
+"""Primitives that move elements of one operand and compute nothing, whether or not a scale can follow."""
 
 
 class MoveError(ValueError):
@@ -61,8 +54,6 @@ def track(eqn: Any, axes: Axes) -> Axes | None:
         return tuple(axes[i] for i in params["permutation"])
     if name == "squeeze":
         return tuple(a for i, a in enumerate(axes) if i not in params["dimensions"])
-    if name == "expand_dims":
-        return _regroup(axes, out)
     if name == "reshape":
         return None if params.get("dimensions") is not None else _regroup(axes, out)
     if name == "broadcast_in_dim":
@@ -125,7 +116,7 @@ def move(eqn: Any, q: QTensor, others: Sequence[Any] = ()) -> QTensor:
     if name == "transpose":
         order = params["permutation"]
         return _mapped(q, lambda x: jnp.transpose(x, order), [q.blocks[i] for i in order])
-    if name in ("squeeze", "expand_dims", "reshape", "broadcast_in_dim"):
+    if name in ("squeeze", "reshape", "broadcast_in_dim"):
         return _reshaped(q, tuple(eqn.outvars[0].aval.shape))
     if name == "rev":
         return _reversed(q, params["dimensions"])

@@ -13,8 +13,8 @@ from lowbit.packed import native, native_calls, product
 from lowbit.plan.rows import Row
 
 from .arithmetic import Matmul, result_dtype
-from .graph import Operation
 from .inputs import quantized_input
+from .operations import Operation
 from .poison import poisoned
 from .sides import weight_right
 from .walk import plain

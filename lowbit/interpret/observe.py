@@ -9,8 +9,8 @@ import jax
 from lowbit.core.qtensor import QTensor
 from lowbit.plan.rows import Plan
 
-from .graph import Operation
 from .integer.interpretations import observation as integer_observation
+from .operations import Operation
 from .simulate import compute
 from .state import QState, finished, get, has_no_values, layer_operand, quantizer_of, statistics_of, walked_sites
 from .trace import Model, check_same_operations, trace
@@ -90,5 +90,5 @@ def observation(
     paths = frozenset(row.path for row in plan.quantized) if qstate is not None else frozenset(walked)
     start = {path: statistics.get(path, {}) for path in paths}
     walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce)
-    _, after = walk.run(traced.jaxpr, leaves, start)
+    _, after = walk.run(leaves, start)
     return {path: after[path] for path in statistics}

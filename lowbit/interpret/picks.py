@@ -9,9 +9,6 @@ from typing import Any
 
 from . import moves
 
-LOOKUPS = ("gather", "dynamic_slice")
-"""Primitives that pick parts of their first operand by the integers in the others."""
-
 
 def picked_axes(eqn: Any, is_data: Sequence[bool]) -> tuple[int, ...]:
     """Returns the axes of the table that a look-up picks from.

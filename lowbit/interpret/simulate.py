@@ -17,9 +17,9 @@ from lowbit.plan.rows import Plan, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import is_integer_pair, result_dtype, simulated
-from .graph import Operation
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
+from .operations import Operation
 from .sides import weight_right
 from .state import (
     QState,
@@ -183,7 +183,7 @@ def simulated_trace(
         is_guarded=True,
         inside="raise" if custom_vjp == "raise" else "any",
     )
-    outs, sites = walk.run(traced.jaxpr, leaves, sites)
+    outs, sites = walk.run(leaves, sites)
     result = jax.tree.unflatten(traced.out_tree, outs)
     return result, (_collected(plan, updates, sites) if train else qstate)
 

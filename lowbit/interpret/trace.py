@@ -11,8 +11,10 @@ from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.trees import Dropped
 from lowbit.plan.rows import Plan
+from lowbit.program.read import read as read_program
 
-from .graph import Graph, read
+from .graph import read
+from .operations import Graph
 
 Model = Callable[..., Any]
 
@@ -109,7 +111,8 @@ def trace(
         shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
     jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
-    return Trace(jaxpr, read(jaxpr, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree)
+    program = read_program(jaxpr, fixed=len(paths), inlined=())
+    return Trace(jaxpr, read(program, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree)
 
 
 def check_same_operations(graph: Graph, plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""The walk: one evaluator of a jaxpr, for every interpretation.
+"""The walk: one evaluator of a program, for every interpretation.
 
 An interpretation says what happens at an operation; the walk does everything else: it re-evaluates the other equations
 unchanged, carries the state of every site through jit, scan, while, cond, remat and shard_map, moves quantized weights
@@ -19,12 +19,14 @@ from lowbit.core.rounding import unfused
 from lowbit.packed.bits import unpack
 from lowbit.packed.native import NativeTensor
 from lowbit.packed.trees import Dropped
-from lowbit.program import compat
+from lowbit.program import compat, primitives
+from lowbit.program.evaluate import evaluate, traced
+from lowbit.program.read import Equation, Program
 
 from . import moves
-from .graph import Graph, Operation
 from .kinds import Address
 from .lookup import pick
+from .operations import Graph, Operation
 
 Sites = dict[str, Any]
 """State by operation path. Inside a scan over layers, of the current layer."""
@@ -56,16 +58,15 @@ class Walk:
     is_guarded: bool = False
     inside: str = "any"
 
-    def run(self, jaxpr: Any, args: Sequence[Any], sites: Sites) -> tuple[list[Any], Sites]:
-        """Returns the results of a closed jaxpr and the states after it.
+    def run(self, args: Sequence[Any], sites: Sites) -> tuple[list[Any], Sites]:
+        """Returns the results of the program that ``graph`` was read from, and the states after it.
 
         Args:
-            jaxpr: the closed jaxpr that ``graph`` was read from.
             args: flat values; parameters may be `QTensor`.
             sites: states by path.
         """
         run = _Run(self, {op.address: op for op in self.graph.operations if op.path in self.paths})
-        outs, after = run.body(jaxpr.jaxpr, jaxpr.consts, args, (), sites)
+        outs, after = run.body(self.graph.program, args, sites)
         return [plain(v) for v in outs], after
 
 
@@ -107,46 +108,44 @@ class _Run:
         inside = (*operations, *walk.graph.picks)
         self.scopes = {address[:i] for address in inside for i in range(1, len(address))}
 
-    def body(self, jaxpr, consts, args, scope: Address, sites: Sites) -> tuple[list[Any], Sites]:
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
-        summed = _summed_products(jaxpr) if self.walk.is_guarded else frozenset()
+    def body(self, program: Program, args: Sequence[Any], sites: Sites) -> tuple[list[Any], Sites]:
+        summed = _summed_products(program) if self.walk.is_guarded else frozenset()
 
-        def get(var):
-            return var.val if compat.is_literal(var) else env[var]
+        def at(equation: Equation, values: list[Any]) -> Sequence[Any]:
+            nonlocal sites
+            outs, sites = self.equation(equation, values, sites)
+            if equation in summed:
+                return [out if isinstance(out, Dropped) else unfused(out) for out in outs]
+            return outs
 
-        for index, eqn in enumerate(jaxpr.eqns):
-            address = (*scope, index)
-            values = [get(v) for v in eqn.invars]
-            if address in self.operations:
-                operation = self.operations[address]
-                out, state = self.walk.at(operation, operation.operands(values), sites.get(operation.path))
-                if self.walk.writes:
-                    sites = {**sites, operation.path: state}
-                outs = [out]
-            elif self.looks_inside(eqn, values, address):
-                outs, sites = getattr(self, "_" + str(compat.kind(eqn)))(eqn, values, address, sites)
-            elif address in self.walk.graph.picks and isinstance(values[0], QTensor):
-                outs = [pick(eqn, values[0], values[1:])]
-            else:
-                outs = reevaluate(eqn, values)
-                if index in summed:
-                    outs = [out if isinstance(out, Dropped) else unfused(out) for out in outs]
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [get(v) for v in jaxpr.outvars], sites
+        return evaluate(program, args, otherwise=at, constant=traced), sites
 
-    def looks_inside(self, eqn, values, address: Address) -> bool:
+    def equation(self, equation: Equation, values: list[Any], sites: Sites) -> tuple[Sequence[Any], Sites]:
+        """Returns what an equation makes, and the states after it."""
+        address = equation.address
+        if address in self.operations:
+            operation = self.operations[address]
+            out, state = self.walk.at(operation, operation.operands(values), sites.get(operation.path))
+            return [out], ({**sites, operation.path: state} if self.walk.writes else sites)
+        if self.looks_inside(equation, values):
+            return getattr(self, "_" + str(equation.call))(equation, values, sites)
+        if address in self.walk.graph.picks and isinstance(values[0], QTensor):
+            return [pick(equation.eqn, values[0], values[1:])], sites
+        return reevaluate(equation.eqn, values), sites
+
+    def looks_inside(self, equation: Equation, values: list[Any]) -> bool:
         """Whether a call is walked through, not evaluated whole: what `lowbit.interpret.graph` reads through, this walks through.
 
         It holds an operation, or a quantized weight leaves it as one, or something in it needs a weight that is packed
         already, and the rest does not.
         """
-        kind = compat.kind(eqn)
-        if kind is None or address in self.scopes:
+        kind = equation.call
+        if kind is None or equation.address in self.scopes:
             return kind is not None
         if any(isinstance(v, Dropped) for v in values):  # jax finds what is not needed of every call but these
             return kind not in ("while", "custom_jvp", "custom_vjp")
-        return any(isinstance(v, QTensor) for v in (values if kind in compat.INLINED else compat.carried(eqn, values)))
+        kept = values if kind in compat.INLINED else compat.carried(equation.eqn, values)
+        return any(isinstance(v, QTensor) for v in kept)
 
     def inner(self, address: Address, sites: Sites) -> Sites:
         """The states of the operations inside a call."""
@@ -155,85 +154,87 @@ class _Run:
             op.path: sites[op.path] for a, op in self.operations.items() if a[:depth] == address and op.path in sites
         }
 
-    def _jit(self, eqn, values, address, sites):
-        (body,) = compat.bodies(eqn)
-        return self.body(body.jaxpr, body.consts, values, (*address, 0), sites)
+    def _jit(self, equation, values, sites):
+        (body,) = equation.bodies
+        return self.body(body, values, sites)
 
-    def _custom_vjp(self, eqn, values, address, sites):
+    def _custom_vjp(self, equation, values, sites):
         if self.walk.inside == "keep":
-            return reevaluate(eqn, values), sites
+            return reevaluate(equation.eqn, values), sites
         if self.walk.inside == "raise":
-            names = sorted(op.path for a, op in self.operations.items() if a[: len(address)] == address)
+            depth = len(equation.address)
+            names = sorted(op.path for a, op in self.operations.items() if a[:depth] == equation.address)
             raise ValueError(
-                f"{', '.join(names)} lies inside a function with its own gradient ({compat.kind(eqn)}, "
-                f"{compat.source_line(eqn)}); simulating it would drop that gradient: give it the rule 'keep', or pass "
+                f"{', '.join(names)} lies inside a function with its own gradient ({equation.call}, "
+                f"{equation.source}); simulating it would drop that gradient: give it the rule 'keep', or pass "
                 f"custom_vjp='body' to use the gradient of its body"
             )
-        outs, sites = self._jit(eqn, values, address, sites)
+        outs, sites = self._jit(equation, values, sites)
         return [plain(v) for v in outs], sites
 
     _custom_jvp = _custom_vjp
 
-    def _remat(self, eqn, values, address, sites):
-        (body,) = compat.bodies(eqn)
-        inner = self.inner(address, sites)
+    def _remat(self, equation, values, sites):
+        (body,) = equation.bodies
+        inner = self.inner(equation.address, sites)
 
         def function(values, inner):
-            return self.body(body.jaxpr, body.consts, values, (*address, 0), inner)
+            return self.body(body, values, inner)
 
-        outs, after = compat.remat(eqn, function)(values, inner)
+        outs, after = compat.remat(equation.eqn, function)(values, inner)
         return outs, ({**sites, **after} if self.walk.writes else sites)
 
-    def _cond(self, eqn, values, address, sites):
+    def _cond(self, equation, values, sites):
         index, *operands = values
         if isinstance(index, Dropped):
-            return reevaluate(eqn, values), sites
-        inner = self.inner(address, sites)
+            return reevaluate(equation.eqn, values), sites
+        inner = self.inner(equation.address, sites)
 
-        def branch(i, body):
+        def branch(body):
             def function(operands, inner):
-                outs, after = self.body(body.jaxpr, body.consts, operands, (*address, i), inner)
+                outs, after = self.body(body, operands, inner)
                 return [plain(v) for v in outs], after
 
             return function
 
-        functions = [branch(i, body) for i, body in enumerate(compat.bodies(eqn))]
+        functions = [branch(body) for body in equation.bodies]
         if any(isinstance(v, Dropped) for v in operands):
             functions = _dropping_alike(functions, operands, inner)
         index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
         outs, after = lax.switch(index, functions, operands, inner)
         return outs, ({**sites, **after} if self.walk.writes else sites)
 
-    def _while(self, eqn, values, address, sites):
-        condition, body = compat.bodies(eqn)
-        n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    def _while(self, equation, values, sites):
+        condition, body = equation.bodies
+        n_carry = len(equation.outs)
+        n_cond, n_body = len(condition.inputs) - n_carry, len(body.inputs) - n_carry
         cond_consts = [plain(v) for v in values[:n_cond]]
         body_consts, carry = values[n_cond : n_cond + n_body], values[n_cond + n_body :]
-        inner = self.inner(address, sites) if self.walk.writes else {}
-        fixed = self._fixed(body.jaxpr, n_body, carry)
+        inner = self.inner(equation.address, sites) if self.walk.writes else {}
+        fixed = self._fixed(body, n_body, carry)
 
         def check(state):
             moving, _ = state
             full = [plain(v) for v in _merge(moving, fixed)]
-            return self.body(condition.jaxpr, condition.consts, [*cond_consts, *full], (*address, 0), sites)[0][0]
+            return self.body(condition, [*cond_consts, *full], sites)[0][0]
 
         def step(state):
             moving, inner = state
             now = {**sites, **inner}
             full = _merge(moving, fixed)
-            outs, after = self.body(body.jaxpr, body.consts, [*body_consts, *full], (*address, 1), now)
+            outs, after = self.body(body, [*body_consts, *full], now)
             return _moving([plain(v) for v in outs], fixed), {path: after[path] for path in inner}
 
         moving, after = lax.while_loop(check, step, (_moving([plain(v) for v in carry], fixed), inner))
         return _merge(moving, fixed), {**sites, **after}
 
-    def _scan(self, eqn, values, address, sites):
-        (body,) = compat.bodies(eqn)
-        n_consts, n_carry = compat.scan_counts(eqn)
+    def _scan(self, equation, values, sites):
+        (body,) = equation.bodies
+        n_consts, n_carry = equation.loop.n_consts, len(equation.loop.carries)
         consts, carry, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
-        inner = self.inner(address, sites)
-        is_layers = address in self.walk.graph.layer_scans
-        fixed = self._fixed(body.jaxpr, n_consts, carry)
+        inner = self.inner(equation.address, sites)
+        is_layers = equation.address in self.walk.graph.layer_scans
+        fixed = self._fixed(body, n_consts, carry)
         carried = inner if self.walk.writes and not is_layers else {}
         scanned = inner if is_layers else {}
 
@@ -242,27 +243,27 @@ class _Run:
             xs, scanned = slices
             now = {**sites, **carried, **scanned}
             full = [*consts, *_merge(moving, fixed), *xs]
-            outs, after = self.body(body.jaxpr, body.consts, full, (*address, 0), now)
+            outs, after = self.body(body, full, now)
             outs = [plain(v) for v in outs]
             moved = _moving(outs[:n_carry], fixed)
             stacked = {path: after[path] for path in scanned} if self.walk.writes else {}
             return (moved, {path: after[path] for path in carried}), (outs[n_carry:], stacked)
 
         start = _moving([plain(v) for v in carry], fixed), carried
-        (moving, carried), (ys, stacked) = compat.scan(eqn, step, start, (xs, scanned))
+        (moving, carried), (ys, stacked) = compat.scan(equation.eqn, step, start, (xs, scanned))
         return [*_merge(moving, fixed), *ys], {**sites, **carried, **stacked}
 
-    def _fixed(self, jaxpr, offset: int, carry: Sequence[Any]) -> dict[int, Any]:
+    def _fixed(self, body: Program, offset: int, carry: Sequence[Any]) -> dict[int, Any]:
         """Quantized weights that a loop carries unchanged: they stay outside the carry."""
         return {
             i: value
             for i, value in enumerate(carry)
-            if isinstance(value, QTensor) and jaxpr.outvars[i] is jaxpr.invars[offset + i]
+            if isinstance(value, QTensor) and body.outs[i] is body.inputs[offset + i]
         }
 
-    def _shard_map(self, eqn, values, address, sites):
-        (body,) = compat.bodies(eqn)
-        inner = self.inner(address, sites)
+    def _shard_map(self, equation, values, sites):
+        (body,), eqn = equation.bodies, equation.eqn
+        inner = self.inner(equation.address, sites)
         values = [_codes(v) if isinstance(v, QTensor) else v for v in values]  # devices split codes, not bytes
         flat, treedef = jax.tree.flatten((values, inner))
         state, state_tree = jax.tree.flatten(inner)
@@ -272,7 +273,7 @@ class _Run:
 
         def function(*flat):
             values, inner = jax.tree.unflatten(treedef, flat)
-            outs, after = self.body(body.jaxpr, body.consts, values, (*address, 0), inner)
+            outs, after = self.body(body, values, inner)
             outs = [plain(v) for v in outs]
             if not self.walk.writes:
                 return outs
@@ -318,12 +319,11 @@ def _specs(value: Any, spec: Any) -> list[Any]:
     return [PartitionSpec(*(name if n > 1 else None for name, n in zip(names, shape, strict=True))) for shape in shapes]
 
 
-def _summed_products(jaxpr) -> frozenset[int]:
+def _summed_products(program: Program) -> frozenset[Equation]:
     """Equations that multiply floats and whose result meets a sum: a compiler may fuse the two, and round once."""
-    summed = {id(v) for eqn in jaxpr.eqns if eqn.primitive.name in ("add", "sub", "add_any") for v in eqn.invars}
+    summed = {v for e in program.equations if e.name in primitives.ADDITIONS for v in e.ins}
     return frozenset(
-        i
-        for i, eqn in enumerate(jaxpr.eqns)
-        if eqn.primitive.name == "mul" and jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
-        if id(eqn.outvars[0]) in summed
+        e
+        for e in program.equations
+        if e.name == "mul" and jnp.issubdtype(e.outs[0].dtype, jnp.floating) and e.outs[0] in summed
     )

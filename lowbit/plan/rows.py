@@ -8,6 +8,8 @@ from typing import Any
 from lowbit.core.quantizer import Quantizer, is_served_by_spec
 from lowbit.core.spec import Operand, Spec
 
+from .geometry import Geometry
+
 
 @dataclasses.dataclass(frozen=True)
 class Site:
@@ -21,12 +23,17 @@ class Site:
         key: where its state is kept: the leaf path for leaves, the grid's path for grids, the operation's path for the
             rest.
         leaves: paths of the parameters behind a weight.
-        operand: shape, dtype and axes, in leaf coordinates for leaves. Inputs have the batch size they were bound with
-            replaced by 0: only their rank and axes matter.
+        operand: what a quantizer may know: shape, dtype and axes, in leaf coordinates for leaves. Inputs have 0 for every
+            length but those of layers: a state fits every one of them.
         spec: how it is quantized, or None.
         quantizer: what quantizes it; None where ``spec`` is None, and in a plan read from a file.
         text: of the quantizer, in a plan read from a file; else "".
         is_lost: in a plan read from a file, whether an input's quantizer would serve it by code of its own.
+        shape: of the operand as the operation takes it, in one layer, as it was bound. None is the length of the axis that
+            counts examples: of an input the first one that is neither summed over nor paired with an axis of a weight, of
+            a product of two inputs the first that is paired, else the first that is not summed over.
+        axes: of a leaf: what makes up every axis of ``shape``, as ``(axis of the leaf, elements)``, the slowest first; where
+            data picked the leaf's matrix, axes that count what was picked are below 0.
     """
 
     role: str
@@ -38,6 +45,8 @@ class Site:
     quantizer: Quantizer | None = dataclasses.field(default=None, compare=True)
     text: str = ""
     is_lost: bool = False
+    shape: tuple[int | None, ...] = dataclasses.field(default=(), compare=False)
+    axes: tuple[tuple[tuple[int, int], ...], ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def method(self) -> str:
@@ -72,6 +81,11 @@ class Row:
         batch: axes of the weight that a dot pairs with axes of the input without a sum (experts), in the weight's coordinates.
         macs: multiply-adds at the shapes it was bound with.
         source: where it was written.
+        geometry: how the operands meet; axes are those of ``Site.shape``. None in a file of an older lowbit.
+        producers: paths of the rows that its operands are computed from, nearest upstream; see `lowbit.plan.costs.consumers`.
+        own_gradient: the function with a derivative of its own that it is in, ``custom_vjp`` and its source line, or "".
+        operation: what was traced: what `lowbit.observe.replay` runs. None in a row read from a file; neither compared nor
+            saved.
     """
 
     path: str
@@ -83,6 +97,10 @@ class Row:
     batch: tuple[int, ...] = ()
     macs: int = dataclasses.field(default=0, compare=False)
     source: str = dataclasses.field(default="", compare=False)
+    geometry: Geometry | None = dataclasses.field(default=None, compare=False)
+    producers: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    own_gradient: str = dataclasses.field(default="", compare=False)
+    operation: Any = dataclasses.field(default=None, compare=False, repr=False, kw_only=True)
 
     @property
     def base(self) -> str:

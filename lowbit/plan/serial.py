@@ -9,6 +9,7 @@ from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.lookup import spec_from_text
 
+from .geometry import as_tuple, from_data, to_data
 from .rows import Plan, Row, Site, Step, Uncovered
 
 VERSION = 1
@@ -24,6 +25,8 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         "spec": None if site.spec is None else site.spec.text,
         "quantizer": site.method or None,
         **({"own_code": True} if site.own_code else {}),
+        **({"shape": list(site.shape)} if site.shape else {}),
+        **({"axes": site.axes} if site.axes else {}),
     }
 
 
@@ -48,6 +51,8 @@ def _site_from_json(data: dict[str, Any], known: Mapping[str, Quantizer]) -> Sit
         quantizer=known.get(data["quantizer"] or ""),
         text="" if data["quantizer"] in known else data["quantizer"] or "",
         is_lost=data.get("own_code", False),
+        shape=tuple(data.get("shape", ())),
+        axes=as_tuple(data.get("axes", ())),
     )
 
 
@@ -75,6 +80,9 @@ def to_json(plan: Plan) -> str:
             "batch": list(row.batch),
             "macs": row.macs,
             "source": row.source,
+            **({} if row.geometry is None else {"geometry": to_data(row.geometry)}),
+            **({"producers": row.producers} if row.producers else {}),
+            **({"own_gradient": row.own_gradient} if row.own_gradient else {}),
         }
         for row in plan.rows
     ]
@@ -135,6 +143,9 @@ def from_json(text: str, *, quantizers: Iterable[Quantizer | Quantizers] = ()) -
             batch=tuple(row.get("batch", ())),
             macs=row["macs"],
             source=row["source"],
+            geometry=from_data(row.get("geometry")),
+            producers=tuple(row.get("producers", ())),
+            own_gradient=row.get("own_gradient", ""),
         )
         for row in data["rows"]
     )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .costs import weight_bits
 from .rows import Plan, Row, Site, Uncovered
 
 _HEADS = ("path", "op", "weight", "inputs", "shape", "MACs", "bytes", "bits/w", "rule")
@@ -25,31 +26,6 @@ def _inputs(row: Row) -> str:
         return "-"
     texts = [_spec(site) for site in row.sites if not site.is_weight]
     return " x ".join(dict.fromkeys(texts))
-
-
-def weight_bits(site: Site) -> float:
-    """Returns the stored bits of a weight site, scales and zero points included, padding aside."""
-    operand = site.operand
-    elements = math.prod(operand.shape)
-    if site.spec is None:
-        return elements * 8.0 * _itemsize(operand.dtype)
-    return elements * site.spec.format.bits + scale_bits(site)
-
-
-def scale_bits(site: Site) -> float:
-    """Returns the bits of the scales and zero points of a weight site."""
-    spec = site.spec
-    if spec is None:
-        return 0.0
-    blocks = spec.granularity.blocks(site.operand)
-    scales = math.prod(math.ceil(n / b) if n else 1 for n, b in zip(site.operand.shape, blocks, strict=True))
-    widths = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "e8m0": 8.0, "e4m3": 8.0, "dq": 8.0}
-    width = widths[spec.scale_dtype]  # those of the scales themselves; what scales *them* is left out
-    return scales * (width + (0 if spec.symmetric else max(spec.format.bits, 8)))
-
-
-def _itemsize(dtype: str) -> int:
-    return {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}.get(dtype, 4)
 
 
 def _count(n: int | float) -> str:
@@ -107,6 +83,10 @@ def table(plan: Plan) -> str:
     if plan.unseen:
         text.append(
             "unseen (may hide a matmul): " + ", ".join(f"{name} at {line or '?'}" for name, line in plan.unseen)
+        )
+    if own := [f"{row.path} ({row.own_gradient})" for row in plan.rows if row.own_gradient and row.is_quantized]:
+        text.append(
+            f"in functions with gradients of their own, simulated with custom_vjp='body' only: {', '.join(own)}"
         )
     if plan.dropped:
         text.append(

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .geometry import Dot, Geometry, Lookup
 from .rows import Plan, Row, Site, Step
 
 ROLES = ("weight", "input", "lhs", "rhs", "output")
@@ -24,6 +25,8 @@ def check(plan: Plan) -> None:
         _field(f"uncovered[{i}].nbytes", leaf.nbytes, _is_count, "a number of bytes")
         _field(f"uncovered[{i}].uses", leaf.uses, _is_words, "names of primitives")
     paths = [row.path for row in plan.rows]
+    for i, row in enumerate(plan.rows):
+        _field(f"rows[{i}].producers", row.producers, lambda x: _is_words(x) and set(x) <= set(paths), "paths of rows")
     _field("rows", paths, lambda x: len(set(x)) == len(x), "one row per path")
     _field("dropped", plan.dropped, _is_words, "paths")
     _field("unseen", plan.unseen, lambda x: all(_is_words(pair) for pair in x), "pairs of texts")
@@ -75,7 +78,7 @@ def _is_dtype(x: Any) -> bool:
 
 
 def _row(row: Row, name: str) -> None:
-    for field in ("path", "rule", "source"):
+    for field in ("path", "rule", "source", "own_gradient"):
         _field(f"{name}.{field}", getattr(row, field), _is_word, "text")
     _field(f"{name}.primitive", row.primitive, lambda x: x in PRIMITIVES, f"one of {', '.join(PRIMITIVES)}")
     _field(f"{name}.stack", row.stack, _is_counts, "lengths of scans")
@@ -85,6 +88,44 @@ def _row(row: Row, name: str) -> None:
     _field(f"{name}.sites", row.sites, lambda x: len(x) == 2, "two operands")
     for i, site in enumerate(row.sites):
         _site(site, f"{name}.sites[{i}]")
+    if row.geometry is not None:
+        _geometry(row, row.geometry, f"{name}.geometry")
+
+
+def _geometry(row: Row, geometry: Geometry, name: str) -> None:
+    left, right = (len(site.shape) for site in row.sites)
+    if isinstance(geometry, Lookup):
+        _field(f"{name}.picked", geometry.picked, lambda x: _is_axes(x, left), "distinct axes of the table")
+        return
+    if isinstance(geometry, Dot):
+        for field in ("contract", "batch"):
+            _field(f"{name}.{field}", getattr(geometry, field), lambda x: _is_paired(x, left, right), "axes in pairs")
+        return
+    for field, rank in (("lhs_spec", left), ("rhs_spec", right), ("out_spec", left)):
+        is_order = lambda x, rank=rank: _is_axes(x, rank) and len(x) == rank  # noqa: E731
+        _field(f"{name}.{field}", getattr(geometry, field), is_order, f"the axes of {rank}, in an order")
+    for field in ("strides", "lhs_dilation", "rhs_dilation"):
+        is_spatial = lambda x: _is_counts(x) and len(x) == left - 2 and all(x)  # noqa: E731
+        _field(f"{name}.{field}", getattr(geometry, field), is_spatial, f"{left - 2} positive integers")
+    _field(f"{name}.padding", geometry.padding, lambda x: _is_padding(x, left - 2), f"{left - 2} pairs of integers")
+    for field in ("feature_groups", "batch_groups"):
+        _field(f"{name}.{field}", getattr(geometry, field), lambda x: _is_count(x) and x > 0, "a positive integer")
+
+
+def _is_paired(x: Any, left: int, right: int) -> bool:
+    return (
+        isinstance(x, tuple)
+        and len(x) == 2
+        and _is_axes(x[0], left)
+        and _is_axes(x[1], right)
+        and len(x[0]) == len(x[1])
+    )
+
+
+def _is_padding(x: Any, rank: int) -> bool:
+    if not isinstance(x, tuple) or len(x) != rank:
+        return False
+    return all(isinstance(p, tuple) and len(p) == 2 and all(type(n) is int and abs(n) < _MOST for n in p) for p in x)
 
 
 def _step(step: Step, name: str) -> None:
@@ -110,5 +151,18 @@ def _site(site: Site, name: str) -> None:
     _field(f"{name}.operand.is_weight", operand.is_weight, lambda x: type(x) is bool, "true or false")
     _field(f"{name}.quantizer", site.text, _is_word, "text")
     _field(f"{name}.own_code", site.is_lost, lambda x: type(x) is bool, "true or false")
+    is_length = lambda n: n is None or _is_count(n)  # noqa: E731
+    _field(f"{name}.shape", site.shape, lambda x: isinstance(x, tuple) and all(map(is_length, x)), "lengths, or null")
+    _field(f"{name}.axes", site.axes, lambda x: x == () or _is_made_up(x, len(site.shape)), "parts of leaf axes")
     if site.spec is not None:
         site.spec.granularity.blocks(operand)
+
+
+def _is_made_up(x: Any, rank: int) -> bool:
+    if not isinstance(x, tuple) or len(x) != rank:
+        return False
+    atoms = [atom for parts in x if isinstance(parts, tuple) for atom in parts]
+    return all(isinstance(parts, tuple) for parts in x) and all(
+        isinstance(atom, tuple) and len(atom) == 2 and all(type(n) is int and abs(n) < _MOST for n in atom)
+        for atom in atoms
+    )

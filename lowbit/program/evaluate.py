@@ -20,6 +20,11 @@ def written(value: Value) -> Any:
     return value.value
 
 
+def traced(value: Value) -> Any:
+    """Returns a written constant as it was traced: a literal keeps its weak type."""
+    return value.value if value.literal is None else value.literal
+
+
 def evaluate(
     program: Program,
     args: Sequence[Any],

@@ -15,6 +15,9 @@ SAME = frozenset(
 )  # fmt: skip
 """The operand, unchanged: where it is kept, or how it is differentiated, is all that they say."""
 
+COPIES = frozenset(("copy", "stop_gradient"))
+"""Those of `SAME` that say nothing of where the operand is kept."""
+
 VARYING = frozenset(
     (
         "pbroadcast", "pbroadcast_done", "pbroadcast_dynamic", "pbroadcast_start", "preduced", "pvary", "reduced_vary_cast", "reduced_vary_cast_p",
@@ -57,12 +60,21 @@ ELEMENTWISE = ROOTS | frozenset(
 )  # fmt: skip
 """Every element of the result from the elements at its place."""
 
-CHOICES = frozenset(
-    (
-        "cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "select_and_gather_add",
-        "sort",
-    )
+COMPLEX = frozenset(("complex", "conj", "imag", "real"))
+"""Make complex numbers of real ones, or the other way round."""
+
+ADDITIONS = frozenset(("add", "add_any", "sub"))
+"""Add or subtract two operands: what a compiler may fuse a product before it with."""
+
+ARITHMETIC = ADDITIONS | {"div", "max", "min", "mul"}
+"""Of two operands, elementwise."""
+
+EXTREMES = frozenset(
+    ("cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
 )  # fmt: skip
+"""The largest or smallest elements along axes, or in windows, of one operand."""
+
+CHOICES = EXTREMES | {"select_and_gather_add", "sort"}
 """Some elements of the operand, chosen by their size."""
 
 SUMS = frozenset(("add_any", "cumsum", "reduce_sum", "reduce_window_sum"))
@@ -109,6 +121,9 @@ INDEXED = frozenset(
     )
 )  # fmt: skip
 """Read or write the places that an array of indices names."""
+
+LOOKUPS = frozenset(("dynamic_slice", "gather"))
+"""Pick parts of their first operand by the integers in the others."""
 
 CONSTANTS = frozenset(
     (

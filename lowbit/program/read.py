@@ -30,6 +30,7 @@ class Value:
         is_data: whether it depends on inputs that are not fixed.
         source: the equation that makes it; None for inputs and written constants.
         value: of a written constant.
+        literal: the same as it was traced: a literal may be weakly typed.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +38,7 @@ class Value:
     is_data: bool
     source: "Equation | None" = dataclasses.field(default=None, repr=False)
     value: Any = dataclasses.field(default=None, repr=False)
+    literal: Any = dataclasses.field(default=None, repr=False)
 
     @property
     def ndim(self) -> int:
@@ -101,6 +103,11 @@ class Equation:
         """Where it was written, or the call that it is in."""
         line = compat.source_line(self.eqn)
         return line or ("" if self.caller is None else self.caller.source)
+
+    @functools.cached_property
+    def is_unseen(self) -> bool:
+        """Whether it may hide a product of matrices that cannot be read."""
+        return compat.is_unseen(self.eqn)
 
     @functools.cached_property
     def loop(self) -> "Loop | None":
@@ -170,6 +177,7 @@ class Loop:
         ys: what a turn returns: values inside.
         equations: of the body.
         body: the same as a program: of constants, carries and slices.
+        n_consts: how many of the body's inputs are the same in every turn; they come first.
         length: how many turns there are.
         is_reversed: whether the last is the first.
     """
@@ -182,6 +190,7 @@ class Loop:
     ys: list[Value]
     equations: list[Equation]
     body: Program
+    n_consts: int
     length: int
     is_reversed: bool
 
@@ -269,7 +278,8 @@ class _Reading:
 
         def get(var: Any) -> Value:
             if compat.is_literal(var):
-                return Value(tuple(var.aval.shape), var.aval.dtype, False, value=np.asarray(var.val, var.aval.dtype))
+                value = np.asarray(var.val, var.aval.dtype)
+                return Value(tuple(var.aval.shape), var.aval.dtype, False, value=value, literal=var.val)
             return env[var]
 
         for index, eqn in enumerate(jaxpr.eqns):
@@ -306,9 +316,9 @@ def _loop(equation: Equation) -> Loop:
         init if same else Value(init.shape, init.dtype, has_data) for init, same in zip(inits, unchanged, strict=True)
     ]
     slices = [Value(v.shape[1:], v.dtype, v.is_data) for v in xs]
-    loop = Loop(
-        inits, carries, [], xs, slices, [], [], Program([], [], []), eqn.params["length"], eqn.params["reverse"]
-    )
+    params = eqn.params
+    nothing = Program([], [], [])
+    loop = Loop(inits, carries, [], xs, slices, [], [], nothing, n_consts, params["length"], params["reverse"])
     inputs = [*consts, *carries, *slices]
     where = {"address": (*equation.address, 0), "scope": loop, "caller": equation}
     loop.body = within(body, inputs, inlined=equation.inlined, **where)

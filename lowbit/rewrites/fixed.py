@@ -10,8 +10,7 @@ from lowbit.program import primitives
 from .traced import Traced
 
 ROOTS = primitives.ROOTS - {"cbrt"}
-_SIMPLE = ("add", "sub", "mul", "div", "max", "min", "neg", "integer_pow", "square", "exp", "log", "abs", "select_n")
-_ELEMENTWISE = (*ROOTS, *_SIMPLE, "convert_element_type")
+_ELEMENTWISE = primitives.ELEMENTWISE | primitives.CASTS
 MOVES = primitives.SAME | primitives.CASTS | (primitives.SHAPED - {"rev"})
 """Primitives that move values or cast them, and keep every one of them."""
 

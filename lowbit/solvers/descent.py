@@ -42,8 +42,9 @@ def descend(
         sweeps: passes over all rows.
     """
     size = weight.shape[0]
-    blocks = -(-size // _BLOCK)
-    end = blocks * _BLOCK - size
+    length = min(_BLOCK, size)
+    blocks = -(-size // length)
+    end = blocks * length - size
     multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     wide = jnp.pad(moment, ((0, end), (0, end))) + jnp.diag(jnp.pad(jnp.zeros(size), (0, end), constant_values=1.0))
     target = jnp.pad(weight.astype(jnp.float32), ((0, end), (0, 0)))
@@ -51,14 +52,14 @@ def descend(
 
     def one_block(block: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         off, levels = state
-        first = block * _BLOCK
-        rows = lax.dynamic_slice_in_dim(wide, first, _BLOCK)
-        within = lax.dynamic_slice_in_dim(rows, first, _BLOCK, axis=1)
+        first = block * length
+        rows = lax.dynamic_slice_in_dim(wide, first, length)
+        within = lax.dynamic_slice_in_dim(rows, first, length, axis=1)
         slope = multiply(rows, off)
-        here = lax.dynamic_slice_in_dim(target, first, _BLOCK)
-        group = lax.dynamic_slice_in_dim(groups, first, _BLOCK)
-        own = lax.dynamic_slice_in_dim(off, first, _BLOCK)
-        kept = lax.dynamic_slice_in_dim(levels, first, _BLOCK)
+        here = lax.dynamic_slice_in_dim(target, first, length)
+        group = lax.dynamic_slice_in_dim(groups, first, length)
+        own = lax.dynamic_slice_in_dim(off, first, length)
+        kept = lax.dynamic_slice_in_dim(levels, first, length)
         scale = grid.scale[group]
         zero = None if grid.zero is None else grid.zero[group]
 
@@ -76,7 +77,7 @@ def descend(
             level = jnp.where(is_better, level, kept[i])
             return own.at[i].add(step), moved.at[i].add(step), kept.at[i].set(level)
 
-        own, _, kept = lax.fori_loop(0, _BLOCK, one_row, (own, jnp.zeros_like(own), kept))
+        own, _, kept = lax.fori_loop(0, length, one_row, (own, jnp.zeros_like(own), kept))
         return (
             lax.dynamic_update_slice_in_dim(off, own, first, axis=0),
             lax.dynamic_update_slice_in_dim(levels, kept, first, axis=0),

@@ -40,19 +40,20 @@ def gptq(weight: Float[Array, "in out"], known: Factor, grid: Grid) -> Float[Arr
 @jax.jit
 def _gptq(weight: Array, known: Factor, grid: Grid) -> Array:
     size, columns = weight.shape
-    blocks = -(-size // _BLOCK)
-    end = blocks * _BLOCK - size
+    length = min(_BLOCK, size)
+    blocks = -(-size // length)
+    end = blocks * length - size
     ordered = jnp.pad(weight[known.order], ((0, end), (0, 0)))
     groups = jnp.pad(grid.group[known.order], (0, end))
     feedback = jnp.pad(known.feedback, ((0, end), (0, end)))
     multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
     def one_block(errors: Array, block: Array) -> tuple[Array, Array]:
-        first = block * _BLOCK
-        rows = lax.dynamic_slice_in_dim(ordered, first, _BLOCK)
-        group = lax.dynamic_slice_in_dim(groups, first, _BLOCK)
-        across = lax.dynamic_slice_in_dim(feedback, first, _BLOCK, axis=1)
-        within = lax.dynamic_slice_in_dim(across, first, _BLOCK)
+        first = block * length
+        rows = lax.dynamic_slice_in_dim(ordered, first, length)
+        group = lax.dynamic_slice_in_dim(groups, first, length)
+        across = lax.dynamic_slice_in_dim(feedback, first, length, axis=1)
+        within = lax.dynamic_slice_in_dim(across, first, length)
         moved = rows + multiply(across.T, errors)  # errors of this block and later ones are still zero
         scale = grid.scale[group]
         zero = None if grid.zero is None else grid.zero[group]
@@ -65,11 +66,11 @@ def _gptq(weight: Array, known: Factor, grid: Grid) -> Array:
             value = rounded_product(level if z is None else level - z, scale[i])
             return own.at[i].set(rows[i] - value), levels.at[i].set(level)
 
-        empty = jnp.zeros((_BLOCK, columns), jnp.float32)
-        own, levels = lax.fori_loop(0, _BLOCK, one_row, (empty, empty))
+        empty = jnp.zeros((length, columns), jnp.float32)
+        own, levels = lax.fori_loop(0, length, one_row, (empty, empty))
         return lax.dynamic_update_slice_in_dim(errors, own, first, axis=0), levels
 
-    start = jnp.zeros((blocks * _BLOCK, columns), jnp.float32)
+    start = jnp.zeros((blocks * length, columns), jnp.float32)
     _, levels = lax.scan(one_block, start, jnp.arange(blocks))
-    levels = levels.reshape(blocks * _BLOCK, columns)[:size]
+    levels = levels.reshape(blocks * length, columns)[:size]
     return jnp.zeros_like(weight).at[known.order].set(levels)

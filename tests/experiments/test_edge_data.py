@@ -45,7 +45,7 @@ def test_missing_recordings_name_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(speech, "SYSTEM", tmp_path / "nowhere")
     assert dataset.cache_folder() == tmp_path
     with pytest.raises(DataError, match="apt-get install pocketsphinx-testdata"):
-        speech._folder()
+        speech.folder()
 
 
 def test_windows_of_temperatures_do_not_overlap_what_they_forecast():

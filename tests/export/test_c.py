@@ -18,7 +18,7 @@ from lowbit.export.c.source import ports
 from lowbit.export.forms import c
 from lowbit.export.reading import read
 from lowbit.export.runners.c import run_cases
-from lowbit.export.targets import TARGETS
+from lowbit.targets.table import TARGETS
 
 from . import c_programs, cases
 from .c_programs import ints

@@ -13,9 +13,9 @@ from lowbit.export import stablehlo
 from lowbit.export.forms.quantized import ARTIFACT
 from lowbit.export.quantized_types.checks import check, without_quantized_types
 from lowbit.export.quantized_types.types import QuantType
-from lowbit.export.refusals import violations
-from lowbit.export.targets import TARGETS
 from lowbit.export.verify import verify
+from lowbit.targets.refusals import violations
+from lowbit.targets.table import TARGETS
 
 from .cases import normal, signed
 

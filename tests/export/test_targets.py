@@ -6,8 +6,8 @@ import pytest
 
 import lowbit as lb
 from lowbit.export.forms import FORMS
-from lowbit.export.refusals import check, violations
-from lowbit.export.targets import TARGETS, lookup
+from lowbit.targets.refusals import check, violations
+from lowbit.targets.table import TARGETS, lookup
 
 from . import cases
 

@@ -17,14 +17,14 @@ from lowbit.core.qtensor import quantize_with
 from lowbit.export import composites, litert, stablehlo
 from lowbit.export.composites import Grid
 from lowbit.export.litert import audit, convert, prepare
-from lowbit.export.refusals import check
 from lowbit.export.storage import Stored
-from lowbit.export.targets import TARGETS
 from lowbit.export.universal.full_integer import absorbed
 from lowbit.export.universal.values import weight_grid
 from lowbit.export.verify import compared, verify
 from lowbit.formats.lookup import specs
 from lowbit.plan.rows import Step
+from lowbit.targets.refusals import check
+from lowbit.targets.table import TARGETS
 from tests.values import heavy_tailed
 
 from . import cases

@@ -14,8 +14,8 @@ from lowbit.export import installed, iree, stablehlo, verify
 from lowbit.export.manifest import encoded
 from lowbit.export.runners import Ran, runners
 from lowbit.export.storage import Stored, widened
-from lowbit.export.targets import TARGETS
 from lowbit.packed.files import decode_tensors, encode_tensors
+from lowbit.targets.table import TARGETS
 
 from . import cases
 

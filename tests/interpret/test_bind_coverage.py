@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import sparse
+from jax.extend import core as jex
+from jax.interpreters import mlir
 
 import lowbit as lb
 from lowbit.plan.serial import from_json, to_json
@@ -168,13 +170,56 @@ def test_parameters_of_no_operation_are_named_with_their_bytes():
     assert found.pop("sparse/data") == (4 * count, ("bcoo_dot_general",))
     assert found.pop("sparse/indices") == (8 * count, ("bcoo_dot_general",))
     assert found == {
-        "hidden": (1024, ("mul",)), "bias": (64, ("add",)), "filter": (64, ("fft", "mul")), "scattered": (8, ("scatter-add",)),
+        "hidden": (1024, ("mul", "multiply_and_sum")), "bias": (64, ("add",)), "filter": (64, ("fft", "mul")), "scattered": (8, ("scatter-add",)),
         "gain": (16, ("exp", "mul")), "left": (12, ()),
     }  # fmt: skip
     for text in (str(plan), str(from_json(to_json(plan)))):
         assert "parameters of no operation, stored as they are" in text
-        for line in ("mul: hidden 1.02k", "fft, mul: filter 64", "nothing: left 12", "bcoo_dot_general: sparse/"):
+        for line in (
+            "mul, multiply_and_sum: hidden 1.02k",
+            "fft, mul: filter 64",
+            "nothing: left 12",
+            "bcoo_dot_general: sparse/",
+        ):
             assert line in text
     qparams = lb.pack(plan, params, lb.init(fn, plan, params, normal(10, 2, 16)))
     assert "hidden" in lb.explain(fn, plan, qparams, normal(10, 2, 16))
     assert not lb.bind(lambda p, x: x @ p["w"], {"**": "w8"}, P, normal(1, 3, 8)).uncovered
+
+
+def test_an_unknown_primitive_that_takes_parameters_is_a_line_of_the_plan():
+    """A primitive of next year, defined outside of jax and lowbit."""
+    new = jex.Primitive("a_primitive_of_next_year")
+    new.def_impl(lambda x, w: x * w)
+    new.def_abstract_eval(lambda x, w: x)
+    mlir.register_lowering(new, mlir.lower_fun(lambda x, w: x * w, multiple_results=False))
+    params = {"w": normal(0, 8, 8), "hidden": normal(1, 8), "moved": normal(2, 8)}
+
+    def fn(p, x):
+        return new.bind(new.bind(x @ p["w"], p["hidden"]) + x, -p["moved"])
+
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, normal(3, 8))
+    assert [name for name, _ in plan.unseen] == [new.name]
+    assert all(where.startswith("test_bind_coverage.py:") for _, where in plan.unseen)
+    assert f"unseen (may hide a matmul): {new.name} at test_bind_coverage.py" in str(plan)
+    found = {leaf.path: (leaf.nbytes, leaf.primitives) for leaf in plan.uncovered}
+    assert found == {"hidden": (32, (new.name,)), "moved": (32, ("neg", new.name))}
+    assert from_json(to_json(plan)).unseen == plan.unseen
+    only_data = lb.bind(lambda p, x: new.bind(x @ p["w"], x), {"**": "w8,a8"}, params, normal(3, 8))
+    assert only_data.unseen == ()
+
+
+def test_functions_with_gradients_of_their_own_are_found_at_bind():
+    @jax.custom_vjp
+    def fixed_point(w, x):
+        return lax.fori_loop(0, 5, lambda _, y: jnp.tanh(y @ w + x), x)
+
+    fixed_point.defvjp(lambda w, x: (fixed_point(w, x), (w, x)), lambda _, g: (jnp.zeros((4, 4)), g))
+    params, x = {"w": normal(4, 4, 4), "out": normal(5, 4, 2)}, normal(6, 3, 4)
+    plan = lb.bind(lambda p, x: fixed_point(p["w"], x) @ p["out"], {"**": "w8,a8"}, params, x)
+    assert plan["w"].own_gradient.startswith("custom_vjp test_bind_coverage.py:")
+    assert plan["out"].own_gradient == ""
+    assert "simulated with custom_vjp='body' only: w (custom_vjp test_bind_coverage.py:" in str(plan)
+    assert from_json(to_json(plan))["w"].own_gradient == plan["w"].own_gradient
+    kept = lb.bind(lambda p, x: fixed_point(p["w"], x) @ p["out"], {"w": "keep", "**": "w8,a8"}, params, x)
+    assert "custom_vjp" not in str(kept)

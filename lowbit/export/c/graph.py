@@ -18,17 +18,12 @@ from lowbit.program.spellings import SPELLINGS, spelling
 
 from . import types
 
-_TRANSPARENT = primitives.SAME - {"copy", "stop_gradient"}
+_TRANSPARENT = primitives.SAME - primitives.COPIES
 _COUNT = itertools.count()
 _SMALL_BITS = 2048
 """A computed constant may always take this much."""
 
-MOVES = frozenset(
-    (
-        "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "pad", "reshape", "rev", "slice",
-        "squeeze", "stop_gradient", "transpose",
-    )
-)  # fmt: skip
+MOVES = primitives.SHAPED | primitives.CASTS | primitives.COPIES | {"concatenate", "pad", "slice"}
 """Change where elements are, or their dtype: computed where they are read."""
 
 

@@ -10,13 +10,12 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+from lowbit.program import primitives
+
 from .graph import Graph, Loop, Value
 
 _COST = {"div": 8, "rem": 8, "gather": 2, "pad": 1, "concatenate": 1, "clz": 4, "population_count": 8}
-_FREE = frozenset(
-    ("broadcast_in_dim", "convert_element_type", "copy", "iota", "reshape", "rev", "slice", "squeeze",
-     "stop_gradient", "transpose", "turn")
-)  # fmt: skip
+_FREE = primitives.SHAPED | primitives.CASTS | primitives.COPIES | {"iota", "slice", "turn"}
 _SPREAD = ("broadcast_in_dim", "reshape", "squeeze")
 _CHEAP = 16
 """Operations that are computed again however often the result is read."""

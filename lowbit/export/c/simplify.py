@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.program import primitives
+
 from . import types
 from .graph import Graph, Value, constant, stored_bits
 
-_SAME = ("copy", "stop_gradient", "broadcast_in_dim", "reshape", "convert_element_type")
+_SAME = primitives.COPIES | primitives.CASTS | {"broadcast_in_dim", "reshape"}
 _NEUTRAL = {"add": 0, "mul": 1, "or": 0, "xor": 0, "and": -1}
 _SHIFTS = ("sub", "shift_left", "shift_right_arithmetic", "shift_right_logical")
 
@@ -215,4 +217,4 @@ def _bounds(value: Value) -> tuple[int, int]:
     return types.limits(value.dtype)
 
 
-SPREADS = ("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "rev", "turn", "copy")
+SPREADS = primitives.SHAPED | {"copy", "slice", "turn"}

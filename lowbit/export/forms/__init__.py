@@ -1,7 +1,7 @@
 """Further forms of an exported model, one module each: the same integers and scales, written for another family of tools.
 
 A module ``<form>.py`` here has ``write(lowered) -> {file name: content}``, and ``TOOLS``, where packages write it. The bundle gets those files wherever a target asks
-for that form (`lowbit.export.targets`); nothing else is edited. The served form, StableHLO, is every bundle's own.
+for that form (`lowbit.targets.table`); nothing else is edited. The served form, StableHLO, is every bundle's own.
 """
 
 import dataclasses

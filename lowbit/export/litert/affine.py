@@ -17,10 +17,11 @@ from jax import lax
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize_p, fake_quant, fake_quant_p
 from lowbit.interpret.integer.nodes import MOVES
+from lowbit.program import primitives
 from lowbit.program.read import Equation, Value
 
 _STEPS = 127
-_LIKE = ("convert_element_type", "copy", "stop_gradient")
+_LIKE = primitives.CASTS | primitives.COPIES
 
 
 @dataclasses.dataclass(frozen=True)

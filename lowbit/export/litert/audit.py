@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowbit.export.fold import INLINED_BYTES
 from lowbit.export.storage import Stored
 from lowbit.plan.rows import Plan
+from lowbit.targets.table import INLINED_BYTES
 
 _WIDTHS = {"INT2": 2, "INT4": 4, "INT8": 8, "UINT8": 8}
 _NAMED = 4

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.export.composites import NAMES
-from lowbit.program import compat
+from lowbit.program import compat, primitives
 from lowbit.program import evaluate as evaluation
 from lowbit.program.read import Equation, Program, read
 from lowbit.program.read import Value as Read
@@ -36,7 +36,7 @@ _DTYPES = (
     "uint64",
 )
 
-_VIEWS = frozenset(("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice", "rev"))
+_VIEWS = primitives.SHAPED | {"slice"}
 """What moves a constant without computing: it may stay a view of a smaller one, and codes stay codes."""
 
 _CODE_BITS, _MANY = 8, 64

@@ -15,7 +15,7 @@ from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
 from lowbit.export.universal.values import array_grid, in_float32
 from lowbit.interpret.arithmetic import Matmul, result_dtype
-from lowbit.interpret.graph import Operation
+from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.trees import QParams

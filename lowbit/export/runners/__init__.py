@@ -14,7 +14,7 @@ import numpy as np
 
 from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
-from lowbit.export.targets import TARGETS
+from lowbit.targets.table import TARGETS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from lowbit.export import iree
 from lowbit.export.installed import tools_folder
 from lowbit.export.reading import Bundle
-from lowbit.export.targets import TARGETS
+from lowbit.targets.table import TARGETS
 
 from . import Inputs, Ran, Run
 from .c import called

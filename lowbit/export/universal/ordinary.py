@@ -7,9 +7,9 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
 from lowbit.interpret.arithmetic import Matmul, result_dtype
-from lowbit.interpret.graph import Operation
 from lowbit.interpret.inputs import quantized_input
 from lowbit.interpret.lookup import lookup
+from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.trees import QParams

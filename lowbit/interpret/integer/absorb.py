@@ -4,11 +4,12 @@ import math
 
 import jax.numpy as jnp
 
+from lowbit.program import primitives
 from lowbit.program.read import Equation, Value
 
 from .flat import small_shape
 
-_AFFINE = ("add", "sub", "add_any", "mul", "div", "neg", "convert_element_type", "copy", "stop_gradient")
+_AFFINE = primitives.ADDITIONS | primitives.CASTS | primitives.COPIES | {"div", "mul", "neg"}
 
 
 def is_float(var: Value) -> bool:

@@ -20,7 +20,7 @@ from lowbit.core.spec import Spec
 from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec
 from lowbit.interpret.sums import contracted_size
-from lowbit.program import compat
+from lowbit.program import compat, primitives
 from lowbit.program.read import Equation, Value
 
 from . import long_rows
@@ -281,7 +281,7 @@ def result_scale(equation: Equation, weight: QTensor) -> Array:
 def tabulated(node: Node, x: Array, known: Constants) -> Array:
     """Returns the function of a table at ``x``, one axis; products that meet a sum round on their own."""
     env: dict[Value, Any] = {node.ins[0]: x}
-    summed = {v for e in node.equations if e.name in ("add", "sub", "add_any") for v in e.ins}
+    summed = {v for e in node.equations if e.name in primitives.ADDITIONS for v in e.ins}
 
     def get(var: Value) -> Array:
         return env[var] if var in env else jnp.broadcast_to(known.small(var).reshape(()), x.shape)

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain, reevaluate
-from lowbit.program import read
+from lowbit.program import primitives, read
 from lowbit.program.read import Value
 
 _INLINED = ("jit", "remat", "custom_jvp")
@@ -51,7 +51,7 @@ class Constants:
         return self.value(var)
 
 
-_LIKE = ("convert_element_type", "copy", "stop_gradient", "neg")
+_LIKE = primitives.CASTS | primitives.COPIES | {"neg"}
 
 
 def small_shape(var: Value) -> tuple[int, ...]:

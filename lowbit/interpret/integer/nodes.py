@@ -3,19 +3,11 @@
 import dataclasses
 from typing import Any
 
-from lowbit.interpret.graph import Operation
+from lowbit.interpret.operations import Operation
 from lowbit.program import primitives, read
 from lowbit.program.read import Equation, Loop, Value
 
-TABULAR = frozenset(
-    (
-        "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
-        "clamp", "convert_element_type", "copy", "cos", "cosh", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2",
-        "expm1", "floor", "ge", "gt", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt",
-        "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign",
-        "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
-    )
-)  # fmt: skip
+TABULAR = (primitives.ELEMENTWISE - primitives.COMPLEX) | primitives.CASTS | primitives.COPIES
 """Elementwise: of one tensor and scalars, any of them is part of a table."""
 
 MOVES = (
@@ -24,7 +16,7 @@ MOVES = (
     | primitives.CASTS
     | primitives.SHAPED
     | {"broadcast_to", "dynamic_slice", "gather", "pad", "slice", "split", "tile", "unstack"}
-    | {"cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
+    | primitives.EXTREMES
 )
 """Of data, these change where elements are or choose among them: the result is on the same grid."""
 

@@ -21,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.core.paths import common_prefix
-from lowbit.interpret.graph import Operation
-from lowbit.interpret.picks import LOOKUPS
-from lowbit.program import read
+from lowbit.interpret.operations import Operation
+from lowbit.program import primitives, read
 from lowbit.program.constants import written_value
 from lowbit.program.read import Equation, Value
 
@@ -33,7 +32,7 @@ from .flat import small_shape
 from .grids import Grids
 from .nodes import MOVES, TABULAR, Node, Program
 
-_SUMS = ("cumsum", "reduce_sum", "reduce_window_sum")
+_SUMS = primitives.SUMS - {"add_any"}
 _PAIRS = {"add": "add", "add_any": "add", "sub": "add", "mul": "product", "max": "max", "min": "min"}
 _KINDS = {"dot_general": "dot", "conv_general_dilated": "conv"}
 
@@ -178,7 +177,7 @@ class _Placer:
             return self.scan
         if equation.call is not None:
             raise self.error(equation, "of control flow, only scans over data have an integer form")
-        if name in LOOKUPS and equation.address in self.operations:
+        if name in primitives.LOOKUPS and equation.address in self.operations:
             return self.lookup
         if self.indices.issuperset(data) and not any(is_float(v) for v in equation.outs):
             return self.index

@@ -1,4 +1,4 @@
-"""What a target cannot take of a plan, and the nearest that it can: the table of `lowbit.export.targets`, applied."""
+"""What a target cannot take of a plan, and the nearest that it can: the table of `lowbit.targets.table`, applied."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from lowbit.core.spec import Spec
 from lowbit.plan.rows import Plan, Row, Site
 
-from .forms import FORMS
-from .targets import TARGETS, Holds, Target
+from .table import TARGETS, Holds, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +86,15 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
     return tuple(found)
 
 
-def check(plan: Plan, targets: Sequence[Target]) -> None:
+def check(plan: Plan, targets: Sequence[Target], forms: Sequence[str] | None = None) -> None:
     """Raises ValueError where a target cannot take a plan, naming the operation, the rule and the nearest spec.
 
     Or where it takes a form that is not written: the table says what such a target could hold, for a search over bits.
+
+    Args:
+        plan: the plan.
+        targets: that must be able to take it.
+        forms: those that are written; None: any.
     """
     found = [each for target in targets for each in violations(plan, target)]
     if found:
@@ -99,11 +103,11 @@ def check(plan: Plan, targets: Sequence[Target]) -> None:
     for target in targets:
         if reason := _refusal(plan, target):
             raise ValueError(f"{reason}, or leave the target out")
-        if target.form not in FORMS:
-            able = ", ".join(name for name, each in TARGETS.items() if each.form in FORMS)
+        if forms is not None and target.form not in forms:
+            able = ", ".join(name for name, each in TARGETS.items() if each.form in forms)
             raise ValueError(
                 f"target {target.name!r} takes the {target.form} form, and lowbit.export writes only "
-                f"{', '.join(FORMS)}; targets for that: {able}"
+                f"{', '.join(forms)}; targets for that: {able}"
             )
 
 

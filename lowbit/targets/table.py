@@ -7,7 +7,9 @@ listed was tried and failed, or gave wrong numbers without an error; the note sa
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from .fold import INLINED_BYTES
+INLINED_BYTES = 256
+"""IREE copies constants of up to this many bytes into the code that uses them, and there cannot read 2 or 4 bits
+("failed to emulate bit width"): integers that would be this small stay in 8 bits."""
 
 _ANY = ("tensor", "channel", "group", "tile")
 

@@ -1,0 +1,1 @@
+"""What happens inside a model: operands and results watched, run alone, or moved by a little."""
