@@ -260,7 +260,7 @@ def _with(site: Site, quantizer: Any) -> Site:
     if quantizer is None:
         return site
     spec = quantizer.spec
-    if not site.is_weight and not spec.dynamic and spec.granularity.text != "tensor":
+    if not site.is_weight and not spec.dynamic and not spec.granularity.is_one_per_array:
         raise ValueError(
             f"{site.key}: a stored input scale is per tensor, got /{spec.granularity.text}; use /tensor, or /dynamic for "
             f"one scale per row"
@@ -313,7 +313,7 @@ def _block_size(site: Site) -> float:
     """How many products meet before a weight's scale: all of them, or those of a group."""
     if site.spec is None or not site.is_weight:
         return math.inf
-    blocks = site.spec.granularity.blocks(site.operand)
+    blocks = site.spec.merged.granularity.blocks(site.operand)
     return math.prod(blocks[axis] for axis in site.operand.contract)
 
 
@@ -332,7 +332,7 @@ def _check_shared(rows: tuple[Row, ...]) -> None:
                     f"{other.path} and {row.path} share the weight {site.key} but have different rules "
                     f"({other.rule!r} and {row.rule!r}); one weight is stored once: give both the same weight part"
                 )
-            per_tensor = site.spec is None or site.spec.granularity.text == "tensor"
+            per_tensor = site.spec is None or site.spec.granularity.is_one_per_array
             if not per_tensor and (site.operand.contract, site.operand.stack) != (
                 before.operand.contract,
                 before.operand.stack,

@@ -1,5 +1,6 @@
 """Look-ups in a quantized table: codes and scales are picked alike, whatever the table's granularity."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -63,11 +64,18 @@ def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
         return x
 
     codes = part(eqn, table.codes, indices, table.shape, **near)
-    scale, zero = per_element(table.scale_values), None if table.zero is None else per_element(table.zero)
+    if table.spec.merged != table.spec and isinstance(table.scale, QTensor):  # integers of groups stay integers
+        inner = unpack(table.scale)
+        levels = part(eqn, per_element(inner.codes), indices, table.shape, **near)
+        own = part(eqn, per_element(inner.scale), indices, table.shape, **fill)
+        scale: Any = dataclasses.replace(inner, codes=levels, scale=own)
+    else:
+        scale = part(eqn, per_element(table.scale_values), indices, table.shape, **fill)
+    zero = None if table.zero is None else per_element(table.zero)
     packed = table.packed_axis
     return QTensor(
         codes,
-        part(eqn, scale, indices, table.shape, **fill),
+        scale,
         None if zero is None else part(eqn, zero, indices, table.shape, **near),
         table.spec,
         table.dtype,

@@ -1,5 +1,6 @@
 """The calls of `lowbit.execute`: what is made of packed parameters once, and served as long as their arrays live."""
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from lowbit.core.checks import is_traced
 from lowbit.packed import native
+from lowbit.packed.platforms import by_platform
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 from lowbit.program.read import read
@@ -17,7 +19,7 @@ from . import fuse
 from .prepared import Prepared
 
 Trace = Callable[..., Any]
-"""``(qparams, args, kwargs, is_fused=) -> result``."""
+"""``(qparams, args, kwargs, where=, is_fused=) -> result``: `where` is the platform it is traced for."""
 
 Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 """``(args, kwargs) -> result``."""
@@ -31,11 +33,10 @@ class Served:
     Args:
         plan: the plan.
         trace_of: one call, under jit.
-        is_native: whether native kernels may run it.
     """
 
-    def __init__(self, plan: Plan, trace_of: Trace, *, is_native: bool):
-        self.trace_of, self.is_native = trace_of, is_native
+    def __init__(self, plan: Plan, trace_of: Trace):
+        self.trace_of = trace_of
         self.orders = Prepared(plan)
         self.compiled: dict[Any, Any] = {}
         self.last: _Last | None = None
@@ -50,30 +51,50 @@ class Served:
             return None
         return lambda args, kwargs: last.call(leaves, last.held, args, kwargs)
 
-    def prepared(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        """Returns the call for packed parameters, whose weights are put into the kernels' order where that is not done."""
-        is_native = self.is_native and native.status() is None
-        orders = self.orders(qparams) if is_native else {}
+    def prepared(
+        self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], where: str | None, kernels: str | None
+    ) -> Call:
+        """Returns the call for packed parameters.
+
+        Args:
+            qparams: packed parameters.
+            args: the arguments.
+            kwargs: the keyword arguments.
+            where: the platform that it is traced for; None is chosen when lowered.
+            kernels: into whose kernels' order weights are put where they are not yet; None for none.
+        """
+        orders = {} if kernels is None else self.orders(qparams, kernels)
         leaves, tree = jax.tree.flatten(qparams)
         held, order_tree = jax.tree.flatten(orders)
-        key = tree, order_tree, is_native
+        key = tree, order_tree, where, kernels
         if key not in self.compiled:
-            self.compiled[key] = self.compile(tree, order_tree, is_native=is_native)
+            self.compiled[key] = self.compile(tree, order_tree, where, kernels)
         call = self.compiled[key]
-        if all(isinstance(x, jax.Array) and not is_traced(x) for x in leaves):
+        arrays = [*leaves, *jax.tree.leaves((args, kwargs))]
+        if where is not None and all(isinstance(x, jax.Array) for x in leaves) and not any(map(is_traced, arrays)):
             self.last = _Last(leaves, tree, held, call, (len(args), tuple(kwargs)), self)
         return lambda args, kwargs: call(leaves, held, args, kwargs)
 
-    def compile(self, tree: Any, order_tree: Any, *, is_native: bool) -> Any:
+    def compile(self, tree: Any, order_tree: Any, where: str | None, kernels: str | None) -> Any:
         """Returns the jitted call for parameters of a structure."""
 
         @jax.jit
         def compiled(leaves, held, args, kwargs):
             qparams, orders = jax.tree.unflatten(tree, leaves), jax.tree.unflatten(order_tree, held)
             qparams = native.attached(qparams, orders) if orders else qparams
-            if not is_native:
-                return self.trace_of(qparams, args, kwargs, is_fused=False)
-            return fused(self.trace_of, qparams, args, kwargs)
+
+            def plain(*given):
+                return self.trace_of(*given, where=where, is_fused=False)
+
+            def on_cpu(*given):
+                return fused(functools.partial(self.trace_of, where="cpu"), *given)
+
+            if kernels != "cpu":
+                return plain(qparams, args, kwargs)
+            if where is not None:
+                return on_cpu(qparams, args, kwargs)
+            like = jax.eval_shape(plain, qparams, args, kwargs)
+            return by_platform({"cpu": on_cpu}, plain, like, qparams, args, kwargs)
 
         return compiled
 
