@@ -96,7 +96,7 @@ def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str |
         check_belongs(plan, qparams)
         arguments.check_call(fn, qparams, args, given)
         is_waiting, here = is_waiting or _is_waiting(qparams), platform_of(qparams)
-        where = platform or (None if is_waiting else here)
+        where = platform or ("cpu" if implementation == "cpu" else None if is_waiting else here)
         if where in PLATFORMS and where != here and not is_waiting:
             raise ValueError(
                 f"platform is {where!r}, and the arrays are on {here}: lower the function for it, or move them"
