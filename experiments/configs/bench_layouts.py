@@ -83,8 +83,13 @@ def attention(p: Any, x: Any) -> Any:
 
 def rnn(p: Any, x: Any) -> Any:
     """A scan over time."""
+
+    def step(h: Any, v: Any) -> tuple[Any, Any]:
+        h = jnp.tanh(v @ p["a"] + h @ p["b"])
+        return h, h
+
     start = jnp.zeros((x.shape[0], p["b"].shape[0]))
-    return lax.scan(lambda h, v: (jnp.tanh(v @ p["a"] + h @ p["b"]),) * 2, start, x.swapaxes(0, 1))[0]
+    return lax.scan(step, start, x.swapaxes(0, 1))[0]
 
 
 def over_layers(p: Any, x: Any) -> Any:

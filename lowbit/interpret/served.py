@@ -163,4 +163,4 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
 
 
 def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return jnp.issubdtype(x.dtype, jax.dtypes.extended)
