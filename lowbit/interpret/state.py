@@ -35,7 +35,7 @@ class Values(Statistic):
     def init(self, operand: Operand) -> Any:
         return jnp.zeros(operand.shape, operand.dtype)
 
-    def update(self, state: Any, x: Array) -> Any:
+    def update(self, state: Any, x: Array, operand: Operand) -> Any:
         return x
 
     def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:

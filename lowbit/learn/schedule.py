@@ -41,6 +41,14 @@ class _Wrapper(Quantizer):
         return self.inner.is_projection
 
     @property
+    def is_nearest(self) -> bool:
+        return self.inner.is_nearest
+
+    @property
+    def needs_values(self) -> bool:
+        return self.inner.needs_values
+
+    @property
     def text(self) -> str:
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("spec", "inner")}
         arguments = "".join(f", {k}={v!r}" for k, v in rest.items())

@@ -50,6 +50,10 @@ class DoReFaWeight(Quantizer):
     def is_projection(self) -> bool:
         return self.spec.format.bits == 1
 
+    @property
+    def needs_values(self) -> bool:
+        return self.spec.format.bits == 1
+
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
         wide = x.astype(jnp.float32)

@@ -47,6 +47,10 @@ class TWN(FromWeights):
         scale = positive_scale(alpha, self.spec)
         return {"scale": scale, "threshold": delta * (1.0 / scale)}
 
+    @property
+    def is_nearest(self) -> bool:
+        return False
+
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
         threshold = block_ops.spread(qstate["fixed"]["threshold"], x.shape, blocks)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowbit.core.matrix import MatrixView
 from lowbit.core.quantizer import Quantizer
 from lowbit.formats.lookup import spec_from_text
 from tests.contract.cases import bits, carries, cases, factories
@@ -83,6 +84,37 @@ def test_bits(case):
 def test_bits_of_half_precision(case):
     """The same for bfloat16 or float16, in turn: computed in float32, cast once."""
     _check_bits(case, "bfloat16" if cases().index(case) % 2 else "float16", eagerly=False)
+
+
+@CASES
+def test_grid_is_what_is_rounded_to(case):
+    """Every value that `quantize` gives is on the grid, and it is the nearest where the method says so."""
+    q, operand = case.quantizer, case.operand
+    x, state = case.start()
+    view = MatrixView.of(operand)
+    grid = q.grid(state, operand, values=x)
+    if q.needs_values:
+        with pytest.raises(ValueError, match="values"):
+            q.grid(state, operand)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, q.grid(state, operand), grid)
+    made = q.quantize(state, x, operand)
+    codes, values = (np.asarray(view.matrices(a), np.float64)[0] for a in (made.codes, q.fake(state, x, operand)))
+    scale, zero = (
+        None if a is None else np.asarray(a, np.float64)[0][np.asarray(grid.group[0])] for a in (grid.scale, grid.zero)
+    )
+    centered = codes if zero is None else codes - zero
+    np.testing.assert_allclose(values, centered * scale, rtol=2.0**-24, atol=0)
+    if q.is_nearest:
+        levels = np.unique(np.asarray(grid.format.decode(jnp.arange(2**grid.format.bits, dtype=jnp.uint8)), np.float64))
+        levels = (
+            np.arange(grid.format.low, grid.format.high + 1) if grid.format.is_integer else levels[np.isfinite(levels)]
+        )
+        w = np.asarray(view.matrices(x), np.float64)[0]
+        points = (levels if zero is None else levels - zero[..., None]) * scale[..., None]
+        best = np.abs(points - w[..., None]).min(-1)
+        slack = 4 * 2.0**-24 * np.maximum(np.abs(w), np.abs(values))  # of the float32 quotient that is rounded
+        assert (np.abs(values - w) <= best + slack).all()
 
 
 @CASES
