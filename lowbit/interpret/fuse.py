@@ -20,7 +20,6 @@ from lowbit.packed import product as products
 from lowbit.program import compat
 from lowbit.program.evaluate import traced
 from lowbit.program.read import Equation, Program, Value
-from lowbit_kernels import StaticActivation
 
 from . import fuse_axes as axes
 
@@ -260,7 +259,7 @@ class _Run:
             reader = chain.readers[0]
             scale, zero = (self.get(v) for v in reader.ins[1:3])
             next_product = reader.params["product"]
-            emit = StaticActivation(scale=scale, zero=zero, lo=next_product.lo, hi=next_product.hi)
+            emit = native_calls.StaticActivation(scale=scale, zero=zero, lo=next_product.lo, hi=next_product.hi)
         found = native_calls.run(
             params["product"],
             x,
