@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import importlib
+import inspect
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lowbit
 from lowbit.core.matrix import MatrixView
 from lowbit.core.quantizer import Quantizer
+from lowbit.core.spec import Format, Granularity
+from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import spec_from_text
 from tests.contract.cases import bits, carries, cases, factories
 
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
+
+
+def test_classes_are_abstract_or_final():
+    """Of quantizers, statistics, formats and granularities: what is inherited from cannot be made."""
+    for info in pkgutil.walk_packages(lowbit.__path__, "lowbit."):
+        if info.name.split(".")[1] in ("core", "formats", "quantizers", "learn", "interpret", "observe"):
+            importlib.import_module(info.name)
+
+    def below(cls):
+        for sub in cls.__subclasses__():
+            if sub.__module__.startswith("lowbit."):
+                yield sub
+                yield from below(sub)
+
+    for base in (Quantizer, Statistic, Format, Granularity):
+        inherited = {parent for cls in below(base) for parent in cls.__bases__ if issubclass(parent, base)}
+        assert [cls for cls in inherited if not inspect.isabstract(cls)] == []
 
 
 def _zero_signs(x):
