@@ -9,6 +9,7 @@ print(explain(x, w, activation="int8"))              # says which, and why not t
 from lowbit_kernels.api import explain as explain
 from lowbit_kernels.api import largest_group as largest_group
 from lowbit_kernels.api import quant_matmul as quant_matmul
+from lowbit_kernels.api import quant_sums as quant_sums
 from lowbit_kernels.conv import PackedConv as PackedConv
 from lowbit_kernels.conv import pack_conv as pack_conv
 from lowbit_kernels.conv import prepare_conv as prepare_conv

@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Int32, Integer, Num
 
-from lowbit_kernels import tuning
+from lowbit_kernels import sharded, tuning
 from lowbit_kernels.cpu.prepare import PreparedMatrix, check_prepared, restore
-from lowbit_kernels.implementations import report, select
+from lowbit_kernels.implementations import report, select, select_sums
 from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix, merge_factors
 from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation, quantize_fp8, rounded_product
-from lowbit_kernels.spec import MatmulSpec
+from lowbit_kernels.pallas import gpu
+from lowbit_kernels.pallas.gpu import KMinorMatrix
+from lowbit_kernels.platforms import INTERPRETERS, default_platform, platform_named
+from lowbit_kernels.spec import Implementation, MatmulSpec
 
 X_DTYPES = ("float32", "bfloat16", "float16")
 CODE_DTYPES = ("int8", "uint8")
 
-Weights = PackedMatrix | PreparedMatrix
+Weights = PackedMatrix | PreparedMatrix | KMinorMatrix
 Activation = StaticActivation | str | None
 
 
@@ -35,6 +38,7 @@ def quant_matmul(
     out_dtype: Any = None,
     implementation: str | None = None,
     config: Any = None,
+    platform: str | None = None,
 ) -> Float[Array, "*batch out"]:
     """`x @ W` for packed low-bit weights `W` of shape `(K, N)`.
 
@@ -44,13 +48,15 @@ def quant_matmul(
 
     Args:
         x: `(..., K)` float32, bfloat16 or float16; or int8/uint8 codes with a `StaticActivation` that says their grid.
-        packed: a `PackedMatrix`, or the same `prepare`d once for the CPU kernels.
+        packed: a `PackedMatrix`, or the same `prepare`d once for the CPU kernels, or by `pallas.gpu.prepare` for Hopper's.
         activation: None, "int8" (dynamic: symmetric, one scale per row), "fp8" (the same in float8_e4m3fn), or a
             `StaticActivation`. "fp8" rounds x and then sums in float32, as None does.
         out_dtype: of the result, cast once at the end; default x's dtype, float32 for codes.
         implementation: None takes the first that can run (`explain` says which); a name runs or raises.
         config: an implementation's own options, for instance `CpuConfig`; needs `implementation`. None takes what was
             measured for this shape (`tuning.lookup`), else the implementation's heuristic.
+        platform: what the call is traced for (`platforms.PLATFORMS`, or `INTERPRETERS` to run its kernels in Pallas'
+            interpreter); None is the default platform. `platforms.by_platform` chooses when lowering.
 
     Returns:
         `(..., N)` of `out_dtype`.
@@ -69,14 +75,13 @@ def quant_matmul(
     [[2.0, 4.0]]
     """
     x = jnp.asarray(x)
-    spec = matmul_spec(x, packed, activation, out_dtype)
+    spec = matmul_spec(x, packed, activation, out_dtype, platform)
     if config is not None and implementation is None:
         raise ValueError("config belongs to one implementation: pass its name as `implementation`")
-    platform = getattr(config, "platform", None)
-    if platform is not None:
-        spec = dataclasses.replace(spec, platform=platform)
+    if (elsewhere := getattr(config, "platform", None)) is not None:
+        spec = dataclasses.replace(spec, platform=elsewhere)
     chosen = select(spec, implementation)
-    config = tuning.lookup(chosen, spec) if config is None else config
+    config = _config(chosen, spec) if config is None else config
     rows = x.reshape(spec.rows, x.shape[-1])
     if spec.rows == 0:
         return jnp.zeros((*x.shape[:-1], packed.shape[1]), spec.out_dtype)
@@ -91,6 +96,47 @@ def quant_matmul(
     return jnp.reshape(result, (*x.shape[:-1], packed.shape[1]))
 
 
+def quant_sums(
+    codes: Integer[Array, "*batch in"],
+    packed: Weights,
+    *,
+    zero: Any = 0,
+    implementation: str | None = None,
+    platform: str | None = None,
+) -> Int32[Array, "*batch out"]:
+    """`sum_k (codes - zero) * (q_w - z_w)`, the int32 sums that `quant_matmul` scales, exact: for what scales in integers.
+
+    Args:
+        codes: `(..., K)` int8 or uint8.
+        packed: a weight of one group, `group = K`; its scales are not read.
+        zero: zero point of the codes.
+        implementation: None takes the first that can; a name runs or raises.
+        platform: as in `quant_matmul`.
+
+    Raises:
+        ValueError: shapes, dtypes or options that do not fit.
+        NotImplementedError: the named implementation cannot run this, or gives no sums.
+
+    >>> from lowbit_kernels import pack_matrix
+    >>> w = pack_matrix(jnp.array([[1, -2], [3, 4]]), jnp.ones((1, 2)), bits=4)
+    >>> quant_sums(jnp.array([[1, 10]], jnp.int8), w, zero=1).tolist()
+    [[27, 36]]
+    """
+    if packed.groups > 1 or codes.dtype.name not in CODE_DTYPES:
+        raise ValueError(
+            f"quant_sums: takes int8 or uint8 codes and a weight of one group, got {codes.dtype.name}, {packed.groups} groups"
+        )
+    lo, hi = (0, 255) if codes.dtype == jnp.uint8 else (-128, 127)
+    grid = StaticActivation(jnp.ones((), jnp.float32), jnp.asarray(zero, jnp.int32), lo, hi)
+    spec = matmul_spec(codes, packed, grid, "float32", platform)
+    chosen = select_sums(spec, implementation)
+    if packed.factors is not None or (chosen.name != spec.prepared and spec.prepared):
+        packed = merge_factors(canonical(packed))
+    rows = codes.reshape(spec.rows, codes.shape[-1])
+    result = chosen.run(rows, packed, grid, "int32", _config(chosen, spec))
+    return result.reshape(*codes.shape[:-1], packed.shape[1])
+
+
 def explain(
     x: Num[Array, "*batch in"] | jax.ShapeDtypeStruct,
     packed: Weights,
@@ -98,22 +144,34 @@ def explain(
     activation: Activation = None,
     out_dtype: Any = None,
     implementation: str | None = None,
+    platform: str | None = None,
 ) -> str:
     """Text that says which implementation `quant_matmul` runs for these arguments and why the others do not.
 
     Reads shapes and dtypes only: `x` may be a `jax.ShapeDtypeStruct`.
     """
-    return report(matmul_spec(x, packed, activation, out_dtype), implementation)
+    return report(matmul_spec(x, packed, activation, out_dtype, platform), implementation)
 
 
-def matmul_spec(x: Any, packed: Weights, activation: Activation, out_dtype: Any) -> MatmulSpec:
+def _config(chosen: Implementation, spec: MatmulSpec) -> Any:
+    """What was measured for a spec, or what asks for the interpreter."""
+    if spec.platform in INTERPRETERS:
+        return chosen.config(interpret=True) if hasattr(chosen.config, "interpret") and chosen.config else None
+    return tuning.lookup(chosen, spec)
+
+
+def matmul_spec(
+    x: Any, packed: Weights, activation: Activation, out_dtype: Any, platform: str | None = None
+) -> MatmulSpec:
     """The static description of a call, after checking that its parts fit together."""
     if isinstance(packed, PreparedMatrix):
         check_prepared(packed)
     elif isinstance(packed, PackedMatrix):
         check_matrix(packed)
-    else:
-        raise TypeError(f"packed must be a PackedMatrix or a PreparedMatrix, got {type(packed).__name__}")
+    elif not isinstance(packed, KMinorMatrix):
+        raise TypeError(
+            f"packed must be a PackedMatrix, a PreparedMatrix or a KMinorMatrix, got {type(packed).__name__}"
+        )
     length, out = packed.shape
     if len(x.shape) < 1 or x.shape[-1] != length:
         raise ValueError(
@@ -157,8 +215,12 @@ def matmul_spec(x: Any, packed: Weights, activation: Activation, out_dtype: Any)
         x_dtype=name,
         out_dtype=out_name,
         activation=kind,
-        prepared="cpu" if isinstance(packed, PreparedMatrix) else None,
-        platform=jax.default_backend(),
+        prepared="cpu"
+        if isinstance(packed, PreparedMatrix)
+        else "mosaic_gpu"
+        if isinstance(packed, KMinorMatrix)
+        else None,
+        platform=default_platform() if platform is None else platform_named(platform),
     )
 
 
@@ -203,15 +265,25 @@ class _Call(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _matmul(call: _Call, x: Array, packed: Weights, static: StaticActivation | None) -> Array:
     chosen = select(call.spec, call.name)
-    if isinstance(packed, PreparedMatrix) and chosen.name != call.spec.prepared:
-        packed = restore(packed)
+    if chosen.name != call.spec.prepared:
+        packed = canonical(packed)
     if isinstance(packed, PackedMatrix) and packed.factors is not None and chosen.name != "cpu":
         packed = merge_factors(packed)
     if call.activation == "fp8":
         codes, scale = quantize_fp8(x)
         result = chosen.run(codes.astype(x.dtype), packed, None, "float32", call.config)
         return rounded_product(result, scale[:, None]).astype(call.out_dtype)
-    return chosen.run(x, packed, call.activation if static is None else static, call.out_dtype, call.config)
+    activation = call.activation if static is None else static
+    if chosen.sums and chosen.name != "xla" and isinstance(packed, PackedMatrix | KMinorMatrix):
+        return sharded.matmul(sharded.Run(chosen.run, call.config), x, packed, activation, call.out_dtype)
+    return chosen.run(x, packed, activation, call.out_dtype, call.config)
+
+
+def canonical(packed: Weights) -> PackedMatrix:
+    """Returns a packed matrix in its canonical order, whatever machine it was prepared for."""
+    if isinstance(packed, PreparedMatrix):
+        return restore(packed)
+    return gpu.restore(packed) if isinstance(packed, KMinorMatrix) else packed
 
 
 def _forward(call: _Call, x: Array, packed: Weights, static: StaticActivation | None):
@@ -220,7 +292,7 @@ def _forward(call: _Call, x: Array, packed: Weights, static: StaticActivation | 
 
 def _backward(call: _Call, residuals, grad: Array):
     x, weights, static = residuals
-    packed = merge_factors(restore(weights) if isinstance(weights, PreparedMatrix) else weights)
+    packed = merge_factors(canonical(weights))
     grad = grad.astype(jnp.float32)
     dx = jnp.dot(grad, dequantize_matrix(packed).T, precision=lax.Precision.HIGHEST)
     activation = call.activation if static is None else static

@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Num
 
 from lowbit_kernels import tuning
-from lowbit_kernels.api import Activation, Weights, matmul_spec, quant_matmul
+from lowbit_kernels.api import Activation, Weights, canonical, matmul_spec, quant_matmul
 from lowbit_kernels.conv import PackedConv, conv_call, run_conv
 from lowbit_kernels.cpu import conv as cpu_conv
 from lowbit_kernels.cpu import matmul as cpu_matmul
@@ -35,6 +35,7 @@ from lowbit_kernels.cpu.conv import PreparedConv
 from lowbit_kernels.cpu.tail import KINDS, MOST_STEPS, NO_TAIL, Tail, grouped
 from lowbit_kernels.implementations import select
 from lowbit_kernels.numerics import StaticActivation, check_activation, quantize_static, rounded_product
+from lowbit_kernels.pallas.gpu import KMinorMatrix
 
 
 @jax.tree_util.register_dataclass
@@ -166,6 +167,8 @@ def fused_matmul(
             implementation=implementation, config=config,
         )  # fmt: skip
         return _one_by_one(value, steps, emit, keep=keep, columns=y_columns)
+    if isinstance(packed, KMinorMatrix):
+        packed = canonical(packed)
     config = tuning.lookup(chosen, spec) if config is None else config
     if isinstance(activation, StaticActivation) and jnp.ndim(activation.scale):
         activation = dataclasses.replace(activation, scale=jnp.reshape(activation.scale, (-1,)))

@@ -45,6 +45,21 @@ def select(spec: MatmulSpec, name: str | None) -> Implementation:
     raise ValueError(f"implementation {name!r} is unknown; the names are {names}, or None to choose")
 
 
+def select_sums(spec: MatmulSpec, name: str | None) -> Implementation:
+    """`select` among those that give int32 sums.
+
+    Raises:
+        ValueError: no implementation has that name.
+        NotImplementedError: the named one does not support `spec`, or gives no sums.
+    """
+    if name is not None:
+        chosen = select(spec, name)
+        if not chosen.sums:
+            raise NotImplementedError(f"implementation {name!r} gives no int32 sums")
+        return chosen
+    return next(each for each in IMPLEMENTATIONS if each.sums and each.supports(spec) is None)
+
+
 def report(spec: MatmulSpec, name: str | None) -> str:
     """One line per implementation: which runs, which could, and why the others cannot."""
     chosen = select(spec, name)

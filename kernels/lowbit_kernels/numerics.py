@@ -94,16 +94,30 @@ def quantize_dynamic(x: Float[Array, "... in"]) -> tuple[Int8[Array, "... in"], 
 def quantize_fp8(x: Float[Array, "... in"]) -> tuple[Float[Array, "... in"], Float32[Array, "..."]]:
     """float8_e4m3fn codes of each row of `x` and the scale of the row, `absmax * float32(1/448)`, as in `quantize_dynamic`.
 
-    Rounded to nearest even once, from float32. A row with an infinity or NaN has scale NaN and codes NaN.
+    Rounded to nearest even once, from float32. A row with an infinity or NaN has scale NaN and codes 0.
     """
     scale = dynamic_scale(x, FP8_MAX)
     steps = x.astype(jnp.float32) * lax.div(jnp.ones_like(scale), scale)[..., None]
+    steps = jnp.where(jnp.isnan(steps), jnp.zeros_like(steps), steps)
     return lax.clamp(-FP8_MAX, steps, FP8_MAX).astype(jnp.float8_e4m3fn), scale
 
 
 def dynamic_scale(x: Float[Array, "... in"], largest: float = 127.0) -> Float32[Array, "..."]:
     """The scale of each row of `x` that puts its largest magnitude at the code `largest`."""
-    absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1)
+    return scale_of_largest(largest_of_rows(x), largest)
+
+
+def largest_of_rows(x: Float[Array, "... in"]) -> Float32[Array, "..."]:
+    """The largest magnitude of each row of `x`; infinity where there is a NaN.
+
+    XLA:CPU drops NaN from a maximum that it fuses (jax 0.10), so that none may come there.
+    """
+    x = x.astype(jnp.float32)
+    return jnp.max(jnp.where(jnp.isnan(x), jnp.float32(np.inf), jnp.abs(x)), axis=-1)
+
+
+def scale_of_largest(absmax: Float32[Array, "..."], largest: float = 127.0) -> Float32[Array, "..."]:
+    """`dynamic_scale` of rows whose largest magnitude is known."""
     scale = jnp.maximum(absmax * jnp.float32(1 / largest), jnp.float32(TINY))
     scale = jnp.where(absmax == 0, jnp.ones_like(scale), scale)
     return jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))

@@ -40,7 +40,7 @@ class MatmulSpec:
         x_dtype, out_dtype: names.
         activation: "float" (weight-only), "dynamic" (int8 per row) or "static".
         prepared: the weight is in an implementation's own physical order, by that name, or None.
-        platform: "cpu", "gpu" or "tpu"; "interpret" where the configuration asks for the Pallas interpreter.
+        platform: one of `platforms.PLATFORMS` or `INTERPRETERS`; "interpret" where the configuration asks for the interpreter.
     """
 
     rows: int
@@ -67,10 +67,12 @@ class Implementation(NamedTuple):
     Attributes:
         name: what `implementation=` and `explain` call it.
         supports: `spec -> None`, or the reason why not, as text.
-        run: `(x (M, K), matrix, activation, out_dtype, config) -> (M, N)` of `out_dtype`.
+        run: `(x (M, K), matrix, activation, out_dtype, config) -> (M, N)` of `out_dtype`; those with `sums` also give the
+            int32 sums, as "int32", of a static activation and a weight of one group.
         cost: `spec -> text`, what a user should know when this one runs (a fallback, a copy), or "".
         config: dataclass of its options, all with defaults, or None; `tuning.lookup` finds one for a spec.
         candidates: `spec -> configs` worth timing for a spec; the heuristic's own choice is timed besides.
+        sums: `run` takes "int32".
     """
 
     name: str
@@ -79,3 +81,4 @@ class Implementation(NamedTuple):
     cost: Callable[[MatmulSpec], str]
     config: type | None = None
     candidates: Callable[[MatmulSpec], tuple[Any, ...]] = lambda spec: ()
+    sums: bool = False

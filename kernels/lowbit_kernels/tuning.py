@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from lowbit_kernels import platforms
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
 CACHE_VARIABLE = "LOWBIT_KERNELS_CACHE"
@@ -89,12 +90,12 @@ def bucket(rows: int) -> int:
 
 
 def device_kind(platform: str) -> str:
-    """Kind of the first device of `platform`, in lower case; of a CPU the best instruction set and the cores."""
+    """Kind of the first device of `platform`, in lower case, or "not here"; of a CPU the best instruction set and the cores."""
     if platform == "cpu":
         from lowbit_kernels.cpu.library import status  # the CPU's own module asks this one for configurations
 
         return f"cpu {next(iter(status().isas), 'scalar')} x{os.cpu_count()}"
-    return jax.devices(platform)[0].device_kind.lower()
+    return (platforms.device_kind(platform) or "not here").lower()
 
 
 def lookup(implementation: Implementation, spec: MatmulSpec) -> Any:

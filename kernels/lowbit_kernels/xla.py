@@ -30,6 +30,11 @@ def cost(spec: MatmulSpec) -> str:
 
 def run(x: Array, packed: PackedMatrix, activation: Any, out_dtype: str, config: object) -> Array:
     """See `Implementation.run`."""
+    if out_dtype == "int32":
+        codes, zero, _ = activation_codes(x, activation)
+        weights = unpack_codes(packed.codes, packed.bits, packed.length, axis=0, signed=packed.signed)
+        zeros = None if packed.zeros is None else packed.zeros[0]
+        return _integer_sums(*_centred(codes, zero), weights, zeros)
     return matmul(x, packed, activation).astype(out_dtype)
 
 
@@ -53,7 +58,12 @@ def _centred(codes: Array, zero: Array) -> tuple[Int8[Array, "rows in"], Int32[A
 
 
 def _integer_term(codes: Array, zero: Array, weights: Array, zeros: Array | None) -> Float32[Array, "rows out"]:
-    """`float(sum_k (q_x - z_x) (q_w - z_w))` of one group, exact in int32 before the cast."""
+    """`_integer_sums` of one group in float32."""
+    return _integer_sums(codes, zero, weights, zeros).astype(jnp.float32)
+
+
+def _integer_sums(codes: Array, zero: Array, weights: Array, zeros: Array | None) -> Int32[Array, "rows out"]:
+    """`sum_k (q_x - z_x) (q_w - z_w)` of one group, exact in int32."""
     weights, offset = (
         (lax.bitcast_convert_type(weights ^ jnp.uint8(128), jnp.int8), 128)
         if weights.dtype == jnp.uint8
@@ -62,10 +72,10 @@ def _integer_term(codes: Array, zero: Array, weights: Array, zeros: Array | None
     acc = lax.dot_general(codes, weights, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
     acc = acc - zero * jnp.sum(weights, axis=0, dtype=jnp.int32)
     if zeros is None and offset == 0:
-        return acc.astype(jnp.float32)
+        return acc
     weight_zero = -offset if zeros is None else zeros.astype(jnp.int32) - offset
     rows = jnp.sum(codes, axis=1, dtype=jnp.int32, keepdims=True) - zero * codes.shape[1]
-    return (acc - rows * weight_zero).astype(jnp.float32)
+    return acc - rows * weight_zero
 
 
 def _float_matmul(x: Float32[Array, "rows in"], packed: PackedMatrix) -> Float32[Array, "rows out"]:
@@ -114,4 +124,4 @@ def _scan_groups(term, x: Array, packed: PackedMatrix) -> Float32[Array, "rows o
     return total
 
 
-IMPLEMENTATION = Implementation("xla", supports, run, cost)
+IMPLEMENTATION = Implementation("xla", supports, run, cost, sums=True)

@@ -121,9 +121,18 @@ class QTensor:
             return levels
         return self._blockwise(levels, self.zero.astype(jnp.float32), lambda x, z: x - z)
 
+    def merged(self) -> "QTensor":
+        """Returns the same values with the integers among its scales multiplied into the levels; others as they are.
+
+        ``(level * integer of its group) * float of its channel``, the first product an integer of 8 bits: what operations
+        on integer group scales compute with, see `lowbit.core.scales.integer`.
+        """
+        return self.spec.scale.merged(self)
+
     def dequantize(self) -> Float[Array, "..."]:
         """Returns the value in ``dtype``: ``(level - zero) * scale`` in float32, one cast at the end."""
-        value = self._blockwise(self.centered(), self.scale_values, rounded_product)
+        whole = self.merged()
+        value = whole._blockwise(whole.centered(), whole.scale_values, rounded_product)
         return cast_once(value, self.dtype)
 
     def encode(self) -> "QTensor":
@@ -140,7 +149,9 @@ class QTensor:
             nothing = jnp.zeros((), jnp.float32) if self.zero is None else self.zero
             levels = self._blockwise(levels, nothing, lambda x, z: jnp.where(jnp.isnan(x), z, x))
         codes = self.spec.format.encode(levels)
-        return dataclasses.replace(self, codes=codes, scale=_stored(self.scale, self.spec), zero=zero, stage="codes")
+        return dataclasses.replace(
+            self, codes=codes, scale=self.spec.scale.encoded(self.scale), zero=zero, stage="codes"
+        )
 
     def _blockwise(self, x, scale, function):
         blocks = self.blocks
@@ -148,13 +159,6 @@ class QTensor:
             return function(x, scale)
         cut = function(block_ops.split(x, blocks), block_ops.spread(scale, self.shape, blocks))
         return block_ops.join(cut, self.shape, blocks)
-
-
-def _stored(scale: "Shaped[Array, '...'] | QTensor", spec: Spec) -> "Shaped[Array, '...'] | QTensor":
-    if isinstance(scale, QTensor):
-        return scale.encode()
-    dtypes = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "e8m0": jnp.float8_e8m0fnu}
-    return scale.astype(dtypes.get(spec.scale_dtype, jnp.float32))
 
 
 def zero_dtype(zero: Shaped[Array, "..."], spec: Spec) -> Shaped[Array, "..."]:
@@ -187,7 +191,8 @@ def quantize_with(
     Args:
         x: float array.
         spec: the static description.
-        scale: positive float32, of the scale's shape; or a `QTensor` of them (see `lowbit.core.scales.stored_scale`).
+        scale: float32, of the scale's shape, positive unless the spec has signed scales; or a `QTensor` of them (see
+            `lowbit.core.scales.stored_scale`).
         zero: integer-valued float32 of the scale's shape, or None.
         blocks: elements per scale along every axis.
         nearest: ``(scaled x, low, high) -> levels``, in place of ``spec.format.nearest``: another rounding or another

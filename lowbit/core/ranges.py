@@ -17,15 +17,16 @@ from jaxtyping import Array, Float
 
 from . import blocks as block_ops
 from .extremes import at_least, at_most, larger, largest, largest_magnitude, smallest
-from .powers import check_scale_rule, power_of_two_scale
+from .powers import check_scale_rule
 from .qtensor import quantize_with
-from .scales import largest_scale, scale_of_zeros, smallest_scale
+from .scales.bounds import bounded, scale_of_zeros
 from .spec import Operand, Spec, Tensor
 from .statistics import MinMax, MovingMinMax, Sample, Statistic
 
 _LARGEST = float(np.finfo(np.float32).max)
 
-ScaleZero = tuple[Float[Array, "..."], Float[Array, "..."] | None]
+ScaleZero = tuple[Any, Float[Array, "..."] | None]
+"""A scale, as a float array or stored already (a `QTensor`, see `lowbit.core.searching`), and a zero point or None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,8 @@ def scale_zero(
 ) -> ScaleZero:
     """Returns the scale and zero point whose grid just covers ``[low, high]`` (float32, the scale's shape).
 
-    Symmetric: ``scale = max(|low|, |high|) / largest level``. Affine: ``scale = (high - low) / (levels - 1)`` and
+    Symmetric: ``scale = max(|low|, |high|) / largest level``; where scales have signs, the end that is larger in magnitude,
+    with its sign, over the level furthest from zero (``int4``: -8). Affine: ``scale = (high - low) / (levels - 1)`` and
     ``zero = round(smallest level - low / scale)``, kept within the levels (Krishnamoorthi, 2018, section 2.1).
     Power-of-two scales (``e8m0``) follow ``scale_rule``, one of `lowbit.core.powers.SCALE_RULES`, in exponent
     arithmetic. Infinite bounds count as the largest finite value; NaN makes the scale NaN, and with it every value of the
@@ -82,26 +84,22 @@ def scale_zero(
     """
     low, high = at_least(at_most(low, 0.0), -_LARGEST), at_most(at_least(high, 0.0), _LARGEST)
     top, bottom = spec.format.high, spec.format.low
+    if spec.symmetric and spec.has_signed_scales:
+        entry = jnp.where(larger(-low, high) == high, high, low)
+        return _nonzero(entry * np.float32(1.0 / spec.format.far_end), entry, spec), None
     if spec.symmetric:
         reach = larger(-low, high) if bottom < 0 else high
-        if spec.scale_dtype == "e8m0":
-            power = power_of_two_scale(
-                reach, spec.format.reach, rule=scale_rule, mantissa_bits=spec.format.mantissa_bits
-            )
-            bounded = at_most(at_least(power, smallest_scale(spec)), largest_scale(spec))
-            return jnp.where(reach == 0, scale_of_zeros(spec), bounded).astype(jnp.float32), None
-        return _positive(reach * np.float32(1.0 / spec.format.reach), spec), None
+        return _nonzero(spec.scale.of_reach(reach, spec.format, scale_rule), reach, spec), None
     share = np.float32(1.0 / (top - bottom))
     width = jnp.where(jnp.isinf(high - low), high * share - low * share, (high - low) * share)  # no overflow
-    scale = _positive(width, spec)
+    scale = _nonzero(width, width, spec)
     zero = at_most(at_least(jnp.round(bottom - low * (1.0 / scale)), bottom), top)
     return scale, jax.lax.stop_gradient(zero)
 
 
-def _positive(scale: Float[Array, "..."], spec: Spec) -> Float[Array, "..."]:
-    """Returns ``scale`` within its bounds, that of a block of zeros where it is 0."""
-    bounded = at_most(at_least(scale, smallest_scale(spec)), largest_scale(spec))
-    return jnp.where(scale == 0, scale_of_zeros(spec), bounded).astype(jnp.float32)
+def _nonzero(scale: Float[Array, "..."], reach: Float[Array, "..."], spec: Spec) -> Float[Array, "..."]:
+    """Returns ``scale`` within its bounds, that of a block of zeros where it or ``reach`` is 0."""
+    return jnp.where((reach == 0) | (scale == 0), scale_of_zeros(spec), bounded(scale, spec)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Full(RangeRule):
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
         blocks = spec.granularity.blocks(operand)
         x = x.astype(jnp.float32)
-        if spec.symmetric and spec.format.low < 0:
+        if spec.symmetric and spec.format.low < 0 and not spec.has_signed_scales:
             reach = block_ops.reduce_blocks(x, blocks, largest_magnitude)
             return scale_zero(-reach, reach, spec)
         low, high = (block_ops.reduce_blocks(x, blocks, f) for f in (smallest, largest))
@@ -150,7 +148,7 @@ class PowerOfTwo(Full):
         return self._of_reach(low, high, spec)
 
     def check(self, spec: Spec) -> None:
-        if spec.scale_dtype != "e8m0" or not spec.symmetric:
+        if spec.scale.name != "e8m0" or not spec.symmetric:
             raise ValueError(f"PowerOfTwo needs symmetric e8m0 scales, got {spec.text}; add /e8m0 or use an mx format")
 
     def _of_reach(self, low: Float[Array, "..."], high: Float[Array, "..."], spec: Spec) -> ScaleZero:
@@ -166,8 +164,15 @@ class ToLowest(Full):
     """
 
     def check(self, spec: Spec) -> None:
-        if not spec.symmetric or -spec.format.low <= spec.format.high or spec.scale_dtype == "e8m0":
-            raise ValueError(f"ToLowest is for symmetric formats whose lowest level is the largest, got {spec.text}")
+        if (
+            not spec.symmetric
+            or -spec.format.low <= spec.format.high
+            or spec.has_signed_scales
+            or spec.scale.name == "e8m0"
+        ):
+            raise ValueError(
+                f"ToLowest is for symmetric formats whose lowest level is the largest, with positive scales; got {spec.text}"
+            )
 
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
         shrink = np.float32(spec.format.reach / -spec.format.low)

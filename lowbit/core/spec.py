@@ -2,16 +2,17 @@
 
 import abc
 import dataclasses
-from collections.abc import Sequence
 
-import jax
 from jaxtyping import Array, Float, Shaped
 
-from .blocks import Dim
-
-SCALE_DTYPES = ("float32", "bfloat16", "float16", "e8m0", "e4m3", "dq")
-"""What a stored scale is: a float; a power of two in one byte (``e8m0``); one byte of fp8 times one float32 per tensor
-(``e4m3``, NVFP4); one byte with a float32 scale and a zero point per 256 scales (``dq``, double quantization)."""
+from .granularity import Channel as Channel
+from .granularity import Granularity as Granularity
+from .granularity import Group as Group
+from .granularity import Tensor as Tensor
+from .granularity import Tile as Tile
+from .operand import Operand as Operand
+from .operand import shape_of as shape_of
+from .storage import Plain, Storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,19 @@ class Format(abc.ABC):
         return self.high if self.high > 0 else -self.low
 
     @property
+    def far_end(self) -> float:
+        """The level furthest from zero, the highest of two: where a scale with a sign puts the largest value."""
+        return self.low if -self.low > self.high else self.high
+
+    @property
     def has_zero(self) -> bool:
         """Whether zero is a level. Where it is not, a block of zeros has the smallest scale there is: next to zero."""
         return True
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the negative of every level is a level: then a negative scale makes the same grid as a positive one."""
+        return self.low == -self.high
 
     @property
     def has_rounding(self) -> bool:
@@ -94,114 +105,6 @@ class Format(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Operand:
-    """What a quantizer may know about the array it gets: everything but its values.
-
-    Attributes:
-        shape: the shape, of the leaf for weights.
-        dtype: the dtype name the operand is computed in, such as ``"float32"``.
-        contract: the contracted axes, in leaf order. Groups lie within the last of them.
-        stack: how many leading axes count layers of a scan; they never share a scale.
-        is_weight: whether the operand is a weight.
-    """
-
-    shape: tuple[Dim, ...]
-    dtype: str = "float32"
-    contract: tuple[int, ...] = ()
-    stack: int = 0
-    is_weight: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Granularity(abc.ABC):
-    """Which elements share a scale."""
-
-    @abc.abstractmethod
-    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
-        """Returns the elements per scale along every axis of ``operand.shape``."""
-
-    @property
-    @abc.abstractmethod
-    def text(self) -> str:
-        """The option of the rule text: ``tensor``, ``channel``, ``g32``."""
-
-
-def _unstacked(operand: Operand, blocks: Sequence[Dim]) -> tuple[Dim, ...]:
-    return tuple(1 if axis < operand.stack else max(block, 1) for axis, block in enumerate(blocks))
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor(Granularity):
-    """One scale for the whole array (for every layer of a scanned stack)."""
-
-    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
-        return _unstacked(operand, operand.shape)
-
-    @property
-    def text(self) -> str:
-        return "tensor"
-
-
-@dataclasses.dataclass(frozen=True)
-class Channel(Granularity):
-    """One scale per index of the axes that are not contracted: per output channel, per row, per token."""
-
-    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
-        return _unstacked(operand, [n if i in operand.contract else 1 for i, n in enumerate(operand.shape)])
-
-    @property
-    def text(self) -> str:
-        return "channel"
-
-
-@dataclasses.dataclass(frozen=True)
-class Group(Granularity):
-    """One scale per ``size`` neighbours along the last contracted axis; the other axes have their own.
-
-    A group larger than the axis is the whole axis; a last group may be short.
-    """
-
-    size: int
-
-    def __post_init__(self):
-        if self.size < 2:
-            raise ValueError(f"group size must be at least 2, got {self.size}")
-
-    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
-        if not operand.contract:
-            raise ValueError(f"a group of {self.size} needs a contracted axis; the operand {operand.shape} has none")
-        last = operand.contract[-1]
-        return _unstacked(operand, [min(self.size, n) if i == last else 1 for i, n in enumerate(operand.shape)])
-
-    @property
-    def text(self) -> str:
-        return f"g{self.size}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile(Granularity):
-    """One scale per ``rows x columns`` tile: ``rows`` along the last contracted axis, ``columns`` along the last free."""
-
-    rows: int
-    columns: int
-
-    def __post_init__(self):
-        if self.rows < 1 or self.columns < 1:
-            raise ValueError(f"a tile needs positive sides, got {self.rows} x {self.columns}")
-
-    def blocks(self, operand: Operand) -> tuple[Dim, ...]:
-        free = [i for i in range(len(operand.shape)) if i not in operand.contract and i >= operand.stack]
-        if not operand.contract or not free:
-            raise ValueError(f"a tile needs a contracted and a free axis; got the operand {operand.shape}")
-        sides = {operand.contract[-1]: self.rows, free[-1]: self.columns}
-        return _unstacked(operand, [min(sides.get(i, 1), n) for i, n in enumerate(operand.shape)])
-
-    @property
-    def text(self) -> str:
-        return f"t{self.rows}x{self.columns}"
-
-
-@dataclasses.dataclass(frozen=True)
 class Spec:
     """How one operand is stored: which numbers, which of them share a scale, and what the scale is.
 
@@ -209,40 +112,63 @@ class Spec:
         format: the numbers.
         granularity: who shares a scale.
         symmetric: whether the grid has no zero point.
-        scale_dtype: one of `SCALE_DTYPES`; what the stored scale is rounded to.
+        scale: how the scale is stored: what it is rounded to, and what it takes.
         dynamic: whether the scale is computed from the values at run time instead of being stored.
-        scale_spec: how the scale is itself quantized, for ``e4m3`` and ``dq``; `lowbit.formats.lookup` fills it in.
+        signed: whether a scale may be negative where its storage leaves that open: the grid of levels that reach further on
+            one side (``int4``: -8 to 7) is then turned to the side of the largest value. Storages of signed integers always
+            are, see `has_signed_scales`.
     """
 
     format: Format
     granularity: Granularity
     symmetric: bool = True
-    scale_dtype: str = "float32"
+    scale: Storage = Plain()
     dynamic: bool = False
-    scale_spec: "Spec | None" = None
+    signed: bool = False
 
     def __post_init__(self):
-        if (self.scale_spec is not None) != (self.scale_dtype in ("e4m3", "dq")):
-            raise ValueError(
-                f"scale_dtype {self.scale_dtype!r} {'needs' if self.scale_spec is None else 'takes no'} scale_spec; "
-                "lowbit.formats.lookup.specs(text) makes consistent specs from rule text"
-            )
-        if self.scale_dtype not in SCALE_DTYPES:
-            raise ValueError(f"scale_dtype must be one of {', '.join(SCALE_DTYPES)}, got {self.scale_dtype!r}")
         if not self.symmetric and not self.format.is_integer:
             raise ValueError(f"only integer formats can be affine, got {self.format.name}; use /sym")
+        self.scale.check(self.format, self.granularity)
+        if self.signed and self.scale.signs != "either":
+            raise ValueError(
+                f"a scale stored as {self.scale.name} {'has a sign anyway' if self.scale.signs == 'always' else 'has no sign'}"
+                f": leave out /signed"
+            )
+        if self.has_signed_scales:
+            self._check_signed()
+
+    @property
+    def has_signed_scales(self) -> bool:
+        """Whether a scale may be negative."""
+        return self.signed or self.scale.signs == "always"
+
+    @property
+    def merged(self) -> "Spec":
+        """What an operation computes with: integers of groups multiplied into the levels; itself of all other specs."""
+        return self.scale.merged_spec(self)
 
     @property
     def text(self) -> str:
         """The spec as the part of a rule text that parses back to it, without its ``w`` or ``a``."""
         options = [self.granularity.text, "sym" if self.symmetric else "affine"]
-        if self.scale_dtype != "float32":
-            options.append(self.scale_dtype)
-        if self.dynamic:
-            options.append("dynamic")
+        if self.scale != Plain():
+            options.append(self.scale.name)
+        options += [word for word, holds in (("signed", self.signed), ("dynamic", self.dynamic)) if holds]
         return "/".join([self.format.name, *options])
 
-
-def shape_of(x: Array | jax.ShapeDtypeStruct) -> Operand:
-    """Returns an `Operand` that knows only shape and dtype."""
-    return Operand(tuple(x.shape), str(x.dtype))
+    def _check_signed(self) -> None:
+        what = "/signed" if self.signed else f"/{self.scale.name}"
+        if not self.symmetric or self.dynamic:
+            raise ValueError(
+                f"{what} is for symmetric grids whose scale is stored; a zero point moves a grid to either side"
+            )
+        if self.format.low >= 0:
+            raise ValueError(
+                f"{what}: a negative scale would turn {self.format.name}, which has no negative levels, around"
+            )
+        if self.format.is_mirrored:
+            instead = "" if self.signed else f"; use /u{self.scale.name}"
+            raise ValueError(
+                f"{what}: {self.format.name} is its own mirror image, so that the sign of a scale would be wasted{instead}"
+            )

@@ -1,19 +1,20 @@
 """Rule text: ``w4/g32,a8``. Syntax only, in one place; an error points at the character.
 
 ``w<format>[/option]*[,a<format>[/option]*]``; ``w4a8`` is accepted where there are no options. Options bind to their
-part: ``/gN /tAxB /tensor /channel /affine /sym /narrow /dynamic`` and the scale dtypes ``/bfloat16 /float16 /e8m0 /e4m3
-/dq`` (double quantization).
+part: ``/affine /sym /narrow /signed /dynamic``, who shares a scale (``/gN /tAxB /tensor /channel``: the files of
+`lowbit.core.granularity`), and how scales are stored (``/bfloat16 /e8m0 /dq /int5``: the files of `lowbit.core.scales`).
 """
 
 import dataclasses
 import re
 from collections.abc import Sequence
 
+from .granularity import Granularity
 from .paths import nearest
+from .words import granularity_named, granularity_words, scale_words
 
-FLAGS = ("tensor", "channel", "affine", "sym", "narrow", "dynamic", "bfloat16", "float16", "e8m0", "e4m3", "dq")
-
-SCALE_FLAGS = ("bfloat16", "float16", "e8m0", "e4m3", "dq")
+FLAGS = ("affine", "sym", "narrow", "signed", "dynamic")
+"""Options that stand alone."""
 
 _FORMAT = re.compile(r"[A-Za-z0-9_]+")
 _SHORT = re.compile(r"w(\d+)a(\d+)")
@@ -27,9 +28,9 @@ class Part:
     Attributes:
         letter: ``w`` or ``a``.
         format: the format word as written: ``4``, ``int16``, ``nf4``.
-        flags: options without a number.
-        group: N of ``/gN``, or None.
-        tile: A, B of ``/tAxB``, or None.
+        flags: of `FLAGS`.
+        granularity: who shares a scale, where it says so.
+        scale: the word of how scales are stored, where it says so.
         text: the whole rule text, for errors.
         position: where the format word starts in it.
     """
@@ -37,8 +38,8 @@ class Part:
     letter: str
     format: str
     flags: tuple[str, ...] = ()
-    group: int | None = None
-    tile: tuple[int, int] | None = None
+    granularity: Granularity | None = None
+    scale: str | None = None
     text: str = ""
     position: int = 0
 
@@ -61,8 +62,8 @@ def parse(text: str) -> tuple[Part, ...]:
         ValueError: pointing at the character.
 
     Example:
-        >>> [(p.letter, p.format, p.group) for p in parse("w4/g32,a8")]
-        [('w', '4', 32), ('a', '8', None)]
+        >>> [(p.letter, p.format, p.granularity) for p in parse("w4/g32,a8")]
+        [('w', '4', Group(size=32)), ('a', '8', None)]
     """
     if not isinstance(text, str):
         raise TypeError(f"a rule text must be a string such as 'w4/g32,a8', got {type(text).__name__}")
@@ -87,37 +88,42 @@ def _part(text: str, chunk: str, start: int) -> Part:
     if not (word := _FORMAT.match(chunk, 1)):
         raise error_at(text, start + 1, f"expected a format after '{chunk[0]}', such as {chunk[0]}8")
     flags: list[str] = []
-    group: int | None = None
-    tile: tuple[int, int] | None = None
+    granularity: Granularity | None = None
+    scales: list[str] = []
     at = word.end()
     while at < len(chunk):
+        here = start + at + 1
         if chunk[at] != "/":
             raise error_at(text, start + at, "expected '/', ',' or the end")
         if not (option := _OPTION.match(chunk, at + 1)):
-            raise error_at(text, start + at + 1, f"expected an option: gN, tAxB, {', '.join(FLAGS)}")
+            raise error_at(text, here, f"expected an option: {_known()}")
         name = option[0]
-        if (group is not None or tile is not None) and re.fullmatch(r"g\d+|t\d+x\d+", name):
-            raise error_at(text, start + at + 1, "only one of /gN, /tAxB, /tensor, /channel")
-        if found := re.fullmatch(r"g(\d+)", name):
-            group = int(found[1])
-            if group < 2:
-                raise error_at(text, start + at + 1, f"group size must be at least 2, got {group}")
-        elif found := re.fullmatch(r"t(\d+)x(\d+)", name):
-            tile = (int(found[1]), int(found[2]))
-            if 0 in tile:
-                raise error_at(text, start + at + 1, f"a tile needs positive sides, got {tile[0]} x {tile[1]}")
+        try:
+            found = granularity_named(name)
+        except ValueError as error:
+            raise error_at(text, here, str(error)) from None
+        if found is not None:
+            if granularity == found:
+                raise error_at(text, here, f"option {name!r} is given twice, and only one of its kind may be")
+            if granularity is not None:
+                raise error_at(text, here, f"only one of /{', /'.join(granularity_words())}")
+            granularity = found
+        elif name in (*flags, *scales):
+            raise error_at(text, here, f"option {name!r} is given twice")
         elif name in FLAGS:
             flags.append(name)
+        elif name in scale_words():
+            scales.append(name)
         else:
-            raise error_at(text, start + at + 1, f"unknown option {name!r}; one of gN, tAxB, {', '.join(FLAGS)}")
-        if len(flags) != len(set(flags)):
-            raise error_at(text, start + at + 1, f"option {name!r} is given twice")
+            close = f"; nearest: {', '.join(near)}" if (near := nearest_words(name, [*FLAGS, *scale_words()])) else ""
+            raise error_at(text, here, f"unknown option {name!r}; one of {_known()}{close}")
         at = option.end()
-    for one, other in (("affine", "sym"), ("tensor", "channel")):
-        if one in flags and other in flags:
-            raise error_at(text, start, f"/{one} and /{other} exclude each other")
-    if len([f for f in flags if f in SCALE_FLAGS]) > 1:
-        raise error_at(text, start, f"only one scale dtype of /{', /'.join(SCALE_FLAGS)}")
-    if sum((group is not None, tile is not None, "tensor" in flags, "channel" in flags)) > 1:
-        raise error_at(text, start, "only one of /gN, /tAxB, /tensor, /channel")
-    return Part(chunk[0], word[0], tuple(flags), group, tile, text, start + 1)
+    if {"affine", "sym"} <= {*flags}:
+        raise error_at(text, start, "/affine and /sym exclude each other")
+    if len(scales) > 1:
+        raise error_at(text, start, f"a scale is stored in one way; only one scale dtype of /{' /'.join(scales)}")
+    return Part(chunk[0], word[0], tuple(flags), granularity, scales[0] if scales else None, text, start + 1)
+
+
+def _known() -> str:
+    return ", ".join([*granularity_words(), *FLAGS, *scale_words()])

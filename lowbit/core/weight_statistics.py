@@ -15,7 +15,7 @@ from . import blocks as block_ops
 from .extremes import at_most, largest_magnitude
 from .qtensor import QTensor
 from .quantizer import QState, Quantizer
-from .scales import scale_of_zeros, stored_scale
+from .scales import check_positive, scale_of_zeros, stored_scale
 from .spec import Group, Operand, Spec, Tile
 
 _KEPT_BITS = 24
@@ -68,9 +68,10 @@ class FromWeights(Quantizer):
 
     def __post_init__(self):
         name = type(self).__name__
+        check_positive(self.spec, name)
         if not self.spec.symmetric or self.spec.dynamic:
             raise ValueError(f"{name} is for weights and symmetric, got {self.spec.text}")
-        if self.spec.scale_spec is not None or isinstance(self.spec.granularity, Tile):
+        if self.spec.scale.spec is not None or isinstance(self.spec.granularity, Tile):
             raise ValueError(f"{name} takes /tensor, /channel or /gN and scales of one float, got {self.spec.text}")
 
     @abc.abstractmethod

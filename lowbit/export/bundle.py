@@ -51,7 +51,7 @@ from .reading import ARTIFACT, MANIFEST, VECTORS
 from .reading import Bundle as Bundle
 from .reading import read as read
 from .sites import all_grids, sites
-from .storage import stored_width
+from .storage import most_bits
 from .vectors import of_call, stacked
 
 
@@ -296,7 +296,7 @@ def _weights(qparams: QParams) -> list[dict[str, Any]]:
             "shape": list(q.shape),
             "spec": q.spec.text,
             "bits": q.spec.format.bits,
-            "stored_bits": stored_width(q.spec.format.bits),
+            "stored_bits": most_bits(q.spec),
             "has_zero_points": q.zero is not None,
             "bits_per_weight": round(q.bits_per_element, 4),
         }
@@ -310,7 +310,7 @@ def _check_size(found: stablehlo.Contents, qparams: QParams, constants: Any) -> 
     def bits(leaf: Any) -> int:
         if isinstance(leaf, QTensor):
             scales = sum(bits(x) for x in jax.tree.leaves((leaf.scale, leaf.zero)))
-            return _codes(leaf) * stored_width(leaf.spec.format.bits) + 4 * scales
+            return _codes(leaf) * most_bits(leaf.spec) + 4 * scales
         return leaf.size * leaf.dtype.itemsize * 8
 
     leaves = jax.tree.leaves((qparams, constants), is_leaf=lambda x: isinstance(x, QTensor))

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowbit.core import blocks as block_ops
 from lowbit.core.qtensor import QTensor
+from lowbit.core.spec import Spec
 from lowbit.export import lowering
 from lowbit.export.fold import fold
 from lowbit.export.forms import Lowered
+from lowbit.formats.lookup import format_named
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace, check_same_operations, trace
 from lowbit.interpret.walk import Walk
@@ -46,7 +49,7 @@ def program(
         rewritten: primitives that are written as `lowbit.export.lowering` has them.
     """
     leaves, tree = jax.tree.flatten(lowered.qparams, is_leaf=lambda x: isinstance(x, QTensor))
-    leaves = [unpack(leaf) if isinstance(leaf, QTensor) else leaf for leaf in leaves]
+    leaves = [positive(unpack(leaf).merged()) if isinstance(leaf, QTensor) else leaf for leaf in leaves]
     codes = [leaf.codes for leaf in leaves if isinstance(leaf, QTensor)]
     levels = {path: state["codes"] for path, state in lowered.qparams.sites.items() if "codes" in state}
 
@@ -73,6 +76,30 @@ def program(
 
     closed = jax.make_jaxpr(function)(codes, levels, *shapes(lowered))
     return fold(closed, jax.tree.leaves((codes, levels)), kept=kept, rewritten=rewritten)
+
+
+def positive(q: QTensor) -> QTensor:
+    """Returns the same values with positive scales: where one is negative, its codes are negated, in int8.
+
+    The types of these forms have positive scales only. Tensors that have no negative scale, or levels that are no integers,
+    are returned as they are.
+
+    Raises:
+        ValueError: where a code of -128 would be negated.
+    """
+    if not q.spec.has_signed_scales or not q.spec.format.is_integer or isinstance(q.scale, QTensor):
+        return q
+    sign = jnp.where(q.scale < 0, -1, 1).astype(jnp.int8)
+    sign = block_ops.spread(sign, q.shape, q.blocks)
+    codes = block_ops.split(q.codes.astype(jnp.int8), q.blocks)
+    if q.spec.format.bits == 8 and bool(jnp.any((codes == -128) & (sign < 0))):
+        raise ValueError(
+            f"a form whose scales are positive cannot hold {q.spec.text}: 128, the negative of a code, is none of int8; use "
+            f"fewer bits, or leave out /signed"
+        )
+    codes = block_ops.join(codes * sign, q.shape, q.blocks)
+    spec = Spec(format_named("int8"), q.spec.granularity, scale=q.spec.scale)
+    return dataclasses.replace(q, codes=codes, scale=jnp.abs(q.scale), spec=spec)
 
 
 def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., Any]) -> list[Any]:

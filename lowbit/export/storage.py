@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowbit.core.spec import Spec
 from lowbit.targets.table import Target
 
 WIDTHS = (2, 4, 8, 16)
@@ -31,6 +32,18 @@ def stored_width(bits: int, widths: Sequence[int] = WIDTHS) -> int:
         [2, 2, 4, 4, 8, 8, 16]
     """
     return next((width for width in widths if bits <= width), widths[-1])
+
+
+def most_bits(spec: Spec) -> int:
+    """Returns the bits that a code may take in a form: 8 where integer or negative scales are multiplied into the codes.
+
+    Example:
+        >>> from lowbit.formats.lookup import specs
+        >>> [most_bits(specs(text)[0]) for text in ("w4", "w3", "w4/signed", "w4/g32/int5")]
+        [4, 4, 8, 8]
+    """
+    is_multiplied = spec.merged != spec or (spec.has_signed_scales and spec.format.is_integer)
+    return max(8, stored_width(spec.format.bits)) if is_multiplied else stored_width(spec.format.bits)
 
 
 def bits_per_weight(stored: Sequence[Stored]) -> float | None:
@@ -63,5 +76,8 @@ def widened(manifest: Mapping[str, Any], target: Target, stored: Sequence[Stored
 def _wanted(entry: Mapping[str, Any], target: Target) -> tuple[int, int]:
     """Elements of a weight, and the bits that each may take."""
     count = int(np.prod(entry["shape"]))
-    width = stored_width(entry["bits"] + entry["has_zero_points"], target.widths)
+    bits = entry["bits"] + entry["has_zero_points"]
+    if entry["stored_bits"] > stored_width(entry["bits"]):  # codes with a sign, or an integer scale, multiplied in
+        bits = entry["stored_bits"]
+    width = stored_width(bits, target.widths)
     return count, (max(width, 8) if count * width <= 8 * target.small_bytes else width)

@@ -89,6 +89,10 @@ class Codebook(Format):
         return 0.0 in self.levels
 
     @property
+    def is_mirrored(self) -> bool:
+        return self.levels == tuple(-level for level in reversed(self.levels))
+
+    @property
     def smallest(self) -> float:
         return min((abs(v) for v in self.levels if v != 0), default=1.0)
 

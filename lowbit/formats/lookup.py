@@ -8,7 +8,9 @@ from collections.abc import Callable
 from types import ModuleType
 
 from lowbit.core import text as rule_text
-from lowbit.core.spec import SCALE_DTYPES, Channel, Format, Granularity, Group, Spec, Tensor, Tile
+from lowbit.core.spec import Channel, Format, Spec, Tensor
+from lowbit.core.storage import Plain
+from lowbit.core.words import storage_named
 
 
 @functools.cache
@@ -75,14 +77,17 @@ def _expanded(part: rule_text.Part) -> tuple[rule_text.Part, bool]:
         return part, False
     (meant,) = rule_text.parse("w" + full)
     fixed = [f for f in part.flags if f not in ("sym", "dynamic")]
-    if part.group is not None or part.tile is not None or fixed:
+    if part.granularity is not None or part.scale is not None or fixed:
         raise rule_text.error_at(
             part.text,
             part.position,
             f"{part.format} fixes its block and scale ({full}); write those out to change them",
         )
     flags = tuple(dict.fromkeys((*part.flags, *meant.flags)))
-    return dataclasses.replace(part, format=meant.format, flags=flags, group=meant.group), True
+    found = dataclasses.replace(
+        part, format=meant.format, flags=flags, granularity=meant.granularity, scale=meant.scale
+    )
+    return found, True
 
 
 def _format_of(part: rule_text.Part) -> Format:
@@ -94,23 +99,6 @@ def _format_of(part: rule_text.Part) -> Format:
         return format_named(part.format + "n")
     except ValueError as error:
         raise rule_text.error_at(part.text, part.position, str(error)) from None
-
-
-def _granularity_of(part: rule_text.Part, default: Granularity) -> Granularity:
-    if part.group is not None:
-        return Group(part.group)
-    if part.tile is not None:
-        return Tile(*part.tile)
-    if "tensor" in part.flags:
-        return Tensor()
-    return Channel() if "channel" in part.flags else default
-
-
-def _scale_spec(scale_dtype: str) -> Spec | None:
-    """The spec of a scale that is itself quantized: NVFP4's e4m3 per tensor, QLoRA's 8 bits per 256 scales."""
-    if scale_dtype == "e4m3":
-        return Spec(format_named("fp8_e4m3"), Tensor())
-    return Spec(format_named("uint8"), Group(256)) if scale_dtype == "dq" else None
 
 
 def spec_of(part: rule_text.Part) -> Spec:
@@ -129,16 +117,18 @@ def spec_of(part: rule_text.Part) -> Spec:
     is_plain = numbers.is_integer and 1 < numbers.bits <= 8 and numbers.name != "ternary"
     default_symmetric = is_weight or dynamic or not is_plain
     symmetric = "sym" in part.flags or (default_symmetric and "affine" not in part.flags)
-    scale_dtype = next((d for d in SCALE_DTYPES if d in part.flags), "float32")
     default = Channel() if is_weight or dynamic else Tensor()
+    granularity = default if part.granularity is None else part.granularity
     try:
-        granularity = _granularity_of(part, default)
-        if not is_weight and not dynamic and not isinstance(granularity, Tensor):
+        if "signed" in part.flags and not is_weight:
+            raise ValueError("/signed is for weights; inputs have zero points for that")
+        scale = Plain() if part.scale is None else storage_named(part.scale, format_named)
+        if not is_weight and not dynamic and not granularity.is_one_per_array:
             raise ValueError(
                 f"a calibrated input has one scale, got /{granularity.text}, whose scales depend on the batch; "
                 "use /tensor, or /dynamic"
             )
-        return Spec(numbers, granularity, symmetric, scale_dtype, dynamic, _scale_spec(scale_dtype))
+        return Spec(numbers, granularity, symmetric, scale, dynamic, "signed" in part.flags)
     except ValueError as error:
         raise rule_text.error_at(part.text, part.position, str(error)) from None
 

@@ -77,6 +77,7 @@ def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
         rhs: levels, float32.
         dtype: of the result.
     """
+    lhs, rhs = lhs.merged(), rhs.merged()
     layout = layout_of(matmul, lhs, rhs)
     if layout is None:
         return _simulated_groups(matmul, lhs, rhs, dtype)
@@ -114,6 +115,7 @@ def _(matmul, dtype, primals, tangents):
 
 def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, carried: bool) -> Array:
     """Returns the operation in integers, then the epilogue; the same bits whether ``carried`` in float32 or not."""
+    lhs, rhs = lhs.merged(), rhs.merged()
     layout = layout_of(matmul, lhs, rhs)
     if layout is not None:
         return scaled(_accumulate(matmul, lhs, rhs, carried=carried), layout.right_scale, layout.left_scale, dtype)
@@ -178,11 +180,11 @@ def _accumulate(matmul: Matmul, lhs: QTensor, rhs: QTensor, *, carried: bool) ->
         ]
     if carried:
         return [(exact_sum(matmul, lhs.centered(), rhs.centered(), reach_of(lhs) * reach_of(rhs)), 1.0)]
-    return [(_integer(matmul, lhs, rhs), 1.0)]
+    return [(integer_sums(matmul, lhs, rhs), 1.0)]
 
 
-def _integer(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
-    """The accumulator from int8 codes; a zero point of the left operand costs one sum over the right one."""
+def integer_sums(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Array:
+    """Returns the accumulator from int8 codes; a zero point of the left operand costs one sum over the right one."""
     lhs, rhs = lhs.encode(), rhs.encode()
     left, right = lhs.codes, rhs.codes
     one_zero = lhs.zero is None or lhs.zero.size == 1

@@ -262,7 +262,7 @@ def _with(site: Site, quantizer: Any) -> Site:
     if quantizer is None:
         return site
     spec = quantizer.spec
-    if not site.is_weight and not spec.dynamic and spec.granularity.text != "tensor":
+    if not site.is_weight and not spec.dynamic and not spec.granularity.is_one_per_array:
         raise ValueError(
             f"{site.key}: a stored input scale is per tensor, got /{spec.granularity.text}; use /tensor, or /dynamic for "
             f"one scale per row"
@@ -315,7 +315,7 @@ def _block_size(site: Site) -> float:
     """How many products meet before a weight's scale: all of them, or those of a group."""
     if site.spec is None or not site.is_weight:
         return math.inf
-    blocks = site.spec.granularity.blocks(site.operand)
+    blocks = site.spec.merged.granularity.blocks(site.operand)
     return math.prod(blocks[axis] for axis in site.operand.contract)
 
 

@@ -16,11 +16,14 @@ from lowbit.core.scales import stored_scale
 from lowbit.packed import arguments, native, native_calls
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
+from lowbit.packed.platforms import PLATFORMS, by_platform, platform_named, platform_of, viewed
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
+from .elsewhere import integer_results, kernel_result
+from .int8 import int8_result
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .operations import Operation
@@ -31,10 +34,14 @@ from .state import layer_operand
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
-IMPLEMENTATIONS = ("cpu", "carried", "reference")
+IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
+ANYWHERE = ("carried", "reference")
+"""Those that are the same program on every platform."""
 
 
-def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Callable[..., Any]:
+def execute(
+    fn: Model, plan: Plan, *, implementation: str | None = None, platform: str | None = None
+) -> Callable[..., Any]:
     """Returns ``run(qparams, *args, **kwargs)``: ``fn`` on packed weights.
 
     The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
@@ -43,9 +50,14 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
     Args:
         fn: the function the plan was bound for, or another with the same operations.
         plan: from `lowbit.bind`, or read from a file.
-        implementation: ``"cpu"`` (native kernels on packed bytes), ``"carried"`` (the same integers carried in float32),
-            ``"reference"`` (integer codes, int32 accumulation: what is exported), or None: for every operation the
-            first of these that can run it.
+        implementation: ``"cpu"``, ``"pallas_tpu"``, ``"mosaic_gpu"`` (kernels on packed bytes), ``"xla"`` (packed bytes
+            unpacked a group at a time), ``"carried"`` (the same integers carried in float32), ``"reference"`` (integer
+            codes, int32 accumulation: what is exported), or None: for every operation the first that can run it on the
+            platform.
+        platform: ``"cpu"``, ``"tpu"``, ``"cuda"`` or ``"rocm"``: what the function is called or lowered for, whatever machine
+            this is; ``"tpu-interpreter"`` and ``"cuda-interpreter"`` run those kernels in Pallas' interpreter, slowly. None:
+            where ``qparams`` are; under an outer `jax.jit`, what that is lowered for, which may be several
+            (`jax.export`).
 
     Returns:
         A function (what is in ``kwargs={...}`` always goes to ``fn``), jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
@@ -54,7 +66,7 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: at the call, if ``qparams`` are another plan's; for an unknown implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
+        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -64,17 +76,17 @@ def execute(fn: Model, plan: Plan, *, implementation: str | None = None) -> Call
     arguments.check(fn=fn, plan=plan)
     if implementation == "cpu" and plan.is_full_integer:
         raise ValueError("implementation 'cpu' has no kernels for full-integer plans; use 'carried' or 'reference'")
-    return _executor(fn, plan, implementation)
+    return _executor(fn, plan, implementation, None if platform is None else platform_named(platform))
 
 
 @functools.lru_cache(maxsize=256)
-def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[..., Any]:
-    @jax.jit
-    def compiled(qparams, matrices, args, kwargs):
+def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str | None) -> Callable[..., Any]:
+    @functools.partial(jax.jit, static_argnames="where")
+    def compiled(qparams, matrices, args, kwargs, *, where):
         qparams = native.attached(qparams, matrices) if matrices else qparams
-        return execution(fn, plan, qparams, args, kwargs, implementation=implementation)
+        return execution(fn, plan, qparams, args, kwargs, implementation=implementation, platform=where)
 
-    is_native = implementation in (None, "cpu") and not plan.is_full_integer
+    is_native = implementation not in ANYWHERE and not plan.is_full_integer
     prepared = Prepared(plan)
 
     @shares_keywords("lowbit.execute", fn)
@@ -82,19 +94,24 @@ def _executor(fn: Model, plan: Plan, implementation: str | None) -> Callable[...
         check_belongs(plan, qparams)
         given = merged(keywords, kwargs)
         arguments.check_call(fn, qparams, args, given)
-        matrices = {}
-        if is_native and native.status() is None:
-            matrices = prepared(qparams)
-            if _is_waiting(qparams):
+        matrices, here = {}, platform_of(qparams)
+        where = platform or (None if _is_waiting((qparams, args, given)) else here)
+        if where in PLATFORMS and where != here and not _is_waiting((qparams, args, given)):
+            raise ValueError(
+                f"platform is {where!r}, and the arrays are on {here}: lower the function for it, or move them"
+            )
+        if is_native and (native.status() is None or (where or here) != "cpu"):
+            matrices = prepared(qparams, where or here)
+            if _is_waiting(qparams) and (where or here) == "cpu":
                 _warn_unprepared(plan, native.attached(qparams, matrices))
-        return compiled(qparams, matrices, args, given)
+        return compiled(qparams, matrices, args, given, where=where)
 
     return run
 
 
-def _is_waiting(qparams: QParams) -> bool:
-    """Whether packed parameters have no values yet."""
-    return any(is_traced(x) for x in jax.tree.leaves(qparams))
+def _is_waiting(arrays: Any) -> bool:
+    """Whether arrays have no values yet."""
+    return any(is_traced(x) for x in jax.tree.leaves(arrays))
 
 
 def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
@@ -106,7 +123,7 @@ def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
     for row in plan.quantized:
         site = row.weight
         if site is not None and site.key in weights and native.why_not(row, site) is None:
-            found += [] if isinstance(weights[site.key], native.NativeTensor) else [row.path]
+            found += [] if native.is_for(weights[site.key], "cpu") else [row.path]
     return found
 
 
@@ -129,6 +146,7 @@ def explain(
     qparams: QParams,
     *args: Any,
     implementation: str | None = None,
+    platform: str | None = None,
     kwargs: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> str:
@@ -143,6 +161,7 @@ def explain(
         qparams: packed parameters.
         *args: example arguments; shapes and dtypes matter.
         implementation: as in `execute`.
+        platform: as in `execute`: what runs on another machine than this one; None is where ``qparams`` are.
         kwargs: example keyword arguments, whatever their names: ``implementation`` too.
         **keywords: example keyword arguments.
     """
@@ -153,12 +172,13 @@ def explain(
     kwargs = merged(keywords, kwargs)
     arguments.check_call(fn, qparams, args, kwargs)
     late: list[str] = []
-    if implementation in (None, "cpu") and native.status() is None and not plan.is_full_integer:
-        late = _unprepared(plan, qparams)
-        qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams)
+    platform = platform_of(qparams) if platform is None else platform_named(platform)
+    if implementation not in ANYWHERE and not plan.is_full_integer and (native.status() is None or platform != "cpu"):
+        late = _unprepared(plan, qparams) if platform == "cpu" else []
+        qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams, platform=platform)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
-        lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report),
+        lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report, platform=platform),
         qparams,
         args,
         merged(keywords, kwargs),
@@ -185,6 +205,7 @@ def execution(
     *,
     implementation: str | None = None,
     report: list[tuple[str, str, str]] | None = None,
+    platform: str | None = "cpu",
     has_integer_io: bool = False,
     keeps_nan: bool = True,
 ) -> Any:
@@ -198,52 +219,67 @@ def execution(
         kwargs: keyword arguments.
         implementation: as in `execute`.
         report: gets a line per operation.
+        platform: what it is traced for; None where that is known when it is lowered.
         has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
         keeps_nan: whether NaN at an integer input reaches what sums over it; False in exported artifacts, where it takes
             the code of the zero point. Full-integer plans never do.
     """
     check_belongs(plan, qparams)
-    is_integer = plan.is_full_integer
+    is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
+    qparams = qparams if platform == "cpu" or is_integer else viewed(plan, qparams)
     traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
     check_same_operations(traced.graph, plan)
     if not plan.quantized:
         return fn(qparams.params, *args, **kwargs)
     if is_integer:
-        outs = integer_execution(
-            plan, traced, qparams, carried=implementation != "reference", has_integer_io=has_integer_io
-        )
+        run = functools.partial(integer_execution, plan, has_integer_io=has_integer_io)
+        outs, how, why = integer_results(run, traced, qparams, implementation, platform)
         if report is not None:
-            report += [(row.path, "reference" if implementation == "reference" else "carried", "") for row in plan]
+            report += [(row.path, how, why) for row in plan]
         return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
-    prepared = frozenset(key for key, q in qparams.weights().items() if isinstance(q, native.NativeTensor))
+    prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         states, row = states or {}, rows[op.path]
         values = [
             states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
         ]
+        if platform is not None:
+            return on(platform, op, row, values, states), states
+        functions = {name: functools.partial(on, name, op, row) for name in PLATFORMS}
+        like = jax.ShapeDtypeStruct(op.eqn.outvars[0].aval.shape, result_dtype(op.eqn))
+        return by_platform(functions, functions["cpu"], like, values, states), states
+
+    def on(platform: str, op: Operation, row: Row, values: list[Any], states: Any) -> Any:
         note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
         result, reason = None, f"asked for {implementation}"
-        if implementation in (None, "cpu"):
-            result, reason = _native(op, row, values, states, prepared)
-        if reason is None:
-            how = "cpu"
-        elif implementation == "cpu":
-            raise ValueError(f"implementation 'cpu' cannot run {op.path}: {reason}")
+        is_cpu, how = platform == "cpu", "cpu"
+        if implementation not in ANYWHERE:
+            if not is_cpu:
+                result, how, reason = kernel_result(platform, op, row, values, states, implementation, quantized_input)
+            elif implementation in (None, "cpu"):
+                result, reason = _native(op, row, values, states, prepared)
+            else:
+                reason = f"it is no implementation of execute's on a CPU (platform={platform!r})"
+        if result is not None:
+            reason = reason or ""
+        elif implementation not in (None, *ANYWHERE):
+            raise ValueError(f"implementation {implementation!r} cannot run {op.path}: {reason}")
         else:
             operands = [
                 _operand(site, v, states, is_lookup=op.is_lookup) for site, v in zip(row.sites, values, strict=True)
             ]
             how = "reference" if implementation == "reference" else "carried"
-            how = how if row.is_integer else "xla"
-            result = _result(op, *operands, carried=implementation != "reference")
+            how = how if row.is_integer and is_cpu else "xla"
+            carried = functools.partial(integer_result, carried=implementation != "reference")
+            result = _result(op, *operands, product=carried if is_cpu else int8_result)
             left, right = operands
             if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
                 result = poisoned(Matmul.of(op.eqn), left, right, result)
         if report is not None:
             report.append((op.path, how, "; ".join(part for part in (reason, note) if part)))
-        return result, states
+        return result
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
     outs, _ = walk.run(traced.leaves, qparams.sites)
@@ -327,13 +363,13 @@ def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bo
     return quantized_input(site, states.get(site.role, {}), plain(value))
 
 
-def _result(op: Operation, left: Any, right: Any, *, carried: bool) -> Any:
+def _result(op: Operation, left: Any, right: Any, *, product: Callable[..., Any]) -> Any:
     if op.is_lookup:
         return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
     if is_integer_pair(left, right):
         sides = weight_right(op.eqn, op.weight)
         operands = sides.operands(left, right)
-        return sides.restore(integer_result(sides.matmul, *operands, result_dtype(op.eqn), carried=carried))
+        return sides.restore(product(sides.matmul, *operands, result_dtype(op.eqn)))
     return rebind(op.eqn, [plain(left), plain(right)])[0]
 
 

@@ -27,7 +27,7 @@ def reach_of(q: QTensor) -> float:
 
 def reach_of_spec(spec: Spec) -> float:
     """Returns the largest magnitude of ``level - zero`` that a spec allows."""
-    numbers = spec.format
+    numbers = spec.merged.format
     return max(abs(numbers.low), abs(numbers.high)) if spec.symmetric else numbers.high - numbers.low
 
 

@@ -1,5 +1,6 @@
 """Look-ups in a quantized table: codes and scales are picked alike, whatever the table's granularity."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
     near: dict[str, Any] = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None} if _has_mode(eqn) else {}
     fill: dict[str, Any] = {"fill_value": jnp.nan if _fills(eqn) else None} if _has_mode(eqn) else {}
 
-    def per_element(x: Array) -> Array:
+    def per_element(x: Any) -> Array:
         """A scale or zero point with an entry per element along the axes that are cut."""
         for i in cut:
             if x.shape[i] not in (1, table.shape[i]):
@@ -63,11 +64,18 @@ def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
         return x
 
     codes = part(eqn, table.codes, indices, table.shape, **near)
-    scale, zero = per_element(table.scale_values), None if table.zero is None else per_element(table.zero)
+    if table.spec.merged != table.spec and isinstance(table.scale, QTensor):  # integers of groups stay integers
+        inner = unpack(table.scale)
+        levels = part(eqn, per_element(inner.codes), indices, table.shape, **near)
+        own = part(eqn, per_element(inner.scale), indices, table.shape, **fill)
+        scale: Any = dataclasses.replace(inner, codes=levels, scale=own)
+    else:
+        scale = part(eqn, per_element(table.scale_values), indices, table.shape, **fill)
+    zero = None if table.zero is None else per_element(table.zero)
     packed = table.packed_axis
     return QTensor(
         codes,
-        part(eqn, scale, indices, table.shape, **fill),
+        scale,
         None if zero is None else part(eqn, zero, indices, table.shape, **near),
         table.spec,
         table.dtype,

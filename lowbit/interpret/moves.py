@@ -113,6 +113,7 @@ def move(eqn: Any, q: QTensor, others: Sequence[Any] = ()) -> QTensor:
         return jax.tree.map(lambda x: compat.rebind(eqn, [x])[0], q)
     if name == "convert_element_type":
         return dataclasses.replace(q, dtype=str(jnp.dtype(params["new_dtype"])))
+    q = q.merged()  # integers of groups move as what they make of the levels
     if name == "transpose":
         order = params["permutation"]
         return _mapped(q, lambda x: jnp.transpose(x, order), [q.blocks[i] for i in order])

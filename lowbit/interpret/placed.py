@@ -42,7 +42,7 @@ def check_shared(
                     _as_rule(row.base, rules.get(globs.get(other.path) or "")),
                 )
                 continue
-            per_tensor = site.spec is None or site.spec.granularity.text == "tensor"
+            per_tensor = site.spec is None or site.spec.granularity.is_one_per_array
             axes, those = site.operand, before.operand
             if not per_tensor and (axes.contract, axes.stack) != (those.contract, those.stack):
                 refused.add(

@@ -21,25 +21,26 @@ class Prepared:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.known: dict[str, tuple[tuple[weakref.ref[Any], ...], Any]] = {}
+        self.known: dict[tuple[str, str], tuple[tuple[weakref.ref[Any], ...], Any]] = {}
 
-    def __call__(self, qparams: QParams) -> dict[str, Any]:
-        """Returns the kernels' form of every weight that has one, by key; none under a trace."""
+    def __call__(self, qparams: QParams, platform: str = "cpu") -> dict[str, Any]:
+        """Returns the form of a platform's kernels of every weight that needs one, by key; none under a trace."""
         found = {}
-        for key, (q, row, site) in native.candidates(self.plan, qparams).items():
+        for key, (q, row, site) in native.candidates(self.plan, qparams, platform).items():
             arrays = jax.tree.leaves(q)
             if any(is_traced(x) for x in arrays):
                 continue
-            sources, order = self.known.get(key, ((), None))
+            sources, order = self.known.get((key, platform), ((), None))
             if len(sources) != len(arrays) or any(ref() is not x for ref, x in zip(sources, arrays, strict=True)):
-                order = _apart(native.order_of(q, row, site), arrays)
-                self.known.pop(key, None)
+                order = _apart(native.order_of(q, row, site, platform.removesuffix("-interpreter")), arrays)
+                self.known.pop((key, platform), None)
                 if all(isinstance(x, jax.Array) for x in arrays):
-                    self.known[key] = tuple(weakref.ref(x, self._forgetter(key)) for x in arrays), order
+                    place = (key, platform)
+                    self.known[place] = tuple(weakref.ref(x, self._forgetter(place)) for x in arrays), order
             found[key] = order
         return found
 
-    def _forgetter(self, key: str) -> Any:
+    def _forgetter(self, key: tuple[str, str]) -> Any:
         me = weakref.ref(self)
 
         def forget(dead: Any) -> None:

@@ -144,7 +144,7 @@ def _place(x: Any, quantizer: Quantizer, axis: int) -> int | None:
 
 def _independent(x: Any, quantizer: Quantizer, axis: int) -> int | None:
     """The longest axis along which nothing is shared, neither a scale nor a byte; None where there is none, or it is not known."""
-    if is_traced(x) or not isinstance(quantizer, RTN) or quantizer.spec.scale_spec is not None:
+    if is_traced(x) or not isinstance(quantizer, RTN) or quantizer.spec.scale.spec is not None:
         return None
     if not isinstance(quantizer.range, Full):  # sums may round otherwise in arrays of other shapes
         return None

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,15 +19,19 @@ from jaxtyping import Array
 import lowbit_kernels
 from lowbit.core.checks import is_traced
 from lowbit.core.qtensor import QTensor
-from lowbit.core.spec import Channel, Format, Tensor
+from lowbit.core.spec import Channel, Tensor
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit_kernels.cpu.prepare import CHANNELS
+from lowbit_kernels.matrix import SCALE_DTYPES
+from lowbit_kernels.pallas import gpu
+from lowbit_kernels.platforms import platform_named, platform_of
 
 from . import arguments
 from .belongs import check_belongs
 from .bits import unpack
 from .pieces import count_of, joined
 from .trees import QParams, flatten
+from .views import group_of, levels_of, note_of
 
 Axes = tuple[tuple[tuple[int, int], ...], ...]
 """Of every axis of a moved weight, the axes, and their lengths, of the weight as it was prepared."""
@@ -43,12 +47,16 @@ class Order:
         contract: the axes that the kernel contracts, in its order, of the weight as prepared (of one layer).
         batch: the axes along which it has a matrix for each.
         axes: where the axes of the weight as prepared are now; none of an axis of length 1.
+        view: its canonical matrix (`views.py`), for the machines that ``matrix`` is not for; or None.
+        note: what to say of the view, or why there is none.
     """
 
     matrix: Any = None
     contract: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     batch: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     axes: Axes = dataclasses.field(default=(), metadata={"static": True})
+    view: Any = None
+    note: str = dataclasses.field(default="", metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +68,8 @@ class NativeTensor(QTensor):
     contract: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     batch: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     axes: Axes = dataclasses.field(default=(), metadata={"static": True})
+    view: Any = None
+    note: str = dataclasses.field(default="", metadata={"static": True})
 
     def without_matrix(self) -> QTensor:
         """Returns the same weight without its kernel's order."""
@@ -76,7 +86,8 @@ class NativeTensor(QTensor):
         if axes is None or sorted(atom for group in axes for atom in group) != whole:
             return weight
         fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(QTensor)}
-        return NativeTensor(**fields, matrix=self.matrix, contract=self.contract, batch=self.batch, axes=axes)
+        order = {f.name: getattr(self, f.name) for f in dataclasses.fields(Order)}
+        return NativeTensor(**{**fields, **order, "axes": axes})
 
 
 def why_not(row: Row, site: Site) -> str | None:
@@ -93,34 +104,24 @@ def why_not(row: Row, site: Site) -> str | None:
     inputs = next((other.spec for other in row.sites if other is not site), None)
     if row.is_integer and inputs is not None and inputs.format.bits > 8:
         return f"no packed matmul for {inputs.format.name} inputs"
-    if spec.granularity.text.startswith("t") and spec.granularity.text != "tensor":
+    if spec.granularity.kind == "tile":
         return "the packed matmul has no tiles"
     shape, stack = site.operand.shape, site.operand.stack
     if math.prod(shape) == 0:
         return "the weight has no elements"
     contract = tuple(i for i in site.operand.contract if shape[i] > 1)
     blocks = spec.granularity.blocks(site.operand)
-    group = _group_of([shape[i] for i in contract], [blocks[i] for i in contract])
+    group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     if group is None:
         return f"scales of {spec.text} do not lie in groups of one size along the contracted axes {contract} of {shape[stack:]}"
     is_affine = not spec.symmetric
+    whole = spec.merged
+    group = group if whole == spec else math.prod(shape[i] for i in contract)
     if row.is_integer and group > (
-        most := lowbit_kernels.largest_group(spec.format.bits, signed=spec.format.is_signed, affine=is_affine)
+        most := lowbit_kernels.largest_group(whole.format.bits, signed=whole.format.is_signed, affine=is_affine)
     ):
         return f"the kernel sums at most {most} products under one scale of {spec.text}, this one {group}"
     return None
-
-
-def _group_of(lengths: Sequence[int], blocks: Sequence[int]) -> int | None:
-    """Returns how many neighbours along flattened axes share a scale, or None where that differs, or is 1 of several."""
-    if all(b >= n for n, b in zip(lengths, blocks, strict=True)):
-        return math.prod(lengths)
-    first = next((i for i, b in enumerate(blocks) if b > 1), None)
-    if first is None or any(b < n for n, b in zip(lengths[first + 1 :], blocks[first + 1 :], strict=True)):
-        return None
-    if first > 0 and lengths[first] % blocks[first]:
-        return None
-    return min(blocks[first], lengths[first]) * math.prod(lengths[first + 1 :])
 
 
 def _why_not_conv(row: Row, site: Site) -> str | None:
@@ -132,7 +133,7 @@ def _why_not_conv(row: Row, site: Site) -> str | None:
         return "the weight has no elements"
     if not set(site.operand.contract) <= {0, 1, 2}:
         return "the kernel is not HWIO"
-    if not spec.format.is_integer or spec.format.bits > 8 or not spec.symmetric or spec.scale_dtype != "float32":
+    if not spec.format.is_integer or spec.format.bits > 8 or not spec.symmetric or spec.scale.name != "float32":
         return f"the convolution kernels take symmetric integers with float32 scales, not {spec.text}"
     if not isinstance(spec.granularity, Channel | Tensor):
         return "the convolution kernels take one scale per output channel"
@@ -153,18 +154,22 @@ def conv_of(q: QTensor, feature_groups: int) -> Any:
     return lowbit_kernels.prepare_conv(packed, feature_group_count=feature_groups)
 
 
-def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> Any:
-    """Returns a weight in the kernels' order, ``(K, N)``: K the contracted axes, N the free ones, both in the leaf's order.
+def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], platform: str = "cpu") -> Any:
+    """Returns a weight in the order of a platform's kernels, ``(K, N)``: K the contracted axes, N the free ones, both in the leaf's order.
 
     Args:
         q: packed, without stack axes; `why_not` has nothing against it.
         contract: the contracted axes.
         batch: the batch axes: where there are any, the result has a leading axis over all of them.
+        platform: whose kernels.
     """
+    factors = q.spec.scale.factors(q)
+    if factors is not None and not (platform == "cpu" and q.spec.format.is_signed and 2 <= q.spec.format.bits <= 4):
+        q, factors = q.merged(), None  # the CPU's kernels multiply integers of groups into signed codes of 2 to 4 bits
     shape, blocks = q.shape, q.blocks
     free = [i for i in range(q.ndim) if i not in (*contract, *batch)]
     lengths = [math.prod(shape[i] for i in axes) for axes in (batch, contract, free)]
-    group = _group_of([shape[i] for i in contract], [blocks[i] for i in contract])
+    group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
 
     def flat(x: Array) -> Array:  # (batch, K or groups, N)
@@ -172,10 +177,11 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> 
         return jnp.transpose(x, [*batch, *contract, *free]).reshape(lengths[0], -1, lengths[2])
 
     # Scales in 8 bits, and quantized ones, are widened: a float per group, never per weight.
-    is_plain = q.spec.scale_dtype in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
+    scales, factors = (scales, None) if factors is None else (factors[1], flat(factors[0]))
 
-    def one(codes: Array, scales: Array, zeros: Array | None) -> Any:
+    def one(codes: Array, scales: Array, zeros: Array | None, factors: Array | None) -> Any:
         packed = lowbit_kernels.pack_matrix(
             codes,
             scales,
@@ -184,27 +190,28 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...]) -> 
             zeros=zeros,
             signed=q.spec.format.is_signed,
             codebook=None if q.spec.format.is_integer else levels_of(q.spec.format),
+            factors=factors,
         )
-        return lowbit_kernels.prepare(packed)
+        return in_order(packed, platform)
 
-    arrays = flat(unpack(q).codes), flat(scales), None if q.zero is None else flat(q.zero)
+    arrays = flat(unpack(q).codes), flat(scales), None if q.zero is None else flat(q.zero), factors
     return jax.vmap(one)(*arrays) if batch else one(*jax.tree.map(lambda x: x[0], arrays))
 
 
-def levels_of(form: Format) -> Array:
-    """Returns the level of every code of a format, ``(2**bits,)`` float32: the kernels' table."""
-    return form.decode(jnp.arange(1 << form.bits, dtype=jnp.uint8))
+def in_order(packed: lowbit_kernels.PackedMatrix, platform: str) -> Any:
+    """Returns a canonical matrix in the order of a platform's kernels; as it is where they read that."""
+    if platform == "cpu":
+        return lowbit_kernels.prepare(packed)
+    return gpu.prepare(packed) if platform == "cuda" and gpu.why_not_prepare(packed) is None else packed
 
 
 def status() -> str | None:
-    """Returns why the native kernels cannot run here, or None if they can."""
-    if jax.default_backend() != "cpu":
-        return f"the native kernels run on the CPU, not on {jax.default_backend()}"
+    """Returns why the native kernels cannot run on a CPU, or None if they can."""
     return lowbit_kernels.status().reason or None
 
 
-def prepare(plan: Plan, qparams: QParams) -> QParams:
-    """Returns ``qparams`` with every weight that the kernels can take in their physical order as well. Pure.
+def prepare(plan: Plan, qparams: QParams, *, platform: str | None = None) -> QParams:
+    """Returns ``qparams`` with every weight that a platform's kernels can take in their physical order as well. Pure.
 
     What it returns is a copy: replace an entry in ``qparams`` and prepare again, not in the result. Concrete arrays are
     prepared at once, also while another function is traced: that function holds them as constants.
@@ -212,25 +219,48 @@ def prepare(plan: Plan, qparams: QParams) -> QParams:
     Args:
         plan: from `lowbit.bind`.
         qparams: from `lowbit.pack` or `lowbit.load`.
+        platform: ``"cpu"``, ``"tpu"``, ``"cuda"`` or ``"rocm"``, whatever machine this is; None is where ``qparams`` are. A
+            TPU reads most weights as they are packed: those stay as they are.
 
     Raises:
         TypeError: for other types.
-        ValueError: if ``qparams`` are another plan's.
+        ValueError: if ``qparams`` are another plan's, for an unknown platform.
     """
     arguments.check(plan=plan, qparams=qparams)
     check_belongs(plan, qparams)
-    return attached(qparams, {key: order_of(*each) for key, each in candidates(plan, qparams).items()})
+    platform = platform_of(qparams) if platform is None else platform_named(platform)
+    found = candidates(plan, qparams, platform)
+    return attached(qparams, {key: order_of(*each, platform) for key, each in found.items()})
 
 
-def candidates(plan: Plan, qparams: QParams) -> dict[str, tuple[QTensor, Row, Site]]:
-    """Returns the packed weights, by key, that the kernels may take and that are not prepared yet."""
-    rows = _rows(plan)
-    found = {key: q for key, q in qparams.weights().items() if key in rows and not isinstance(q, NativeTensor)}
-    return {key: (q, *rows[key]) for key, q in found.items()}
+def candidates(plan: Plan, qparams: QParams, platform: str = "cpu") -> dict[str, tuple[QTensor, Row, Site]]:
+    """Returns the packed weights, by key, that a platform's kernels may take and that are not in their order yet."""
+    rows, platform = rows_of(plan), platform.removesuffix("-interpreter")
+    found = {key: q for key, q in qparams.weights().items() if key in rows and not is_for(q, platform)}
+    return {key: (q, *rows[key]) for key, q in found.items() if _needs_order(q, *rows[key], platform)}
+
+
+def _needs_order(q: QTensor, row: Row, site: Site, platform: str) -> bool:
+    if platform == "cpu":
+        return True
+    if row.primitive != "dot_general":
+        return False
+    contract, batch, _ = axes_of(row, site)
+    return platform == "cuda" or bool(note_of(q, contract, batch, site.operand.stack))
+
+
+def is_for(weight: Any, platform: str) -> bool:
+    """Returns whether a weight is in the order of a platform's kernels."""
+    matrix = weight.matrix if isinstance(weight, NativeTensor) else None
+    if platform == "cpu":
+        return isinstance(matrix, lowbit_kernels.PreparedMatrix | lowbit_kernels.PreparedConv)
+    return isinstance(matrix, lowbit_kernels.PackedMatrix) or (
+        platform == "cuda" and isinstance(matrix, gpu.KMinorMatrix)
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _rows(plan: Plan) -> dict[str, tuple[Row, Site]]:
+def rows_of(plan: Plan) -> dict[str, tuple[Row, Site]]:
     """The first operation of every weight that the kernels may take: a shared one is put into the order of that."""
     rows: dict[str, tuple[Row, Site]] = {}
     for row in plan.rows:
@@ -240,17 +270,23 @@ def _rows(plan: Plan) -> dict[str, tuple[Row, Site]]:
     return rows
 
 
-def order_of(q: QTensor, row: Row, site: Site) -> Order:
-    """Returns a packed weight in the kernels' order; at once where it has values, also while a function is traced."""
+def axes_of(row: Row, site: Site) -> tuple[tuple[int, ...], tuple[int, ...], Axes]:
+    """Returns an operation's contracted and batch axes of its weight, without layers, and the axes that it has."""
     stack, shape = site.operand.stack, site.operand.shape
-    groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
     contract, batch = (
         tuple(i - stack for i in sorted(axes) if shape[i] > 1) for axes in (site.operand.contract, row.batch)
     )
-    axes = tuple(((i, n),) if n != 1 else () for i, n in enumerate(shape[stack:]))
+    return contract, batch, tuple(((i, n),) if n != 1 else () for i, n in enumerate(shape[stack:]))
+
+
+def order_of(q: QTensor, row: Row, site: Site, platform: str = "cpu") -> Order:
+    """Returns a packed weight in the order of a platform's kernels; at once where it has values, also while a function is traced."""
+    groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
+    contract, batch, axes = axes_of(row, site)
+    q = q.without_matrix() if isinstance(q, NativeTensor) else q
     is_waiting = any(is_traced(x) for x in jax.tree.leaves(q))
     with contextlib.nullcontext() if is_waiting else jax.ensure_compile_time_eval():
-        return Order(_builder(groups, contract, batch, stack)(q), contract, batch, axes)
+        return Order(_builder(groups, contract, batch, site.operand.stack, platform)(q), contract, batch, axes)
 
 
 def attached(qparams: QParams, orders: Mapping[str, Order]) -> QParams:
@@ -274,17 +310,17 @@ def attached(qparams: QParams, orders: Mapping[str, Order]) -> QParams:
 
 @functools.lru_cache(maxsize=256)
 def _builder(
-    feature_groups: int | None, contract: tuple[int, ...], batch: tuple[int, ...], stack: int
+    feature_groups: int | None, contract: tuple[int, ...], batch: tuple[int, ...], stack: int, platform: str = "cpu"
 ) -> Callable[[QTensor], Any]:
     """Returns the jitted preparation of one weight, of a convolution where groups are given: layers alike share a program."""
 
     def build(q: QTensor) -> Any:
-        return matrix_of(q, contract, batch) if feature_groups is None else conv_of(q, feature_groups)
+        return matrix_of(q, contract, batch, platform) if feature_groups is None else conv_of(q, feature_groups)
 
     for _ in range(stack):
         build = jax.vmap(build)
     made = jax.jit(build)
-    if feature_groups is not None or stack or batch:
+    if feature_groups is not None or stack or batch or platform != "cpu":
         return made
     return functools.partial(_in_pieces, made, contract)
 

@@ -163,7 +163,7 @@ def can_take_input(site: Site) -> bool:
         return False
     if not spec.dynamic:
         return spec.granularity.text == "tensor"
-    is_plain = spec.format.name == "int8" and spec.symmetric and spec.scale_dtype == "float32"
+    is_plain = spec.format.name == "int8" and spec.symmetric and spec.scale.name == "float32"
     return is_plain and isinstance(spec.granularity, Channel)
 
 

@@ -13,8 +13,6 @@ from lowbit_kernels import packed_length
 
 from .trees import QParams
 
-_SCALES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "e8m0": "float8_e8m0fnu"}
-
 
 def check_tensor(q: QTensor, path: str) -> None:
     """Raises where the static fields of a quantized tensor do not describe its arrays.
@@ -65,7 +63,7 @@ def check_tensor(q: QTensor, path: str) -> None:
         allowed = (1, n) if size is None else (math.ceil(n / size),)
         must(hold=s in allowed, what=f"the scale has {s} entries along axis {i} of {shape}, groups {q.groups}")
     if q.zero is not None:
-        must(hold=not q.spec.symmetric or q.spec.scale_spec is None, what="a symmetric spec has a zero point")
+        must(hold=not q.spec.symmetric or q.spec.scale.spec is None, what="a symmetric spec has a zero point")
         must(
             hold=jnp.issubdtype(q.zero.dtype, jnp.integer) or (q.stage == "levels" and q.zero.dtype == jnp.float32),
             what=f"zero points must be integers, got {q.zero.dtype}",
@@ -75,11 +73,11 @@ def check_tensor(q: QTensor, path: str) -> None:
 
 def _check_scale(q: QTensor, path: str) -> None:
     if isinstance(q.scale, QTensor):
-        if q.scale.spec != q.spec.scale_spec:
+        if q.scale.spec != q.spec.scale.spec:
             raise ValueError(f"{path}: a scale of {q.scale.spec.text}, where {q.spec.text} has another")
         check_tensor(q.scale, f"{path}/scale")
         return
-    wanted = _SCALES.get(q.spec.scale_dtype)
+    wanted = q.spec.scale.dtype
     allowed = (wanted, "float32") if q.stage == "levels" else (wanted,)
     if not hasattr(q.scale, "dtype") or str(q.scale.dtype) not in allowed:
         raise ValueError(f"{path}: the scale of {q.spec.text} must be {wanted}, got {getattr(q.scale, 'dtype', None)}")

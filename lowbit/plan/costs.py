@@ -100,6 +100,4 @@ def scale_bits(site: Site) -> float:
         return 0.0
     blocks = spec.granularity.blocks(site.operand)
     scales = math.prod(math.ceil(n / b) if n else 1 for n, b in zip(site.operand.shape, blocks, strict=True))
-    widths = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "e8m0": 8.0, "e4m3": 8.0, "dq": 8.0}
-    width = widths[spec.scale_dtype]  # those of the scales themselves; what scales *them* is left out
-    return scales * (width + (0 if spec.symmetric else max(spec.format.bits, 8)))
+    return scales * (spec.scale.bits + (0 if spec.symmetric else max(spec.format.bits, 8)))

@@ -38,7 +38,7 @@ class DoReFaWeight(Quantizer):
             raise ValueError(
                 f"DoReFa weights have 2**k levels without zero, got {self.spec.format.name}; write w4 or wmid4"
             )
-        if not self.spec.symmetric or self.spec.scale_dtype != "float32":
+        if not self.spec.symmetric or self.spec.scale.name != "float32":
             raise ValueError(f"DoReFa weights are symmetric with a float32 scale, got {self.spec.text}")
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
@@ -83,7 +83,7 @@ class DoReFaInput(Quantizer):
             raise ValueError(f"DoReFa inputs need an integer format and a fixed range, got {self.spec.text}")
         if self.spec.symmetric and self.spec.format.low < 0:
             raise ValueError(f"DoReFa inputs are not negative: write a4 or auint4/sym, got {self.spec.text}")
-        if self.spec.scale_dtype != "float32":
+        if self.spec.scale.name != "float32":
             raise ValueError(f"DoReFa inputs have the fixed scale 1 / (2**k - 1), got {self.spec.text}")
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:

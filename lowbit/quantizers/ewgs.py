@@ -19,7 +19,7 @@ from lowbit.core.gradients import element_wise
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import MSE
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import specs
@@ -36,7 +36,8 @@ class EWGS(Quantizer):
     delta: float = 0.001
 
     def __post_init__(self):
-        if not self.spec.format.is_integer or self.spec.dynamic or self.spec.scale_spec is not None:
+        check_positive(self.spec, "EWGS")
+        if not self.spec.format.is_integer or self.spec.dynamic or self.spec.scale.spec is not None:
             raise ValueError(f"EWGS needs an integer format and a stored step of one float, got {self.spec.text}")
         if not 0.0 <= self.delta <= 10.0:
             raise ValueError(f"delta must be in [0, 10], got {self.delta}")

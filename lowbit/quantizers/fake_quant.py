@@ -26,7 +26,7 @@ from lowbit.core.gradients import straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import scale_zero
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Statistic
 from lowbit.formats.lookup import specs
@@ -39,9 +39,10 @@ class FakeQuant(Quantizer):
     """Round to nearest on a grid between a trained minimum and maximum."""
 
     def __post_init__(self):
+        check_positive(self.spec, "fake_quant")
         if not self.spec.format.is_integer or self.spec.format.high < 1 or self.spec.format.bits > 8:
             raise ValueError(f"fake_quant needs an integer format of 2 to 8 bits, got {self.spec.format.name}")
-        if self.spec.dynamic or self.spec.scale_spec is not None:
+        if self.spec.dynamic or self.spec.scale.spec is not None:
             raise ValueError(f"fake_quant trains a stored range, got {self.spec.text}")
 
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:

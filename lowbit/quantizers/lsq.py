@@ -24,7 +24,7 @@ from lowbit.core.gradients import scale_gradient
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import MSE, Full
-from lowbit.core.scales import largest_scale, stored_scale
+from lowbit.core.scales import largest_scale, signed_step, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Sample, Statistic
 from lowbit.formats.lookup import specs
@@ -68,7 +68,8 @@ class LSQ(Quantizer):
         if not by_error:
             top = self.spec.format.high - (0.0 if zero is None else zero)  # Qp
             paper = 2.0 * mean / jnp.sqrt(jnp.maximum(top, 1.0))  # section 2.1: s = 2 E|v| / sqrt(Qp)
-            step = jnp.where(paper == 0, step, at_most(paper, largest_scale(self.spec)))
+            found = at_most(paper, largest_scale(self.spec))
+            step = jnp.where(paper == 0, step, jnp.where(step < 0, -found, found))
         return {"learn": {"step": step}, "fixed": {} if zero is None else {"zero": zero}}
 
     def served_by_spec(self) -> bool:
@@ -81,8 +82,10 @@ class LSQ(Quantizer):
         count = _per_scale(x.shape if operand.is_weight else x.shape[1:], blocks if operand.is_weight else blocks[1:])
         low, high = self.spec.format.low, self.spec.format.high
         steps = high if self.spec.symmetric else high - low  # Qp; of an affine grid, that of the paper's unsigned one
-        step = scale_gradient(jnp.abs(qstate["learn"]["step"]), 1.0 / math.sqrt(count * steps))  # g, section 2.2
-        return quantize_with(x, self.spec, stored_scale(step, self.spec), zero, blocks)  # Eqs. (1) to (3)
+        step = scale_gradient(
+            signed_step(qstate["learn"]["step"], self.spec), 1.0 / math.sqrt(count * steps)
+        )  # g, section 2.2
+        return quantize_with(x, self.spec, stored_scale(step, self.spec, operand), zero, blocks)  # Eqs. (1) to (3)
 
 
 def _per_scale(shape: tuple[int, ...], blocks: tuple[int, ...]) -> float:

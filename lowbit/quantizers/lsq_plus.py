@@ -23,7 +23,7 @@ from lowbit.core.gradients import scale_gradient, straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import MSE
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import specs
@@ -34,9 +34,10 @@ class LSQPlus(Quantizer):
     """A step and, where affine, an offset that are trained parameters."""
 
     def __post_init__(self):
+        check_positive(self.spec, "LSQ+")
         if not self.spec.format.is_integer or self.spec.format.high < 1:
             raise ValueError(f"LSQ+ needs an integer format with a positive level, got {self.spec.format.name}")
-        if self.spec.dynamic or self.spec.scale_spec is not None:
+        if self.spec.dynamic or self.spec.scale.spec is not None:
             raise ValueError(f"LSQ+ learns a stored step of one float, got {self.spec.text}")
 
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:

@@ -22,7 +22,7 @@ from lowbit.core.extremes import at_least, at_most, larger
 from lowbit.core.gradients import straight_through
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Statistic
 from lowbit.formats.lookup import specs
@@ -33,9 +33,10 @@ class PACT(Quantizer):
     """``round(clip(x, 0, alpha) (2**k - 1) / alpha) alpha / (2**k - 1)`` with a trained ``alpha``."""
 
     def __post_init__(self):
+        check_positive(self.spec, "PACT")
         if not self.spec.format.is_integer or self.spec.format.high < 1:
             raise ValueError(f"PACT needs an integer format with a positive level, got {self.spec.format.name}")
-        if self.spec.dynamic or self.spec.scale_spec is not None:
+        if self.spec.dynamic or self.spec.scale.spec is not None:
             raise ValueError(f"PACT learns a stored clip of one float, got {self.spec.text}")
 
     @property

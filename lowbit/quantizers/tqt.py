@@ -25,7 +25,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import MSE
 from lowbit.core.rounding import nearest_even
-from lowbit.core.scales import stored_scale
+from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import specs
@@ -36,9 +36,10 @@ class TQT(Quantizer):
     """``s = 2**ceil(log2 t) / 2**(b-1)`` (unsigned: ``2**b``), symmetric, per tensor or finer."""
 
     def __post_init__(self):
+        check_positive(self.spec, "TQT")
         if not self.spec.format.is_integer or self.spec.format.high < 1:
             raise ValueError(f"TQT needs an integer format with a positive level, got {self.spec.format.name}")
-        if not self.spec.symmetric or self.spec.dynamic or self.spec.scale_spec is not None:
+        if not self.spec.symmetric or self.spec.dynamic or self.spec.scale.spec is not None:
             raise ValueError(f"TQT is symmetric with a stored power of two, got {self.spec.text}; write /sym")
 
     @property

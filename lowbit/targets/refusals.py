@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lowbit.core.spec import Spec
+from lowbit.formats.lookup import format_named
 from lowbit.plan.rows import Plan, Row, Site
 
 from .table import TARGETS, Holds, Target
@@ -140,14 +141,21 @@ def table(plan: Plan, target: Target) -> list[dict[str, str]]:
     return [rule(row) for row in plan.quantized]
 
 
-def _kind(spec: Spec) -> str:
-    text = spec.granularity.text
-    return text if text in ("tensor", "channel") else ("tile" if text.startswith("t") else "group")
+def _held(site: Site, holds: Holds) -> Spec | None:
+    """What a target is given of an operand: int8 where integer or negative scales are multiplied into the codes."""
+    spec = site.spec
+    formats = holds.weights if site.is_weight else holds.inputs
+    if spec is None or formats == ("*",):
+        return spec
+    if spec.merged == spec and not (spec.has_signed_scales and spec.format.is_integer):
+        return spec
+    granularity = spec.merged.granularity
+    return Spec(format_named("int8"), granularity)
 
 
 def _broken(site: Site, holds: Holds) -> str | None:
     """What the rule allows, where a site breaks it."""
-    spec = site.spec
+    spec = _held(site, holds)
     formats = holds.weights if site.is_weight else holds.inputs
     name = "float" if spec is None else spec.format.name
     if formats != ("*",) and name not in formats and (spec is not None or not site.is_weight):
@@ -155,7 +163,7 @@ def _broken(site: Site, holds: Holds) -> str | None:
     if spec is None:
         return None
     granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
-    if _kind(spec) not in granularity:
+    if spec.granularity.kind not in granularity:
         return f"{name} with granularity {' or '.join(granularity)}"
     if site.is_weight and not spec.symmetric and not holds.has_affine_weights:
         return f"{name} without zero points"
@@ -167,7 +175,7 @@ def _broken(site: Site, holds: Holds) -> str | None:
 def _nearest(site: Site, holds: Holds) -> str:
     """The allowed spec that changes least: no fewer bits where there is a choice."""
     formats = holds.weights if site.is_weight else holds.inputs
-    spec = site.spec
+    spec = _held(site, holds)
     if spec is None:
         return next((name for name in reversed(formats) if name != "*"), "int8")
     name = spec.format.name
@@ -175,6 +183,6 @@ def _nearest(site: Site, holds: Holds) -> str:
         bits = [(int(word.removeprefix("u").removeprefix("int")), word) for word in formats if word != "float"]
         name = min(bits, key=lambda b: (b[0] < spec.format.bits, abs(b[0] - spec.format.bits)))[1]
     granularity = holds.granularity(name) if site.is_weight else holds.input_granularity
-    scale = spec.granularity.text if _kind(spec) in granularity else granularity[-1]
+    scale = spec.granularity.text if spec.granularity.kind in granularity else granularity[-1]
     is_symmetric = spec.symmetric or (site.is_weight and not holds.has_affine_weights)
     return "/".join([name, scale, "sym" if is_symmetric else "affine"])

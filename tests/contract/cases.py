@@ -21,7 +21,21 @@ from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.spec import Operand
 from lowbit.formats.lookup import format_words
 
-WEIGHT_OPTIONS = ("", "/tensor", "/g32", "/affine", "/g16/bfloat16", "/g5", "/g8/dq", "/t8x4", "/g16/e8m0", "/g7/e4m3")
+WEIGHT_OPTIONS = (
+    "",
+    "/tensor",
+    "/g32",
+    "/affine",
+    "/g16/bfloat16",
+    "/g5",
+    "/g8/dq",
+    "/t8x4",
+    "/g16/e8m0",
+    "/g7/e4m3",
+    "/signed",
+    "/g16/int5",
+    "/g8/uint4",
+)
 INPUT_OPTIONS = ("", "/sym", "/dynamic", "/tensor/float16", "/g16/dynamic")
 PER_FACTORY = {"w": 3, "a": 1}
 """Texts per factory and letter, spread evenly over those it accepts; offsets differ, so together they cover more."""

@@ -191,7 +191,7 @@ def test_explain_says_so(served):
     for name, quantizer in quantizers.items():
         said = quantizer.text in next(line for path, line in lines.items() if path == name)
         assert said == (not is_served_by_spec(quantizer)), name
-        if native.status() is None and quantizer.spec.symmetric and quantizer.spec.scale_dtype == "float32":
+        if native.status() is None and quantizer.spec.symmetric and quantizer.spec.scale.name == "float32":
             assert lines[name].split()[0] == "cpu", name
 
 

@@ -168,7 +168,7 @@ def test_special_values(case):
     if q.spec.format.nearest(jnp.zeros(()), q.spec.format.low, q.spec.format.high) == 0:
         assert not np.asarray(fakes[0]).any()
     # The smallest float16 scale is 2**-24; a quantizer without any state has a fixed range.
-    if q.spec.scale_dtype != "float16" and (q.spec.dynamic or jax.tree.leaves(jax.eval_shape(case.state, x))):
+    if q.spec.scale.name != "float16" and (q.spec.dynamic or jax.tree.leaves(jax.eval_shape(case.state, x))):
         assert np.asarray(fakes[1]).any()
     if q.spec.dynamic:
         assert np.isnan(fakes[2][0, 0])

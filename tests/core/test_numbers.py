@@ -17,8 +17,9 @@ from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Channel, Operand, Spec
 from lowbit.core.statistics import Sample
 from lowbit.core.weight_statistics import exact_mean
+from lowbit.core.words import storage_named
 from lowbit.formats.integer import Integer
-from lowbit.formats.lookup import spec_from_text
+from lowbit.formats.lookup import format_named, spec_from_text
 from tests.values import heavy_tailed, normal
 
 NORMAL_FLOATS = st.floats(2.0**-125, 2.0**125, width=32)
@@ -163,10 +164,22 @@ def test_quantized_scales():
 
 
 def test_specs_are_consistent():
-    with pytest.raises(ValueError, match="needs scale_spec"):
-        Spec(Integer(4), Channel(), scale_dtype="e4m3")
-    with pytest.raises(ValueError, match="one of"):
-        Spec(Integer(4), Channel(), scale_dtype="float64")
+    def refused(text, says):
+        with pytest.raises(ValueError, match=says):
+            spec_from_text(text, is_weight=True)
+
+    with pytest.raises(ValueError, match="stored as one of"):
+        storage_named("float64", format_named)
+    refused("int4/int5", "an integer per group of a channel, got /channel")
+    refused("int4n/g8/int5", "own mirror image, so that the sign of a scale would be wasted; use /uint5")
+    refused("int4n/signed", "own mirror image")
+    refused("fp4_e2m1/g16/e4m3/signed", "own mirror image")
+    refused("uint4/signed/sym", "no negative levels")
+    refused("int4/affine/signed", "symmetric grids")
+    refused("int4/g32/e8m0/signed", "has no sign: leave out")
+    refused("int4/g32/int5/signed", "has a sign anyway: leave out")
+    with pytest.raises(ValueError, match="/signed is for weights"):
+        spec_from_text("int8/sym/signed", is_weight=False)
 
 
 def test_qtensor():

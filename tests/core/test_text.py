@@ -63,8 +63,8 @@ def test_block_formats_are_written_out():
     assert spec_from_text("mxfp4", is_weight=True).text == "fp4_e2m1/g32/sym/e8m0"
     assert spec_from_text("mxfp8_e4m3", is_weight=False).dynamic
     nvfp4 = spec_from_text("nvfp4", is_weight=True)
-    assert nvfp4.scale_spec.text == "fp8_e4m3/tensor/sym"
-    assert spec_from_text("nf4/g64/dq", is_weight=True).scale_spec.text == "uint8/g256/sym"
+    assert nvfp4.scale.spec.text == "fp8_e4m3/tensor/sym"
+    assert spec_from_text("nf4/g64/dq", is_weight=True).scale.spec.text == "uint8/g256/sym"
 
 
 @pytest.mark.parametrize("word", format_words())

@@ -263,9 +263,9 @@ FAULTS = (
     ),
     Fault(
         "zeros are plus and minus one in a format without zero",
-        "lowbit/core/scales.py",
-        "spec.scale_spec is None and spec.format.has_zero",
-        "spec.scale_spec is None",
+        "lowbit/core/scales/bounds.py",
+        "spec.scale.spec is None and spec.format.has_zero",
+        "spec.scale.spec is None",
         ("tests/core/test_extreme_blocks.py::test_zeros_have_no_sign_without_a_zero",),
     ),
     Fault(

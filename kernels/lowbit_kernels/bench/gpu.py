@@ -194,8 +194,15 @@ def operands(rows: int, length: int, out: int, count: int) -> tuple[Array, list[
     @jax.jit
     def one(key: Array) -> KMinorMatrix:
         codes, scales = jax.random.split(key)
-        weight = jax.random.randint(codes, (out, length), -8, 8, jnp.int8).astype(jnp.int4)
-        return KMinorMatrix(weight, jax.random.uniform(scales, (length // GROUP, out), jnp.float32, 0.01, 0.02))
+        table = (length // GROUP, out)
+        return KMinorMatrix(
+            codes=jax.random.bits(codes, (out, length // 2), jnp.uint8),
+            scales=jax.random.uniform(scales, table, jnp.float32, 0.01, 0.02),
+            sums=jnp.zeros(table, jnp.int32),  # nothing here has a zero point
+            bits=4,
+            length=length,
+            group=GROUP,
+        )
 
     return jax.random.normal(keys[0], (rows, length), jnp.bfloat16), [one(key) for key in keys[1:]]
 

@@ -82,7 +82,7 @@ def prepare(codes: Array, scales: Array, *, bits: int, signed: bool, groups: int
 def supports(packed: Any, groups: int, padding: tuple[tuple[int, int], ...], platform: str) -> str | None:
     """None where the native library runs the convolution, else the reason."""
     if platform != "cpu":
-        return f"runs on CPUs, the default platform is {platform}"
+        return f"runs on CPUs, not on {platform}"
     if library.status().reason:
         return library.status().reason
     if isinstance(packed, PreparedConv) and packed.groups != groups:

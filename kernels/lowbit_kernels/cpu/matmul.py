@@ -33,7 +33,7 @@ class CpuConfig:
 def supports(spec: MatmulSpec) -> str | None:
     """None where the native library runs `spec`, else the reason."""
     if spec.platform != "cpu":
-        return f"runs on CPUs, the default platform is {spec.platform}"
+        return f"runs on CPUs, not on {spec.platform}"
     if library.status().reason:
         return library.status().reason
     return None
@@ -42,7 +42,7 @@ def supports(spec: MatmulSpec) -> str | None:
 def cost(spec: MatmulSpec) -> str:
     """What to know when this implementation runs."""
     isa = library.status().isas[0] if library.status().isas else ""
-    if spec.prepared is None:
+    if spec.prepared != "cpu":
         return f"{isa}; reorders the weight in every call: prepare() it once"
     if spec.factors and spec.activation == "float":
         return f"{isa}; writes the weight out as 8-bit codes in every call: integer scales of groups are for integer activations"

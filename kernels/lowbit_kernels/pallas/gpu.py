@@ -12,9 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from lowbit_kernels.layout import unpack_codes
+from lowbit_kernels.layout import pack_codes, unpack_codes
 from lowbit_kernels.matrix import PackedMatrix, check_matrix
-from lowbit_kernels.numerics import FLOAT_MAX, TINY, quantize_dynamic, rounded_product
+from lowbit_kernels.numerics import (
+    FLOAT_MAX,
+    StaticActivation,
+    activation_codes,
+    quantize_dynamic,
+    quantize_fp8,
+    rounded_product,
+)
+from lowbit_kernels.platforms import compute_capability
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
 FIRST_JAX = (0, 11)
@@ -23,7 +31,6 @@ CHANNELS = 64  # rows of one wgmma
 FEW_ROWS = 16  # up to here a matmul only waits for its weight
 MULTIPROCESSORS = 132  # of an H100 or H200
 STAGE_BYTES = 100 << 10  # of shared memory in flight: two blocks fit the 227 KB of a multiprocessor
-FP8_MAX = 448.0  # the largest e4m3
 FLOAT32_TERMS = 3  # 24 significant bits, 8 to a bfloat16
 
 
@@ -55,37 +62,64 @@ class GpuConfig:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class KMinorMatrix:
-    """A packed matrix in the kernel's order.
+    """A packed matrix in the kernel's order: rows of an output channel, K innermost.
 
     Attributes:
-        weight: `(N, K)` int4 (codes of at most 4 bits; two a byte on the device) or int8.
+        codes: uint8 `(N, K / 2)`, two codes a byte, the even one low (codes of at most 4 bits), or `(N, K)`, a code a byte.
         scales: `(G, N)` float32.
+        sums: int32 `(G, N)`: the codes of a group added up, which a zero point of the activations multiplies.
+        bits: of the logical code, 1 to 8; stored in 4 or 8.
+        length, group: as in `PackedMatrix`.
     """
 
-    weight: Any
+    codes: Any
     scales: Any
+    sums: Any
+    bits: int = dataclasses.field(metadata={"static": True})
+    length: int = dataclasses.field(metadata={"static": True})
+    group: int = dataclasses.field(metadata={"static": True})
+
+    zeros = codebook = factors = None
+    signed = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(K, N)`, in codes."""
+        return self.length, self.codes.shape[-2]
+
+    @property
+    def groups(self) -> int:
+        """G, the number of scales along K."""
+        return -(-self.length // self.group)
+
+    @property
+    def weight(self) -> Array:
+        """The codes as the kernel reads them: `(N, K)` int4 (two a byte on the device) or int8."""
+        if self.bits > 4:
+            return lax.bitcast_convert_type(self.codes, jnp.int8)
+        return lax.bitcast_convert_type(self.codes, jnp.int4).reshape(self.codes.shape[0], self.length)
 
 
 def supports(spec: MatmulSpec) -> str | None:
     """None where the kernel runs `spec`, else the reason."""
-    if spec.platform not in ("gpu", "interpret"):
-        return f"runs on Hopper GPUs, the default platform is {spec.platform} (GpuConfig(interpret=True) interprets)"
+    if spec.platform not in ("cuda", "cuda-interpreter", "interpret"):
+        return f"runs on Hopper GPUs, not on {spec.platform} (GpuConfig(interpret=True) interprets)"
     if spec.factors:
         return "takes float scales of groups, not integer ones"
     if jax.__version_info__[:2] < FIRST_JAX:
         return f"needs jax 0.11 or newer (Python 3.12), this is jax {jax.__version__}"
-    if spec.platform == "gpu":
-        capability = getattr(jax.devices("gpu")[0], "compute_capability", "unknown")
+    if spec.platform == "cuda":
+        capability = compute_capability()
+        if capability is None:
+            return "is written for Hopper, and no GPU is here or described (jax.sharding.use_abstract_mesh, an AbstractDevice)"
         if capability != "9.0":
             return f"is written for compute capability 9.0 (Hopper), this GPU has {capability}"
         if spec.groups == 1 and spec.bits == 8 and spec.activation == "float" and spec.rows <= FEW_ROWS:
             return "XLA fuses the conversion of 8-bit codes with one scale a channel into its own matmul"
     if spec.affine or spec.codebook or not spec.signed:
         return "reads signed codes without zero points or a codebook"
-    if spec.activation == "static":
-        return "static activations have a zero point, which needs column sums; pass activation='int8'"
     if spec.rows == 0 or spec.out == 0 or spec.out % CHANNELS:
         return f"N must be a multiple of {CHANNELS}, and M at least 1, got N = {spec.out}, M = {spec.rows}"
     if not _lengths(spec.length, spec.group, spec.groups):
@@ -99,7 +133,8 @@ def supports(spec: MatmulSpec) -> str | None:
 def cost(spec: MatmulSpec) -> str:
     """What to know when this implementation runs."""
     wider = "" if spec.bits in (4, 8) else f"widens codes of {spec.bits} bits to {4 if spec.bits < 4 else 8}; "
-    return f"{wider}transposes the weight in every call (pallas.gpu.prepare does it once); speed not measured"
+    again = "" if spec.prepared == "mosaic_gpu" else "transposes the weight in every call: prepare it once; "
+    return f"{wider}{again}speed not measured"
 
 
 def candidates(spec: MatmulSpec) -> tuple[GpuConfig, ...]:
@@ -119,37 +154,64 @@ def prepare(packed: PackedMatrix) -> KMinorMatrix:
     """`packed` in the kernel's order, made once at load time. Pure; the same numbers.
 
     Raises:
-        ValueError: zero points, a codebook or unsigned codes.
+        ValueError: zero points, a codebook, unsigned codes or an odd K.
     """
     check_matrix(packed)
-    if packed.zeros is not None or packed.codebook is not None or not packed.signed:
-        raise ValueError("pallas.gpu.prepare: takes signed codes without zero points or a codebook")
-    if packed.bits == 4 and packed.length % 2 == 0:  # the bytes are int4 pairs already
-        pairs = lax.bitcast_convert_type(packed.codes.T, jnp.int4)
-        weight = pairs.reshape(packed.shape[1], packed.length)
-    else:
-        codes = unpack_codes(packed.codes, packed.bits, packed.length, axis=0)
-        weight = codes.T.astype(jnp.int4 if packed.bits <= 4 else jnp.int8)
-    return KMinorMatrix(weight, packed.scales.astype(jnp.float32))
+    if reason := why_not_prepare(packed):
+        raise ValueError(f"pallas.gpu.prepare: {reason}")
+    stored, codes = 4 if packed.bits <= 4 else 8, packed.codes
+    levels = unpack_codes(codes, packed.bits, packed.length, axis=0)
+    if packed.bits != stored:
+        codes = pack_codes(levels, stored)
+    short = packed.groups * packed.group - packed.length
+    parts = jnp.pad(levels, ((0, short), (0, 0))).reshape(packed.groups, packed.group, -1)
+    return KMinorMatrix(
+        codes=codes.T,
+        scales=packed.scales.astype(jnp.float32),
+        sums=jnp.sum(parts, axis=1, dtype=jnp.int32),
+        bits=packed.bits,
+        length=packed.length,
+        group=packed.group,
+    )
+
+
+def why_not_prepare(packed: PackedMatrix) -> str | None:
+    """Why a matrix has no such order, or None."""
+    if packed.zeros is not None or packed.codebook is not None or not packed.signed or packed.factors is not None:
+        return "takes signed codes without zero points, a codebook or integer scales"
+    return f"K must be even, got {packed.length}" if packed.length % 2 else None
+
+
+def restore(matrix: KMinorMatrix) -> PackedMatrix:
+    """The inverse of `prepare`, up to the scales' dtype and the stored bits: codes of 3 bits come back in 4."""
+    return PackedMatrix(
+        codes=matrix.codes.T,
+        scales=matrix.scales,
+        bits=4 if matrix.bits <= 4 else 8,
+        length=matrix.length,
+        group=matrix.group,
+    )
 
 
 def matmul(
     x: Float[Array, "rows in"],
     matrix: KMinorMatrix,
     *,
-    activation: str | None = None,
+    activation: StaticActivation | str | None = None,
     config: GpuConfig = GpuConfig(),
+    is_scaled: bool = True,
 ) -> Float32[Array, "rows out"]:
     """`x @ W` in float32.
 
     Args:
-        x: float32 (split into three bfloat16 terms that add up to it, as three times the rows), bfloat16 or float16.
+        x: int8 or uint8 codes of a static activation, or float32 (split into three bfloat16 terms that add up to it, as three times the rows), bfloat16 or float16.
         matrix: from `prepare`.
         activation: None: products are exact, sums are float32. "int8": the contract of `numerics.py`, to the last
-            bit. "fp8": each row in e4m3 with the scale `absmax / 448`, rounded to nearest even by the cast; products with
+            bit, and so with a static one. "fp8": each row in e4m3 with the scale `absmax / 448`, rounded to nearest even by the cast; products with
             codes of at most 4 bits are exact, and their sums have the precision of the tensor cores' fp8 accumulator,
             which is less than float32's and not specified; a row with an infinity or NaN gives NaN.
         config: see `GpuConfig`.
+        is_scaled: False gives the int32 sums themselves, of a static activation and one group.
 
     Raises:
         ValueError: shapes or options that do not fit the kernel; the message names both.
@@ -158,12 +220,17 @@ def matmul(
     out, groups = matrix.weight.shape[0], matrix.scales.shape[0]
     if matrix.weight.shape[1] != length:
         raise ValueError(f"x must have shape (M, K) with K = {matrix.weight.shape[1]}, got {x.shape}")
-    if activation not in (None, "int8", "fp8"):
-        raise ValueError(f'activation must be None, "int8" or "fp8", got {activation!r}')
+    if activation not in (None, "int8", "fp8") and not isinstance(activation, StaticActivation):
+        raise ValueError(f'activation must be None, "int8" or "fp8", or a StaticActivation, got {activation!r}')
     if activation == "fp8" and matrix.weight.dtype != jnp.int4:
         raise ValueError("fp8 activations take codes of at most 4 bits: e4m3 does not hold every int8")
-    scale = None
-    if activation == "int8":
+    scale = offsets = None
+    if isinstance(activation, StaticActivation):
+        x, zero, scale = activation_codes(x, activation)
+        if x.dtype == jnp.uint8:
+            x, zero = lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8), zero - 128
+        offsets, scale = zero * matrix.sums, jnp.broadcast_to(scale, (rows,))
+    elif activation == "int8":
         x, scale = quantize_dynamic(x)
     elif activation == "fp8":
         x, scale = quantize_fp8(x)
@@ -174,32 +241,22 @@ def matmul(
     from lowbit_kernels.pallas import gpu_kernel  # needs jax 0.11
 
     call = gpu_kernel.interpreted if config.interpret else gpu_kernel.matmul
-    total = call(padded, matrix.weight, matrix.scales, tiles)
+    total = call(padded, matrix.weight, matrix.scales if is_scaled else None, tiles, offsets)
     total = (total[0] if tiles.split == 1 else jnp.sum(total, axis=0))[:, : x.shape[0]]
     if x.shape[0] != rows:
         total = jnp.sum(total.reshape(out, -1, rows), axis=1)
     total = total.T
-    return total if scale is None else rounded_product(total, scale[:, None])
+    return total if scale is None or not is_scaled else rounded_product(total, scale[:, None])
 
 
-def quantize_fp8(x: Float[Array, "rows in"]) -> tuple[Array, Float32[Array, " rows"]]:
-    """e4m3 codes of each row and the row's scale, `absmax * float32(1/448)`; zero and non-finite rows as in int8."""
-    x = x.astype(jnp.float32)
-    absmax = jnp.max(jnp.abs(x), axis=-1)
-    scale = jnp.maximum(absmax * jnp.float32(1 / FP8_MAX), jnp.float32(TINY))
-    scale = jnp.where(absmax == 0, jnp.ones_like(scale), scale)
-    scale = jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))
-    codes = lax.clamp(-FP8_MAX, x * (1 / scale)[:, None], FP8_MAX)
-    codes = jnp.where(jnp.isnan(codes), jnp.zeros_like(codes), codes)
-    return codes.astype(jnp.float8_e4m3fn), scale
-
-
-def run(x: Array, packed: PackedMatrix, activation: Any, out_dtype: str, config: object) -> Array:
+def run(x: Array, packed: PackedMatrix | KMinorMatrix, activation: Any, out_dtype: str, config: object) -> Array:
     """See `Implementation.run`. Traces for a GPU wherever it is called, unless `config` asks for the interpreter."""
     config = GpuConfig() if config is None else config
     if not isinstance(config, GpuConfig):
         raise ValueError(f"implementation 'mosaic_gpu' takes config=GpuConfig(...), got {type(config).__name__}")
-    return matmul(x, prepare(packed), activation=activation, config=config).astype(out_dtype)
+    matrix = packed if isinstance(packed, KMinorMatrix) else prepare(packed)
+    is_scaled = out_dtype != "int32"
+    return matmul(x, matrix, activation=activation, config=config, is_scaled=is_scaled).astype(out_dtype)
 
 
 def _terms(x: Float32[Array, "rows in"]) -> Array:
@@ -270,4 +327,4 @@ def _tiles(x: Array, matrix: KMinorMatrix, group: int, config: GpuConfig) -> Any
     )
 
 
-IMPLEMENTATION = Implementation("mosaic_gpu", supports, run, cost, GpuConfig, candidates)
+IMPLEMENTATION = Implementation("mosaic_gpu", supports, run, cost, GpuConfig, candidates, sums=True)

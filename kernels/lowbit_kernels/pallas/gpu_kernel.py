@@ -58,34 +58,45 @@ def abstract_hopper() -> AbstractMesh:
     return AbstractMesh((), (), abstract_device=AbstractDevice(**HOPPER))
 
 
-def interpreted(x: Array, weight: Array, scales: Array, tiles: Tiles) -> Array:
+def interpreted(x: Array, weight: Array, scales: Array | None, tiles: Tiles, offsets: Array | None = None) -> Array:
     """`matmul` in the GPU interpreter, which raises on a data race and on a read of memory nobody wrote."""
     # jax 0.10, which types are checked with, does not have this name.
     params = plgpu.InterpretGPUParams(detect_races=True)  # pyright: ignore[reportAttributeAccessIssue]
     with use_abstract_mesh(abstract_hopper()):
-        return matmul(x, weight, scales, tiles, interpret=params)
+        return matmul(x, weight, scales, tiles, offsets, interpret=params)
 
 
-def matmul(x: Array, weight: Array, scales: Array, tiles: Tiles, interpret: Any = None) -> Array:
+def matmul(
+    x: Array,
+    weight: Array,
+    scales: Array | None,
+    tiles: Tiles,
+    offsets: Array | None = None,
+    interpret: Any = None,
+) -> Array:
     """Partial sums `(split, N, M)` float32 of `W @ x^T`, scaled by groups.
 
     Args:
         x: `(M, K)` bfloat16, float16, int8 or float8_e4m3fn.
         weight: `(N, K)` int4 or int8, K-minor.
-        scales: `(G, N)` float32; per channel is G = 1.
+        scales: `(G, N)` float32; per channel is G = 1. None for the int32 sums themselves, of one group.
         tiles: how to cut.
+        offsets: int32 `(G, N)`, taken from the integer sums of every row before they are scaled, or None.
         interpret: parameters of the GPU interpreter, or None.
     """
     rows, length = x.shape
-    out, groups = weight.shape[0], scales.shape[0]
+    out, groups = weight.shape[0], 1 if scales is None else scales.shape[0]
     t, is_integer = tiles, x.dtype == jnp.int8
     sums_dtype = jnp.int32 if is_integer else jnp.float32
     steps = length // t.length // t.split
     is_direct = weight.dtype == x.dtype  # nothing to convert: wgmma reads both operands from shared memory
+    tables = [table for table in (scales, offsets) if table is not None]
+    out_dtype = jnp.int32 if scales is None else jnp.float32
     x_tiling = _tiling(t.group, x.dtype)
     w_tiling = x_tiling if is_direct else _tiling(t.length, weight.dtype)
 
-    def body(x_gmem, weight_gmem, scales_gmem, out_gmem, out_smem, *converted):
+    def body(x_gmem, weight_gmem, *rest):
+        tables_gmem, (out_gmem, out_smem, *converted) = rest[: len(tables)], rest[len(tables) :]
         n, m, k = lax.axis_index("n"), lax.axis_index("m"), lax.axis_index("k")
 
         def multiply(sums, x_smem, weight_smem, first: int) -> None:
@@ -101,13 +112,19 @@ def matmul(x: Array, weight: Array, scales: Array, tiles: Tiles, interpret: Any 
             plgpu.wgmma(sums, left, x_smem.at[:, span].T)
             plgpu.wgmma_wait(0)
 
-        def scaled(sums: Array, scale: Array) -> Array:
+        def scaled(sums: Array, *columns_of_tables: Array) -> Array:
+            if offsets is not None:
+                sums = sums - lax.broadcast_in_dim(columns_of_tables[-1], (t.out, t.rows), (0,))
+            if scales is None:
+                return sums
+            scale = columns_of_tables[0]
             columns = lax.broadcast_in_dim(scale, (t.out, t.rows), (0,))
             product = sums.astype(jnp.float32) * columns
             # Without the clamp ptxas gets one fma for this product and the sum that follows, which rounds once.
             return rounded_product(sums.astype(jnp.float32), columns) if is_integer else product
 
-        def step(_, x_smem, weight_smem, scales_smem, total):
+        def step(_, x_smem, weight_smem, *rest):
+            *tables_smem, total = rest
             for group in range(t.length // t.group):
 
                 def product(sums, first=group * t.group):
@@ -115,8 +132,7 @@ def matmul(x: Array, weight: Array, scales: Array, tiles: Tiles, interpret: Any 
                     return sums[...]
 
                 sums = pl.run_scoped(product, plgpu.WGMMAAccumulatorRef((t.out, t.rows), sums_dtype))
-                scale = _columns(scales_smem.at[group])
-                total = total + scaled(sums, scale)
+                total = total + scaled(sums, *[_columns(table.at[group]) for table in tables_smem])
             return total
 
         in_specs = [
@@ -124,11 +140,12 @@ def matmul(x: Array, weight: Array, scales: Array, tiles: Tiles, interpret: Any 
             plgpu.BlockSpec((t.out, t.length), lambda i: (n, k * steps + i), transforms=w_tiling),
         ]
         if groups > 1:
-            in_specs.append(plgpu.BlockSpec((t.length // t.group, t.out), lambda i: (k * steps + i, n)))
+            table = plgpu.BlockSpec((t.length // t.group, t.out), lambda i: (k * steps + i, n))
+            in_specs += [table] * len(tables)
             start = plgpu.layout_cast(jnp.full((t.out, t.rows), -0.0, jnp.float32), plgpu.Layout.WGMMA)
             total = plgpu.emit_pipeline(
                 step, grid=(steps,), in_specs=in_specs, max_concurrent_steps=t.stages, init_carry=start
-            )(x_gmem, weight_gmem, scales_gmem)
+            )(x_gmem, weight_gmem, *tables_gmem)
         else:
 
             def whole(sums):
@@ -141,29 +158,29 @@ def matmul(x: Array, weight: Array, scales: Array, tiles: Tiles, interpret: Any 
                 return sums[...]
 
             sums = pl.run_scoped(whole, plgpu.WGMMAAccumulatorRef((t.out, t.rows), sums_dtype))
-            channels = scales_gmem.at[0, pl.ds(n * t.out, t.out)]
-            total = scaled(sums, _columns(channels))
+            channels = pl.ds(n * t.out, t.out)
+            total = scaled(sums, *[_columns(table.at[0, channels]) for table in tables_gmem])
         out_smem[...] = total
         plgpu.commit_smem()
         block = out_gmem.at[k, pl.ds(n * t.out, t.out), pl.ds(m * t.rows, t.rows)]
         plgpu.copy_smem_to_gmem(out_smem, block)
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = [plgpu.SMEM((t.out, t.rows), jnp.float32, transforms=_tiling(t.rows, jnp.float32))]
+    scratch = [plgpu.SMEM((t.out, t.rows), out_dtype, transforms=_tiling(t.rows, out_dtype))]
     if t.via_smem and not is_direct:
         scratch.append(plgpu.SMEM((t.out, t.group), x.dtype, transforms=x_tiling))
     return plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((t.split, out, rows), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((t.split, out, rows), out_dtype),
         grid=(out // t.out, rows // t.rows, t.split),
         grid_names=("n", "m", "k"),
         scratch_types=scratch,
         interpret=interpret,
-    )(x, weight, scales)
+    )(x, weight, *tables)
 
 
 def _columns(scales: Any) -> Array:
-    """Scales of the block's channels, laid out as the rows of a wgmma accumulator."""
+    """A number for each of the block's channels, laid out as the rows of a wgmma accumulator."""
     layout = plgpu.Layout.WGMMA.reduce(1)
     return plgpu.load(scales, layout=layout)  # pyright: ignore[reportCallIssue] (jax 0.10 wants an index)
 

@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit_kernels.matrix import PackedMatrix
 from lowbit_kernels.pallas import tpu_blocks, tpu_kernel, tpu_operands
+from lowbit_kernels.platforms import device_kind
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
 BITS = (2, 4, 8)
@@ -43,12 +43,12 @@ class TpuConfig:
 
 def supports(spec: MatmulSpec) -> str | None:
     """None where the kernel runs `spec`, else the reason."""
-    if spec.platform not in ("tpu", "interpret"):
-        return f"runs on TPUs, the default platform is {spec.platform} (TpuConfig(interpret=True) interprets)"
+    if spec.platform not in ("tpu", "tpu-interpreter", "interpret"):
+        return f"runs on TPUs, not on {spec.platform} (TpuConfig(interpret=True) interprets)"
     if spec.factors:
         return "takes float scales of groups, not integer ones"
-    if spec.platform == "tpu" and is_too_old(jax.devices("tpu")[0].device_kind):
-        return f"needs a TPU v5 or newer, got {jax.devices('tpu')[0].device_kind}"
+    if spec.platform == "tpu" and is_too_old(kind := device_kind("tpu") or ""):
+        return f"needs a TPU v5 or newer, got {kind}"
     if spec.activation not in ("float", "dynamic", "static"):
         return f"takes float and int8 activations, got {spec.activation}"
     if spec.bits not in BITS:
@@ -71,7 +71,7 @@ def is_too_old(device_kind: str) -> bool:
 
 def cost(spec: MatmulSpec) -> str:
     """What to know when this implementation runs."""
-    notes = []
+    notes = [] if spec.prepared is None else ["takes the weight out of another machine's order in every call"]
     if not tpu_blocks.is_native(spec.group, spec.groups):
         padded = tpu_blocks.padded_group(spec.group)
         notes.append(f"pads groups of {spec.group} to {padded}: copies the weight in every call")
@@ -132,7 +132,7 @@ def run(x: Array, packed: PackedMatrix, activation: Any, out_dtype: str, config:
         weight_terms=2 if zeros is not None and (zeros.dtype == jnp.uint8) == packed.signed else 1,
         affine=zeros is not None or not packed.signed,
         scale_on=scale_on,
-        out_dtype="bfloat16" if out_dtype == "bfloat16" else "float32",
+        out_dtype=out_dtype if out_dtype in ("bfloat16", "int32") else "float32",
     )
     arrays = tpu_operands.operands(geometry, rows, packed)
     return tpu_kernel.matmul(geometry, *arrays, interpret=config.interpret)[:count].astype(out_dtype)
@@ -148,4 +148,4 @@ def _check(config: TpuConfig) -> None:
         raise ValueError(f'TpuConfig.scale_on must be "sums", "weight" or None, got {config.scale_on!r}')
 
 
-IMPLEMENTATION = Implementation("pallas_tpu", supports, run, cost, TpuConfig, candidates)
+IMPLEMENTATION = Implementation("pallas_tpu", supports, run, cost, TpuConfig, candidates, sums=True)

@@ -51,7 +51,7 @@ class Geometry:
         weight_terms: the same of a weight: 2 where a code less its zero point can exceed 256, else 1.
         affine: the weight has zero points, or unsigned codes.
         scale_on: "sums" or "weight".
-        out_dtype: "float32" or "bfloat16".
+        out_dtype: "float32" or "bfloat16"; "int32" for the sums themselves, unscaled, of integer activations and one group.
     """
 
     rows: int
@@ -121,6 +121,11 @@ class Geometry:
         return jnp.int8 if self.is_integer else jnp.bfloat16
 
     @property
+    def keeps_sums(self) -> bool:
+        """Sums outlast a step of the grid."""
+        return self.steps_per_group > 1 or self.out_dtype == "int32"
+
+    @property
     def sums_dtype(self) -> Any:
         return jnp.int32 if self.is_integer else jnp.float32
 
@@ -168,7 +173,7 @@ def matmul(
             pltpu.VMEM((g.steps, g.lhs_rows, g.block_k), g.lhs_dtype),
             pltpu.VMEM((g.block_m, 1), jnp.float32),
             pltpu.VMEM((g.block_m, g.block_n), jnp.float32),
-            pltpu.VMEM((g.block_m, g.block_n) if g.steps_per_group > 1 else (8, 128), g.sums_dtype),
+            pltpu.VMEM((g.block_m, g.block_n) if g.keeps_sums else (8, 128), g.sums_dtype),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
@@ -210,6 +215,9 @@ def _body(
 
     @pl.when(k == g.steps - 1)
     def _():
+        if g.out_dtype == "int32":
+            out_ref[...] = sums[...]
+            return
         result = total[...]
         if g.is_integer:
             result = rounded_product(result, row_scale[...])
@@ -333,6 +341,9 @@ def _count(g: Geometry, k: Array, offset: int) -> Array:
 
 def _add(g: Geometry, total, sums, value: Array, scale: Array, k: Array) -> None:
     """`total += value * scale`, once the group that `value` belongs to is whole."""
+    if g.out_dtype == "int32":
+        sums[...] = jnp.where(k == 0, value, sums[...] + value)
+        return
     if g.scale_on == "weight":
         total[...] += value
         return

@@ -1,6 +1,6 @@
 """Dots with weights whose scale differs between groups along the contraction, in integers.
 
-The scales of an output channel are ``largest * M / 2**bits`` with integers ``M`` of up to 15 bits: rounded by at most
+The scales of an output channel are ``largest * M / 2**bits`` with integers ``M`` of up to 15 bits, a sign among them where scales have one: rounded by at most
 ``2**-bits`` of themselves and more for smaller ones, as the weight is. Every group is summed in int32, as a batch of one dot;
 the sums times ``M`` are added as a long accumulator (`lowbit.interpret.integer.fixed.Long`). Integers add in any order, so
 that every backend finds the same one.
@@ -103,7 +103,8 @@ def grouped(equation: Equation, weight: QTensor, reach: float, bits: int) -> Gro
     summed = size * math.prod(weight.shape[i] for i in rc if i != right and i not in whole)
     total = count * math.prod(weight.shape[i] for i in whole)
     largest = max(reach * reach_of(weight) * summed / 256 + 1, 256.0)
-    width = min(_MOST_BITS, int(math.log2(2.0**30 / (total * largest))))
+    most = _MOST_BITS - weight.spec.has_signed_scales  # the sign takes one
+    width = min(most, int(math.log2(2.0**30 / (total * largest))))
     if width < _LEAST_BITS:
         raise ValueError(
             f"{where}: {total} of them leave {width} bits to their scales, and {_LEAST_BITS} are needed; use larger groups, "
@@ -128,10 +129,12 @@ def grouped(equation: Equation, weight: QTensor, reach: float, bits: int) -> Gro
 def multipliers(found: Grouped, weight: QTensor) -> tuple[Array, Array]:
     """Returns the integers ``M``, shaped to the batched result, and the largest scale over ``2**bits``, to the dot's."""
     scale = found.to_result(found.spread(weight.scale_values))
-    largest = jnp.max(scale, axis=found.leading)
+    largest = jnp.max(jnp.abs(scale), axis=found.leading)
     inverse = 1.0 / largest
-    share = rounded_product(scale, inverse) * 2.0**found.bits
-    return jnp.clip(nearest_even(share), 0.0, 2.0**found.bits).astype(jnp.uint16), largest * 2.0**-found.bits
+    share = nearest_even(rounded_product(scale, inverse) * 2.0**found.bits)
+    if weight.spec.has_signed_scales:
+        return jnp.clip(share, -(2.0**found.bits), 2.0**found.bits).astype(jnp.int16), largest * 2.0**-found.bits
+    return jnp.clip(share, 0.0, 2.0**found.bits).astype(jnp.uint16), largest * 2.0**-found.bits
 
 
 def matmul(

@@ -299,7 +299,7 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
     weights = {}
     for node, site, var in weight_places(plan, program):
         q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
-        weights[node.path] = q
+        weights[node.path] = q.merged()
     found = qparams.sites
     arithmetic = Arithmetic(
         program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried

@@ -218,6 +218,6 @@ def _why_not(spec: Spec, *, is_weight: bool, is_dot: bool) -> str | None:
         return "a scale computed at run time is a float; use a static one"
     if is_weight and not spec.symmetric and not is_dot:
         return "only a weight on the right of a dot may have zero points; use /sym"
-    if is_weight and not isinstance(spec.granularity, Channel | Tensor | (Group if is_dot else Tensor)):
+    if is_weight and not isinstance(spec.merged.granularity, Channel | Tensor | (Group if is_dot else Tensor)):
         return "its scale may differ between output channels, and of a weight on the right of a dot between groups; use /channel"
     return None

@@ -39,12 +39,12 @@ def weights_of(
     weights = {}
     for node, site, var in weight_places(plan, program):
         if site.kind == "leaf":
-            weights[node.path] = known.raw(var)
+            weights[node.path] = known.raw(var).merged()
             continue
         x, state = known.value(var), None if qstate is None else get(qstate, site.key, site.role)
         if updated is not None:
             changed[node.path] = updated(site, state, None, x)
-        weights[node.path] = forward(site, state, x, layer_operand(site))
+        weights[node.path] = forward(site, state, x, layer_operand(site)).merged()
     return known, weights, changed
 
 

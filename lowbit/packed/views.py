@@ -1,0 +1,106 @@
+"""Packed weights as the kernels of accelerators read them: the canonical matrix, mostly the bytes as they are stored.
+
+A weight whose codes share bytes along the last axis it is contracted over is that matrix already, up to the order of its
+axes. So nothing needs to be prepared for a TPU, and a program that is lowered for another machine than this one finds the
+weight it needs.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lowbit.core.qtensor import QTensor
+from lowbit.core.spec import Format
+from lowbit_kernels import PackedMatrix
+
+MOVES = "moves the packed weight in every call: lowbit.prepare(plan, qparams, platform=...) does it once"
+REPACKS = "its bytes run along another axis than it contracts: call lowbit.prepare(plan, qparams, platform=...) before"
+
+
+def group_of(lengths: Sequence[int], blocks: Sequence[int]) -> int | None:
+    """Returns how many neighbours along flattened axes share a scale, or None where that differs, or is 1 of several."""
+    if all(b >= n for n, b in zip(lengths, blocks, strict=True)):
+        return math.prod(lengths)
+    first = next((i for i, b in enumerate(blocks) if b > 1), None)
+    if first is None or any(b < n for n, b in zip(lengths[first + 1 :], blocks[first + 1 :], strict=True)):
+        return None
+    if first > 0 and lengths[first] % blocks[first]:
+        return None
+    return min(blocks[first], lengths[first]) * math.prod(lengths[first + 1 :])
+
+
+def levels_of(form: Format) -> Array:
+    """Returns the level of every code of a format, ``(2**bits,)`` float32: the kernels' table."""
+    return form.decode(jnp.arange(1 << form.bits, dtype=jnp.uint8))
+
+
+def note_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack: int) -> str:
+    """Returns what to say of the canonical matrix of a packed weight: nothing where it is the bytes as they are stored."""
+    shape, bits = q.shape[stack:], q.spec.format.bits
+    if q.stage != "packed" or q.packed_axis is None or not contract:
+        return REPACKS
+    last = contract[-1]
+    if bits < 8 and q.packed_axis[0] + len(shape) != last:
+        return REPACKS
+    if len(contract) > 1 and (shape[last] * bits % 8 or (8 % bits and shape[last] % 8)):
+        return REPACKS  # the bytes of one contracted row end inside the next
+    order = [*batch, *contract, *(i for i in range(len(shape)) if i not in (*contract, *batch))]
+    return "" if [i for i in order if shape[i] > 1] == [i for i in range(len(shape)) if shape[i] > 1] else MOVES
+
+
+def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack: int) -> Any:
+    """Returns the canonical matrix of a packed weight; None where its bytes lie otherwise (`note_of`).
+
+    Args:
+        q: packed.
+        contract: the contracted axes, without layers.
+        batch: the axes along which there is a matrix for each, without layers.
+        stack: leading axes of layers, which every array of the matrix keeps.
+    """
+    if note_of(q, contract, batch, stack) == REPACKS:
+        return None
+    shape, bits = q.shape[stack:], q.spec.format.bits
+    free = [i for i in range(len(shape)) if i not in (*contract, *batch)]
+    order = [*batch, *contract, *free]
+    lengths = [math.prod(shape[i] for i in axes) for axes in (batch, contract, free)]
+    flat = functools.partial(_flat, shape=shape, contract=contract, order=order, lengths=lengths, stack=stack)
+    blocks = q.blocks[stack:]
+    group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
+    assert group is not None
+    is_plain = q.spec.scale.name in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    scales: Any = q.scale if is_plain else q.scale_values
+    matrix = PackedMatrix(
+        codes=flat(q.codes, is_table=False),
+        scales=flat(scales),
+        zeros=None if q.zero is None else flat(q.zero),
+        codebook=None if q.spec.format.is_integer else _codebook(q, stack, batch),
+        bits=bits,
+        signed=q.spec.format.is_signed,
+        length=lengths[1],
+        group=group,
+    )
+    if not batch:
+        matrix = jax.tree.map(lambda x: jnp.squeeze(x, stack), matrix)
+    return matrix
+
+
+def _codebook(q: QTensor, stack: int, batch: tuple[int, ...]) -> Array:
+    """The table of a format, one for every layer and batch: each matrix of a stack has its own arrays."""
+    levels = levels_of(q.spec.format)
+    many = (*q.shape[:stack], math.prod(q.shape[stack + i] for i in batch))
+    return jnp.broadcast_to(levels, (*many, *levels.shape))
+
+
+def _flat(
+    x: Array, *, shape: Any, contract: Any, order: Any, lengths: Any, stack: int, is_table: bool = True
+) -> Array:  # (layers, batch, K or groups, N)
+    if is_table:  # one number for the whole of a free axis is repeated: a number a group, never a weight
+        sizes = [n if i in contract else shape[i] for i, n in enumerate(x.shape[stack:])]
+        x = jnp.broadcast_to(x, (*x.shape[:stack], *sizes))
+    x = jnp.transpose(x, [*range(stack), *(stack + i for i in order)])
+    return x.reshape(*x.shape[:stack], lengths[0], -1, lengths[2])
