@@ -11,7 +11,7 @@ follows from it stands in ``papers/grids.md``.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Grids:
         formats: rule texts of weights, without their letter.
         rules: names of `RULES`.
         rows: of normal numbers, of 2048 each.
-        most: weights taken of a network, whole layers from the largest down.
+        most: weights taken of a network, about, over the layers of the commonest number of inputs.
         networks: pretrained weights by name; one that is not installed is left out, and said so.
     """
 
@@ -75,11 +75,11 @@ LOADERS: dict[str, Callable[[], Any]] = {
 
 def run(config: Grids, out: Path, *, fresh: bool = False) -> None:
     """Measures everything, prints the table, writes ``grids.json`` into ``out``."""
-    sources: dict[str, list[jax.Array]] = {"normal": [jax.random.normal(jax.random.key(0), (config.rows, 2048))]}
+    sources = {"normal": jax.random.normal(jax.random.key(0), (config.rows, 2048))}
     missing = {}
     for name in config.networks:
         try:
-            sources[name] = list(matrices(LOADERS[name]().params, config.most))
+            sources[name] = matrix(LOADERS[name]().params, config.most)
         except (ImportError, FileNotFoundError) as error:
             missing[name] = str(error)
             print(f"{name} is left out: {error}", flush=True)
@@ -96,35 +96,37 @@ def run(config: Grids, out: Path, *, fresh: bool = False) -> None:
     print(f"\n{out / 'grids.json'}")
 
 
-def matrices(params: Any, most: int) -> Iterator[jax.Array]:
-    """Yields weights as ``[out, in]`` matrices, the largest first, until ``most`` weights have come."""
+def matrix(params: Any, most: int) -> jax.Array:
+    """Returns weights as one matrix ``[out, in]``: the layers of the number of inputs that most weights have.
+
+    Args:
+        params: of a network.
+        most: weights taken, whole outputs.
+    """
     leaves = [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(params) if np.ndim(leaf) >= 2]
-    taken = 0
-    for leaf in sorted(leaves, key=lambda leaf: -leaf.size):
-        matrix = leaf.reshape(-1, leaf.shape[-1]).T
-        if matrix.shape[1] < 32 or leaf.size > most:
-            continue
-        if taken + leaf.size > most:
-            return
-        taken += leaf.size
-        yield jnp.asarray(matrix)
+    by_inputs: dict[int, list[np.ndarray]] = {}
+    for leaf in leaves:
+        rows = leaf.reshape(-1, leaf.shape[-1]).T
+        if rows.shape[1] >= 64:
+            by_inputs.setdefault(rows.shape[1], []).append(rows)
+    found = max(by_inputs.values(), key=lambda each: sum(rows.size for rows in each))
+    joined = np.concatenate(found)
+    return jnp.asarray(joined[:: max(joined.size // most, 1)])
 
 
-def measured(form: str, rule: str, sources: Mapping[str, list[jax.Array]]) -> dict[str, Any] | None:
+def measured(form: str, rule: str, sources: Mapping[str, jax.Array]) -> dict[str, Any] | None:
     """Returns bits and errors of one format under one rule, or None where they do not go together."""
     try:
         quantizer = RTN(spec_from_text(form, is_weight=True), RULES[rule])
     except ValueError:
         return None
+    if "outer" in rule and quantizer.spec.scale.spec is None:  # the same as without
+        return None
     errors, bits = {}, 0.0
-    for name, weights in sources.items():
-        lost = total = 0.0
-        for w in weights:
-            q = quantize_array(w, quantizer)
-            lost += float(jnp.sum(jnp.square(q.dequantize() - w)))
-            total += float(jnp.sum(jnp.square(w)))
-            bits = q.bits_per_element if name == "normal" else bits
-        errors[name] = round(lost / max(total, 1e-30), 6)
+    for name, w in sources.items():
+        q = quantize_array(w, quantizer)
+        error = float(jnp.sum(jnp.square(q.dequantize() - w)) / jnp.sum(jnp.square(w)))
+        errors[name], bits = round(error, 6), bits or q.bits_per_element
     return {"format": form, "rule": rule, "bits": round(bits, 4), "error": errors}
 
 

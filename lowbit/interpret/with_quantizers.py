@@ -42,8 +42,11 @@ def with_quantizers(plan: Plan, choose: Callable[[Row], Any]) -> Plan:
 
 
 def _rule(row: Row, choice: Any) -> match.Rule:
-    if choice is not None:
-        return match.read({row.path: choice})[0]
+    return rule_of(row) if choice is None else match.read({row.path: choice})[0]
+
+
+def rule_of(row: Row) -> match.Rule:
+    """Returns a rule that gives a row the quantizers that it has."""
     weight = next((site.quantizer for site in row.sites if site.is_weight), None)
     others = [site.quantizer for site in row.sites if not site.is_weight and site.quantizer is not None]
     return match.Rule(row.path, Quantizers(weight, others[0] if others else None), row.rule)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from . import primitives
-from .channels import Labels, deeper
+from .channels import Labels, compact, deeper
 from .constants import full_value
 from .flow import Flow, Rule, Use, is_zero
 from .read import Equation, Loop, Value
@@ -63,7 +63,7 @@ def elementwise(flow: Flow, equation: Equation, lead: int) -> Labels:
     for value in data[1:]:
         other = _ranked(flow, value, out.ndim, lead)
         flow.channels.unify(labels, other, why)
-        labels = np.maximum(*np.broadcast_arrays(labels, other)) if other.shape != labels.shape else labels
+        labels = compact(np.maximum(*np.broadcast_arrays(labels, other)))  # the later: those of what comes right before
     for i, value in enumerate(equation.ins):
         if value not in values or value.is_data or is_zero(value):
             continue

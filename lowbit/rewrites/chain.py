@@ -6,6 +6,9 @@ from typing import Any, ClassVar
 
 from lowbit.core.marks import takes_state
 
+from .given import given
+from .scaling import Batches
+
 Rewrite = Callable[[Callable[..., Any], Any, Any], tuple[Callable[..., Any], Any, Any]]
 """``(fn, params, state) -> (fn', params', state')`` with ``fn'(params', state', *args)`` equal to ``fn(params, state, *args)``."""
 
@@ -34,7 +37,7 @@ class Rewritten:
         return str(self.fn)
 
 
-def chain(*rewrites: Rewrite) -> Rewrite:
+def chain(*rewrites: Rewrite, batches: Batches | None = None) -> "Chain":
     """Returns the rewrite that applies ``rewrites`` from left to right.
 
     A rewrite takes ``(fn, params, state)`` and returns ``(fn', params', state')``: another model, the same function.
@@ -42,7 +45,9 @@ def chain(*rewrites: Rewrite) -> Rewrite:
     constant, also where a rewrite returns a plain function. No rewrite at all is legal and changes nothing.
 
     Args:
-        *rewrites: such as ``lowbit.rewrites.batch_norm.fold(x)``.
+        *rewrites: such as ``lowbit.rewrites.batch_norm.fold(x)`` and ``lowbit.rewrites.smooth.smooth(0.5)``.
+        batches: tuples of the arguments after params and state, in a list or from a function that returns an iterator: for
+            those rewrites that read the model with its data and have none of their own.
 
     Raises:
         TypeError: if one of them is not callable, or does not return three values.
@@ -60,13 +65,33 @@ def chain(*rewrites: Rewrite) -> Rewrite:
                 f"a rewrite must be a function (fn, params, state) -> (fn', params', state'), got {type(rewrite).__name__}"
             )
 
-    def chained(fn: Callable[..., Any], params: Any, state: Any) -> tuple[Callable[..., Any], Any, Any]:
+    return Chain(tuple(rewrites), batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """Several rewrites, from left to right; ``print`` shows them.
+
+    Attributes:
+        rewrites: the rewrites.
+        batches: for those that read the model with its data and have none of their own.
+    """
+
+    rewrites: tuple[Rewrite, ...]
+    batches: Batches | None = dataclasses.field(default=None, repr=False)
+
+    def given(self, batches: Batches) -> "Chain":
+        """Returns the same chain with batches, where it has none."""
+        return self if self.batches is not None else dataclasses.replace(self, batches=batches)
+
+    def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Callable[..., Any], Any, Any]:
         model = fn, params, state
-        for rewrite in rewrites:
-            model = rewrite(*model)
+        for rewrite in self.rewrites:
+            model = given(rewrite, self.batches)(*model)
             if not isinstance(model, tuple) or len(model) != 3:
                 raise TypeError(f"a rewrite must return (fn', params', state'), got {type(model).__name__}")
         fn, params, state = model
-        return (fn if not rewrites or takes_state(fn) else Rewritten(fn)), params, state
+        return (fn if not self.rewrites or takes_state(fn) else Rewritten(fn)), params, state
 
-    return chained
+    def __str__(self) -> str:
+        return f"chain({', '.join(map(str, self.rewrites))})"

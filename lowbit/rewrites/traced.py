@@ -1,7 +1,7 @@
 """A model as a program: what rewrites read and evaluate."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,8 +60,24 @@ class Traced:
         return dict(zip(self.program.inputs, leaves, strict=False))
 
 
-def read(fn: Callable[..., Any], params: Any, state: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Traced:
+def read(
+    fn: Callable[..., Any],
+    params: Any,
+    state: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    inlined: Collection[str] = ("jit",),
+) -> Traced:
     """Returns the trace of ``fn(params, state, *args, **kwargs)``; only shapes and dtypes matter.
+
+    Args:
+        fn: the function.
+        params: its parameters.
+        state: what else it takes.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        inlined: the calls whose bodies become part of the program.
 
     Raises:
         TypeError: if ``fn`` is not callable.
@@ -83,7 +99,7 @@ def read(fn: Callable[..., Any], params: Any, state: Any, args: Sequence[Any], k
     paths, state_paths = tuple(flatten(params)[0]), tuple(flatten(state)[0])
     fixed = len(paths) + len(state_paths)
     return Traced(
-        read_program(jax.make_jaxpr(flat)(*avals), fixed=fixed, inlined=("jit",)),
+        read_program(jax.make_jaxpr(flat)(*avals), fixed=fixed, inlined=inlined),
         paths,
         state_paths,
         jax.tree.structure(out),

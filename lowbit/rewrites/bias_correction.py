@@ -1,0 +1,259 @@
+"""Bias correction: the mean that quantization adds to every output channel is taken back by its bias.
+
+Reference: Nagel, van Baalen, Blankevoort, Welling, Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
+2019, https://arxiv.org/abs/1906.04721, section 4.2 and appendix B to D. ``E[y~] - E[y] = eps E[x]`` with
+``eps = W~ - W``; *empirical*: both means are measured, in program order, so that an operation's correction also takes back what
+those before it leave; *analytic*: ``E[x]`` is that of a clipped normal distribution, known from the norm before.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.stats import norm
+from jaxtyping import Array, Float
+
+from lowbit.core.paths import flatten
+from lowbit.interpret.simulate import simulate
+from lowbit.interpret.state import QState
+from lowbit.packed import arguments
+from lowbit.plan.rows import Plan
+from lowbit.program.commuting import COMMUTING
+from lowbit.program.crossings import CROSSINGS
+from lowbit.program.flow import INLINED, Flow, Use
+from lowbit.program.read import read
+from lowbit.program.taps import Place, tapped
+
+
+@dataclasses.dataclass(frozen=True)
+class Corrected:
+    """What was corrected. ``print`` shows it.
+
+    Attributes:
+        moved: ``(operation's path, bias's path, largest correction)``.
+        left: ``(operation's path, why)``.
+    """
+
+    moved: tuple[tuple[str, str, float], ...]
+    left: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{path}: {bias} moved by up to {most:.3g}" for path, bias, most in self.moved]
+        return "\n".join([*lines, *(f"{path}: left as it is: {why}" for path, why in self.left)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bias:
+    """A bias that follows an operation: where its sum is made, and which output channel every entry of it is added to."""
+
+    path: str
+    leaf: int
+    place: Place
+    sign: float
+    channels: Any
+    made: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """A function that returns the mean by channel where biases were added; hashable, so that `simulate` is cached."""
+
+    fn: Callable[..., Any]
+    places: tuple[tuple[Place, tuple[int, ...]], ...]
+
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> list[Array]:
+        leaves = jax.tree.leaves((params, args, kwargs))
+        program = read(_flat(self.fn, params, args, kwargs), inlined=("jit",))
+        _, values = tapped(program, leaves, [place for place, _ in self.places])
+        return [
+            jnp.mean(x.astype(jnp.float32), tuple(i for i in range(x.ndim) if i not in kept), keepdims=True)
+            for x, (_, kept) in zip(values, self.places, strict=True)
+        ]
+
+
+def _flat(fn: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> Any:
+    leaves, tree = jax.tree.flatten((params, tuple(args), dict(kwargs)))
+
+    def flat(*leaves: Any) -> list[Any]:
+        params, args, kwargs = jax.tree.unflatten(tree, leaves)
+        return jax.tree.leaves(fn(params, *args, **kwargs))
+
+    return jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in leaves))
+
+
+def bias_correction(
+    fn: Callable[..., Any],
+    plan: Plan,
+    params: Any,
+    qstate: QState,
+    batches: Iterable[Any],
+    *,
+    rounded: Any = None,
+    is_sequential: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Any, Corrected]:
+    """Returns parameters whose biases take back the mean that quantization adds, and what was corrected.
+
+    Every operation with a quantized weight or input, and a bias of its own added along its output channels, is corrected so
+    that over ``batches`` the mean of each channel is that of the float model. Weights are left as they are.
+
+    Args:
+        fn: the function of the plan.
+        plan: from `lowbit.bind`.
+        params: float parameters.
+        qstate: from `lowbit.calibrate`.
+        batches: a list of argument tuples of ``fn(params, *args)``, of one length each.
+        rounded: parameters whose weights hold the values that a solver chose, if they are not the nearest ones: they are on
+            their grids, and are found there again. Their biases are not read.
+        is_sequential: correct one operation after the other, each with those before it corrected; else all at once, which runs
+            the model twice and not once more for every operation.
+        progress: called with the operations done, and how many there are.
+
+    Returns:
+        ``params'`` (``rounded`` with other biases, where that is given), and a report that prints.
+
+    Raises:
+        ValueError: if ``batches`` is empty.
+
+    Example:
+        >>> from lowbit.calibrate.fold import calibrate
+        >>> from lowbit.interpret.bind import bind
+        >>> params = {"w": jnp.array([[0.6], [1.0]]), "b": jnp.zeros(1)}
+        >>> fn, x = lambda p, x: x @ p["w"] + p["b"], jnp.array([[1.0, 2.0], [3.0, 2.0]])
+        >>> plan = bind(fn, {"**": "w2"}, params, x)
+        >>> corrected, report = bias_correction(fn, plan, params, calibrate(fn, plan, params, [(x,)]), [(x,)])
+        >>> print(report)
+        w: b moved by up to 0.8
+    """
+    arguments.check(fn=fn, plan=plan, params=params, qstate=qstate)
+    calls = [arguments.batch_of(batch, i) for i, batch in enumerate(batches)]
+    if not calls:
+        raise ValueError("batches is empty: means need at least one batch")
+    biases, left = _biases(fn, plan, params, calls[0])
+    sums = _Sums(fn, tuple((bias.place, _kept(bias.made)) for bias in biases))
+    want = _means(jax.jit(sums), calls, params)
+    quantized = simulate(sums, plan)
+    values, tree = jax.tree.flatten(params if rounded is None else rounded)
+    for bias in biases:
+        values[bias.leaf] = jax.tree.leaves(params)[bias.leaf]
+    steps = [[i] for i in range(len(biases))] if is_sequential else [list(range(len(biases)))]
+    moved = []
+    for step in steps:
+        now = _means(lambda p, *args: quantized(p, qstate, *args), calls, jax.tree.unflatten(tree, values))
+        for i in step:
+            values[biases[i].leaf], most = _moved(biases[i], values[biases[i].leaf], want[i] - now[i])
+            moved.append((biases[i].path, flatten(params)[0][biases[i].leaf], most))
+        if progress is not None:
+            progress(len(moved), len(biases))
+    return jax.tree.unflatten(tree, values), Corrected(tuple(moved), tuple(left))
+
+
+def _means(run: Callable[..., Any], calls: list[Any], params: Any) -> list[np.ndarray]:
+    found = [[np.asarray(x, np.float64) for x in run(params, *args)] for args in calls]
+    return [np.mean(each, axis=0) for each in zip(*found, strict=True)]
+
+
+def _kept(labels: np.ndarray) -> tuple[int, ...]:
+    return tuple(i for i, n in enumerate(labels.shape) if n > 1)
+
+
+def _moved(bias: _Bias, value: Any, off: np.ndarray) -> tuple[Any, float]:
+    """A bias less what its channels are off by; an entry of several channels takes their mean."""
+    labels = np.broadcast_to(bias.made, off.shape).reshape(-1)
+    distinct, inverse = np.unique(labels, return_inverse=True)
+    by_label = np.bincount(inverse, off.reshape(-1)) / np.bincount(inverse)
+    channels = np.broadcast_to(bias.channels, value.shape)
+    at = np.minimum(np.searchsorted(distinct, channels), distinct.size - 1)
+    change = np.where(distinct[at] == channels, by_label[at], 0.0)
+    new = np.asarray(value).astype(np.float64) + bias.sign * change
+    return jnp.asarray(new.astype(np.float32)).astype(value.dtype), float(np.abs(change).max())
+
+
+def _biases(fn: Any, plan: Plan, params: Any, args: tuple[Any, ...]) -> tuple[list[_Bias], list[tuple[str, str]]]:
+    """The bias of every quantized operation, in program order, and the operations without one."""
+    count = len(jax.tree.leaves(params))
+    program = read(_flat(fn, params, args, {}), fixed=count, inlined=INLINED)
+    flow = Flow(program, {**COMMUTING, **CROSSINGS}, has_bounds=False, gains=frozenset())
+    paths = {row.operation.address: row.path for row in plan.quantized if row.operation is not None}
+    weights = {u.equation.address: u for u in flow.uses if u.kind == "weight"}
+    found, left = [], []
+    for row in plan.quantized:
+        if row.operation is None or row.weight is None:
+            continue
+        use = weights.get(row.operation.address)
+        bias = None if use is None else _bias(flow, use)
+        if bias is None:
+            left.append((row.path, "no parameter is added along its output channels"))
+            continue
+        labels = bias.made
+        assert labels is not None
+        sign = -1.0 if bias.equation.name == "sub" and bias.operand == 1 else 1.0
+        place = Place(bias.equation.address)
+        found.append(_Bias(paths[row.operation.address], bias.leaf, place, sign, bias.makes, labels[1]))
+    return found, left
+
+
+def _bias(flow: Flow, use: Use) -> Use | None:
+    """The first parameter that is added to channels that a weight makes, before anything makes others of them."""
+    assert use.made is not None
+    own = np.unique(use.made[1])
+    own = own[own > 0]
+    for other in flow.uses:
+        if (
+            other.kind == "bias"
+            and other.leaf >= 0
+            and other.equation.name in ("add", "sub")
+            and other.made is not None
+        ):
+            theirs = np.unique(other.made[1])
+            if own.size and np.isin(own, theirs).all() and np.isin(own, np.unique(other.makes)).all():
+                return other
+    return None
+
+
+def clipped_normal_mean(
+    mean: Float[Array, "..."], deviation: Float[Array, "..."], low: float = 0.0, high: float = math.inf
+) -> Float[Array, "..."]:
+    """Returns ``E[clip(x, low, high)]`` of normal ``x``: what relu (0, inf) or relu6 (0, 6) leaves of a norm's output.
+
+    ``a Phi(a') + b (1 - Phi(b')) + mean (Phi(b') - Phi(a')) + deviation (phi(a') - phi(b'))``, bounds standardised. Appendix C.
+
+    Args:
+        mean: of ``x``: the norm's bias.
+        deviation: of ``x``: the magnitude of its gain; zero is allowed.
+        low: lower bound.
+        high: upper bound.
+
+    Example:
+        >>> float(clipped_normal_mean(jnp.float32(0), jnp.float32(1))).__round__(4)  # 1 / sqrt(2 pi)
+        0.3989
+    """
+    if not low < high:
+        raise ValueError(f"low must be below high, got {low} and {high}")
+    safe = jnp.where(deviation == 0, 1.0, deviation)
+    below, above = (low - mean) / safe, (high - mean) / safe
+    start = 0.0 if math.isinf(low) else low * norm.cdf(below)
+    end = 0.0 if math.isinf(high) else high * norm.cdf(-above)
+    inside = mean * (norm.cdf(above) - norm.cdf(below)) + safe * (norm.pdf(below) - norm.pdf(above))
+    return jnp.where(deviation == 0, jnp.clip(mean, low, high), start + end + inside)
+
+
+def analytic_correction(
+    weight: Float[Array, "in out"], rounded: Float[Array, "in out"], mean: Float[Array, " in"]
+) -> Float[Array, " out"]:
+    """Returns what to add to a bias, without running the quantized model: ``-(W~ - W)^T E[x]``. Float32.
+
+    Args:
+        weight: float, as a matrix (`lowbit.core.matrix.MatrixView`).
+        rounded: the same on its grid.
+        mean: of every input: measured, or from the norm before by `clipped_normal_mean`.
+
+    Example:
+        >>> analytic_correction(jnp.array([[0.5], [1.0]]), jnp.array([[1.0], [1.0]]), jnp.array([2.0, 2.0])).tolist()
+        [-1.0]
+    """
+    return -jnp.sum((rounded - weight).astype(jnp.float32) * mean[:, None], 0)
