@@ -273,7 +273,9 @@ def execution(
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer and is_cpu else "xla"
             carried = functools.partial(integer_result, carried=implementation != "reference")
-            result = _result(op, *operands, product=carried if is_cpu else int8_result)
+            result = _result(
+                op, *operands, product=carried if is_cpu else functools.partial(int8_result, platform=platform)
+            )
             left, right = operands
             if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
                 result = poisoned(Matmul.of(op.eqn), left, right, result)
