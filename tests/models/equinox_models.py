@@ -72,7 +72,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
         "pools",
         lambda: _case(
             _Net(
-                [nn.Conv2d(3, 8, 3, key=_KEY), nn.MaxPool2d(2), nn.AvgPool2d(2), jnp.ravel, nn.Linear(32, 4, key=_KEY)]
+                [nn.Conv2d(3, 8, 3, key=_KEY), nn.MaxPool2d(2), nn.AvgPool2d(2), jnp.ravel, nn.Linear(128, 4, key=_KEY)]
             ),
             image,
         ),

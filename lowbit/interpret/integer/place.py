@@ -173,13 +173,7 @@ class _Placer:
                 self.tried(lambda e=equation: self.rule(e)(e, nodes), equation.outs, nodes)
 
     def tried(self, place: Callable[[], object], outs: list[Value], nodes: list[Node]) -> None:
-        """Places something, or notes why not and goes on, so that one error names all that cannot be placed.
-
-        Args:
-            place: does it.
-            outs: what it should make: where it fails, as if these were arguments.
-            nodes: where.
-        """
+        """Places something; or notes why not, and goes on as if ``outs`` were arguments: one error names all of it."""
         try:
             place()
         except ValueError as error:
