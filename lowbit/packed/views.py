@@ -17,6 +17,7 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Format
 from lowbit_kernels import PackedMatrix
+from lowbit_kernels.matrix import SCALE_DTYPES
 
 MOVES = "moves the packed weight in every call: lowbit.prepare(plan, qparams, platform=...) does it once"
 REPACKS = "its bytes run along another axis than it contracts: call lowbit.prepare(plan, qparams, platform=...) before"
@@ -62,7 +63,7 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
         batch: the axes along which there is a matrix for each, without layers.
         stack: leading axes of layers, which every array of the matrix keeps.
     """
-    if note_of(q, contract, batch, stack) == REPACKS:
+    if note_of(q, contract, batch, stack) == REPACKS or q.spec.scale.factors(q) is not None:
         return None
     shape, bits = q.shape[stack:], q.spec.format.bits
     free = [i for i in range(len(shape)) if i not in (*contract, *batch)]
@@ -72,7 +73,7 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
     blocks = q.blocks[stack:]
     group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
-    is_plain = q.spec.scale.name in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
     matrix = PackedMatrix(
         codes=flat(q.codes, is_table=False),
