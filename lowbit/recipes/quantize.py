@@ -121,7 +121,7 @@ def quantize(
         clock.done("ranges again")
     if chosen.is_corrected:
         params, corrected = bias_correction(
-            fn, plan, params, qstate, list(calls()), rounded=solved, is_sequential=False
+            fn, plan, params, qstate, list(calls()), rounded=solved, progress=lambda n, of: say("biases", n, of)
         )
         keys = {row.path: row.weight.key for row in plan.rows if row.weight is not None}
         for path, bias, most in corrected.moved:
