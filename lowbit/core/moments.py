@@ -53,22 +53,28 @@ class RowSum(Statistic):
     def is_of_product(self) -> bool:
         return True
 
+    @property
+    def is_exact(self) -> bool:
+        return False
+
     @abc.abstractmethod
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
         """Returns the shape of the sum, for inputs of ``matrices`` and ``K``."""
 
     @abc.abstractmethod
-    def total(self, rows: Float[Array, "matrix row inner"]) -> Float[Array, "..."]:
+    def total(
+        self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None
+    ) -> Float[Array, "..."]:
         """Returns the sum over the rows of one batch, float32."""
 
     def init(self, operand: Operand) -> State:
         """Returns the state: the sum, and the number of rows."""
         return jnp.zeros(self.shape(*row_view(operand, type(self).__name__).size), jnp.float32), no_count()
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         rows = row_view(operand, type(self).__name__).rows(x).astype(jnp.float32)
         total, count = state
-        return total + self.total(rows), counted(count, rows.shape[1])
+        return total + self.total(rows, operand, beside), counted(count, rows.shape[1])
 
     def merge(self, state: State, other: State) -> State:
         return state[0] + other[0], counted(state[1], other[1])
@@ -81,7 +87,21 @@ class RowSum(Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
-class Gram(RowSum):
+class SecondMoment(RowSum):
+    """A sum of outer products of rows: float32 ``[matrix, K, K]``. Matrices and ``K`` are those of the weight's view."""
+
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        return matrices, inner, inner
+
+
+def _outer(
+    rows: Float[Array, "matrix row inner"], others: Float[Array, "matrix row inner"]
+) -> Float[Array, "matrix inner inner"]:
+    return jnp.einsum("mrk,mrl->mkl", rows, others, precision=lax.Precision.HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram(SecondMoment):
     """The second moment of an operation's input, ``H = X^T X / n`` over its ``n`` rows: float32 ``[matrix, K, K]``.
 
     Matrices and ``K`` are in the order of `lowbit.core.matrix.MatrixView` of the weight, so the mean squared error that a
@@ -92,11 +112,54 @@ class Gram(RowSum):
     def name(self) -> str:
         return "gram"
 
-    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
-        return matrices, inner, inner
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        return _outer(rows, rows)
 
-    def total(self, rows: Float[Array, "matrix row inner"]) -> Float[Array, "matrix inner inner"]:
-        return jnp.einsum("mrk,mrl->mkl", rows, rows, precision=lax.Precision.HIGHEST)
+
+@dataclasses.dataclass(frozen=True)
+class Cross(SecondMoment):
+    """The cross moment of an input as it is multiplied and as it is in float, ``X_q^T X / n``: float32 ``[matrix, K, K]``.
+
+    The quantized input goes along the first axis: what `lowbit.solvers.target` takes beside `Gram`. Observed in float, the
+    two are one.
+    """
+
+    @property
+    def name(self) -> str:
+        return "cross"
+
+    @property
+    def beside(self) -> str:
+        return "float"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        assert beside is not None
+        return _outer(rows, row_view(operand, type(self).__name__).rows(beside).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedGram(SecondMoment):
+    """The second moment with every row weighted by its squared gradient, ``X^T diag(mean_N g^2) X / n``.
+
+    ``g`` is the gradient of the loss by the operation's result: rows that matter to the loss count for more.
+
+    Reference: Kim et al., GuidedQuant, 2025, https://arxiv.org/abs/2505.07004, section 3, with one group of outputs.
+    """
+
+    @property
+    def name(self) -> str:
+        return "guided_gram"
+
+    @property
+    def beside(self) -> str:
+        return "gradient"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        results = getattr(operand, "results", None)
+        assert beside is not None
+        assert results is not None  # there is one wherever there are rows
+        slope = jnp.mean(jnp.square(results.matrices(beside.astype(jnp.float32))), axis=2)
+        return _outer(rows * slope[..., None], rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +173,7 @@ class ChannelMean(RowSum):
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
         return matrices, inner
 
-    def total(self, rows: Float[Array, "matrix row inner"]) -> Float[Array, "matrix inner"]:
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         return jnp.sum(rows, axis=1)
 
 
@@ -129,7 +192,7 @@ class ChannelMax(Statistic):
     def init(self, operand: Operand) -> State:
         return jnp.zeros(row_view(operand, type(self).__name__).size, jnp.float32)
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         rows = row_view(operand, type(self).__name__).rows(x).astype(jnp.float32)
         return larger(state, largest_magnitude(rows, axis=1)) if rows.shape[1] else state
 

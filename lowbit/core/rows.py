@@ -109,14 +109,52 @@ class RowView:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResultView:
+    """How the result of an operation is read as ``[matrix, row, N]``, row by row beside those of its input.
+
+    Columns are those of one matrix, in the order of the result.
+
+    Attributes:
+        batch: its axes that are matrices of their own.
+        rows: its axes that are rows.
+        parts: the lengths that every one of ``batch`` is made of: the axes of the leaf.
+        batch_order: the order of the parts in the leaf.
+        channels: of a convolution, the axis whose parts are matrices of their own; else None.
+        feature_groups: those parts.
+    """
+
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+    parts: tuple[tuple[int, ...], ...]
+    batch_order: tuple[int, ...]
+    channels: int | None = None
+    feature_groups: int = 1
+
+    def matrices(self, y: Shaped[Array, "..."]) -> Shaped[Array, "matrix row columns"]:
+        """Returns a result as ``[matrix, row, N]``."""
+        columns = [i for i in range(y.ndim) if i not in (*self.batch, *self.rows)]
+        count = math.prod(y.shape[i] for i in self.rows)
+        if self.channels is not None:
+            moved = jnp.transpose(y, (*self.rows, self.channels))
+            return jnp.moveaxis(moved.reshape(count, self.feature_groups, -1), 1, 0)
+        moved = jnp.transpose(y, (*self.batch, *self.rows, *columns))
+        parts = [n for part in self.parts for n in part]
+        cut = moved.reshape(*parts, count, -1)
+        cut = jnp.transpose(cut, (*self.batch_order, len(parts), len(parts) + 1))
+        return cut.reshape(math.prod(parts), count, -1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Observed(Operand):
     """An operand with all that is known where it is looked at: real shapes, and how it is read as rows.
 
     Attributes:
         rows: how; None where it is no input of a product (indices, results, weights).
+        results: how the result is read beside them.
     """
 
     rows: RowView | None = None
+    results: ResultView | None = None
 
 
 def row_view(operand: Operand, name: str) -> RowView:

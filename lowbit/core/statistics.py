@@ -45,12 +45,28 @@ class Statistic(abc.ABC):
         """
         return False
 
+    @property
+    def beside(self) -> str:
+        """What `update` gets as ``beside=``, or "" for nothing.
+
+        ``"float"``: the same operand in the float model; ``"gradient"``: the gradient of the loss by the operation's result.
+        """
+        return ""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether batches in any order, folded or merged, give the same state to the last bit.
+
+        Sums of floats give it within a bound, and moving averages depend on the order: that is what they are.
+        """
+        return True
+
     @abc.abstractmethod
     def init(self, operand: Operand) -> State:
         """Returns the state before the first batch."""
 
     @abc.abstractmethod
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         """Returns the state after the values ``x``, which are those of ``operand``."""
 
     def merge(self, state: State, other: State) -> State:
@@ -85,7 +101,7 @@ class NotFinite(Statistic):
     def init(self, operand: Operand) -> State:
         return jnp.zeros((), bool), jnp.zeros((), jnp.int32)
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         found, seen = state
         return found | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else found, seen + 1
 
@@ -97,15 +113,11 @@ class NotFinite(Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinMax(Statistic):
-    """Smallest and largest value per block over all batches: ``(low, high)``, each of the scale's shape."""
+class Extremes(Statistic):
+    """Smallest and largest value per block: ``(low, high)``, each of the scale's shape. Subclasses say how batches are joined."""
 
     granularity: Granularity
     contract: tuple[int, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return "minmax"
 
     def init(self, operand: Operand) -> State:
         shape = _scale_shape(self.granularity, operand)
@@ -117,17 +129,6 @@ class MinMax(Statistic):
         blocks = self.granularity.blocks(Operand(x.shape, contract=self.contract))
         return block_ops.reduce_blocks(x, blocks, smallest), block_ops.reduce_blocks(x, blocks, largest)
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
-        if x.size == 0:
-            return state
-        low, high, seen = state
-        now_low, now_high = self.batch(x)
-        return smaller(low, now_low), larger(high, now_high), seen + 1
-
-    def merge(self, state: State, other: State) -> State:
-        (low, high, seen), (other_low, other_high, more) = state, other
-        return smaller(low, other_low), larger(high, other_high), seen + more
-
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
         low, high, seen = state
         return lax.pmin(low, axis_names), lax.pmax(high, axis_names), lax.pmax(seen, axis_names)
@@ -138,7 +139,27 @@ class MinMax(Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
-class MovingMinMax(MinMax):
+class MinMax(Extremes):
+    """Smallest and largest value per block over all batches."""
+
+    @property
+    def name(self) -> str:
+        return "minmax"
+
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+        if x.size == 0:
+            return state
+        low, high, seen = state
+        now_low, now_high = self.batch(x)
+        return smaller(low, now_low), larger(high, now_high), seen + 1
+
+    def merge(self, state: State, other: State) -> State:
+        (low, high, seen), (other_low, other_high, more) = state, other
+        return smaller(low, other_low), larger(high, other_high), seen + more
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingMinMax(Extremes):
     """Moving averages of the smallest and largest value per batch (Krishnamoorthi, 2018, section 3.1.1).
 
     The average is debiased: the first batch counts fully.
@@ -154,10 +175,14 @@ class MovingMinMax(MinMax):
     def name(self) -> str:
         return "moving_minmax"
 
+    @property
+    def is_exact(self) -> bool:
+        return False
+
     def _decayed(self, batches: Array) -> Array:
         return jnp.float32(self.decay) ** batches.astype(jnp.float32)
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         if x.size == 0:
             return state
         low, high, seen = state
@@ -207,11 +232,15 @@ class Sample(Statistic):
     def name(self) -> str:
         return "sample"
 
+    @property
+    def is_exact(self) -> bool:
+        return False
+
     def init(self, operand: Operand) -> State:
         """Returns the state: values, how many have been seen (float32: a share is asked of it), and batches."""
         return jnp.zeros((self.size,), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         if x.size == 0:
             return state
         kept, count, batches = state

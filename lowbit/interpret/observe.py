@@ -15,7 +15,7 @@ from lowbit.core.rows import Observed
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site
-from lowbit.plan.views import row_view
+from lowbit.plan.views import result_view, row_view
 
 from .operations import Operation
 from .simulate import compute
@@ -60,10 +60,12 @@ class Grids:
     Attributes:
         leaf: ``(site, values) -> QTensor`` of a parameter.
         operand: ``(site, values, state of the walk, statistics so far) -> QTensor`` of another operand.
+        arriving: ``(site, values, state of the walk) -> values``: what an operand that is data arrives as; as it is by default.
     """
 
     leaf: Callable[[Site, Any], QTensor]
     operand: Callable[[Site, Any, Any, Any], QTensor]
+    arriving: Callable[[Site, Any, Any], Any] | None = None
 
 
 def observed(op: Operation, row: Row, role: str, value: Any = None) -> Observed:
@@ -85,9 +87,8 @@ def observed(op: Operation, row: Row, role: str, value: Any = None) -> Observed:
         return Observed(layer.shape, layer.dtype, layer.contract, 0, is_weight=True)
     shaped = op.eqn.invars[index].aval if value is None else value
     contract = layer_operand(site).contract
-    return Observed(
-        tuple(shaped.shape), str(shaped.dtype), contract, 0, is_weight=site.is_weight, rows=row_view(row, index)
-    )
+    rows, results = row_view(row, index), result_view(row, index)
+    return Observed(tuple(shaped.shape), str(shaped.dtype), contract, 0, site.is_weight, rows, results)
 
 
 def leaf_operand(site: Site) -> Operand:
@@ -141,6 +142,7 @@ def observation(
     *,
     grids: Grids | None = None,
     carried: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
 ) -> States:
     """Returns the states after one batch.
 
@@ -151,6 +153,7 @@ def observation(
         states: before the batch.
         grids: how operands are quantized; None: the model in float.
         carried: states of the walk by path, which ``grids.operand`` reads: per layer inside scans.
+        beside: ``{path: {role: {"float" or "gradient": array}}}``, of this batch: per layer inside scans.
     """
     rows, wanted = {row.path: row for row in plan.rows}, watch.by_path()
     leaves, after = list(traced.leaves), {path: dict(roles) for path, roles in states.items()}
@@ -168,13 +171,21 @@ def observation(
 
     def at(op: Operation, given: list[Any], state: Any) -> tuple[Any, Any]:
         row, roles = rows[op.path], wanted.get(op.path, {})
-        seen = dict(state["seen"])
+        seen, others = dict(state["seen"]), state["beside"]
+
+        def updated(role: str, x: Any, *, is_product: bool) -> None:
+            seen[role] = _updated(
+                op, row, role, roles[role], seen[role], x, others.get(role, {}), is_product=is_product
+            )
+
         operands = []
         for site, value in zip(row.sites, given, strict=True):
+            if grids is not None and grids.arriving is not None and not site.is_weight:
+                value = grids.arriving(site, value, state["grid"])
             x = value if op.is_lookup else plain(value)
             is_quantized = grids is not None and site.spec is not None
             if site.role in roles and site.kind != "leaf":
-                seen[site.role] = _updated(op, row, site.role, roles[site.role], seen[site.role], x, is_product=False)
+                updated(site.role, x, is_product=False)
             if not is_quantized:
                 used = value if op.is_lookup and isinstance(value, QTensor) else x
             elif site.kind == "leaf":
@@ -183,13 +194,12 @@ def observation(
                 assert grids is not None
                 used = grids.operand(site, plain(value), state["grid"], seen.get(site.role))
             if site.role in roles and site.kind != "leaf":
-                y = plain(used) if is_quantized else x
-                seen[site.role] = _updated(op, row, site.role, roles[site.role], seen[site.role], y, is_product=True)
+                updated(site.role, plain(used) if is_quantized else x, is_product=True)
             operands.append(used)
         out = compute(op, *operands)
         if OUTPUT in roles:
             for is_product in (False, True):
-                seen[OUTPUT] = _updated(op, row, OUTPUT, roles[OUTPUT], seen[OUTPUT], out, is_product=is_product)
+                updated(OUTPUT, out, is_product=is_product)
         return out, {**state, "seen": seen}
 
     def reduce(sites: Any, axis_names: tuple[str, ...]) -> Any:
@@ -207,7 +217,10 @@ def observation(
         }
 
     paths = frozenset(wanted) | (frozenset() if grids is None else frozenset(row.path for row in plan.quantized))
-    start = {path: {"seen": {}, "grid": (carried or {}).get(path, {})} for path in paths}
+    start = {
+        path: {"seen": {}, "grid": (carried or {}).get(path, {}), "beside": (beside or {}).get(path, {})}
+        for path in paths
+    }
     for path, roles in after.items():
         start[path]["seen"] = {role: each for role, each in roles.items() if not _is_leaf(rows[path], role)}
     walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce, is_guarded=grids is not None)
@@ -226,6 +239,7 @@ def _updated(
     statistics: Sequence[Statistic],
     states: Mapping[str, Any],
     x: Any,
+    beside: Mapping[str, Any],
     *,
     is_product: bool,
 ) -> dict[str, Any]:
@@ -240,7 +254,8 @@ def _updated(
     operand = observed(op, row, role, x)
     for s in statistics:
         if s.is_of_product == is_product:
-            after[s.name] = s.update(after[s.name], x, operand)
+            other = {"beside": beside[s.beside]} if s.beside else {}
+            after[s.name] = s.update(after[s.name], x, operand, **other)
     return after
 
 

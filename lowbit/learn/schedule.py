@@ -1,5 +1,6 @@
 """When to quantize, and to how many bits: quantizers that wrap quantizers, pure functions of the step."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -32,6 +33,12 @@ class _Wrapper(Quantizer):
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         return self.inner.quantize(qstate, x, operand)
+
+    @abc.abstractmethod
+    def train(
+        self, qstate: QState, x: Float[Array, "..."], operand: Operand, *, key: Array | None, step: Array | None
+    ) -> QTensor:
+        """Returns what training computes with: in what a wrapper differs."""
 
     def update(self, qstate: QState, stats: Mapping[str, Any]) -> QState:
         return self.inner.update(qstate, stats)

@@ -19,6 +19,7 @@ from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
 
+from . import besides
 from .fold import fold, unseen
 
 Wanted = Mapping[str, Mapping[str, Sequence[Statistic]]]
@@ -33,6 +34,7 @@ def observe(
     wanted: Wanted,
     *,
     qstate: QState | None = None,
+    loss: Callable[[Any], Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -51,6 +53,8 @@ def observe(
         qstate: from `lowbit.init` or `lowbit.calibrate`: the model is then computed as `lowbit.simulate` does. Statistics
             of the product (`lowbit.core.statistics.Statistic.is_of_product`), such as `lowbit.core.moments.Gram`, see an
             operand on its own grid, the others as what precedes leaves it. None: the model in float.
+        loss: from the result of ``fn`` to a scalar, for statistics beside gradients; None: ``fn`` returns one. Gradients are
+            those of the float model.
         kwargs: keyword arguments of ``fn``, the same for every batch.
         progress: called with the number of batches done.
 
@@ -61,7 +65,8 @@ def observe(
 
     Raises:
         ValueError: if there is no batch, NaN or infinity in an operand that is looked at, a glob that matches nothing, or a
-            state that is another plan's.
+            state that is another plan's; for a statistic beside the float operand or a gradient, an operation in a loop that
+            is not over layers.
         TypeError: if a batch is not a tuple of arguments, or something wanted is no statistic.
 
     Example:
@@ -81,6 +86,8 @@ def observe(
         check_state(plan, qstate)
         if plan.is_full_integer:
             raise ValueError("qstate= is not for full-integer plans: observe them in float, or an ordinary plan")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function of the result of fn, got {loss!r:.40} ({type(loss).__name__})")
     watch: Watch | None = None
 
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -90,7 +97,10 @@ def observe(
             check_same_operations(traced.graph, plan)
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
-        return _stepper(fn, plan, watch, is_quantized=qstate is not None)(params, qstate, states, args, keywords)
+        run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
+        states, turns = run(params, qstate, states, args, keywords)
+        besides.check_turns(turns)
+        return states
 
     states = fold(step, fn, params, batches, kwargs, progress)
     assert watch is not None
@@ -106,13 +116,14 @@ def observe(
 
 
 @functools.lru_cache(maxsize=64)
-def _stepper(fn: Model, plan: Plan, watch: Watch, *, is_quantized: bool) -> Callable[..., Any]:
+def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bool) -> Callable[..., Any]:
     @jax.jit
     def step(params, qstate, states, args, kwargs):
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
         check_same_operations(traced.graph, plan)
+        beside, turns = besides.values(fn, plan, traced, watch, loss, params, args, kwargs)
         if not is_quantized:
-            return walk.observation(plan, traced, watch, states)
+            return walk.observation(plan, traced, watch, states, beside=beside), turns
         carried: dict[str, Any] = {}
         for row, site in walked_sites(plan):
             carried.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
@@ -120,7 +131,8 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, *, is_quantized: bool) -> Call
             lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
             lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
         )
-        return walk.observation(plan, traced, watch, states, grids=grids, carried=carried)
+        after = walk.observation(plan, traced, watch, states, grids=grids, carried=carried, beside=beside)
+        return after, turns
 
     return step
 

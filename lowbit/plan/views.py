@@ -2,7 +2,7 @@
 
 import math
 
-from lowbit.core.rows import RowView, Window, order_of
+from lowbit.core.rows import ResultView, RowView, Window, order_of
 
 from .geometry import Convolution, Dot
 from .rows import Row, Site
@@ -50,6 +50,23 @@ def row_view(row: Row, index: int) -> RowView | None:
         )
         return RowView((), (), found[0], (), order_of(found[1]), window)
     return None
+
+
+def result_view(row: Row, index: int) -> ResultView | None:
+    """Returns how the result is read beside the rows of operand ``index``; None where that has no rows."""
+    view, geometry = row_view(row, index), row.geometry
+    if view is None:
+        return None
+    if isinstance(geometry, Convolution):
+        examples, channels, *places = geometry.out_spec
+        return ResultView((), (examples, *places), (), (), channels, geometry.feature_groups)
+    assert isinstance(geometry, Dot)
+    paired = len(geometry.batch[0])
+    left, right = (len(site.shape) - len(geometry.contract[i]) - paired for i, site in enumerate(row.sites))
+    free = range(paired, paired + left) if index == 0 else range(paired + left, paired + left + right)
+    if not view.batch:  # of two activations all that is paired is rows
+        return ResultView((), (*range(paired), *free), (), ())
+    return ResultView(tuple(range(paired)), tuple(free), view.parts[:paired], view.batch_order)
 
 
 def _parts(site: Site, axes: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]] | None:
