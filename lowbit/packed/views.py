@@ -21,6 +21,7 @@ from lowbit_kernels.matrix import SCALE_DTYPES
 
 MOVES = "moves the packed weight in every call: lowbit.prepare(plan, qparams, platform=...) does it once"
 REPACKS = "its bytes run along another axis than it contracts: call lowbit.prepare(plan, qparams, platform=...) before"
+MERGES = "its integer scales of groups are multiplied into 8-bit codes: call lowbit.prepare(plan, qparams, platform=...) before"
 
 
 def group_of(lengths: Sequence[int], blocks: Sequence[int]) -> int | None:
@@ -45,6 +46,8 @@ def note_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
     shape, bits = q.shape[stack:], q.spec.format.bits
     if q.stage != "packed" or q.packed_axis is None or not contract:
         return REPACKS
+    if q.spec.scale.merged_spec(q.spec) is not q.spec:
+        return MERGES
     last = contract[-1]
     if bits < 8 and q.packed_axis[0] + len(shape) != last:
         return REPACKS
@@ -63,7 +66,7 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
         batch: the axes along which there is a matrix for each, without layers.
         stack: leading axes of layers, which every array of the matrix keeps.
     """
-    if note_of(q, contract, batch, stack) == REPACKS or q.spec.scale.factors(q) is not None:
+    if note_of(q, contract, batch, stack) in (REPACKS, MERGES):
         return None
     shape, bits = q.shape[stack:], q.spec.format.bits
     free = [i for i in range(len(shape)) if i not in (*contract, *batch)]
