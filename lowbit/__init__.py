@@ -15,6 +15,8 @@ from .interpret.execute import explain as explain
 from .interpret.packing import pack as pack
 from .interpret.simulate import simulate as simulate
 from .interpret.with_quantizers import with_quantizers as with_quantizers
+from .observe.diagnose import diagnose as diagnose
+from .observe.observe import observe as observe
 from .packed.arrays import quantize_array as quantize_array
 from .packed.files import load as load
 from .packed.files import save as save
@@ -23,4 +25,5 @@ from .packed.trees import QParams as QParams
 from .packed.trees import nbytes as nbytes
 from .quantizers.lsq import lsq as lsq
 from .quantizers.rtn import rtn as rtn
+from .recipes.quantize import quantize as quantize
 from .rewrites.chain import chain as chain

@@ -18,7 +18,13 @@ from lowbit_kernels.cpu import conv as cpu
 from lowbit_kernels.cpu.conv import PreparedConv
 from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
-from lowbit_kernels.numerics import StaticActivation, activation_codes, check_activation, rounded_product
+from lowbit_kernels.numerics import (
+    StaticActivation,
+    activation_codes,
+    check_activation,
+    quantize_dynamic,
+    rounded_product,
+)
 
 NAMES = ("cpu", "reference")
 KERNELS = {"HWIO": (0, 1, 2, 3), "OIHW": (2, 3, 1, 0), "WIO": (0, 1, 2), "OIW": (2, 1, 0)}  # to spatial, I, O
@@ -114,6 +120,7 @@ class Call(NamedTuple):
     config: Any
     x_channels_first: bool
     y_channels_first: bool
+    keeps_nan: bool
 
 
 class Layout(NamedTuple):
@@ -127,7 +134,7 @@ def quant_conv(
     x: Num[Array, "..."],
     packed: PackedConv | PreparedConv,
     *,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     strides: tuple[int, ...] | None = None,
     padding: Any = "SAME",
     rhs_dilation: tuple[int, ...] | None = None,
@@ -136,6 +143,7 @@ def quant_conv(
     layout: str | None = None,
     implementation: str | None = None,
     config: Any = None,
+    keeps_nan: bool = False,
 ) -> Float[Array, "..."]:
     """Convolution of `x` with packed weights; the border is padded with the zero point, that is with 0.0.
 
@@ -144,7 +152,8 @@ def quant_conv(
         packed: a `PackedConv`, or the same `prepare_conv`ed once for the CPU kernel.
         activation: one scale and zero for the tensor; the zero must be a code, `lo <= zero <= hi`. With codes the scale
             may be `(batch, height, width)`: the same number everywhere, or NaN at positions whose windows become NaN
-            (`fused.py`).
+            (`fused.py`). Or "int8", of float x: symmetric, the scale of every example by its own largest magnitude, as
+            `quantize_dynamic` of its values in one row.
         strides: as in `jax.lax.conv_general_dilated`, one a spatial axis; default 1.
         padding: the same; "SAME", "VALID" or pairs of positions.
         rhs_dilation: the same; default 1.
@@ -153,6 +162,7 @@ def quant_conv(
         layout: of x and of the result: "NHWC" or "NCHW"; "NWC" or "NCW" in one dimension. Default: channels last.
         implementation: "cpu", "reference" or None for the first that can run.
         config: `CpuConfig` for "cpu".
+        keeps_nan: of float x: a result is NaN that sums over a NaN. Otherwise NaN takes the code of 0.0.
 
     Returns:
         `(batch, height, width, O)` of `out_dtype` (in `layout`), the same to the last bit in every implementation.
@@ -166,6 +176,7 @@ def quant_conv(
     call, x, shape, axes = conv_call(
         x, packed, activation=activation, strides=strides, padding=padding, rhs_dilation=rhs_dilation,
         feature_group_count=feature_group_count, out_dtype=out_dtype, layout=layout, implementation=implementation, config=config,
+        keeps_nan=keeps_nan,
     )  # fmt: skip
     value = run_conv(call, x, packed, activation, shape, NO_TAIL).value.astype(call.out_dtype)
     return lax.squeeze(value, (axes.height,)) if axes.flat else value
@@ -175,7 +186,7 @@ def conv_call(
     x: Array,
     packed: PackedConv | PreparedConv,
     *,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     strides: tuple[int, ...] | None = None,
     padding: Any = "SAME",
     rhs_dilation: tuple[int, ...] | None = None,
@@ -184,6 +195,7 @@ def conv_call(
     layout: str | None = None,
     implementation: str | None = None,
     config: Any = None,
+    keeps_nan: bool = False,
 ) -> tuple[Call, Array, tuple[int, int, int, int], Layout]:
     """The checked call, x in two dimensions, the shape `(batch, height, width, O)` of the result, and the layout."""
     x = jnp.asarray(x)
@@ -212,18 +224,20 @@ def conv_call(
         strides, rhs_dilation = (1, *strides), (1, *rhs_dilation)
         padding = padding if isinstance(padding, str) else ((0, 0), *padding)
     batch, height, width = (x.shape[0], *x.shape[2:]) if first else x.shape[:3]
-    if not isinstance(activation, StaticActivation):
-        raise ValueError("quant_conv: activation must be a StaticActivation")
-    marks = (batch, width) if flat else (batch, height, width)
-    if jnp.shape(activation.scale) and jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError("quant_conv: activation of float x must have one scale for the tensor")
-    check_activation(activation, marks)
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if isinstance(activation, StaticActivation):
+        if jnp.shape(activation.scale) and floating:
+            raise ValueError("quant_conv: activation of float x must have one scale for the tensor")
+        check_activation(activation, (batch, width) if flat else (batch, height, width))
+    elif activation != "int8" or not floating:
+        raise ValueError(
+            f'quant_conv: activation must be a StaticActivation, or "int8" with float x, got {activation!r} with {x.dtype}'
+        )
     window = tuple((k - 1) * d + 1 for k, d in zip(kernel[:2], rhs_dilation, strict=True))
     pads = lax.padtype_to_pads((height, width), window, strides, padding) if isinstance(padding, str) else padding
     pads = tuple((int(low), int(high)) for low, high in pads)
     if len(pads) != 2:
         raise ValueError(f"quant_conv: padding must have a pair a spatial axis, got {padding}")
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
     out_name = jnp.dtype(out_dtype if out_dtype is not None else x.dtype if floating else jnp.float32).name
     reasons = {
         "cpu": cpu.supports(packed, feature_group_count, pads, jax.default_backend()),
@@ -243,7 +257,8 @@ def conv_call(
         for size, (low, high), size_of_window, stride in zip((height, width), pads, window, strides, strict=True)
     ]
     call = Call(
-        strides, pads, rhs_dilation, feature_group_count, out_name, implementation, config, first, first
+        strides, pads, rhs_dilation, feature_group_count, out_name, implementation, config, first, first,
+        keeps_nan and floating,
     )  # fmt: skip
     return call, x, (batch, sizes[0], sizes[1], kernel[3]), Layout(flat, 2 if first else 1)
 
@@ -252,12 +267,12 @@ def run_conv(
     call: Call,
     x: Array,
     packed: PackedConv | PreparedConv,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     shape: tuple[int, int, int, int],
     tail: Tail,
 ) -> Results:
     """The convolution in two dimensions. Only "cpu" takes a tail."""
-    if jnp.ndim(activation.scale) == 2:  # marks of one dimension
+    if isinstance(activation, StaticActivation) and jnp.ndim(activation.scale) == 2:  # marks of one dimension
         activation = dataclasses.replace(activation, scale=jnp.expand_dims(activation.scale, 1))
     if call.name == "cpu":
         if isinstance(packed, PackedConv):
@@ -268,9 +283,13 @@ def run_conv(
     return Results(_run_reference(call, x, packed, activation), none, none)
 
 
-def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticActivation) -> Array:
+def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticActivation | str) -> Array:
     x = jnp.moveaxis(x, 1, -1) if call.x_channels_first else x
-    codes, zero, scale = activation_codes(x, activation)
+    if isinstance(activation, str):
+        codes, scale = quantize_dynamic(x.reshape(x.shape[0], -1))
+        codes, zero, scale = codes.reshape(x.shape), jnp.int32(0), scale[:, None, None, None]
+    else:
+        codes, zero, scale = activation_codes(x, activation)
 
     def convolution(left: Array, right: Array, groups: int) -> Array:
         return lax.conv_general_dilated(
@@ -285,9 +304,14 @@ def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticA
         )
 
     acc = convolution(codes.astype(jnp.int32) - zero, conv_codes(packed).astype(jnp.int32), call.groups)
-    if scale.ndim:  # marks: NaN in every window that holds one
+    if scale.ndim == 3:  # marks: NaN in every window that holds one
         marked = jnp.isnan(scale).astype(jnp.int32)[..., None]
         found = convolution(marked, jnp.ones((*packed.kernel[:2], 1, 1), jnp.int32), 1)
         scale = jnp.where(found > 0, jnp.float32(jnp.nan), jnp.nanmax(scale) if scale.size else jnp.float32(1))
-    value = rounded_product(rounded_product(acc.astype(jnp.float32), packed.scales), scale).astype(call.out_dtype)
+    value = rounded_product(rounded_product(acc.astype(jnp.float32), packed.scales), scale)
+    if call.keeps_nan:
+        marked = jnp.isnan(x).astype(jnp.int32)
+        ones = jnp.ones((*packed.kernel[:3], packed.kernel[3]), jnp.int32)
+        value = jnp.where(convolution(marked, ones, call.groups) > 0, jnp.float32(jnp.nan), value)
+    value = value.astype(call.out_dtype)
     return jnp.moveaxis(value, -1, 1) if call.y_channels_first else value

@@ -44,14 +44,16 @@ class Steps:
     """Operations on a float32 result, one number a channel each; made once by `prepare_steps`.
 
     Attributes:
-        table: float32 `(steps, tiles, 16)`: each feature group's channels fill whole tiles.
+        table: float32 `(rows, tiles, 16)`: each feature group's channels fill whole tiles. None without rows.
         kinds: of "add", "mul", "max", "min", in order.
+        numbers: of each step its number where all channels have one that is known, else None: a row of the table.
         out: N, channels of the result.
         groups: feature groups, 1 for a matmul.
     """
 
     table: Any
     kinds: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    numbers: tuple[float | None, ...] = dataclasses.field(metadata={"static": True})
     out: int = dataclasses.field(metadata={"static": True})
     groups: int = dataclasses.field(metadata={"static": True})
 
@@ -83,26 +85,38 @@ def prepare_steps(steps: Sequence[tuple[str, Any]], out: int, *, feature_group_c
         raise ValueError(f"prepare_steps: at most {MOST_STEPS} steps follow a product, got {len(steps)}")
     if out % feature_group_count:
         raise ValueError(f"prepare_steps: {out} channels do not divide into {feature_group_count} feature groups")
-    operands = []
+    operands, numbers = [], []
     for kind, operand in steps:
         if kind not in KINDS:
             raise ValueError(f"prepare_steps: step {kind!r} is unknown; the steps are {KINDS}")
+        if isinstance(operand, int | float) and math.isfinite(operand):
+            numbers.append(float(np.float32(operand)))
+            continue
         operand = jnp.asarray(operand, jnp.float32) if isinstance(operand, int | float) else jnp.asarray(operand)
         if operand.dtype != jnp.float32 or operand.shape not in ((), (out,)):
             raise ValueError(
                 f"prepare_steps: the operand of {kind!r} must be float32 () or ({out},), got {operand.dtype} {operand.shape}"
             )
+        numbers.append(None)
         operands.append(jnp.broadcast_to(operand, (out,)))
-    rows = jnp.stack(operands) if operands else jnp.zeros((0, out), jnp.float32)
-    kinds = tuple(kind for kind, _ in steps)
-    return Steps(table=grouped(rows, feature_group_count), kinds=kinds, out=out, groups=feature_group_count)
+    return Steps(
+        table=grouped(jnp.stack(operands), feature_group_count) if operands else None,
+        kinds=tuple(kind for kind, _ in steps),
+        numbers=tuple(numbers),
+        out=out,
+        groups=feature_group_count,
+    )
 
 
 def apply_steps(value: Float[Array, "*rows out"], steps: Steps) -> Float[Array, "*rows out"]:
     """The steps as separate operations, in order: what a fused call reproduces bit for bit."""
-    tiles = steps.table.reshape(len(steps.kinds), steps.groups, steps.table.shape[1] // steps.groups * 16)
-    for index, kind in enumerate(steps.kinds):
-        operand = tiles[index, :, : steps.out // steps.groups].reshape(-1)
+    rows = iter(() if steps.table is None else steps.table.reshape(len(steps.table), steps.groups, -1))
+    for kind, number in zip(steps.kinds, steps.numbers, strict=True):
+        operand = (
+            next(rows)[:, : steps.out // steps.groups].reshape(-1)
+            if number is None
+            else jnp.full(steps.out, number, jnp.float32)
+        )
         if kind == "add":
             value = value + operand
         elif kind == "mul":
@@ -120,6 +134,7 @@ def fused_matmul(
     steps: Steps | None = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
+    keeps_nan: bool = False,
     x_columns: bool = False,
     y_columns: bool = False,
     implementation: str | None = None,
@@ -135,6 +150,8 @@ def fused_matmul(
         steps: of `prepare_steps`, or None.
         emit: grid of the codes, one scale and zero, or None to emit none.
         keep: the float value is a result; False only with `emit`.
+        keeps_nan: of float x on a static grid: a row with NaN gives NaN (a dynamic one always does). Otherwise NaN takes
+            the code of 0.0.
         x_columns: x is `(K, M)`: `W.T @ x` of a left-hand weight, without a transpose before the call.
         y_columns: results are `(N, M)`: without one after it.
         implementation: None for the native call where it can run, else the operations one by one; "cpu" runs the native
@@ -166,6 +183,9 @@ def fused_matmul(
             x.T if x_columns else x, packed, activation=activation, out_dtype="float32",
             implementation=implementation, config=config,
         )  # fmt: skip
+        if keeps_nan and jnp.issubdtype(x.dtype, jnp.floating) and isinstance(activation, StaticActivation):
+            has_nan = jnp.any(jnp.isnan(x), axis=0 if x_columns else -1)[..., None]
+            value = jnp.where(has_nan, jnp.float32(np.nan), value)
         return _one_by_one(value, steps, emit, keep=keep, columns=y_columns)
     if isinstance(packed, KMinorMatrix):
         packed = canonical(packed)
@@ -174,7 +194,8 @@ def fused_matmul(
         activation = dataclasses.replace(activation, scale=jnp.reshape(activation.scale, (-1,)))
     flat = x if x_columns else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     results = cpu_matmul.call(
-        flat, packed, activation, "float32", config, _tail(steps, emit, keep=keep), x_columns=x_columns, y_columns=y_columns
+        flat, packed, activation, "float32", config, _tail(steps, emit, keep=keep), x_columns=x_columns, y_columns=y_columns,
+        keeps_nan=keeps_nan,
     )  # fmt: skip
     lead = () if x_columns or y_columns else x.shape[:-1]
 
@@ -193,7 +214,7 @@ def fused_conv(
     x: Num[Array, "..."],
     packed: PackedConv | PreparedConv,
     *,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     steps: Steps | None = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
@@ -212,7 +233,7 @@ def fused_conv(
         keep: as in `fused_matmul`.
         implementation: as in `quant_conv`; "cpu" is one call.
         config: as in `quant_conv`.
-        **geometry: strides, padding, rhs_dilation, feature_group_count, layout, as in `quant_conv`.
+        **geometry: strides, padding, rhs_dilation, feature_group_count, layout, keeps_nan, as in `quant_conv`.
 
     Returns:
         `Fused`: value and codes in the layout of x; marks `(batch, height, width)` (`(batch, width)` in one dimension).
@@ -250,7 +271,9 @@ def fused_conv(
 
 
 def _tail(steps: Steps | None, emit: StaticActivation | None, *, keep: bool) -> Tail:
-    return Tail(() if steps is None else steps.kinds, None if steps is None else steps.table, emit, keep)
+    if steps is None:
+        return Tail((), (), None, emit, keep)
+    return Tail(steps.kinds, steps.numbers, steps.table, emit, keep)
 
 
 def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int, *, keep: bool) -> None:
@@ -264,10 +287,10 @@ def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int
                 "call prepare_steps with these"
             )
         tiles = groups * -(-(out // groups) // 16)
-        if steps.table.shape != (len(steps.kinds), tiles, 16) or steps.table.dtype != jnp.float32:
-            raise ValueError(
-                f"{name}: Steps.table must be float32 {(len(steps.kinds), tiles, 16)}, got {steps.table.dtype} {steps.table.shape}"
-            )
+        rows, table = sum(number is None for number in steps.numbers), steps.table
+        got = "none" if table is None else f"{table.dtype} {table.shape}"
+        if got != (f"float32 {(rows, tiles, 16)}" if rows else "none"):
+            raise ValueError(f"{name}: Steps.table must be float32 {(rows, tiles, 16)}, got {got}")
     if emit is None:
         if not keep:
             raise ValueError(f"{name}: keep=False leaves no result; pass emit")

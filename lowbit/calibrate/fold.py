@@ -1,23 +1,34 @@
 """`init` and `calibrate`: from parameters and batches to the state of every site."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from lowbit.core.checks import is_traced, not_finite
+from lowbit.core.checks import not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
 from lowbit.core.paths import flatten
+from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
-from lowbit.interpret.observe import observer
-from lowbit.interpret.state import QState, empty_statistics, initial_state
-from lowbit.interpret.trace import Model
+from lowbit.interpret.integer.interpretations import observation as integer_observation
+from lowbit.interpret.observe import Grids, Watch, observation
+from lowbit.interpret.state import (
+    QState,
+    empty_statistics,
+    finished,
+    get,
+    initial_state,
+    layer_operand,
+    quantizer_of,
+    statistics_of,
+    walked_sites,
+)
+from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.observe.fold import fold, unseen
 from lowbit.packed import arguments
-from lowbit.plan.rows import Plan
+from lowbit.plan.rows import Plan, Site
 
 
 @shares_keywords("lowbit.init")
@@ -92,27 +103,59 @@ def calibrate(
         check_keywords("lowbit.calibrate", None, ("kwargs",), {"kwargs": kwargs})
     key = jax.random.key(0) if key is None else key
     _check_weights(plan, params)
-    statistics = empty_statistics(plan)
-    for step in plan.steps:
-        if step.kind in spans.JOINS:
-            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(step)
-    qstate = initializer(plan)(params, statistics, key) if sequential else {}
-    step = observer(fn, plan, sequential=sequential)
-    count = 0
-    for given in arguments.iterated(batches):
-        batch = arguments.batch_of(given, count)
-        arguments.check_call(fn, params, batch, dict(kwargs or {}), f"batches[{count}]")
-        statistics = step(params, qstate, statistics, batch, dict(kwargs or {}))
-        _check_batch(statistics, count)
-        count += 1
-        if progress is not None:
-            progress(count)
-    if count == 0:
-        raise ValueError("batches is empty: input ranges need at least one batch")
+    if plan.is_full_integer and sequential:
+        raise ValueError("sequential=True is not for full-integer plans: their grids are measured in float")
+    qstate = initializer(plan)(params, empty_statistics(plan), key) if sequential else {}
+    observe_batch = _observer(fn, plan, sequential=sequential)
+
+    def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        return observe_batch(params, qstate, _start(plan) if states is None else states, args, keywords)
+
+    statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE)
     _check_statistics(statistics)
     made = initializer(plan)(params, statistics, key)
     spans.check(plan, statistics, made)
     return made
+
+
+def _start(plan: Plan) -> dict[str, Any]:
+    statistics = empty_statistics(plan)
+    for step in plan.steps:
+        if step.kind in spans.JOINS:
+            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(step)
+    return statistics
+
+
+@functools.lru_cache(maxsize=256)
+def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[str, Any]]:
+    """Returns ``step(params, qstate, statistics, args, kwargs) -> statistics'``, jitted and cached."""
+    wanted: dict[str, dict[str, Any]] = {}
+    for row, site in walked_sites(plan):
+        wanted.setdefault(row.path, {})[site.role] = statistics_of(site)
+    watch = Watch.of(wanted)
+
+    @jax.jit
+    def step(params, qstate, statistics, args, kwargs):
+        traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
+        check_same_operations(traced.graph, plan)
+        if plan.is_full_integer:
+            return integer_observation(plan, traced, statistics)
+        return observation(plan, traced, watch, statistics, grids=_so_far(qstate) if sequential else None)
+
+    return step
+
+
+def _so_far(qstate: QState) -> Grids:
+    """Weights on their grids, inputs on those of the statistics so far."""
+
+    def operand(site: Site, x: Any, _: Any, seen: Any) -> QTensor:
+        layer = layer_operand(site)
+        state = quantizer_of(site).init(layer, finished(site, seen), jax.random.key(0))
+        return quantizer_of(site).quantize(state, x, layer)
+
+    return Grids(
+        lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand), operand
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -128,30 +171,9 @@ def _check_weights(plan: Plan, params: Any) -> None:
         raise ValueError(f"weight {path!r} holds NaN or infinity: it has no grid; mend the parameters first")
 
 
-def _check_batch(statistics: Mapping[str, Any], batch: int) -> None:
-    flags = {
-        f"the {role} of {path!r}": each["not_finite"]
-        for path, role, each in _sites(statistics)
-        if role != spans.ROLE  # what a step joins is measured where it comes from
-    }
-    for name, flag in jax.device_get({name: flag for name, flag in flags.items() if not is_traced(flag)}).items():
-        if np.any(flag):
-            raise ValueError(
-                f"{name} held NaN or infinity in the calibration data, first in batch {batch} (counted from 0): it has no "
-                f"range; check the batches, or give the operation the rule 'keep'"
-            )
-
-
-def _sites(statistics: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    return ((path, role, each) for path, roles in statistics.items() for role, each in roles.items())
-
-
 def _check_statistics(statistics: Mapping[str, Any]) -> None:
-    for path, role, states in _sites(statistics):
-        name = f"the {role} of {path!r}"
-        counts = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.integer) and not is_traced(x)]
-        if any((np.asarray(count) == 0).any() for count in counts):
-            raise ValueError(
-                f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
-                f"batches that take it, or give the operation the rule 'keep'"
-            )
+    for name in unseen(statistics):
+        raise ValueError(
+            f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
+            f"batches that take it, or give the operation the rule 'keep'"
+        )

@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from . import check as _check
 from . import commands as _commands
+from . import quantize as _quantize
 from . import running as _running
 from .changes import changed as changed
 from .errors import UsageError as UsageError
@@ -94,6 +96,47 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="also write certificate.json into the bundle")
     check.add_argument("--traceback", action="store_true", help="show where an error came from")
     check.set_defaults(do=_commands.verify)
+
+    quantize = words.add_parser(
+        "quantize",
+        help="quantize a float model after training: packed bits, a bundle for other compilers, a report",
+        description=(
+            "Quantize the model that a function of a Python file builds. It returns fn, params, state; fn, params; a linen "
+            "module with its variables; or an nnx model. --data names a function that yields tuples of arguments. The folder "
+            "gets packed.safetensors, report.json and, where asked for, report.html and export/. Running again after a "
+            "stop goes on; nothing that is solved is solved again."
+        ),
+        epilog="example: lowbit quantize my_model.py:build --data my_model.py:batches --rules w4,a8 --recipe gptq --out out",
+    )
+    quantize.add_argument("model", metavar="FILE.py:FUNCTION", help="what builds the model")
+    quantize.add_argument("--data", metavar="FILE.py:FUNCTION", required=True, help="what yields calibration batches")
+    quantize.add_argument(
+        "--rules", metavar="[GLOB=]RULE", action="append", required=True,
+        help="such as w4,a8, or head/*=w8,a8 before it; may be repeated, the first that matches wins",
+    )  # fmt: skip
+    quantize.add_argument("--recipe", metavar="NAME", default="auto", help="rtn, gptq, ... (default: auto)")
+    quantize.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
+    quantize.add_argument("--targets", metavar="NAME,...", help="also export a bundle that these targets can take")
+    quantize.add_argument("--report", action="store_true", help="also write report.html")
+    quantize.add_argument("--traceback", action="store_true", help="show where an error came from")
+    quantize.set_defaults(do=_quantize.quantize)
+
+    laws = words.add_parser(
+        "check",
+        help="check what any tool rounded against the laws of rounding: float weights, inputs, codes and scales from files",
+        description=(
+            "Recompute errors from arrays called weight [K, N], codes, scales [groups, N] and, where there are, inputs "
+            "[rows, K], zeros and values, in .npz or .safetensors files: the error over that of rounding to nearest beside "
+            "GPTQ's law, Babai's bound, scales, codes at an end, stored bits. The exit status is 1 where a law fails."
+        ),
+        epilog="example: lowbit check layer.npz --bits 4",
+    )
+    laws.add_argument("files", metavar="FILE", nargs="+", help=".npz or .safetensors")
+    laws.add_argument("--bits", metavar="N", type=int, required=True, help="of a code")
+    laws.add_argument("--transposed", action="store_true", help="arrays are [N, K], as PyTorch and LiteRT have them")
+    laws.add_argument("--damping", metavar="X", type=float, default=0.01, help="of the second moment (default: 0.01)")
+    laws.add_argument("--traceback", action="store_true", help="show where an error came from")
+    laws.set_defaults(do=_check.check)
 
     formats = words.add_parser(
         "formats",

@@ -1,10 +1,14 @@
 """The grid of one weight in matrix form: which values its entries may take."""
 
 import dataclasses
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .matrix import MatrixView
+from .qtensor import QTensor
 from .rounding import rounded_product
 from .spec import Format
 
@@ -16,7 +20,8 @@ class Grid:
 
     ``K`` runs over the contracted axes in leaf order, ``N`` over the outputs. Every row of ``K`` belongs to one group,
     and every group has a scale (and, where affine, a zero point) per output. A scale may be negative: the grid of a
-    format whose lowest level is the largest in magnitude is then mirrored.
+    format whose lowest level is the largest in magnitude is then mirrored. A grid of several matrices has them in front, in
+    every array: `jax.vmap` takes them one by one.
 
     Attributes:
         scale: float32, of magnitude ``2**-126`` at least.
@@ -25,9 +30,10 @@ class Grid:
         format: the levels.
     """
 
-    scale: Float[Array, "group out"]
-    zero: Float[Array, "group out"] | None
-    group: Int[Array, " in"]
+    # `Any`: as a pytree it also holds what `jax.tree.map` and `jax.vmap` put in place of arrays.
+    scale: "Float[Array, '*matrix group out'] | Any"
+    zero: "Float[Array, '*matrix group out'] | Any | None"
+    group: "Int[Array, '*matrix in'] | Any"
     format: Format = dataclasses.field(metadata={"static": True})
 
     def levels(self, values: Float[Array, "in out"]) -> Float[Array, "in out"]:
@@ -60,3 +66,19 @@ def nearest_levels(
     if zero is None:
         return numbers.nearest(scaled, numbers.low, numbers.high)
     return numbers.nearest(scaled, numbers.low - zero, numbers.high - zero) + zero
+
+
+def grid_of(q: QTensor, view: MatrixView, stack: int = 0) -> Grid:
+    """Returns the grid that a weight is on, a leading axis for its matrices in every array.
+
+    Args:
+        q: the weight, in leaf coordinates; only scale and zero point are read.
+        view: how it is read as matrices.
+        stack: how many leading axes count layers.
+    """
+    group, scales = view.groups(q.spec, stack)
+    matrices, _, _ = view.size
+    zero = None if q.zero is None else scales.matrices(q.zero.astype(jnp.float32))
+    return Grid(
+        scales.matrices(q.scale_values), zero, jnp.broadcast_to(group, (matrices, group.shape[0])), q.spec.format
+    )

@@ -1,7 +1,8 @@
 """A weight as matrices ``[K, N]``, and back: what a solver, a packer and an exporter mean by "a column".
 
 ``K`` runs over the contracted axes in leaf order, ``N`` over the others. What has inputs of its own is a matrix of its
-own: a layer of a scanned stack, an expert, a group of a grouped convolution (a channel of a depthwise one).
+own: a layer of a scanned stack, an expert, a group of a grouped convolution (a channel of a depthwise one). How the
+input of an operation is read as rows of such a matrix is `lowbit.core.rows`.
 """
 
 import dataclasses

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .grid import Grid, grid_of
+from .matrix import MatrixView
 from .qtensor import QTensor
 from .spec import Operand, Spec
 from .statistics import Statistic
@@ -80,6 +83,14 @@ class Quantizer(abc.ABC):
         """
         return True
 
+    @property
+    def is_nearest(self) -> bool:
+        """Whether `quantize` gives the nearest point of `grid`, ties aside.
+
+        True but for methods that bend the values or move the bounds between levels (DoReFa's tanh, the threshold of TWN).
+        """
+        return self.is_projection
+
     def fake(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> Float[Array, "..."]:
         """Returns ``x`` rounded to the grid, in its own dtype."""
         return self.quantize(qstate, x, operand).dequantize()
@@ -87,6 +98,40 @@ class Quantizer(abc.ABC):
     def encode(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         """Returns ``x`` as integer codes; ``encode(x).dequantize() == fake(x)`` to the last bit."""
         return self.quantize(qstate, jax.lax.stop_gradient(x), operand).encode()
+
+    def grid(
+        self,
+        qstate: QState,
+        operand: Operand,
+        view: MatrixView | None = None,
+        *,
+        values: Float[Array, "..."] | None = None,
+    ) -> Grid:
+        """Returns the grid of a state: what `quantize` rounds to, and a solver chooses from.
+
+        Args:
+            qstate: of the site.
+            operand: of the site: shape and axes.
+            view: how it is read as matrices; by default ``MatrixView.of(operand)``. `lowbit.plan.rows.Row.matrix` also knows of
+                experts and of grouped convolutions.
+            values: what is to be rounded; needed where the scale is computed from it, as of a /dynamic spec.
+
+        Returns:
+            Scale and zero point ``[matrix, group, N]``, the group of every row of ``K`` ``[matrix, K]``, and the format:
+            `jax.vmap` over it gives a solver one matrix at a time.
+
+        Raises:
+            ValueError: without values where the scale needs them.
+        """
+        if values is None and self.needs_values:
+            raise ValueError(f"{self.text} computes its scale from the values: grid(..., values=) needs them")
+        x = jnp.zeros(operand.shape, operand.dtype) if values is None else values
+        return grid_of(self.quantize(qstate, x, operand), view or MatrixView.of(operand), operand.stack)
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether `quantize` finds the scale in the values that it is given, and not in the state."""
+        return self.spec.dynamic
 
     @property
     def text(self) -> str:
@@ -96,7 +141,7 @@ class Quantizer(abc.ABC):
         return f"{type(self).__name__.lower()}({self.spec.text!r}{arguments})"
 
 
-_TRAINING = {"needs", "init", "train", "update", "limit", "is_projection", "text"}
+_TRAINING = {"needs", "init", "train", "update", "limit", "is_projection", "is_nearest", "needs_values", "text", "grid"}
 
 
 def is_served_by_spec(quantizer: Quantizer) -> bool:

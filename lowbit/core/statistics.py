@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from . import blocks as block_ops
 from .extremes import has_not_finite, larger, largest, smaller, smallest
@@ -26,9 +26,10 @@ _SEED = 1985
 
 @dataclasses.dataclass(frozen=True)
 class Statistic(abc.ABC):
-    """One statistic of one operand. Subclasses are final, frozen dataclasses.
+    """One statistic of one operand or result of an operation. Subclasses are final, frozen dataclasses.
 
-    The shapes seen by `update` are those of one layer: a leading stack axis of the operand is mapped over.
+    ``init`` is given the operand with the shapes of the first batch, ``update`` with those of its own. Both are of one
+    layer: a leading stack axis of the operand is mapped over.
     """
 
     @property
@@ -36,13 +37,37 @@ class Statistic(abc.ABC):
     def name(self) -> str:
         """The key under which the finished value reaches `Quantizer.init`."""
 
+    @property
+    def is_of_product(self) -> bool:
+        """Whether it is of what the operation multiplies: in a quantized model, of the operand on its own grid.
+
+        Else it is of what comes before that grid, which is what ranges are found from. In float the two are one.
+        """
+        return False
+
+    @property
+    def beside(self) -> str:
+        """What `update` gets as ``beside=``, or "" for nothing.
+
+        ``"float"``: the same operand in the float model; ``"gradient"``: the gradient of the loss by the operation's result.
+        """
+        return ""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether batches in any order, folded or merged, give the same state to the last bit.
+
+        Sums of floats give it within a bound, and moving averages depend on the order: that is what they are.
+        """
+        return True
+
     @abc.abstractmethod
     def init(self, operand: Operand) -> State:
         """Returns the state before the first batch."""
 
     @abc.abstractmethod
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
-        """Returns the state after the values ``x``."""
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+        """Returns the state after the values ``x``, which are those of ``operand``."""
 
     def merge(self, state: State, other: State) -> State:
         """Returns the state after the batches of both: of ``state`` first, then of ``other``.
@@ -67,35 +92,32 @@ def _scale_shape(granularity: Granularity, operand: Operand) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class NotFinite(Statistic):
-    """Whether there has been NaN or infinity: of every site, whatever its quantizer reads, so that none goes unseen."""
+    """Whether there has been NaN or infinity, and how many batches: of every site, so that neither goes unseen."""
 
     @property
     def name(self) -> str:
         return "not_finite"
 
     def init(self, operand: Operand) -> State:
-        return jnp.zeros((), bool)
+        return jnp.zeros((), bool), jnp.zeros((), jnp.int32)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
-        return state | has_not_finite(x)
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+        found, seen = state
+        return found | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else found, seen + 1
 
     def merge(self, state: State, other: State) -> State:
-        return state | other
+        return state[0] | other[0], state[1] + other[1]
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
-        return lax.pmax(state.astype(jnp.int32), axis_names) > 0
+        return lax.pmax(state[0].astype(jnp.int32), axis_names) > 0, lax.pmax(state[1], axis_names)
 
 
 @dataclasses.dataclass(frozen=True)
-class MinMax(Statistic):
-    """Smallest and largest value per block over all batches: ``(low, high)``, each of the scale's shape."""
+class Extremes(Statistic):
+    """Smallest and largest value per block: ``(low, high)``, each of the scale's shape. Subclasses say how batches are joined."""
 
     granularity: Granularity
     contract: tuple[int, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return "minmax"
 
     def init(self, operand: Operand) -> State:
         shape = _scale_shape(self.granularity, operand)
@@ -107,17 +129,6 @@ class MinMax(Statistic):
         blocks = self.granularity.blocks(Operand(x.shape, contract=self.contract))
         return block_ops.reduce_blocks(x, blocks, smallest), block_ops.reduce_blocks(x, blocks, largest)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
-        if x.size == 0:
-            return state
-        low, high, seen = state
-        now_low, now_high = self.batch(x)
-        return smaller(low, now_low), larger(high, now_high), seen + 1
-
-    def merge(self, state: State, other: State) -> State:
-        (low, high, seen), (other_low, other_high, more) = state, other
-        return smaller(low, other_low), larger(high, other_high), seen + more
-
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
         low, high, seen = state
         return lax.pmin(low, axis_names), lax.pmax(high, axis_names), lax.pmax(seen, axis_names)
@@ -128,7 +139,27 @@ class MinMax(Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
-class MovingMinMax(MinMax):
+class MinMax(Extremes):
+    """Smallest and largest value per block over all batches."""
+
+    @property
+    def name(self) -> str:
+        return "minmax"
+
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+        if x.size == 0:
+            return state
+        low, high, seen = state
+        now_low, now_high = self.batch(x)
+        return smaller(low, now_low), larger(high, now_high), seen + 1
+
+    def merge(self, state: State, other: State) -> State:
+        (low, high, seen), (other_low, other_high, more) = state, other
+        return smaller(low, other_low), larger(high, other_high), seen + more
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingMinMax(Extremes):
     """Moving averages of the smallest and largest value per batch (Krishnamoorthi, 2018, section 3.1.1).
 
     The average is debiased: the first batch counts fully.
@@ -144,10 +175,14 @@ class MovingMinMax(MinMax):
     def name(self) -> str:
         return "moving_minmax"
 
+    @property
+    def is_exact(self) -> bool:
+        return False
+
     def _decayed(self, batches: Array) -> Array:
         return jnp.float32(self.decay) ** batches.astype(jnp.float32)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         if x.size == 0:
             return state
         low, high, seen = state
@@ -197,11 +232,15 @@ class Sample(Statistic):
     def name(self) -> str:
         return "sample"
 
+    @property
+    def is_exact(self) -> bool:
+        return False
+
     def init(self, operand: Operand) -> State:
         """Returns the state: values, how many have been seen (float32: a share is asked of it), and batches."""
         return jnp.zeros((self.size,), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
 
-    def update(self, state: State, x: Float[Array, "..."]) -> State:
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         if x.size == 0:
             return state
         kept, count, batches = state

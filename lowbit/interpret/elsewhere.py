@@ -56,7 +56,7 @@ def kernel_result(
         implementation: a name of `lowbit_kernels.implementations`, or None to choose.
         quantized_input: ``(site, state, x) -> QTensor``.
     """
-    reason = _why_not(op, row, values)
+    reason = _why_not(platform, op, row, values)
     if reason is not None:
         return Found(None, "", reason)
     sides = weight_right(op.eqn, op.weight)
@@ -114,12 +114,15 @@ def integer_results(
     return by_platform(there, functools.partial(on, carried=True), like, traced.leaves, qparams), "xla", _INTEGER
 
 
-def _why_not(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
+_CONVOLUTION = {True: "XLA's own on int8 codes", False: "an int8 product of windows (im2col) in XLA"}
+
+
+def _why_not(platform: str, op: Operation, row: Row, values: Sequence[Any]) -> str | None:
     site: Site | None = row.weight
     if site is None:
         return "both operands are computed: XLA's own integer product"
     if row.primitive == "conv_general_dilated":
-        return "no packed convolution: XLA's own on integers, the weight unpacked"
+        return f"no packed convolution: {_CONVOLUTION[platform.startswith('tpu')]}, the weight unpacked"
     if (reason := native.why_not(row, site)) is not None:
         return reason
     sides = weight_right(op.eqn, op.weight)

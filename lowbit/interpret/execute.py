@@ -1,6 +1,5 @@
 """`execute`: the packed model."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +9,8 @@ import jax
 
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
-from lowbit.core.qtensor import QTensor, quantize_with
-from lowbit.core.ranges import Full, dynamic_range
-from lowbit.core.scales import stored_scale
-from lowbit.packed import arguments, native, native_calls
+from lowbit.core.qtensor import QTensor
+from lowbit.packed import arguments, native
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.platforms import PLATFORMS, by_platform, platform_named, platform_of, viewed
@@ -23,14 +20,15 @@ from lowbit.program.compat import rebind
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
 from .elsewhere import integer_results, kernel_result
+from .inputs import quantized_input
 from .int8 import int8_result
 from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
+from .native_route import float_weight, native_result
 from .operations import Operation
 from .poison import poisoned
-from .prepared import Prepared
+from .served import Served
 from .sides import weight_right
-from .state import layer_operand
 from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
@@ -81,30 +79,32 @@ def execute(
 
 @functools.lru_cache(maxsize=256)
 def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str | None) -> Callable[..., Any]:
-    @functools.partial(jax.jit, static_argnames="where")
-    def compiled(qparams, matrices, args, kwargs, *, where):
-        qparams = native.attached(qparams, matrices) if matrices else qparams
-        return execution(fn, plan, qparams, args, kwargs, implementation=implementation, platform=where)
-
     is_native = implementation not in ANYWHERE and not plan.is_full_integer
-    prepared = Prepared(plan)
+
+    def trace_of(qparams, args, kwargs, *, where, is_fused):
+        return execution(
+            fn, plan, qparams, args, kwargs, implementation=implementation, platform=where, is_fused=is_fused
+        )
+
+    served = Served(plan, trace_of)
 
     @shares_keywords("lowbit.execute", fn)
     def run(qparams, /, *args, kwargs=None, **keywords):
-        check_belongs(plan, qparams)
         given = merged(keywords, kwargs)
+        if not (is_waiting := _is_waiting((args, given))) and (found := served.known(qparams, args, given)) is not None:
+            return found(args, given)
+        check_belongs(plan, qparams)
         arguments.check_call(fn, qparams, args, given)
-        matrices, here = {}, platform_of(qparams)
-        where = platform or (None if _is_waiting((qparams, args, given)) else here)
-        if where in PLATFORMS and where != here and not _is_waiting((qparams, args, given)):
+        is_waiting, here = is_waiting or _is_waiting(qparams), platform_of(qparams)
+        where = platform or ("cpu" if implementation == "cpu" else None if is_waiting else here)
+        if where in PLATFORMS and where != here and not is_waiting:
             raise ValueError(
                 f"platform is {where!r}, and the arrays are on {here}: lower the function for it, or move them"
             )
-        if is_native and (native.status() is None or (where or here) != "cpu"):
-            matrices = prepared(qparams, where or here)
-            if _is_waiting(qparams) and (where or here) == "cpu":
-                _warn_unprepared(plan, native.attached(qparams, matrices))
-        return compiled(qparams, matrices, args, given, where=where)
+        kernels = (where or here) if is_native and (native.status() is None or (where or here) != "cpu") else None
+        if kernels == "cpu" and _is_waiting(qparams):
+            _warn_unprepared(plan, qparams)
+        return served.prepared(qparams, args, given, where, kernels)(args, given)
 
     return run
 
@@ -208,6 +208,7 @@ def execution(
     platform: str | None = "cpu",
     has_integer_io: bool = False,
     keeps_nan: bool = True,
+    is_fused: bool = False,
 ) -> Any:
     """Returns ``y`` of one call on packed parameters; `execute` is this under jit.
 
@@ -223,6 +224,8 @@ def execution(
         has_integer_io: of a full-integer plan: arguments and results are codes, and no float is left.
         keeps_nan: whether NaN at an integer input reaches what sums over it; False in exported artifacts, where it takes
             the code of the zero point. Full-integer plans never do.
+        is_fused: whether products on native kernels are equations that `lowbit.interpret.fuse` puts together with what
+            follows them.
     """
     check_belongs(plan, qparams)
     is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
@@ -259,7 +262,9 @@ def execution(
             if not is_cpu:
                 result, how, reason = kernel_result(platform, op, row, values, states, implementation, quantized_input)
             elif implementation in (None, "cpu"):
-                result, reason = _native(op, row, values, states, prepared)
+                result, reason = native_result(
+                    op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=is_fused
+                )
             else:
                 reason = f"it is no implementation of execute's on a CPU (platform={platform!r})"
         if result is not None:
@@ -273,7 +278,9 @@ def execution(
             how = "reference" if implementation == "reference" else "carried"
             how = how if row.is_integer and is_cpu else "xla"
             carried = functools.partial(integer_result, carried=implementation != "reference")
-            result = _result(op, *operands, product=carried if is_cpu else int8_result)
+            result = _result(
+                op, *operands, product=carried if is_cpu else functools.partial(int8_result, platform=platform)
+            )
             left, right = operands
             if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
                 result = poisoned(Matmul.of(op.eqn), left, right, result)
@@ -293,73 +300,13 @@ _LATE = (
     "lowbit.prepare(plan, qparams) before"
 )
 
-UNPREPARED = "the weight is not in the kernels' order: call lowbit.prepare(plan, qparams) before jax.jit"
-
-
-def _native(
-    op: Operation, row: Row, values: Sequence[Any], states: Mapping[str, Any], prepared: frozenset[str]
-) -> tuple[Any, str | None]:
-    """The result of the native kernels, or why they cannot run the operation."""
-    reason = _why_not_native(op, row, values, prepared)
-    if reason is not None:
-        return None, reason
-    sides = weight_right(op.eqn, op.weight)
-    (site, _), (x, weight) = sides.operands(*row.sites), sides.operands(*values)
-    x, state = plain(x), states.get("input", {})
-    taken, is_static = x, site.spec is not None and (not site.spec.dynamic or bool(site.own_code))
-    if site.spec is not None and not row.is_integer:  # levels that are no integers: x is rounded, then float
-        taken, site = quantized_input(site, state, x).dequantize(), dataclasses.replace(site, spec=None)
-    elif site.own_code:
-        taken = quantized_input(site, state, x)
-        reason = native_calls.why_not_codes(sides.matmul, taken)
-        if reason is not None:
-            return None, reason
-    params, where = dict(sides.matmul.params), (site, state, result_dtype(op.eqn))
-    if sides.matmul.name == "dot_general":
-        result = native_calls.matmul(params["dimension_numbers"], taken, weight, *where)
-    else:
-        result = native_calls.conv(params, taken, weight, *where)
-    if row.is_integer and is_static:  # a dynamic row is NaN by its scale
-        result = poisoned(sides.matmul, x, weight, result)
-    return sides.restore(result), None
-
-
-def _why_not_native(op: Operation, row: Row, values: Sequence[Any], prepared: frozenset[str]) -> str | None:
-    site = row.weight
-    if site is None:
-        return "both operands are computed"
-    if (reason := native.status()) is not None:
-        return reason
-    if (reason := native.why_not(row, site)) is not None:
-        return reason
-    if site.key not in prepared:
-        return UNPREPARED
-    sides = weight_right(op.eqn, op.weight)
-    (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
-    params = dict(sides.matmul.params)
-    if not isinstance(weight, native.NativeTensor):
-        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
-    for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):
-        if dtype not in native_calls.FLOATS:
-            return f"the kernels compute in {', '.join(native_calls.FLOATS)}, not in {dtype}"
-    if sides.matmul.name == "conv_general_dilated":
-        if not native_calls.is_plain_conv(params):
-            return "the convolution kernels take NHWC inputs, not transposed, without negative padding"
-    elif native_calls.dot_of(params["dimension_numbers"], len(x.aval.shape), weight) is None:
-        return "the weight is in the kernel's order of another operation that shares it, or was moved since"
-    if not row.is_integer:
-        return None
-    inputs = sides.operands(*row.sites)[0]
-    if native_calls.can_take_input(inputs) or inputs.own_code:  # codes that its own code makes are looked at later
-        return None
-    return "this input is quantized outside the kernel"
-
 
 def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
     if site.spec is None:
         return value if isinstance(value, QTensor) else plain(value)
     if site.is_weight:
-        return value if is_lookup else unpack(value)
+        held = float_weight(value)
+        return held if held is not None else value if is_lookup else unpack(value)
     return quantized_input(site, states.get(site.role, {}), plain(value))
 
 
@@ -371,27 +318,3 @@ def _result(op: Operation, left: Any, right: Any, *, product: Callable[..., Any]
         operands = sides.operands(left, right)
         return sides.restore(product(sides.matmul, *operands, result_dtype(op.eqn)))
     return rebind(op.eqn, [plain(left), plain(right)])[0]
-
-
-def quantized_input(site: Site, state: Mapping[str, Any], x: Any) -> QTensor:
-    """Returns an input on its served grid: from the spec alone, or by the quantizer's own code where that does not do.
-
-    Raises:
-        ValueError: where that code is not there, in a plan read from a file.
-    """
-    spec = site.spec
-    assert spec is not None
-    operand = layer_operand(site)
-    operand = type(operand)(tuple(x.shape), str(x.dtype), operand.contract, 0, False)
-    blocks = spec.granularity.blocks(operand)
-    if site.own_code:
-        if site.quantizer is None:
-            raise ValueError(
-                f"{site.key}: its {site.role} is quantized by {site.own_code}, whose code a file does not hold: bind with "
-                f"the same rules and execute that plan, or use an input quantizer that its spec describes, such as rtn"
-            )
-        return site.quantizer.quantize(dict(state), x, operand)
-    if spec.dynamic:
-        scale, zero = dynamic_range(Full(), x, operand, spec)
-        return quantize_with(x, spec, stored_scale(scale, spec, operand), zero, blocks)
-    return quantize_with(x, spec, state["scale"], state.get("zero"), blocks)

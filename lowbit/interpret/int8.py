@@ -18,9 +18,10 @@ from lowbit.core.qtensor import QTensor
 from .arithmetic import Matmul, integer_result, integer_sums, right_to_result
 from .epilogue import scaled
 from .layout import layout_of
+from .patches import patch_sums, why_not_patches
 
 
-def int8_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
+def int8_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, platform: str) -> Array:
     """Returns `integer_result`, the same bits, by products of 8-bit operands where there are such.
 
     Args:
@@ -28,11 +29,15 @@ def int8_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array
         lhs: codes or levels of an integer format.
         rhs: likewise.
         dtype: of the result.
+        platform: what it is traced for: a GPU has no integer convolution, and computes products of windows.
     """
     layout = layout_of(matmul, lhs, rhs)
     if layout is None or max(q.spec.format.bits for q in (lhs, rhs)) > 8:
         return integer_result(matmul, lhs, rhs, dtype, carried=False)
-    sums = int8_sums(matmul, _signed(lhs.encode()), _signed(rhs.encode()))
+    lhs, rhs, params = _signed(lhs.encode()), _signed(rhs.encode()), dict(matmul.params)
+    is_conv = matmul.name == "conv_general_dilated" and not platform.startswith("tpu")
+    has_patches = is_conv and why_not_patches(params, lhs, rhs) is None
+    sums = patch_sums(params, lhs, rhs) if has_patches else int8_sums(matmul, lhs, rhs)
     return scaled([(sums, 1.0)], layout.right_scale, layout.left_scale, dtype)
 
 

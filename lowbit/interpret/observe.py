@@ -1,94 +1,282 @@
-"""`observe`: the model in float, its operands watched."""
+"""`observation`: the operands and results of operations, watched; in float, or as a quantized model computes them.
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+One walk serves them all: `lowbit.observe` watches what the user asks for, `lowbit.calibrate` what quantizers read.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lowbit.core.qtensor import QTensor
-from lowbit.plan.rows import Plan
+from lowbit.core.rows import Observed
+from lowbit.core.spec import Operand
+from lowbit.core.statistics import NotFinite, Statistic
+from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.views import result_view, row_view
 
-from .integer.interpretations import observation as integer_observation
 from .operations import Operation
 from .simulate import compute
-from .state import QState, finished, get, has_no_values, layer_operand, quantizer_of, statistics_of, walked_sites
-from .trace import Model, check_same_operations, trace
+from .state import has_no_values, layer_operand
+from .trace import Trace
 from .walk import Walk, plain
 
+OUTPUT = "output"
+"""The role of an operation's result."""
 
-@functools.lru_cache(maxsize=256)
-def observer(fn: Model, plan: Plan, *, sequential: bool = False) -> Callable[..., dict[str, Any]]:
-    """Returns ``step(params, qstate, statistics, args, kwargs) -> statistics'``, jitted and cached.
+States = dict[str, dict[str, dict[str, Any]]]
+"""``{path: {role: {name: state}}}``"""
 
-    Args:
-        fn: the function.
-        plan: its plan.
-        sequential: whether operations see their inputs as earlier operations, already quantized, leave them; needs a
-            ``qstate`` with the weights' states, else it is not read.
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """What is looked at, hashable.
+
+    Attributes:
+        places: ``(path, role, statistics)``, in program order; `NotFinite` is among those of every float operand.
     """
 
-    @jax.jit
-    def step(params, qstate, statistics, args, kwargs):
-        return observation(fn, plan, params, statistics, args, kwargs, qstate=qstate if sequential else None)
+    places: tuple[tuple[str, str, tuple[Statistic, ...]], ...]
 
-    return step
+    @classmethod
+    def of(cls, wanted: Mapping[str, Mapping[str, Sequence[Statistic]]]) -> "Watch":
+        """Returns what is wanted, by path and role."""
+        return cls(tuple((path, role, tuple(each)) for path, roles in wanted.items() for role, each in roles.items()))
+
+    def by_path(self) -> dict[str, dict[str, tuple[Statistic, ...]]]:
+        """Returns the statistics by path and role."""
+        found: dict[str, dict[str, tuple[Statistic, ...]]] = {}
+        for path, role, statistics in self.places:
+            found.setdefault(path, {})[role] = statistics
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Grids:
+    """How a quantized model computes: what puts operands on their grids.
+
+    Attributes:
+        leaf: ``(site, values) -> QTensor`` of a parameter.
+        operand: ``(site, values, state of the walk, statistics so far) -> QTensor`` of another operand.
+        arriving: ``(site, values, state of the walk) -> values``: what an operand that is data arrives as; as it is by default.
+    """
+
+    leaf: Callable[[Site, Any], QTensor]
+    operand: Callable[[Site, Any, Any, Any], QTensor]
+    arriving: Callable[[Site, Any, Any], Any] | None = None
+
+
+def observed(op: Operation, row: Row, role: str, value: Any = None) -> Observed:
+    """Returns an operand or result of an operation as a statistic gets it: of one layer, with real shapes.
+
+    Args:
+        op: the operation.
+        row: its row.
+        role: of the operand, or `OUTPUT`.
+        value: whose shape it has; that of the trace by default.
+    """
+    if role == OUTPUT:
+        shaped = op.eqn.outvars[0].aval if value is None else value
+        return Observed(tuple(shaped.shape), str(shaped.dtype), (), 0, is_weight=False)
+    index = next(i for i, site in enumerate(row.sites) if site.role == role)
+    site = row.sites[index]
+    if site.kind == "leaf":
+        layer = leaf_operand(site)
+        return Observed(layer.shape, layer.dtype, layer.contract, 0, is_weight=True)
+    shaped = op.eqn.invars[index].aval if value is None else value
+    contract = layer_operand(site).contract
+    rows, results = row_view(row, index), result_view(row, index)
+    return Observed(tuple(shaped.shape), str(shaped.dtype), contract, 0, site.is_weight, rows, results)
+
+
+def leaf_operand(site: Site) -> Operand:
+    """Returns the operand of one layer of a parameter."""
+    return layer_operand(site)
+
+
+def depth_of(row: Row, role: str) -> tuple[int, ...]:
+    """Returns the lengths of the axes that are layers in the state of a role: those of the leaf, for a parameter."""
+    site = next((site for site in row.sites if site.role == role), None)
+    if site is not None and site.kind == "leaf":
+        return tuple(site.operand.shape[: site.operand.stack])
+    return row.stack
+
+
+def empty(watch: Watch, plan: Plan, traced: Trace) -> States:
+    """Returns the states before the first batch, a leading axis for every scan over layers."""
+    rows, operations = {row.path: row for row in plan.rows}, {op.path: op for op in traced.graph.operations}
+    found: States = {}
+    for path, role, statistics in watch.places:
+        operand = observed(operations[path], rows[path], role)
+        states: Any = {s.name: s.init(operand) for s in statistics}
+        for n in reversed(depth_of(rows[path], role)):
+            states = jax.tree.map(lambda x, n=n: jnp.broadcast_to(x, (n, *x.shape)), states)
+        states = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)  # not weakly typed: that would compile twice
+        found.setdefault(path, {})[role] = states
+    return found
+
+
+def finished(watch: Watch, plan: Plan, states: States) -> States:
+    """Returns the finished values, a leading axis for every scan over layers; `NotFinite` is left out."""
+    rows = {row.path: row for row in plan.rows}
+    found: States = {}
+    for path, role, statistics in watch.places:
+        roles = found.setdefault(path, {}).setdefault(role, {})
+        for s in statistics:
+            if isinstance(s, NotFinite):
+                continue
+            finish: Any = s.finish
+            for _ in depth_of(rows[path], role):
+                finish = jax.vmap(finish)
+            roles[s.name] = finish(states[path][role][s.name])
+    return found
 
 
 def observation(
-    fn: Model,
     plan: Plan,
-    params: Any,
-    statistics: Mapping[str, Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    traced: Trace,
+    watch: Watch,
+    states: States,
     *,
-    qstate: QState | None = None,
-) -> dict[str, Any]:
-    """Returns the statistics after one batch: ``{path: {role: {name: state}}}``."""
-    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
-    if plan.is_full_integer:
-        if qstate is not None:
-            raise ValueError("sequential=True is not for full-integer plans: their grids are measured in float")
-        return integer_observation(plan, traced, statistics)
-    rows = {row.path: row for row in plan.rows}
-    leaves = list(traced.leaves)
-    if qstate is not None:
+    grids: Grids | None = None,
+    carried: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> States:
+    """Returns the states after one batch.
+
+    Args:
+        plan: whose rows name the operations; not full-integer if ``grids`` are given.
+        traced: the call.
+        watch: what is looked at.
+        states: before the batch.
+        grids: how operands are quantized; None: the model in float.
+        carried: states of the walk by path, which ``grids.operand`` reads: per layer inside scans.
+        beside: ``{path: {role: {"float" or "gradient": array}}}``, of this batch: per layer inside scans.
+    """
+    rows, wanted = {row.path: row for row in plan.rows}, watch.by_path()
+    leaves, after = list(traced.leaves), {path: dict(roles) for path, roles in states.items()}
+    values = dict(zip(traced.paths, leaves, strict=False))
+    on_grid: dict[str, QTensor] = {}
+    if grids is not None:
         for path, site in plan.leaf_sites().items():
             i = traced.paths.index(path)
-            leaves[i] = quantizer_of(site).quantize(get(qstate, path, site.role), leaves[i], site.operand)
+            on_grid[path] = leaves[i] = grids.leaf(site, leaves[i])
+    for path, roles in wanted.items():
+        for site in rows[path].sites:
+            if site.kind == "leaf" and site.role in roles:
+                given, used = values[site.key], plain(on_grid.get(site.key, values[site.key]))
+                after[path][site.role] = _of_leaf(site, roles[site.role], after[path][site.role], given, used)
 
-    def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
-        after, operands = dict(states), []
-        for site, value in zip(rows[op.path].sites, values, strict=True):
-            if site.role in after and site.kind != "leaf":
-                x = plain(value)
-                if not has_no_values(x):
-                    after[site.role] = {s.name: s.update(after[site.role][s.name], x) for s in statistics_of(site)}
-                if qstate is not None:
-                    state = quantizer_of(site).init(
-                        layer_operand(site), finished(site, after[site.role]), jax.random.key(0)
-                    )
-                    value = quantizer_of(site).quantize(state, x, layer_operand(site))
-            operands.append(value)
-        if qstate is None:
-            operands = [v if isinstance(v, QTensor) and op.is_lookup else plain(v) for v in operands]
-        return compute(op, *operands), after
+    def at(op: Operation, given: list[Any], state: Any) -> tuple[Any, Any]:
+        row, roles = rows[op.path], wanted.get(op.path, {})
+        seen, others = dict(state["seen"]), state["beside"]
 
-    def reduce(sites, axis_names):
+        def updated(role: str, x: Any, *, is_product: bool) -> None:
+            seen[role] = _updated(
+                op, row, role, roles[role], seen[role], x, others.get(role, {}), is_product=is_product
+            )
+
+        operands = []
+        for site, value in zip(row.sites, given, strict=True):
+            if grids is not None and grids.arriving is not None and not site.is_weight:
+                value = grids.arriving(site, value, state["grid"])
+            x = value if op.is_lookup else plain(value)
+            is_quantized = grids is not None and site.spec is not None
+            if site.role in roles and site.kind != "leaf":
+                updated(site.role, x, is_product=False)
+            if not is_quantized:
+                used = value if op.is_lookup and isinstance(value, QTensor) else x
+            elif site.kind == "leaf":
+                used = value
+            else:
+                assert grids is not None
+                used = grids.operand(site, plain(value), state["grid"], seen.get(site.role))
+            if site.role in roles and site.kind != "leaf":
+                updated(site.role, plain(used) if is_quantized else x, is_product=True)
+            operands.append(used)
+        out = compute(op, *operands)
+        if OUTPUT in roles:
+            for is_product in (False, True):
+                updated(OUTPUT, out, is_product=is_product)
+        return out, {**state, "seen": seen}
+
+    def reduce(sites: Any, axis_names: tuple[str, ...]) -> Any:
         return {
             path: {
-                site.role: {s.name: s.across(roles[site.role][s.name], axis_names) for s in statistics_of(site)}
-                for site in rows[path].sites
-                if site.role in roles
+                **state,
+                "seen": {
+                    role: {s.name: s.across(each[s.name], axis_names) for s in wanted[path][role]}
+                    if role in wanted.get(path, {})
+                    else each
+                    for role, each in state["seen"].items()
+                },
             }
-            for path, roles in sites.items()
+            for path, state in sites.items()
         }
 
-    walked = {row.path for row, _ in walked_sites(plan)}
-    paths = frozenset(row.path for row in plan.quantized) if qstate is not None else frozenset(walked)
-    start = {path: statistics.get(path, {}) for path in paths}
-    walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce)
-    _, after = walk.run(leaves, start)
-    return {path: after[path] for path in statistics}
+    paths = frozenset(wanted) | (frozenset() if grids is None else frozenset(row.path for row in plan.quantized))
+    start = {
+        path: {"seen": {}, "grid": (carried or {}).get(path, {}), "beside": (beside or {}).get(path, {})}
+        for path in paths
+    }
+    for path, roles in after.items():
+        start[path]["seen"] = {role: each for role, each in roles.items() if not _is_leaf(rows[path], role)}
+    walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce, is_guarded=grids is not None)
+    _, walked = walk.run(leaves, start)
+    return {path: {**roles, **walked[path]["seen"]} for path, roles in after.items()}
+
+
+def _is_leaf(row: Row, role: str) -> bool:
+    return any(site.role == role and site.kind == "leaf" for site in row.sites)
+
+
+def _updated(
+    op: Operation,
+    row: Row,
+    role: str,
+    statistics: Sequence[Statistic],
+    states: Mapping[str, Any],
+    x: Any,
+    beside: Mapping[str, Any],
+    *,
+    is_product: bool,
+) -> dict[str, Any]:
+    """The states of those statistics that are of the product, or of those that are not; what is empty says nothing."""
+    after = dict(states)
+    if isinstance(x, tuple):  # of a look-up: all its indices
+        x = x[0] if len(x) == 1 else jnp.stack(jnp.broadcast_arrays(*x), axis=-1)
+    if isinstance(x, QTensor):
+        x = plain(x)
+    if has_no_values(x):
+        return after
+    operand = observed(op, row, role, x)
+    for s in statistics:
+        if s.is_of_product == is_product:
+            other = {"beside": beside[s.beside]} if s.beside else {}
+            after[s.name] = s.update(after[s.name], x, operand, **other)
+    return after
+
+
+def _of_leaf(
+    site: Site, statistics: Sequence[Statistic], states: Mapping[str, Any], given: Any, used: Any
+) -> dict[str, Any]:
+    """The states of a parameter's statistics, in leaf coordinates, layer by layer."""
+    after = dict(states)
+    layer = leaf_operand(site)
+    operand = Observed(layer.shape, layer.dtype, layer.contract, 0, is_weight=True)
+    for s in statistics:
+
+        def update(state: Any, x: Any, s: Statistic = s) -> Any:
+            return s.update(state, x, operand)
+
+        for _ in range(site.operand.stack):
+            update = jax.vmap(update)
+        after[s.name] = update(after[s.name], used if s.is_of_product else given)
+    return after
+
+
+def names(states: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yields path, role and the states of every place."""
+    return ((path, role, each) for path, roles in states.items() for role, each in roles.items())

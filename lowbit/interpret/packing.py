@@ -16,6 +16,7 @@ from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
 
+from .codes import checked_codes, with_codes
 from .derive import derivation, has_derived
 from .integer.interpretations import freezer
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
@@ -26,6 +27,7 @@ def pack(
     plan: Plan,
     params: Any,
     qstate: QState,
+    codes: Mapping[str, Any] | None = None,
     *,
     fn: Model | None = None,
     args: Sequence[Any] = (),
@@ -37,20 +39,25 @@ def pack(
         plan: from `lowbit.bind`.
         params: trained parameters.
         qstate: from `lowbit.init`, `lowbit.calibrate` or training.
+        codes: what a solver chose in place of the nearest codes: ``{site.key: integers in the shape of the weight}``, by the
+            parameter's path, of a derived weight by its operation's. Weights that are not in it are rounded to nearest. Codes
+            are what ``spec.format.encode`` makes of levels.
         fn: the function of a plan that was read from a file: derived weights and integer constants are computed by it.
         args: example arguments of ``fn``; only shapes and dtypes matter.
         kwargs: example keyword arguments of it.
 
     Raises:
         TypeError: for other types, or parameters that are packed already.
-        ValueError: if the state is another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
+        ValueError: if ``codes`` are not those of a grid (no such weight, another shape, no code of the format), the state is
+            another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
             2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
     """
     arguments.check(plan=plan, params=params, kwargs=kwargs)
     check_state(plan, qstate)
     arguments.check_leaves(plan, params)
     traced = _traced(plan, fn, params, args, kwargs)
-    weights = _weights(plan, traced, params, qstate)
+    chosen = checked_codes(plan, codes)
+    weights = _weights(plan, traced, params, qstate, chosen)
     for key in not_finite(weights):
         raise ValueError(f"weight {key!r} holds NaN or infinity: it cannot be packed")
     for key in not_finite({key: [qstate[part][key] for part in PARTS] for key in qstate["fixed"]}):
@@ -58,7 +65,7 @@ def pack(
             f"the state of {key!r} holds NaN or infinity: training diverged; go back to a state that is finite"
         )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
-    made = _packer(plan)(weights, states)
+    made = _packer(plan)(weights, states, chosen)
     sites = plan.leaf_sites()
 
     def leaf(path: str, x: Any) -> Any:
@@ -73,7 +80,7 @@ def pack(
         if site.kind not in ("leaf", "grid"):
             found.setdefault(row.path, {})[site.role] = made[_name(site)]
     if plan.is_full_integer:
-        for path, integers in freezer(plan, traced)(params, qstate).items():
+        for path, integers in freezer(plan, traced)(params, qstate, chosen).items():
             found[path] = {**found.get(path, {}), **integers}
     return checked(QParams(packed, found, plan.fingerprint))
 
@@ -96,7 +103,7 @@ def _name(site: Site) -> str:
     return f"{site.key}:{site.role}"
 
 
-def _weights(plan: Plan, traced: Any, params: Any, qstate: QState) -> dict[str, Any]:
+def _weights(plan: Plan, traced: Any, params: Any, qstate: QState, codes: Mapping[str, Any]) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
@@ -107,12 +114,12 @@ def _weights(plan: Plan, traced: Any, params: Any, qstate: QState) -> dict[str, 
             weights[site.key] = leaves[site.key]
             continue
         if derived is None:
-            derived = derivation(traced, plan.rows)(_as_served(plan, params, qstate))
+            derived = derivation(traced, plan.rows)(_as_served(plan, params, qstate, codes))
         weights[site.key] = derived[row.path]
     return weights
 
 
-def _as_served(plan: Plan, params: Any, qstate: QState) -> Any:
+def _as_served(plan: Plan, params: Any, qstate: QState, codes: Mapping[str, Any]) -> Any:
     """The parameters, leaves that an operation uses as they are with the values they are served with.
 
     Simulation computes with those wherever such a leaf is used, so a weight derived from it is derived from those.
@@ -124,20 +131,21 @@ def _as_served(plan: Plan, params: Any, qstate: QState) -> Any:
         site = sites.get(path)
         if site is None:
             return x
-        return quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand).dequantize()
+        q = quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand)
+        return with_codes(q, codes.get(path)).dequantize()
 
     paths, leaves, tree = flatten(params)
     return jax.tree.unflatten(tree, [value(path, x) for path, x in zip(paths, leaves, strict=True)])
 
 
 @functools.lru_cache(maxsize=256)
-def _packer(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, QState]], dict[str, Any]]:
-    """Returns ``(weights, states) -> {site: QTensor, or the range of an input}``: one compiled program a plan."""
+def _packer(plan: Plan) -> Callable[..., dict[str, Any]]:
+    """Returns ``(weights, states, codes) -> {site: QTensor, or the range of an input}``: one compiled program a plan."""
 
     @jax.jit
-    def run(weights: Mapping[str, Any], states: Mapping[str, QState]) -> dict[str, Any]:
+    def run(weights: Mapping[str, Any], states: Mapping[str, QState], codes: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            _name(site): _weight(row, site, states[_name(site)], weights[site.key])
+            _name(site): _weight(row, site, states[_name(site)], weights[site.key], codes.get(site.key))
             if site.is_weight
             else _input(row, site, states[_name(site)])
             for row, site in quantized_sites(plan)
@@ -147,7 +155,7 @@ def _packer(plan: Plan) -> Callable[[Mapping[str, Any], Mapping[str, QState]], d
     return run
 
 
-def _weight(row: Row | Step, site: Site, state: QState, x: Any) -> Any:
+def _weight(row: Row | Step, site: Site, state: QState, x: Any, codes: Any) -> Any:
     quantizer, is_leaf = quantizer_of(site), site.kind == "leaf"
     stack = () if is_leaf else row.stack
 
@@ -156,7 +164,9 @@ def _weight(row: Row | Step, site: Site, state: QState, x: Any) -> Any:
 
     for _ in stack:
         encode = jax.vmap(encode)
-    return pack_tensor(encode(state, x), site.operand.contract, site.operand.stack)
+    encoded = encode(state, x)
+    encoded = encoded if codes is None else dataclasses.replace(encoded, codes=codes)
+    return pack_tensor(encoded, site.operand.contract, site.operand.stack)
 
 
 def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def _updated(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
             stats = {"values": x}
         else:
             x = jax.lax.stop_gradient(x)
-            stats = {s.name: s.finish(s.update(s.init(operand), x)) for s in quantizer.needs(operand)}
+            stats = {s.name: s.finish(s.update(s.init(operand), x, operand)) for s in quantizer.needs(operand)}
     return quantizer.update(state, stats)
 
 

@@ -32,10 +32,14 @@ class Values(Statistic):
     def name(self) -> str:
         return "values"
 
+    @property
+    def is_exact(self) -> bool:
+        return False
+
     def init(self, operand: Operand) -> Any:
         return jnp.zeros(operand.shape, operand.dtype)
 
-    def update(self, state: Any, x: Array) -> Any:
+    def update(self, state: Any, x: Array, operand: Operand, *, beside: Array | None = None) -> Any:
         return x
 
     def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:

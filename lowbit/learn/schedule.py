@@ -1,5 +1,6 @@
 """When to quantize, and to how many bits: quantizers that wrap quantizers, pure functions of the step."""
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -33,12 +34,26 @@ class _Wrapper(Quantizer):
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         return self.inner.quantize(qstate, x, operand)
 
+    @abc.abstractmethod
+    def train(
+        self, qstate: QState, x: Float[Array, "..."], operand: Operand, *, key: Array | None, step: Array | None
+    ) -> QTensor:
+        """Returns what training computes with: in what a wrapper differs."""
+
     def update(self, qstate: QState, stats: Mapping[str, Any]) -> QState:
         return self.inner.update(qstate, stats)
 
     @property
     def is_projection(self) -> bool:
         return self.inner.is_projection
+
+    @property
+    def is_nearest(self) -> bool:
+        return self.inner.is_nearest
+
+    @property
+    def needs_values(self) -> bool:
+        return self.inner.needs_values
 
     @property
     def text(self) -> str:

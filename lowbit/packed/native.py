@@ -127,30 +127,49 @@ def why_not(row: Row, site: Site) -> str | None:
 def _why_not_conv(row: Row, site: Site) -> str | None:
     spec, inputs, shape = site.spec, row.sites[0].spec, site.operand.shape
     assert spec is not None
-    if len(shape) != 4 or site.operand.stack or row.sites[1] is not site:
-        return "the convolution kernels take one HWIO weight on the right"
+    if len(shape) not in (3, 4) or site.operand.stack or row.sites[1] is not site:
+        return "the convolution kernels take one weight of one or two dimensions on the right"
     if math.prod(shape) == 0:
         return "the weight has no elements"
-    if not set(site.operand.contract) <= {0, 1, 2}:
-        return "the kernel is not HWIO"
+    if inputs is None:
+        return None  # a float convolution: the weight is dequantized once
+    if _kernel_order(site) is None:
+        return "the weight is neither HWIO nor OIHW"
     if not spec.format.is_integer or spec.format.bits > 8 or not spec.symmetric or spec.scale.name != "float32":
         return f"the convolution kernels take symmetric integers with float32 scales, not {spec.text}"
     if not isinstance(spec.granularity, Channel | Tensor):
         return "the convolution kernels take one scale per output channel"
-    if inputs is None or inputs.dynamic or not inputs.format.is_integer or inputs.format.bits > 8:
-        return "the convolution kernels take calibrated integer inputs of 8 bits or less"
-    if row.feature_groups > 1 and (shape[2] != 1 or shape[3] != row.feature_groups or not spec.format.is_signed):
-        return "grouped convolutions other than depthwise have no kernel"
-    if row.feature_groups > 1 and shape[0] * shape[1] > lowbit_kernels.MOST_TAPS:
-        return f"the depthwise kernel takes at most {lowbit_kernels.MOST_TAPS} taps, not {shape[0] * shape[1]}"
+    if not inputs.format.is_integer or inputs.format.bits > 8:
+        return "the convolution kernels take integer inputs of 8 bits or less"
     return None
 
 
-def conv_of(q: QTensor, feature_groups: int) -> Any:
-    """Returns a packed HWIO weight in the convolution kernel's order."""
-    scales = jnp.broadcast_to(q.scale_values, (1, 1, 1, q.shape[3])).reshape(-1)
-    spec = q.spec
-    packed = lowbit_kernels.pack_conv(unpack(q).codes, scales, bits=spec.format.bits, signed=spec.format.is_signed)
+def _kernel_order(site: Site) -> tuple[int, ...] | None:
+    """Of a convolution's weight, HWIO or OIHW: its axes as spatial ones, inputs, outputs; None of another."""
+    rank, contract = len(site.operand.shape), {i for i in site.operand.contract if site.operand.shape[i] > 1}
+    orders = (*range(rank),), (*range(2, rank), 1, 0)
+    fits = [order for order in orders if order[-1] not in site.operand.contract and order[-1] not in contract]
+    return max(fits, key=lambda order: site.operand.shape[order[-1]], default=None)
+
+
+def conv_of(q: QTensor, feature_groups: int, order: tuple[int, ...]) -> Any:
+    """Returns a packed weight in the convolution kernel's order.
+
+    Args:
+        q: packed.
+        feature_groups: of the convolution.
+        order: its axes as spatial ones, inputs, outputs.
+    """
+    out, spec = q.shape[order[-1]], q.spec
+    scales = q.scale_values.reshape(-1)
+    codes = jnp.transpose(unpack(q).codes, order)
+    packed = lowbit_kernels.pack_conv(
+        codes,
+        jnp.broadcast_to(scales, (out,)),
+        bits=spec.format.bits,
+        signed=spec.format.is_signed,
+        layout="HWIO" if len(order) == 4 else "WIO",
+    )
     return lowbit_kernels.prepare_conv(packed, feature_group_count=feature_groups)
 
 
@@ -253,7 +272,7 @@ def is_for(weight: Any, platform: str) -> bool:
     """Returns whether a weight is in the order of a platform's kernels."""
     matrix = weight.matrix if isinstance(weight, NativeTensor) else None
     if platform == "cpu":
-        return isinstance(matrix, lowbit_kernels.PreparedMatrix | lowbit_kernels.PreparedConv)
+        return isinstance(matrix, lowbit_kernels.PreparedMatrix | lowbit_kernels.PreparedConv | jax.Array)
     return isinstance(matrix, lowbit_kernels.PackedMatrix) or (
         platform == "cuda" and isinstance(matrix, gpu.KMinorMatrix)
     )
@@ -281,12 +300,26 @@ def axes_of(row: Row, site: Site) -> tuple[tuple[int, ...], tuple[int, ...], Axe
 
 def order_of(q: QTensor, row: Row, site: Site, platform: str = "cpu") -> Order:
     """Returns a packed weight in the order of a platform's kernels; at once where it has values, also while a function is traced."""
-    groups = row.feature_groups if row.primitive == "conv_general_dilated" else None
     contract, batch, axes = axes_of(row, site)
     q = q.without_matrix() if isinstance(q, NativeTensor) else q
     is_waiting = any(is_traced(x) for x in jax.tree.leaves(q))
     with contextlib.nullcontext() if is_waiting else jax.ensure_compile_time_eval():
-        return Order(_builder(groups, contract, batch, site.operand.stack, platform)(q), contract, batch, axes)
+        if row.primitive == "conv_general_dilated":
+            return _conv_order(q, row, site, axes)
+        return Order(_builder(None, contract, batch, site.operand.stack, platform)(q), contract, batch, axes)
+
+
+def _conv_order(q: QTensor, row: Row, site: Site, axes: Axes) -> Order:
+    """The weight of a convolution: its contraction is spatial axes, inputs and outputs; in float where its input is."""
+    if row.sites[0].spec is None:
+        return Order(_dequantized(q), (), (), axes)
+    order = _kernel_order(site) or ()
+    return Order(_builder(row.feature_groups, order, (), 0)(q), order, (), axes)
+
+
+@jax.jit
+def _dequantized(q: QTensor) -> Array:
+    return unpack(q).dequantize()
 
 
 def attached(qparams: QParams, orders: Mapping[str, Order]) -> QParams:
@@ -315,7 +348,9 @@ def _builder(
     """Returns the jitted preparation of one weight, of a convolution where groups are given: layers alike share a program."""
 
     def build(q: QTensor) -> Any:
-        return matrix_of(q, contract, batch, platform) if feature_groups is None else conv_of(q, feature_groups)
+        if feature_groups is not None:
+            return conv_of(q, feature_groups, contract)
+        return matrix_of(q, contract, batch, platform)
 
     for _ in range(stack):
         build = jax.vmap(build)

@@ -1,21 +1,23 @@
 """Operations on prepared weights: what the native kernels are called with, and how a dot is brought into their form."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
-import lowbit_kernels
 from lowbit.core.qtensor import QTensor
-from lowbit.core.spec import Channel, Spec
+from lowbit.core.spec import Channel
 from lowbit.formats.integer import Integer
 from lowbit.formats.signs import Ternary
 from lowbit.plan.rows import Site
+from lowbit_kernels import StaticActivation, fused_conv, fused_matmul, prepare_steps, quant_matmul
 
-from .native import NativeTensor
+from .native import NativeTensor, Order
 
 FLOATS = ("float32", "bfloat16", "float16")
 """Dtypes of inputs and results that the kernels take."""
@@ -39,7 +41,7 @@ class Dot(NamedTuple):
     order: tuple[int, ...]
 
 
-def dot_of(dimension_numbers: Any, rank: int, weight: NativeTensor) -> Dot | None:
+def dot_of(dimension_numbers: Any, rank: int, weight: NativeTensor | Order) -> Dot | None:
     """Returns how a dot_general meets a prepared weight on its right, or None where it was prepared for another one.
 
     Args:
@@ -48,7 +50,7 @@ def dot_of(dimension_numbers: Any, rank: int, weight: NativeTensor) -> Dot | Non
         weight: the right operand.
     """
     (lc, rc), (lb, rb) = dimension_numbers
-    if len(weight.axes) != weight.ndim:
+    if isinstance(weight, NativeTensor) and len(weight.axes) != weight.ndim:
         return None  # still with its layers
 
     def ordered(left: Sequence[int], right: Sequence[int]) -> tuple[list[tuple[int, int]], tuple[int, ...]]:
@@ -60,98 +62,272 @@ def dot_of(dimension_numbers: Any, rank: int, weight: NativeTensor) -> Dot | Non
     if inner != weight.contract or outer != weight.batch:
         return None
     rows = tuple(i for i in range(rank) if i not in (*lc, *lb))
-    columns = tuple(axis for i in range(weight.ndim) if i not in (*rc, *rb) for axis, _ in weight.axes[i])
+    columns = tuple(axis for i in range(len(weight.axes)) if i not in (*rc, *rb) for axis, _ in weight.axes[i])
     at = [batch.index(pair) for pair in zip(lb, rb, strict=True)]
-    free = weight.ndim - len(rc) - len(rb)
+    free = len(weight.axes) - len(rc) - len(rb)
     order = (*at, *range(len(lb), len(lb) + len(rows) + free))
     return Dot(tuple(batch), rows, tuple(i for i, _ in contracted), columns, order)
 
 
-def matmul(
-    dimension_numbers: Any, x: Array | QTensor, weight: NativeTensor, site: Site, state: Any, dtype: Any
-) -> Array:
-    """Returns a dot of float inputs with a native weight, as the kernels do it.
+class Results(NamedTuple):
+    """Of a product and what follows it.
 
-    Args:
-        dimension_numbers: of the dot_general; `dot_of` has nothing against it.
-        x: the left operand: float, or on its grid already, where `why_not_codes` has nothing against it.
-        weight: the right operand.
-        site: the left operand's site: how it is quantized, if at all.
-        state: its scale and zero point where static.
+    Attributes:
+        value: the result, or None where only codes are asked for.
+        codes: on the next operation's grid, in the shape of the result; None where none are asked for.
+        marks: with codes, of the shape of the result without its channels: the grid's scale, NaN where a channel is NaN.
+    """
+
+    value: Any
+    codes: Any
+    marks: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A dot or convolution of an input with a prepared weight: all that is no array. Hashable.
+
+    Attributes:
+        name: of the primitive.
+        params: of the primitive, as sorted items; the weight is on the right.
+        activation: ``"float"``, ``"dynamic"`` (int8 by row, or by example of a convolution) or ``"static"``.
+        lo: the smallest code of a static grid.
+        hi: the largest.
+        shape: of the result.
         dtype: of the result.
     """
-    dot = dot_of(dimension_numbers, x.ndim, weight)
+
+    name: str
+    params: tuple[tuple[str, Any], ...]
+    activation: str
+    lo: int
+    hi: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def is_dot(self) -> bool:
+        """Whether it is a dot."""
+        return self.name == "dot_general"
+
+
+def product_of(matmul: Any, site: Site, x: Any, weight: NativeTensor | Order, dtype: Any) -> Product:
+    """Returns the description of an operation.
+
+    Args:
+        matmul: a `lowbit.interpret.arithmetic.Matmul`, its weight on the right.
+        site: the input's site.
+        x: the input, or its shape.
+        weight: the prepared weight.
+        dtype: of the result.
+    """
+    spec, params = site.spec, dict(matmul.params)
+    is_static = spec is not None and not spec.dynamic
+    if matmul.name == "dot_general":
+        (lc, rc), (lb, rb) = params["dimension_numbers"]
+        left = [x.shape[i] for i in (*lb, *(i for i in range(len(x.shape)) if i not in (*lc, *lb)))]
+        shape = (*left, *(_length(weight, i) for i in range(len(weight.axes)) if i not in (*rc, *rb)))
+    else:
+        kernel = jax.ShapeDtypeStruct([_length(weight, i) for i in range(len(weight.axes))], "float32")
+        shape = jax.eval_shape(matmul.bind, jax.ShapeDtypeStruct(x.shape, "float32"), kernel).shape
+    return Product(
+        matmul.name,
+        matmul.params,
+        "float" if spec is None else "static" if is_static else "dynamic",
+        int(spec.format.low) if is_static and spec is not None else -128,
+        int(spec.format.high) if is_static and spec is not None else 127,
+        tuple(shape),
+        jnp.dtype(dtype).name,
+    )
+
+
+def _length(weight: NativeTensor | Order, axis: int) -> int:
+    return math.prod(n for _, n in weight.axes[axis])
+
+
+class Grid(NamedTuple):
+    """A static grid: ``scale`` float32, one or one a row of the input (`Results.marks`), and ``zero``."""
+
+    scale: Array
+    zero: Array
+
+
+def grid_of(site: Site, state: Any) -> Grid | None:
+    """Returns the grid of an input's site, None where it has no static one."""
+    if site.spec is None or site.spec.dynamic:
+        return None
+    zero = state.get("zero")
+    # As it is stored: a cast would be an operation of its own in every call.
+    zero = jnp.zeros((), jnp.int32) if zero is None else zero.reshape(())
+    return Grid(state["scale"].reshape(()), zero)
+
+
+def run(
+    product: Product,
+    x: Array,
+    grid: Grid | None,
+    weight: NativeTensor | Order,
+    *,
+    steps: Sequence[tuple[str, Any]] = (),
+    emit: StaticActivation | None = None,
+    keep: bool = True,
+    keeps_nan: bool = True,
+    is_plain: bool = False,
+) -> Results:
+    """Returns a product, what follows it and the codes of the next operation, by one native call.
+
+    Args:
+        product: what it is; `why_not_call` has nothing against it.
+        x: the input: float, or codes that an earlier call emitted.
+        grid: of a static input; with codes, its scale may be their marks.
+        weight: prepared.
+        steps: as of `lowbit_kernels.prepare_steps`, of channels in the order of the result; only where `channels` are found.
+        emit: the next operation's grid.
+        keep: whether the value is a result.
+        keeps_nan: whether what sums over a NaN is NaN.
+        is_plain: the value alone, of a dot differentiable, without a look for NaN on static grids.
+    """
+    if product.is_dot:
+        return _run_dot(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan, is_plain=is_plain)
+    return _run_conv(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan and not is_plain)
+
+
+def channels_of(product: Product, weight: NativeTensor | Order) -> tuple[int, ...] | None:
+    """Returns the axes of a result that are its channels, in order; None where steps cannot follow in the same call."""
+    if product.dtype != "float32" or 0 in product.shape:
+        return None
+    rank, params = len(product.shape), dict(product.params)
+    if not product.is_dot:
+        return (params["dimension_numbers"].out_spec[1],)
+    dot = dot_of(params["dimension_numbers"], _rank_of_input(product, weight), weight)
+    if dot is None or weight.batch or dot.columns != tuple(sorted(dot.columns)):
+        return None
+    (_, rc), _ = params["dimension_numbers"]
+    return tuple(range(rank - (len(weight.axes) - len(rc)), rank))
+
+
+def _rank_of_input(product: Product, weight: NativeTensor | Order) -> int:
+    (lc, rc), (_, rb) = dict(product.params)["dimension_numbers"]
+    free = len(weight.axes) - len(rc) - len(rb)
+    return len(product.shape) - free + len(lc)
+
+
+def _activation_of(product: Product, grid: Grid | None, scale: Any) -> Any:
+    if product.activation == "float":
+        return None
+    if product.activation == "dynamic":
+        return "int8"
+    assert grid is not None
+    return StaticActivation(scale=scale, zero=grid.zero, lo=product.lo, hi=product.hi)
+
+
+def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain) -> Results:
+    numbers = dict(product.params)["dimension_numbers"]
+    dot = dot_of(numbers, x.ndim, weight)
     assert dot is not None
-    (_, rc), (_, rb) = dimension_numbers
-    free = [i for i in range(weight.ndim) if i not in (*rc, *rb)]
-    batch, rows = ([x.shape[i] for i in axes] for axes in ([i for i, _ in dot.batch], dot.rows))
-    shape = [*batch, *rows, *(weight.shape[i] for i in free)]
-    if 0 in shape:
-        return jnp.transpose(jnp.zeros(shape, dtype), dot.order)
+    if 0 in product.shape:
+        return Results(jnp.zeros(product.shape, product.dtype), None, None)
     outer = [*(i for i, _ in dot.batch), *dot.rows]
+    batch, rows = [x.shape[i] for i, _ in dot.batch], [x.shape[i] for i in outer]
+    scale = None if grid is None else grid.scale
+    scale = scale.reshape(-1) if scale is not None and scale.ndim else scale
+    if weight.batch or is_plain:
+        assert not steps
+        assert emit is None
+        flat = jnp.transpose(x, [*outer, *dot.contract]).reshape(math.prod(batch), math.prod(rows[len(batch) :]), -1)
+        scales = None if scale is None or not scale.ndim else scale.reshape(flat.shape[:2])
 
-    def in_rows(x: Array) -> Array:
-        return jnp.transpose(x, [*outer, *dot.contract]).reshape(math.prod(batch), math.prod(rows), -1)
+        def one(part: Array, matrix: Any, scales: Any) -> Array:
+            activation = _activation_of(product, grid, scale if scales is None else scales)
+            if is_plain:
+                return quant_matmul(part, matrix, activation=activation, out_dtype=product.dtype, implementation="cpu")
+            return fused_matmul(part, matrix, activation=activation, keeps_nan=keeps_nan, implementation="cpu").value
 
-    if isinstance(x, QTensor):
-        wide = [1 if i in dot.contract else n for i, n in enumerate(x.shape)]
-        scale = x.scale_values if x.scale_values.size == 1 else jnp.broadcast_to(x.scale_values, wide)
-        flat, scales = in_rows(x.encode().codes), scale.reshape(()) if scale.size == 1 else in_rows(scale)[..., 0]
-    else:
-        flat, scales = in_rows(x), None
+        mapped = jax.vmap(one, (0, 0 if weight.batch else None, None if scales is None else 0))
+        value = (
+            mapped(flat, weight.matrix, scales)
+            if weight.batch
+            else one(flat[0], weight.matrix, None if scales is None else scales[0])
+        )
+        return Results(_placed(value, product, dot, weight, rows).astype(product.dtype), None, None)
+    is_columns = x.ndim == 2 and dot.rows == (1,)  # W.T @ x: the kernel reads it as it lies
+    flat = x if is_columns else jnp.transpose(x, [*outer, *dot.contract]).reshape(math.prod(rows), -1)
+    found = fused_matmul(
+        flat,
+        weight.matrix,
+        activation=_activation_of(product, grid, scale),
+        steps=prepare_steps(steps, weight.matrix.shape[1]) if steps else None,
+        emit=emit,
+        keep=keep,
+        keeps_nan=keeps_nan,
+        x_columns=is_columns,
+        implementation="cpu",
+    )
+    value, codes = (None if a is None else _placed(a, product, dot, weight, rows) for a in found[:2])
+    value = None if value is None else value.astype(product.dtype)
+    return Results(value, codes, None if found.marks is None else found.marks.reshape(rows))
 
-    def product(x_rows: Array, matrix: Any, scale: Array | None) -> Array:
-        activation = _static(x.spec, scale, x.zero) if isinstance(x, QTensor) else _activation(site, state)
-        return lowbit_kernels.quant_matmul(x_rows, matrix, activation=activation, out_dtype=dtype, implementation="cpu")
 
-    along = 0 if scales is not None and scales.ndim else None
-    if weight.batch:
-        out = jax.vmap(product, (0, 0, along))(flat, weight.matrix, scales)
-    else:
-        out = product(flat[0], weight.matrix, scales if along is None or scales is None else scales[0])
-    # The columns come as the weight was prepared, and go as the dot has them.
+def _placed(out: Array, product: Product, dot: Dot, weight: NativeTensor | Order, rows: Sequence[int]) -> Array:
+    """The columns come as the weight was prepared, and go as the dot has them."""
     lengths = {axis: n for group in weight.axes for axis, n in group}
     prepared = sorted(dot.columns)
-    out = out.reshape(math.prod(batch) * math.prod(rows), *(lengths[axis] for axis in prepared))
-    out = jnp.transpose(out, [0, *(1 + prepared.index(axis) for axis in dot.columns)])
+    if tuple(prepared) != dot.columns:
+        out = out.reshape(math.prod(rows), *(lengths[axis] for axis in prepared))
+        out = jnp.transpose(out, [0, *(1 + prepared.index(axis) for axis in dot.columns)])
+    shape = [product.shape[dot.order.index(i)] for i in range(len(dot.order))]
     return jnp.transpose(out.reshape(shape), dot.order)
 
 
-def is_plain_conv(params: Any) -> bool:
-    """Returns whether a convolution's parameters are those the kernel has: NHWC by HWIO, nothing dilated on the left."""
+_LAYOUTS = {(0, 3, 1, 2): "NHWC", (0, 1, 2, 3): "NCHW", (0, 2, 1): "NWC", (0, 1, 2): "NCW"}
+"""Of the axes of an image: where its batch, its channels and its positions are."""
+
+
+def why_not_conv(params: Any, weight: NativeTensor) -> str | None:
+    """Returns why the kernels do not take a convolution, whatever its operands hold, or None."""
     numbers = params["dimension_numbers"]
-    nhwc, hwio = (0, 3, 1, 2), (3, 2, 0, 1)
-    return (
-        (tuple(numbers.lhs_spec), tuple(numbers.rhs_spec), tuple(numbers.out_spec)) == (nhwc, hwio, nhwc)
-        and all(d == 1 for d in params["lhs_dilation"])
-        and all(low >= 0 and high >= 0 for low, high in params["padding"])
-        and params["batch_group_count"] == 1
-    )
+    if tuple(numbers.lhs_spec) != tuple(numbers.out_spec) or tuple(numbers.lhs_spec) not in _LAYOUTS:
+        return f"the convolution kernels take and return {', '.join(_LAYOUTS.values())}"
+    out, inputs, *spatial = numbers.rhs_spec
+    given = tuple(atom[0] for i in (*spatial, inputs, out) for atom in weight.axes[i])
+    if given != tuple(i for i in weight.contract if any(i == a for g in weight.axes for a, _ in g)):
+        return "the kernel was moved since it was prepared, or another operation that shares it has another layout"
+    if params["batch_group_count"] != 1:
+        return "the convolution kernels have no batch groups"
+    return None
 
 
-def conv(params: Any, x: Array | QTensor, weight: NativeTensor, site: Site, state: Any, dtype: Any) -> Array:
-    """Returns a convolution of float inputs with a native weight, as the kernels do it.
-
-    Args:
-        params: of the conv_general_dilated; `is_plain_conv` holds.
-        x: NHWC: float, or on its grid already.
-        weight: HWIO.
-        site: the input's site.
-        state: its scale and zero point.
-        dtype: of the result.
-    """
-    is_on_grid = isinstance(x, QTensor)
-    return lowbit_kernels.quant_conv(
-        x.encode().codes if is_on_grid else x,
+def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Results:
+    params = dict(product.params)
+    layout = _LAYOUTS[tuple(params["dimension_numbers"].lhs_spec)]
+    groups = params["feature_group_count"]
+    pads, dilations, zero = params["padding"], params["lhs_dilation"], jnp.zeros((), x.dtype)
+    if any(d != 1 for d in dilations) or any(n < 0 for pair in pads for n in pair):
+        # What is put between positions, of a transposed convolution, is 0.0; what a negative padding cuts is cut.
+        config = [(0, 0, 0)] * x.ndim
+        for axis, (low, high), d in zip(params["dimension_numbers"].lhs_spec[2:], pads, dilations, strict=True):
+            config[axis] = (min(low, 0), min(high, 0), d - 1)
+        x = lax.pad(x, zero, config)
+        pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
+    out = product.shape[params["dimension_numbers"].out_spec[1]]
+    is_depthwise = weight.matrix.depthwise
+    found = fused_conv(
+        x,
         weight.matrix,
-        activation=_static(x.spec, x.scale_values.reshape(()), x.zero) if is_on_grid else _activation(site, state),
-        strides=tuple(params["window_strides"]),
-        padding=tuple(params["padding"]),
-        rhs_dilation=tuple(params["rhs_dilation"]),
-        feature_group_count=params["feature_group_count"],
-        out_dtype=dtype,
+        activation=_activation_of(product, grid, None if grid is None else grid.scale),
+        steps=prepare_steps(steps, out, feature_group_count=1 if is_depthwise else groups) if steps else None,
+        emit=emit,
+        keep=keep,
+        keeps_nan=keeps_nan,
         implementation="cpu",
+        strides=tuple(params["window_strides"]),
+        padding=pads,
+        rhs_dilation=tuple(params["rhs_dilation"]),
+        feature_group_count=groups,
+        layout=layout,
     )
+    value = None if found.value is None else found.value.astype(product.dtype)
+    return Results(value, found.codes, found.marks)
 
 
 def can_take_input(site: Site) -> bool:
@@ -180,21 +356,3 @@ def why_not_codes(matmul: Any, q: QTensor) -> str | None:
     if q.groups or any(scale.shape[i] != 1 for i in along):
         return "the kernels take inputs with a scale per row" if is_dot else "the kernels take inputs with one scale"
     return None if q.zero is None or q.zero.size == 1 else "the kernels take inputs with one zero point"
-
-
-def _activation(site: Site, state: Any) -> Any:
-    spec = site.spec
-    if spec is None or site.own_code:
-        return None
-    if spec.dynamic:
-        return "int8"
-    return _static(spec, state["scale"].reshape(()), state.get("zero"))
-
-
-def _static(spec: Spec, scale: Any, zero: Array | None) -> Any:
-    return lowbit_kernels.StaticActivation(
-        scale=scale,
-        zero=jnp.zeros((), jnp.int32) if zero is None else zero.reshape(()).astype(jnp.int32),
-        lo=int(spec.format.low),
-        hi=int(spec.format.high),
-    )

@@ -17,9 +17,11 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Format
 from lowbit_kernels import PackedMatrix
+from lowbit_kernels.matrix import SCALE_DTYPES
 
 MOVES = "moves the packed weight in every call: lowbit.prepare(plan, qparams, platform=...) does it once"
 REPACKS = "its bytes run along another axis than it contracts: call lowbit.prepare(plan, qparams, platform=...) before"
+MERGES = "its integer scales of groups are multiplied into 8-bit codes: call lowbit.prepare(plan, qparams, platform=...) before"
 
 
 def group_of(lengths: Sequence[int], blocks: Sequence[int]) -> int | None:
@@ -44,6 +46,8 @@ def note_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
     shape, bits = q.shape[stack:], q.spec.format.bits
     if q.stage != "packed" or q.packed_axis is None or not contract:
         return REPACKS
+    if q.spec.scale.merged_spec(q.spec) is not q.spec:
+        return MERGES
     last = contract[-1]
     if bits < 8 and q.packed_axis[0] + len(shape) != last:
         return REPACKS
@@ -62,7 +66,7 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
         batch: the axes along which there is a matrix for each, without layers.
         stack: leading axes of layers, which every array of the matrix keeps.
     """
-    if note_of(q, contract, batch, stack) == REPACKS:
+    if note_of(q, contract, batch, stack) in (REPACKS, MERGES):
         return None
     shape, bits = q.shape[stack:], q.spec.format.bits
     free = [i for i in range(len(shape)) if i not in (*contract, *batch)]
@@ -72,7 +76,7 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
     blocks = q.blocks[stack:]
     group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
-    is_plain = q.spec.scale_dtype in ("float32", "bfloat16") and not isinstance(q.scale, QTensor)
+    is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
     matrix = PackedMatrix(
         codes=flat(q.codes, is_table=False),

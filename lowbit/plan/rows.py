@@ -5,6 +5,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+from lowbit.core.matrix import MatrixView
 from lowbit.core.quantizer import Quantizer, is_served_by_spec
 from lowbit.core.spec import Operand, Spec
 
@@ -121,6 +122,17 @@ class Row:
     def weight(self) -> Site | None:
         """The site of the weight, or None where both operands are computed."""
         return next((site for site in self.sites if site.is_weight), None)
+
+    @property
+    def matrix(self) -> MatrixView:
+        """How the weight is read as matrices ``[matrix, K, N]``, one for all that have inputs of their own.
+
+        Raises:
+            ValueError: where both operands are computed.
+        """
+        if self.weight is None:
+            raise ValueError(f"{self.path} has no weight: both operands are computed")
+        return MatrixView.of(self.weight.operand, batch=self.batch, feature_groups=self.feature_groups)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizers
 from lowbit.core.spec import Operand
 from lowbit.core.weight_statistics import FromWeights, exact_mean, positive_scale
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,4 @@ def bitnet(text: str) -> Quantizers:
         >>> bitnet("wternary/tensor").weight.text
         "bitnet('ternary/tensor/sym')"
     """
-    weight, inputs = specs(text)
-    if inputs is not None or weight is None:
-        raise ValueError(f"bitnet is for weights, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    return Quantizers(weight=BitNet(weight))
+    return quantizers(text, "bitnet", weight=BitNet)

@@ -25,7 +25,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.spec import Operand
 from lowbit.core.weight_statistics import exact_mean, positive_scale
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 from lowbit.formats.signs import MidRise, mid_rise_of
 
 
@@ -48,6 +48,10 @@ class DoReFaWeight(Quantizer):
 
     @property
     def is_projection(self) -> bool:
+        return self.spec.format.bits == 1
+
+    @property
+    def needs_values(self) -> bool:
         return self.spec.format.bits == 1
 
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
@@ -114,8 +118,4 @@ def dorefa(text: str) -> Quantizers:
         >>> dorefa("w4,a4").weight.text
         "dorefaweight('mid4/channel/sym')"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else DoReFaWeight(mid_rise_of(weight)),
-        input=None if inputs is None else DoReFaInput(inputs),
-    )
+    return quantizers(text, "dorefa", weight=lambda spec: DoReFaWeight(mid_rise_of(spec)), input=DoReFaInput)

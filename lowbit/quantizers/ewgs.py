@@ -22,7 +22,7 @@ from lowbit.core.ranges import MSE
 from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,4 @@ def ewgs(text: str, *, delta: float = 0.001) -> Quantizers:
         >>> ewgs("w2,a2").weight.text
         "ewgs('int2/channel/sym', delta=0.001)"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else EWGS(weight, delta),
-        input=None if inputs is None else EWGS(inputs, delta),
-    )
+    return quantizers(text, "ewgs", both=lambda spec: EWGS(spec, delta))

@@ -29,7 +29,7 @@ from lowbit.core.ranges import scale_zero
 from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 _LARGEST = 2.0**120
 
@@ -100,8 +100,4 @@ def fake_quant(text: str) -> Quantizers:
         >>> fake_quant("w8,a8").input.text
         "fakequant('int8/tensor/affine')"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else FakeQuant(weight),
-        input=None if inputs is None else FakeQuant(inputs),
-    )
+    return quantizers(text, "fake_quant", both=FakeQuant)

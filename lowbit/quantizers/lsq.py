@@ -27,7 +27,7 @@ from lowbit.core.ranges import MSE, Full
 from lowbit.core.scales import largest_scale, signed_step, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Sample, Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +103,4 @@ def lsq(text: str, *, start: str = "auto") -> Quantizers:
         >>> lsq("w4,a4").weight.text
         "lsq('int4/channel/sym', start='auto')"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else LSQ(weight, start),
-        input=None if inputs is None else LSQ(inputs, start),
-    )
+    return quantizers(text, "lsq", both=lambda spec: LSQ(spec, start))

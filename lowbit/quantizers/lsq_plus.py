@@ -26,7 +26,7 @@ from lowbit.core.ranges import MSE
 from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,4 @@ def lsq_plus(text: str) -> Quantizers:
         >>> lsq_plus("w4,a4").input.text
         "lsqplus('int4/tensor/affine')"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else LSQPlus(weight),
-        input=None if inputs is None else LSQPlus(inputs),
-    )
+    return quantizers(text, "lsq_plus", both=LSQPlus)

@@ -22,7 +22,7 @@ from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import Full, RangeRule, check_range
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 _NEVER = 2**31 - 1
 
@@ -112,7 +112,4 @@ def noise(text: str, *, range: RangeRule = Full(), rate: float | None = None, un
         >>> noise("w4", rate=0.5, until=1000).weight.text
         "noise('int4/channel/sym', range=Full(), rate=0.5, until=1000)"
     """
-    weight, inputs = specs(text)
-    if inputs is not None or weight is None:
-        raise ValueError(f"noise is for weights, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    return Quantizers(weight=Noise(weight, range, rate, until))
+    return quantizers(text, "noise", weight=lambda spec: Noise(spec, range, rate, until))

@@ -25,7 +25,7 @@ from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,4 @@ def pact(text: str) -> Quantizers:
         >>> pact("a4").input.text
         "pact('int4/tensor/affine')"
     """
-    weight, inputs = specs(text)
-    if weight is not None or inputs is None:
-        raise ValueError(
-            f"pact is for inputs, got {text!r}; the paper's weights are dorefa's: combine with Quantizers(...)"
-        )
-    return Quantizers(input=PACT(inputs))
+    return quantizers(text, "pact", input=PACT)

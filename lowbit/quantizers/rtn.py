@@ -17,7 +17,7 @@ from lowbit.core.ranges import Full, MovingAverage, RangeRule, check_range, dyna
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 from lowbit.formats.rounding import check_rounds, nearest_of
 
 
@@ -83,8 +83,4 @@ def rtn(text: str, *, range: RangeRule = Full(), rounding: str = "nearest_even")
         >>> rtn("w4,a8").weight.spec.text
         'int4/channel/sym'
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else RTN(weight, range, rounding),
-        input=None if inputs is None else RTN(inputs, range, rounding),
-    )
+    return quantizers(text, "rtn", both=lambda spec: RTN(spec, range, rounding))

@@ -26,7 +26,7 @@ from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.rounding import clip_between
 from lowbit.core.scales import scale_of_zeros, stored_scale
 from lowbit.core.spec import Operand
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 from lowbit.formats.signs import mid_rise_of
 
 
@@ -79,7 +79,4 @@ def seq(text: str) -> Quantizers:
         >>> seq("w2").weight.text
         "seq('mid2/channel/sym')"
     """
-    weight, inputs = specs(text)
-    if inputs is not None or weight is None:
-        raise ValueError(f"seq is for weights, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    return Quantizers(weight=SEQ(mid_rise_of(weight)))
+    return quantizers(text, "seq", weight=lambda spec: SEQ(mid_rise_of(spec)))

@@ -17,7 +17,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizers
 from lowbit.core.spec import Operand
 from lowbit.core.weight_statistics import FromWeights, exact_mean, positive_scale
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 from lowbit.formats.signs import MidRise, mid_rise_of
 
 
@@ -54,7 +54,4 @@ def statsq(text: str) -> Quantizers:
         >>> statsq("w3").weight.text
         "statsq('mid3/channel/sym')"
     """
-    weight, inputs = specs(text)
-    if inputs is not None or weight is None:
-        raise ValueError(f"statsq is for weights, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    return Quantizers(weight=StatsQ(mid_rise_of(weight)))
+    return quantizers(text, "statsq", weight=lambda spec: StatsQ(mid_rise_of(spec)))

@@ -24,7 +24,7 @@ from lowbit.core.rounding import nearest_even
 from lowbit.core.scales import stored_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +113,4 @@ def stochastic(text: str, *, range: RangeRule = Full(), width: float = 1.0) -> Q
         >>> stochastic("w4").weight.text
         "stochastic('int4/channel/sym', range=Full(), width=1.0)"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else Stochastic(weight, range, width),
-        input=None if inputs is None else Stochastic(inputs, range, width),
-    )
+    return quantizers(text, "stochastic", both=lambda spec: Stochastic(spec, range, width))

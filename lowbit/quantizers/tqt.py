@@ -28,7 +28,7 @@ from lowbit.core.rounding import nearest_even
 from lowbit.core.scales import check_positive, stored_scale
 from lowbit.core.spec import Operand, Tensor
 from lowbit.core.statistics import Statistic
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,4 @@ def tqt(text: str) -> Quantizers:
         >>> tqt("w8,auint8/sym").input.text
         "tqt('uint8/tensor/sym')"
     """
-    weight, inputs = specs(text)
-    return Quantizers(
-        weight=None if weight is None else TQT(weight),
-        input=None if inputs is None else TQT(inputs),
-    )
+    return quantizers(text, "tqt", both=TQT)

@@ -19,7 +19,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizers
 from lowbit.core.spec import Operand
 from lowbit.core.weight_statistics import FromWeights, exact_mean, positive_scale
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,10 @@ class TWN(FromWeights):
         scale = positive_scale(alpha, self.spec)
         return {"scale": scale, "threshold": delta * (1.0 / scale)}
 
+    @property
+    def is_nearest(self) -> bool:
+        return False
+
     def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
         blocks = self.spec.granularity.blocks(dataclasses.replace(operand, shape=tuple(x.shape)))
         threshold = block_ops.spread(qstate["fixed"]["threshold"], x.shape, blocks)
@@ -72,7 +76,4 @@ def twn(text: str, *, factor: float = 0.7) -> Quantizers:
         >>> twn("wternary").weight.text
         "twn('ternary/channel/sym', factor=0.7)"
     """
-    weight, inputs = specs(text)
-    if inputs is not None or weight is None:
-        raise ValueError(f"twn is for weights, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    return Quantizers(weight=TWN(weight, factor))
+    return quantizers(text, "twn", weight=lambda spec: TWN(spec, factor))

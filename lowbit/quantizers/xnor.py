@@ -19,7 +19,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizers
 from lowbit.core.spec import Operand
 from lowbit.core.weight_statistics import FromWeights, exact_mean, positive_scale
-from lowbit.formats.lookup import specs
+from lowbit.formats.factory import quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,4 @@ def xnor(text: str) -> Quantizers:
         >>> xnor("wbinary").weight.spec.text
         'binary/channel/sym'
     """
-    weight, inputs = specs(text)
-    if inputs is not None or weight is None:
-        raise ValueError(f"xnor is for weights, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    return Quantizers(weight=XNOR(weight))
+    return quantizers(text, "xnor", weight=XNOR)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lowbit.observe.diagnose import Diagnosis
+
 from .panels import Panel
 
 if TYPE_CHECKING:
@@ -30,6 +32,33 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "lowbit",
     "figure.constrained_layout.use": True,
 }
+
+
+def diagnosis(found: Diagnosis) -> str:
+    """Returns signal to noise of every operation as SVG: its weight and its result, alone and accumulated.
+
+    Raises:
+        ValueError: if there is no operation.
+        ImportError: if matplotlib is not installed.
+    """
+    if not found.findings:
+        raise ValueError("diagnosis needs an operation: found.findings is empty")
+    places = range(len(found.findings))
+    series = (
+        ("weight", [f.weight for f in found.findings], GREY, "s"),
+        ("result, alone", [f.output for f in found.findings], BLUE, "o"),
+        ("result, all before quantized", [f.output_accumulated for f in found.findings], ORANGE, "o"),
+    )
+    with _pyplot() as plt:
+        figure, axes = plt.subplots(figsize=(7.4, 1.2 + 0.22 * len(found.findings)))
+        for name, values, colour, mark in series:
+            shown = [v if math.isfinite(v) else math.nan for v in values]
+            axes.plot(shown, list(places), mark, color=colour, label=name, markersize=4)
+        axes.set_yticks(list(places), [f.path for f in found.findings])
+        axes.invert_yaxis()
+        axes.set_xlabel("signal to noise, dB")
+        axes.legend(frameon=False)
+        return _svg(figure)
 
 
 class Point(NamedTuple):

@@ -1,19 +1,16 @@
 """What the grid plots show: the values of weights and inputs beside the numbers their format can hold."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
 
-from lowbit.calibrate.fold import calibrate
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
-from lowbit.core.quantizer import QState, Quantizer
-from lowbit.core.spec import Operand, Spec
-from lowbit.core.statistics import Sample, Statistic
+from lowbit.core.spec import Spec
+from lowbit.core.statistics import Sample
 from lowbit.interpret.packing import pack
+from lowbit.observe.observe import observe
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row
 
@@ -38,38 +35,20 @@ class Panel(NamedTuple):
     noise: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Probe(Quantizer):
-    """Keeps a sample of an input instead of quantizing it: how activations are looked at, through `calibrate`."""
-
-    def needs(self, operand: Operand) -> tuple[Statistic, ...]:
-        return () if operand.is_weight else (Sample(),)
-
-    def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
-        return {"learn": {}, "fixed": {"sample": stats["sample"]} if "sample" in stats else {}}
-
-    def quantize(self, qstate: QState, x: Float[Array, "..."], operand: Operand) -> QTensor:
-        raise TypeError("a Probe looks at values; it has no grid")
-
-
 def input_samples(fn: Any, plan: Plan, params: Any, batches: Iterable[Any]) -> dict[tuple[str, str], np.ndarray]:
     """Returns a sample of every quantized input of the float model, by operation path and role."""
-    rows = tuple(
-        dataclasses.replace(
-            row,
-            sites=tuple(
-                site if site.spec is None else dataclasses.replace(site, quantizer=Probe(site.spec))
-                for site in row.sites
-            ),
-        )
+    wanted = {
+        row.path: {site.role: (Sample(),) for site in row.sites if site.spec is not None and not site.is_weight}
         for row in plan.rows
-    )
-    qstate = calibrate(fn, dataclasses.replace(plan, rows=rows), params, batches)
+    }
+    wanted = {path: roles for path, roles in wanted.items() if roles}
+    if not wanted:
+        return {}
+    found = observe(fn, plan, params, batches, wanted)
     return {
-        (row.path, site.role): np.asarray(qstate["fixed"][site.key][site.role]["sample"]).reshape(-1)
-        for row in plan.rows
-        for site in row.sites
-        if site.spec is not None and not site.is_weight
+        (path, role): np.asarray(found[path][role]["sample"]).reshape(-1)
+        for path, roles in wanted.items()
+        for role in roles
     }
 
 

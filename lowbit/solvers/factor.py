@@ -10,6 +10,7 @@ Reference: Frantar et al., GPTQ, 2023, https://arxiv.org/abs/2210.17323, section
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,12 @@ class Factor:
         is_dead: rows whose input was zero throughout; their weight is rounded to nearest.
     """
 
-    order: Int[Array, " in"]
-    feedback: Float[Array, "in in"]
-    variance: Float[Array, " in"]
-    damped: Float[Array, "in in"]
-    is_dead: Bool[Array, " in"]
+    # `Any`: as a pytree it also holds what `jax.vmap` puts in place of arrays; several factors have an axis in front.
+    order: "Int[Array, '*matrix in'] | Any"
+    feedback: "Float[Array, '*matrix in in'] | Any"
+    variance: "Float[Array, '*matrix in'] | Any"
+    damped: "Float[Array, '*matrix in in'] | Any"
+    is_dead: "Bool[Array, '*matrix in'] | Any"
 
 
 def factor(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import lowbit as lb
+from lowbit.core.moments import ChannelMax
 
 PACKAGE = str(Path(lb.__file__).parent)
 
@@ -42,7 +43,7 @@ class Good:
         self.values: dict[str, Any] = {
             "fn": model, "plan": plan, "params": params, "qstate": qstate, "qparams": qparams, "rules": {"**": "w8,a8"},
             "args": (x,), "batches": [(x,)], "path": folder / "m", "tree": params, "text": "w4,a4", "how": "int4/g2",
-            "choose": lambda row: None,
+            "choose": lambda row: None, "wanted": {"**": {"input": (ChannelMax(),)}},
         }  # fmt: skip
         self.module = nn.Dense(4)
         self.variables = self.module.init(jax.random.key(0), x)
@@ -131,7 +132,7 @@ def wrong(call: Call, name: str, parameter: inspect.Parameter, good: Good) -> It
     if name not in ("tree", "x", "args"):
         yield "a number", 3
     ours = ("fn", "plan", "params", "qstate", "qparams", "batches", "rules")
-    if name in (*ours, "path", "how", "text", "x", "module", "variables"):
+    if name in (*ours, "path", "how", "text", "x", "module", "variables", "wanted"):
         for other in ours:
             is_legal = name == "x" or (
                 name == "params" and call.name in BINDS
@@ -155,6 +156,12 @@ def wrong(call: Call, name: str, parameter: inspect.Parameter, good: Good) -> It
         )
     if name == "args":
         yield from (("too few", ()), ("too many", (good.x, good.x)))
+    if name == "wanted":
+        yield from (("statistics alone", {"**": (ChannelMax(),)}), ("no statistic", {"**": {"input": (3,)}}))
+        yield from (
+            ("an odd glob", {"zz": {"input": (ChannelMax(),)}}),
+            ("an odd role", {"**": {"bias": (ChannelMax(),)}}),
+        )
     if name == "rules":
         yield from (("numbers", {"**": 4}), ("an odd text", {"**": "q4"}), ("one that matches nothing", {"zz/*": "w4"}))
 

@@ -65,7 +65,7 @@ class Case:
         for statistic in self.quantizer.needs(self.operand):
             state = statistic.init(self.operand)
             for batch in (x, x * jnp.asarray(0.5, x.dtype)):
-                state = statistic.update(state, batch)
+                state = statistic.update(state, batch, self.operand)
             found[statistic.name] = statistic.finish(state)
         return found
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import importlib
+import inspect
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lowbit
+from lowbit.core.matrix import MatrixView
 from lowbit.core.quantizer import Quantizer
+from lowbit.core.spec import Format, Granularity
+from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import spec_from_text
 from tests.contract.cases import bits, carries, cases, factories
 
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
+
+
+def test_classes_are_abstract_or_final():
+    """Of quantizers, statistics, formats and granularities: what is inherited from cannot be made."""
+    for info in pkgutil.walk_packages(lowbit.__path__, "lowbit."):
+        if info.name.split(".")[1] in ("core", "formats", "quantizers", "learn", "interpret", "observe"):
+            importlib.import_module(info.name)
+
+    def below(cls):
+        for sub in cls.__subclasses__():
+            if sub.__module__.startswith("lowbit."):
+                yield sub
+                yield from below(sub)
+
+    for base in (Quantizer, Statistic, Format, Granularity):
+        inherited = {parent for cls in below(base) for parent in cls.__bases__ if issubclass(parent, base)}
+        assert [cls for cls in inherited if not inspect.isabstract(cls)] == []
 
 
 def _zero_signs(x):
@@ -83,6 +107,37 @@ def test_bits(case):
 def test_bits_of_half_precision(case):
     """The same for bfloat16 or float16, in turn: computed in float32, cast once."""
     _check_bits(case, "bfloat16" if cases().index(case) % 2 else "float16", eagerly=False)
+
+
+@CASES
+def test_grid_is_what_is_rounded_to(case):
+    """Every value that `quantize` gives is on the grid, and it is the nearest where the method says so."""
+    q, operand = case.quantizer, case.operand
+    x, state = case.start()
+    view = MatrixView.of(operand)
+    grid = q.grid(state, operand, values=x)
+    if q.needs_values:
+        with pytest.raises(ValueError, match="values"):
+            q.grid(state, operand)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, q.grid(state, operand), grid)
+    made = q.quantize(state, x, operand)
+    codes, values = (np.asarray(view.matrices(a), np.float64)[0] for a in (made.codes, q.fake(state, x, operand)))
+    scale, zero = (
+        None if a is None else np.asarray(a, np.float64)[0][np.asarray(grid.group[0])] for a in (grid.scale, grid.zero)
+    )
+    centered = codes if zero is None else codes - zero
+    np.testing.assert_allclose(values, centered * scale, rtol=2.0**-24, atol=0)
+    if q.is_nearest:
+        levels = np.unique(np.asarray(grid.format.decode(jnp.arange(2**grid.format.bits, dtype=jnp.uint8)), np.float64))
+        levels = (
+            np.arange(grid.format.low, grid.format.high + 1) if grid.format.is_integer else levels[np.isfinite(levels)]
+        )
+        w = np.asarray(view.matrices(x), np.float64)[0]
+        points = (levels if zero is None else levels - zero[..., None]) * scale[..., None]
+        best = np.abs(points - w[..., None]).min(-1)
+        slack = 4 * 2.0**-24 * np.maximum(np.abs(w), np.abs(values))  # of the float32 quotient that is rounded
+        assert (np.abs(values - w) <= best + slack).all()
 
 
 @CASES

@@ -202,9 +202,9 @@ def test_a_sample_sees_every_channel():
     """One of every stretch of 120 values: at equal distances it would see the first of 24 channels alone."""
     x = jnp.broadcast_to(jnp.arange(24.0), (5 * 1024, 24))
     sample = Sample(1024)
-    kept = sample.finish(sample.update(sample.init(Operand(x.shape)), x))
+    kept = sample.finish(sample.update(sample.init(Operand(x.shape)), x, Operand(x.shape)))
     counts = np.bincount(np.asarray(kept, int), minlength=24)
     assert counts.min() > 0
     assert counts.max() < 3 * 1024 / 24
-    few = sample.finish(sample.update(sample.init(Operand((10,))), jnp.arange(10.0)))
+    few = sample.finish(sample.update(sample.init(Operand((10,))), jnp.arange(10.0), Operand((10,))))
     assert set(few.tolist()) == set(range(10))

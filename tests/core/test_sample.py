@@ -14,7 +14,7 @@ SIGMAS = 5.0
 
 
 def folded(sample, batches):
-    update = jax.jit(sample.update)
+    update = jax.jit(lambda state, x: sample.update(state, x, Operand(x.shape)))
     state = sample.init(Operand((1,)))
     for batch in batches:
         state = update(state, jnp.asarray(batch, jnp.float32))
@@ -76,7 +76,8 @@ def test_folding_goes_on_from_a_state_and_repeats():
     batches, sample = [rng.normal(size=n) for n in (300, 20, 1000, 5)], Sample(512)
     whole, half = folded(sample, batches), folded(sample, batches[:2])
     for batch in batches[2:]:
-        half = sample.update(jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half), jnp.asarray(batch, jnp.float32))
+        kept = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), half)
+        half = sample.update(kept, jnp.asarray(batch, jnp.float32), Operand(batch.shape))
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(whole, half, strict=True))
     again = folded(sample, batches)
     np.testing.assert_array_equal(whole[0], again[0])
@@ -86,8 +87,8 @@ def test_folding_goes_on_from_a_state_and_repeats():
 def test_an_empty_batch_changes_nothing_and_a_nan_everything():
     sample, operand = Sample(64), Operand((2, 3))
     for statistic in (sample, MinMax(Tensor()), MovingMinMax(Tensor())):
-        state = statistic.update(statistic.init(operand), jnp.ones((2, 3)))
-        after = statistic.update(state, jnp.ones((0, 3)))
+        state = statistic.update(statistic.init(operand), jnp.ones((2, 3)), operand)
+        after = statistic.update(state, jnp.ones((0, 3)), operand)
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(state, after, strict=True))
     hurt = folded(sample, [np.ones(1000), np.where(np.arange(1000) == 5, np.nan, 1.0), np.ones(1000)])
     assert np.isnan(hurt[0]).all()
@@ -115,7 +116,7 @@ def test_extremes_merge_as_if_folded_in_order():
         for part in (batches[:5], batches[5:]):
             state = statistic.init(operand)
             for batch in part:
-                state = statistic.update(state, batch)
+                state = statistic.update(state, batch, operand)
             states.append(state)
         merged = statistic.finish(statistic.merge(*states))
         for got, expected in zip(merged, right, strict=True):

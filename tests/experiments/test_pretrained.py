@@ -1,9 +1,6 @@
 """Readers of pretrained networks, without the packages that carry them: their formats, written here by hand."""
 
-import io
-import pickle  # noqa: TID251  # written by the test, read by nothing here
-import sys
-import types
+import struct
 
 import numpy as np
 import pytest
@@ -13,79 +10,61 @@ from experiments.models.mlperf_tiny import Layer, Network, _read
 from experiments.models.torch_file import read_tensors
 
 
-class _Storage:
-    """What stands for a storage in a pickle: it is written as an identity."""
-
-    def __init__(self, key, values):
-        self.key, self.values = key, values
+# ---- the pickles of torch.save, instruction by instruction ---------------------------------------------------------
+def text(word):
+    return b"X" + struct.pack("<I", len(word.encode())) + word.encode()
 
 
-@pytest.fixture
-def torch_like(monkeypatch):
-    """Modules of torch's names, so that pickle writes the references that torch writes."""
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-
-    def _rebuild_tensor_v2(*_):
-        return None
-
-    class FloatStorage:
-        pass
-
-    _rebuild_tensor_v2.__module__ = "torch._utils"
-    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
-    FloatStorage.__module__, FloatStorage.__qualname__ = "torch", "FloatStorage"
-    monkeypatch.setattr(utils, "_rebuild_tensor_v2", _rebuild_tensor_v2, raising=False)
-    monkeypatch.setattr(torch, "FloatStorage", FloatStorage, raising=False)
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-
-    class Tensor:
-        def __init__(self, storage, offset, shape, strides):
-            self.given = storage, offset, shape, strides
-
-        def __reduce__(self):
-            storage, offset, shape, strides = self.given
-            return _rebuild_tensor_v2, (storage, offset, shape, strides, False, {})
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj):
-            if isinstance(obj, _Storage):
-                return "storage", FloatStorage, obj.key, "cpu", len(obj.values), None
-            return None
-
-    def written(path, entries, storages, first=0x1950A86A20F9469CFC6C):
-        buffer = io.BytesIO()
-        for content in (first, 1001, {"little_endian": True}, entries, [s.key for s in storages]):
-            Pickler(buffer, protocol=2).dump(content)
-        for storage in storages:
-            buffer.write(np.int64(len(storage.values)).tobytes() + storage.values.tobytes())
-        path.write_bytes(buffer.getvalue())
-        return path
-
-    return Tensor, written
+def number(value):
+    return b"J" + struct.pack("<i", value)
 
 
-def test_a_state_dictionary_is_read_without_torch(tmp_path, torch_like):
-    tensor, written = torch_like
+def whole(*numbers):
+    return b"(" + b"".join(map(number, numbers)) + b"t"
+
+
+def name(module, word):
+    return f"c{module}\n{word}\n".encode()
+
+
+def tensor(key, count, offset, shape, strides):
+    storage = (
+        b"(" + text("storage") + name("torch", "FloatStorage") + text(key) + text("cpu") + number(count) + b"Nt" + b"Q"
+    )
+    given = (
+        b"(" + storage + number(offset) + whole(*shape) + whole(*strides) + b"\x89" + name("collections", "OrderedDict")
+    )
+    return name("torch._utils", "_rebuild_tensor_v2") + given + b")R" + b"t" + b"R"
+
+
+def entries(**items):
+    return b"}q\x00(" + b"".join(text(key) + value for key, value in items.items()) + b"u"
+
+
+def written(path, content, storages, first=0x1950A86A20F9469CFC6C):
+    magic = first.to_bytes(10, "little")
+    pickles = (b"\x8a" + bytes([len(magic)]) + magic, number(1001), entries(little_endian=b"\x88"), content)
+    keys = b"](" + b"".join(text(key) for key in storages) + b"e"
+    head = b"".join(b"\x80\x02" + each + b"." for each in (*pickles, keys))
+    bodies = (struct.pack("<q", len(x)) + np.float32(x).tobytes() for x in storages.values())
+    path.write_bytes(head + b"".join(bodies))
+    return path
+
+
+def test_a_state_dictionary_is_read_without_torch(tmp_path):
     values = np.arange(12, dtype=np.float32)
-    one, other = _Storage("a", values), _Storage("b", values * 10)
-    entries = {"w": tensor(one, 2, (2, 3), (1, 4)), "b": tensor(other, 0, (4,), (1,))}
-    found = read_tensors(written(tmp_path / "w.pth", entries, [other, one]))
+    content = entries(w=tensor("a", 12, 2, (2, 3), (1, 4)), b=tensor("b", 4, 0, (4,), (1,)))
+    found = read_tensors(written(tmp_path / "w.pth", content, {"b": values[:4] * 10, "a": values}))
     np.testing.assert_array_equal(found["w"], [[2, 6, 10], [3, 7, 11]])  # strides as they are, offset 2
     np.testing.assert_array_equal(found["b"], [0, 10, 20, 30])
 
 
-def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path, torch_like):
-    _, written = torch_like
-
-    class Evil:
-        def __reduce__(self):
-            return print, ("called",)
-
-    with pytest.raises(ValueError, match=r"wants to call .*print"):
-        read_tensors(written(tmp_path / "evil.pth", {"w": Evil()}, []))
+def test_a_file_that_calls_something_is_refused_and_calls_nothing(tmp_path):
+    evil = entries(w=name("builtins", "print") + b"(" + text("called") + b"t" + b"R")
+    with pytest.raises(ValueError, match=r"wants to call builtins print"):
+        read_tensors(written(tmp_path / "evil.pth", evil, {}))
     with pytest.raises(ValueError, match=r"no \.pth file"):
-        read_tensors(written(tmp_path / "other.pth", {}, [], first=7))
+        read_tensors(written(tmp_path / "other.pth", entries(), {}, first=7))
 
 
 def test_scored_photographs_are_seen_by_no_calibration():

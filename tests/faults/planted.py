@@ -275,4 +275,25 @@ FAULTS = (
         "y",
         ("tests/interpret/test_switch.py",),
     ),
+    Fault(
+        "channels that a loop carries may differ after a turn",
+        "lowbit/program/commuting.py",
+        "            flow.channels.unify(flow.of(carry, lead + 1), flow.of(after, lead + 1), why)",
+        "            flow.of(after, lead + 1)",
+        ("tests/program/test_pairs.py::test_networks_scaled_are_the_same",),
+    ),
+    Fault(
+        "ranges are exchanged, not equalized",
+        "lowbit/rewrites/equalize.py",
+        "np.sqrt(np.where(is_live, second, 1.0) / np.where(is_live, first, 1.0))",
+        "np.where(is_live, second, 1.0) / np.where(is_live, first, 1.0)",
+        ("tests/rewrites/test_rewrites.py::test_the_closed_form_of_one_pair",),
+    ),
+    Fault(
+        "a block takes in what follows the operation before it",
+        "lowbit/program/segments.py",
+        "before |= {equation, *_tail(equation, holds, readers, order)}",
+        "before |= {equation}",
+        ("tests/observe/test_segment.py::test_a_residual_block_is_what_numpy_says",),
+    ),
 )

@@ -43,7 +43,7 @@ def packed():
 def builds(monkeypatch):
     """The weights put into the kernels' order, in order."""
     found, real = [], native.order_of
-    monkeypatch.setattr(native, "order_of", lambda q, row, site: found.append(site.key) or real(q, row, site))
+    monkeypatch.setattr(native, "order_of", lambda q, row, site, *on: found.append(site.key) or real(q, row, site, *on))
     return found
 
 

@@ -45,23 +45,23 @@ ATTACK = """
 
     def matmul():  # (M, K) = (5, 24), N = 20, 4 bits, groups of 8, one step, codes emitted
         table = (2, 3, 16)
-        arrays = [[(5, 24), F], [(1,), F], [(1,), I32], [(2, 3, 64), U8], [table, F], [(0,), I16], [table, I32], [(0,), F],
-                  [(0,), I8], [(1, 2, 16), F], [(1,), F], [(1,), I32]]
+        arrays = [[(5, 24), F], [(1,), F], [(1,), I32], [(2, 3, 64), U8], [table, F], [table, I32], [(1, 2, 16), F], [(1,), F],
+                  [(1,), I32]]
         results = [[(5, 20), F], [(5, 20), I8], [(5,), F], [(4096,), U8]]
-        integers = dict(activation=2, lo=-128, hi=127, bits=4, offset=8, length=24, group=8, x_columns=0, y_columns=0,
-                        next_lo=-128, next_hi=127, isa=-1, threads=0)
-        return "LowbitMatmul", arrays, results, integers, {"kinds": [0]}
+        integers = dict(given=101, activation=2, lo=-128, hi=127, bits=4, offset=8, length=24, group=8, x_columns=0,
+                        y_columns=0, keeps_nan=1, next_lo=-128, next_hi=127, isa=-1, threads=0)
+        return "LowbitMatmulCall", arrays, results, {"config": list(integers.values()), "kinds": [0]}
 
     def conv():  # NHWC (2, 5, 6, 4), HWIO (3, 3, 4, 20), stride 1, padding 1
         arrays = [[(2, 5, 6, 4), F], [(1,), F], [(1,), I32], [(2, 9, 64), U8], [(2, 16), F], [(2, 16), I32],
                   [(1, 2, 16), F], [(1,), F], [(1,), I32]]
         results = [[(2, 5, 6, 20), F], [(2, 5, 6, 20), I8], [(2, 5, 6), F], [(16384,), U8]]
-        integers = dict(groups=1, depthwise=0, lo=-128, hi=127, bits=8, offset=128, x_channels_first=0, y_channels_first=0,
-                        next_lo=-128, next_hi=127, isa=-1, threads=0)
-        spans = {"kinds": [2], "kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1]}
-        return "LowbitConv", arrays, results, integers, spans
+        integers = dict(given=15, groups=1, depthwise=0, lo=-128, hi=127, bits=8, offset=128, x_channels_first=0,
+                        y_channels_first=0, keeps_nan=1, dynamic=0, next_lo=-128, next_hi=127, isa=-1, threads=0)
+        geometry = [3, 3, 1, 1, 1, 1, 1, 1]  # kernel, stride, dilation, padding
+        return "LowbitConvCall", arrays, results, {"config": [*integers.values(), *geometry], "kinds": [2]}
 
-    def spoil(arrays, integers, spans):
+    def spoil(arrays, spans):
         kind = rng.integers(8)
         if kind < 4:
             each = pick(arrays)
@@ -77,27 +77,25 @@ ATTACK = """
             each[0] = tuple(int(n) for n in shape)
         elif kind == 4:
             pick(arrays)[1] = pick((F, B, I8, U8, I16, I32, "float16"))
-        elif kind < 7:
-            integers[pick(list(integers))] = pick(ODD)
         else:
-            span = spans[pick(list(spans))]
+            span = spans["kinds" if kind == 7 else "config"]
             span[rng.integers(len(span))] = pick(ODD)
             if rng.integers(4) == 0:
                 span.append(1)
 
     refused = ran = 0
     for call in range(int(sys.argv[1])):
-        symbol, arrays, results, integers, spans = (matmul, conv)[call % 2]()
+        symbol, arrays, results, spans = (matmul, conv)[call % 2]()
         for _ in range(rng.integers(1, 4) if call > 1 else 0):  # the first two are right
-            spoil(arrays + results, integers, spans)
+            spoil(arrays + results, spans)
         values = [np.zeros(s, d) if d == I32 else rng.integers(0, 255, s).astype(d) for s, d in arrays]
         shapes = [jax.ShapeDtypeStruct(s, d) for s, d in results]
-        attributes = {k: np.int64(v) for k, v in integers.items()} | {k: np.asarray(v, np.int64) for k, v in spans.items()}
+        attributes = {k: np.asarray(v, np.int64) for k, v in spans.items()} | {"numbers": np.zeros(len(spans["kinds"]), F)}
         try:
             jax.block_until_ready(jax.ffi.ffi_call(library.TARGETS[symbol], shapes)(*values, **attributes))
             ran += 1
         except Exception as error:
-            assert "INVALID_ARGUMENT" in str(error), (call, arrays, results, integers, spans, error)
+            assert "INVALID_ARGUMENT" in str(error), (call, arrays, results, spans, error)
             refused += 1
         if call == 1:
             assert ran == 2, "the calls that are right were refused"

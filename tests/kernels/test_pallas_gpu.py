@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit_kernels import StaticActivation, explain, quant_matmul, reference
+from lowbit_kernels import StaticActivation, explain, quant_matmul, quant_sums, quantize_static, reference
 from lowbit_kernels.aot import cuda, report
 from lowbit_kernels.api import matmul_spec
 from lowbit_kernels.bench import gpu as bench
 from lowbit_kernels.pallas import gpu
 from lowbit_kernels.pallas.gpu import GpuConfig
 from lowbit_kernels.shapes import MatmulShape
-from tests.kernels.cases import float_bound, inputs, matrix
+from tests.kernels.cases import ACTIVATIONS, float_bound, inputs, matrix
 
 HAS_KERNEL = jax.__version_info__[:2] >= gpu.FIRST_JAX
 CONFIG = GpuConfig(interpret=True)
@@ -77,6 +77,27 @@ def test_the_kernel_is_the_reference(name):
     # A row scaled and divided again is two more roundings of the result.
     assert (np.abs(got - exact) <= float_bound(x, weights) + 2 * np.finfo(np.float32).eps * np.abs(exact)).all()
     assert np.abs(got - exact).max() > 0  # the data fills float32: a sum in float64 or of integers would be exact
+
+
+@pytest.mark.parametrize(
+    ("shape", "bits", "kind"),
+    [(MatmulShape(5, 128, 64, 128), 8, "signed"), (MatmulShape(3, 128, 64, 64), 4, "unsigned")],
+)
+def test_static_inputs_and_sums_have_their_zero_point_taken_out(shape, bits, kind):
+    packed, x = matrix(bits, shape, bits, signed=True, affine=False), inputs(bits, shape)
+    if not HAS_KERNEL:
+        assert "needs jax 0.11" in str(gpu.supports(spec(platform="cuda-interpreter", activation="static")))
+        return
+    grid = ACTIVATIONS[kind]
+    want = quant_matmul(x, packed, activation=grid, implementation="reference")
+    for weight in (packed, gpu.prepare(packed)):
+        got = jax.jit(lambda x, w: quant_matmul(x, w, activation=grid, platform="cuda-interpreter"))(x, weight)
+        np.testing.assert_array_equal(got, want)
+    if packed.groups == 1:
+        codes = quantize_static(x, grid)
+        got = jax.jit(lambda x, w: quant_sums(x, w, zero=9, platform="cuda-interpreter"))(codes, packed)
+        levels = np.asarray(reference.levels_matrix(packed), np.int64)
+        np.testing.assert_array_equal(got, (np.asarray(codes, np.int64) - 9) @ levels)
 
 
 def test_vmap_over_stacked_weights():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit_kernels import StaticActivation, dequantize_matrix, explain, pack_matrix, quant_matmul
+from lowbit_kernels import StaticActivation, dequantize_matrix, explain, pack_matrix, quant_matmul, quant_sums
 from lowbit_kernels.api import matmul_spec
 from lowbit_kernels.pallas import tpu
 from lowbit_kernels.pallas.tpu import TpuConfig
@@ -115,6 +115,22 @@ def test_scale_on_the_weight_adds_one_rounding_of_the_weight():
     rounding = 2.0**-8  # half the spacing of bfloat16 numbers, relative
     assert (results["weight"] <= float_bound(x, weights) + rounding * magnitude).all()
     assert results["sums"].max() < results["weight"].max()
+
+
+@pytest.mark.parametrize(("length", "bits", "dtype"), [(200, 4, jnp.int8), (4500, 8, jnp.uint8)])
+def test_sums_are_those_of_numpy_over_one_block_and_several(length, bits, dtype):
+    rng = np.random.default_rng(bits)
+    weights = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), (length, 70))
+    low = int(jnp.iinfo(dtype).min)
+    x = rng.integers(low, low + 256, (5, length))
+    packed = pack_matrix(weights, np.ones((1, 70), np.float32), bits=bits)
+    for platform in ("tpu-interpreter", "cpu"):  # the weight is an argument: XLA:CPU folds int4 constants wrongly
+        got = jax.jit(lambda x, w, p=platform: quant_sums(x, w, zero=9, platform=p))(jnp.asarray(x, dtype), packed)
+        np.testing.assert_array_equal(got, (x - 9) @ weights)
+    with pytest.raises(NotImplementedError, match=r"'cpu' (gives no int32 sums|cannot run)"):
+        quant_sums(jnp.asarray(x, dtype), packed, implementation="cpu")
+    with pytest.raises(ValueError, match="a weight of one group"):
+        quant_sums(jnp.ones((1, 64), jnp.int8), matrix(0, SMALL[0], 4, signed=True, affine=False))
 
 
 def test_split_is_exact():

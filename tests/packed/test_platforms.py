@@ -33,7 +33,13 @@ def packed(rule, fn=two_layers, params=PARAMS, args=(X,)):
 
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [("scanned_remat", "w8,a8"), ("decoding", "w4/g4,a8/dynamic"), ("linen_conv_eval", "w2/affine,a4"), ("ensemble", "w4,a8")],
+    [
+        ("scanned_remat", "w8,a8"),
+        ("decoding", "w4/g4,a8/dynamic"),
+        ("linen_conv_eval", "w2/affine,a4"),
+        ("ensemble", "w4,a8"),
+        ("one_row", "w4/g4/int4,a8"),
+    ],
 )  # fmt: skip
 def test_whole_networks_on_a_tpu_are_what_is_simulated_to_the_last_bit(name, rule):
     case = CASES[name]()

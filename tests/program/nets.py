@@ -99,6 +99,16 @@ def carried() -> Case:
     return Case(fn, params, (normal(44, 4, 5),), 4)
 
 
+def repeated() -> Case:
+    """Layers one after the other in a scan, each of which takes and makes the channels that it carries."""
+    params = {"in": normal(70, 5, 6), "w": 0.5 * normal(71, 3, 6, 6), "out": normal(72, 6, 2)}
+
+    def fn(p, x):
+        return lax.scan(lambda x, w: (jax.nn.relu(x @ w), None), x @ p["in"], p["w"])[0] @ p["out"]
+
+    return Case(fn, params, (normal(73, 4, 5),), 3)
+
+
 def leaky() -> Case:
     """A leaky relu as a choice, padding, a part of the channels, a bias on one axis of two, a transposed weight."""
     params = {"a": normal(50, 6, 5), "b": normal(51, 6), "c": normal(52, 4, 8), "d": normal(53, 2, 3)}
@@ -113,4 +123,4 @@ def leaky() -> Case:
     return Case(fn, params, (normal(54, 3, 5),), 3)
 
 
-NETS = {f.__name__: f for f in (mobile, mobile6, grouped, gated, carried, leaky)}
+NETS = {f.__name__: f for f in (mobile, mobile6, grouped, gated, carried, repeated, leaky)}

@@ -95,7 +95,7 @@ def test_lsq_plus_beats_lsq_on_swish():
     x = jax.nn.swish(jax.random.normal(KEY, (1, 16384)))
     operand = operand_of(x, is_weight=False)
     q = lsq_plus("a4").input
-    stats = {s.name: s.finish(s.update(s.init(operand), x)) for s in q.needs(operand)}
+    stats = {s.name: s.finish(s.update(s.init(operand), x, operand)) for s in q.needs(operand)}
     unsigned = rtn("auint4/sym", range=MSE()).input
     ours = q.fake(q.init(operand, stats, KEY), x, operand)
     theirs = unsigned.fake(unsigned.init(operand, stats, KEY), x, operand)

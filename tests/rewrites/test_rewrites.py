@@ -56,7 +56,10 @@ def _made(rewrite) -> Given:
     return rewrite(**{k: v for k, v in {"rules": {"**": "w4"}}.items() if k in rewrite.__dataclass_fields__})
 
 
-@pytest.mark.parametrize("model", MODELS)
+QUICK = ("mobile6", "gated", "repeated", "linen_conv_eval")
+
+
+@pytest.mark.parametrize("model", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in MODELS])
 @pytest.mark.parametrize("rewrite", REWRITES)
 def test_the_function_is_the_same(rewrite, model):
     fn, params, state, batches = _model(model)

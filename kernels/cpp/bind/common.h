@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <string>
 #include <utility>
 
@@ -39,6 +40,41 @@ inline View ViewOf(const ffi::AnyBuffer& buffer) {
   const auto dims = buffer.dimensions();
   return {TypeOf(buffer.element_type()), dims.begin(), dims.size(), buffer.untyped_data()};
 }
+
+// The operands of a call in order, those that are not given as arrays of no elements, or of a zero or one.
+class Operands {
+ public:
+  Operands(const ffi::RemainingArgs& args, size_t batch_rank, int64_t given)
+      : args_(args), batch_rank_(batch_rank), given_(given) {
+    if (batch_rank > kMostBatch) problem_ = "too many batch dimensions";
+  }
+
+  View Next() {
+    auto buffer = args_.get<ffi::AnyBuffer>(at_++);
+    if (buffer.has_value()) return ViewOf(*buffer);
+    problem_ = "an operand is missing";
+    return {};
+  }
+  View Next(int64_t bit, Type type, std::initializer_list<int64_t> absent) {
+    if ((given_ & bit) != 0) return Next();
+    if (problem_ != nullptr || held_ == kMostAbsent) return {};
+    int64_t* dims = dims_[held_++];
+    size_t rank = 0;
+    while (rank < batch_rank_) dims[rank++] = 1;
+    for (int64_t n : absent) dims[rank++] = n;
+    static float one = 1.0f;
+    static int32_t zero = 0;
+    return {type, dims, rank, type == Type::kF32 ? static_cast<void*>(&one) : static_cast<void*>(&zero)};
+  }
+  const char* problem() const { return problem_ != nullptr ? problem_ : at_ == args_.size() ? nullptr : "too many operands"; }
+
+ private:
+  static constexpr size_t kMostBatch = 8, kMostAbsent = 12;
+  const ffi::RemainingArgs& args_;
+  size_t batch_rank_, at_ = 0, held_ = 0;
+  int64_t given_, dims_[kMostAbsent][kMostBatch + 3];
+  const char* problem_ = nullptr;
+};
 
 inline ffi::Error Answer(const char* problem) {
   if (problem == nullptr) return ffi::Error::Success();

@@ -4,38 +4,39 @@
 namespace lowbit {
 namespace {
 
-ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer x_scale, ffi::AnyBuffer x_zero, ffi::AnyBuffer weights, ffi::AnyBuffer scales, ffi::AnyBuffer sums, ffi::AnyBuffer steps, ffi::AnyBuffer next_scale, ffi::AnyBuffer next_zero, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> kinds, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> stride, ffi::Span<const int64_t> dilation, ffi::Span<const int64_t> padding, int64_t groups, int64_t depthwise, int64_t lo, int64_t hi, int64_t bits, int64_t offset, int64_t x_channels_first, int64_t y_channels_first, int64_t next_lo, int64_t next_hi, int64_t isa, int64_t threads) {
+// Numbers shared with lowbit_kernels/cpu/conv.py.
+enum Given { kScale = 1, kSums = 2, kSteps = 4, kNext = 8 };
+enum Config { kGiven, kGroups, kDepthwise, kLo, kHi, kBits, kOffset, kXFirst, kYFirst, kKeepsNan, kDynamic, kNextLo, kNextHi,
+              kIsa, kThreads, kKernel, kStride = kKernel + 2, kDilation = kStride + 2, kPadding = kDilation + 2,
+              kConfig = kPadding + 2 };
+
+ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> config, ffi::Span<const int64_t> kinds, ffi::Span<const float> numbers) {
+  if (config.size() != kConfig) return Answer("config has another length: the library is of another version");
+  const int64_t* a = config.begin();
   ConvCall c;
-  c.x = ViewOf(x);
-  c.x_scale = ViewOf(x_scale);
-  c.x_zero = ViewOf(x_zero);
-  c.weights = ViewOf(weights);
-  c.scales = ViewOf(scales);
-  c.sums = ViewOf(sums);
-  c.tail.steps = ViewOf(steps);
-  c.tail.next_scale = ViewOf(next_scale);
-  c.tail.next_zero = ViewOf(next_zero);
   c.tail.y = ViewOf(*y);
   c.tail.codes = ViewOf(*codes);
   c.tail.marks = ViewOf(*marks);
   c.scratch = ViewOf(*scratch);
+  Operands in(args, 0, a[kGiven]);
+  c.x = in.Next();
+  c.x_scale = in.Next(kScale, Type::kF32, {1});
+  c.x_zero = in.Next(kScale, Type::kS32, {1});
+  c.weights = in.Next();
+  c.scales = in.Next();
+  c.sums = in.Next(kSums, Type::kS32, {0});
+  c.tail.steps = in.Next(kSteps, Type::kF32, {0, c.scales.rank > 0 ? c.scales.dims[0] : 0, kLanes});
+  c.tail.next_scale = in.Next(kNext, Type::kF32, {1});
+  c.tail.next_zero = in.Next(kNext, Type::kS32, {1});
+  if (const char* problem = in.problem()) return Answer(problem);
   c.tail.kinds = kinds.begin(), c.tail.kinds_count = kinds.size();
-  c.kernel = kernel.begin(), c.kernel_rank = kernel.size();
-  c.stride = stride.begin(), c.stride_rank = stride.size();
-  c.dilation = dilation.begin(), c.dilation_rank = dilation.size();
-  c.padding = padding.begin(), c.padding_rank = padding.size();
-  c.groups = groups;
-  c.depthwise = depthwise;
-  c.lo = lo;
-  c.hi = hi;
-  c.bits = bits;
-  c.offset = offset;
-  c.x_channels_first = x_channels_first;
-  c.y_channels_first = y_channels_first;
-  c.tail.next_lo = next_lo;
-  c.tail.next_hi = next_hi;
-  c.isa = isa;
-  c.threads = threads;
+  c.tail.numbers = numbers.begin(), c.tail.numbers_count = numbers.size();
+  c.kernel = a + kKernel, c.stride = a + kStride, c.dilation = a + kDilation, c.padding = a + kPadding;
+  c.kernel_rank = c.stride_rank = c.dilation_rank = c.padding_rank = 2;
+  c.groups = a[kGroups], c.depthwise = a[kDepthwise], c.lo = a[kLo], c.hi = a[kHi], c.bits = a[kBits];
+  c.offset = a[kOffset], c.x_channels_first = a[kXFirst], c.y_channels_first = a[kYFirst];
+  c.keeps_nan = a[kKeepsNan], c.dynamic = a[kDynamic], c.tail.next_lo = a[kNextLo], c.tail.next_hi = a[kNextHi];
+  c.isa = a[kIsa], c.threads = a[kThreads];
   ThreadPool pool(thread_pool);
   return Answer(Call(c, &pool));
 }
@@ -43,36 +44,14 @@ ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffe
 }  // namespace
 }  // namespace lowbit
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitConv, lowbit::ConvImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitConvCall, lowbit::ConvImpl,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("config")
                                   .Attr<xla::ffi::Span<const int64_t>>("kinds")
-                                  .Attr<xla::ffi::Span<const int64_t>>("kernel")
-                                  .Attr<xla::ffi::Span<const int64_t>>("stride")
-                                  .Attr<xla::ffi::Span<const int64_t>>("dilation")
-                                  .Attr<xla::ffi::Span<const int64_t>>("padding")
-                                  .Attr<int64_t>("groups")
-                                  .Attr<int64_t>("depthwise")
-                                  .Attr<int64_t>("lo")
-                                  .Attr<int64_t>("hi")
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("offset")
-                                  .Attr<int64_t>("x_channels_first")
-                                  .Attr<int64_t>("y_channels_first")
-                                  .Attr<int64_t>("next_lo")
-                                  .Attr<int64_t>("next_hi")
-                                  .Attr<int64_t>("isa")
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<xla::ffi::Span<const float>>("numbers"));

@@ -1,41 +1,43 @@
-// The matmul as an XLA FFI handler.
+// The matmul as an XLA FFI handler. An operand that a call has no use for is left out: every buffer costs time in a call.
 #include "bind/common.h"
 
 namespace lowbit {
 namespace {
 
-ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer x_scale, ffi::AnyBuffer x_zero, ffi::AnyBuffer blocks, ffi::AnyBuffer scales, ffi::AnyBuffer zeros, ffi::AnyBuffer column_sums, ffi::AnyBuffer codebook, ffi::AnyBuffer factors, ffi::AnyBuffer steps, ffi::AnyBuffer next_scale, ffi::AnyBuffer next_zero, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> kinds, int64_t activation, int64_t lo, int64_t hi, int64_t bits, int64_t offset, int64_t length, int64_t group, int64_t x_columns, int64_t y_columns, int64_t next_lo, int64_t next_hi, int64_t isa, int64_t threads) {
+// Numbers shared with lowbit_kernels/cpu/matmul.py: bits of the operands that are there, and what `config` holds.
+enum Given { kScale = 1, kZeros = 2, kSums = 4, kBook = 8, kFactors = 16, kSteps = 32, kNext = 64 };
+enum Config { kGiven, kActivation, kLo, kHi, kBits, kOffset, kLength, kGroup, kXColumns, kYColumns, kKeepsNan, kNextLo,
+              kNextHi, kIsa, kThreads, kConfig };
+
+ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> config, ffi::Span<const int64_t> kinds, ffi::Span<const float> numbers) {
+  if (config.size() != kConfig) return Answer("config has another length: the library is of another version");
+  const int64_t* a = config.begin();
   MatmulCall c;
-  c.x = ViewOf(x);
-  c.x_scale = ViewOf(x_scale);
-  c.x_zero = ViewOf(x_zero);
-  c.blocks = ViewOf(blocks);
-  c.scales = ViewOf(scales);
-  c.zeros = ViewOf(zeros);
-  c.column_sums = ViewOf(column_sums);
-  c.codebook = ViewOf(codebook);
-  c.factors = ViewOf(factors);
-  c.tail.steps = ViewOf(steps);
-  c.tail.next_scale = ViewOf(next_scale);
-  c.tail.next_zero = ViewOf(next_zero);
   c.tail.y = ViewOf(*y);
   c.tail.codes = ViewOf(*codes);
   c.tail.marks = ViewOf(*marks);
   c.scratch = ViewOf(*scratch);
+  Operands in(args, c.tail.y.rank < 2 ? 0 : c.tail.y.rank - 2, a[kGiven]);
+  const int64_t tiles = c.tail.y.rank < 2 ? 0 : CeilDivide(c.tail.y.dims[c.tail.y.rank - (a[kYColumns] != 0 ? 2 : 1)], kLanes);
+  c.x = in.Next();
+  c.x_scale = in.Next(kScale, Type::kF32, {0});
+  c.x_zero = in.Next(kScale, Type::kS32, {1});
+  c.blocks = in.Next();
+  c.scales = in.Next();
+  c.zeros = in.Next(kZeros, Type::kS16, {0});
+  c.column_sums = in.Next(kSums, Type::kS16, {0});
+  c.codebook = in.Next(kBook, Type::kF32, {0});
+  c.factors = in.Next(kFactors, Type::kS8, {0});
+  c.tail.steps = in.Next(kSteps, Type::kF32, {0, tiles, kLanes});
+  c.tail.next_scale = in.Next(kNext, Type::kF32, {1});
+  c.tail.next_zero = in.Next(kNext, Type::kS32, {1});
+  if (const char* problem = in.problem()) return Answer(problem);
   c.tail.kinds = kinds.begin(), c.tail.kinds_count = kinds.size();
-  c.activation = activation;
-  c.lo = lo;
-  c.hi = hi;
-  c.bits = bits;
-  c.offset = offset;
-  c.length = length;
-  c.group = group;
-  c.x_columns = x_columns;
-  c.y_columns = y_columns;
-  c.tail.next_lo = next_lo;
-  c.tail.next_hi = next_hi;
-  c.isa = isa;
-  c.threads = threads;
+  c.tail.numbers = numbers.begin(), c.tail.numbers_count = numbers.size();
+  c.activation = a[kActivation], c.lo = a[kLo], c.hi = a[kHi], c.bits = a[kBits], c.offset = a[kOffset];
+  c.length = a[kLength], c.group = a[kGroup], c.x_columns = a[kXColumns], c.y_columns = a[kYColumns];
+  c.keeps_nan = a[kKeepsNan], c.tail.next_lo = a[kNextLo], c.tail.next_hi = a[kNextHi];
+  c.isa = a[kIsa], c.threads = a[kThreads];
   ThreadPool pool(thread_pool);
   return Answer(Call(c, &pool));
 }
@@ -43,39 +45,17 @@ ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuf
 }  // namespace
 }  // namespace lowbit
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitMatmul, lowbit::MatmulImpl,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitMatmulCall, lowbit::MatmulImpl,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
                                   .Ret<xla::ffi::AnyBuffer>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("config")
                                   .Attr<xla::ffi::Span<const int64_t>>("kinds")
-                                  .Attr<int64_t>("activation")
-                                  .Attr<int64_t>("lo")
-                                  .Attr<int64_t>("hi")
-                                  .Attr<int64_t>("bits")
-                                  .Attr<int64_t>("offset")
-                                  .Attr<int64_t>("length")
-                                  .Attr<int64_t>("group")
-                                  .Attr<int64_t>("x_columns")
-                                  .Attr<int64_t>("y_columns")
-                                  .Attr<int64_t>("next_lo")
-                                  .Attr<int64_t>("next_hi")
-                                  .Attr<int64_t>("isa")
-                                  .Attr<int64_t>("threads"));
+                                  .Attr<xla::ffi::Span<const float>>("numbers"));
 
 // For lowbit_kernels/cpu/library.py, which reads it before any call.
 extern "C" int lowbit_isa_supported(int isa) {

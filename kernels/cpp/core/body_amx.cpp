@@ -163,6 +163,7 @@ void MultiplyRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t 
 void Expand(const Matmul& p, int64_t tile, uint8_t* out, int32_t* sums) {
   body_avx512vnni::kBody.expand(p, tile, out, sums);
 }
+float ConvScale(const Conv& c, int64_t example) { return body_avx512vnni::kBody.conv_scale(c, example); }
 void ConvQuantize(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBody.conv_quantize(c, begin, end); }
 void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t begin, int64_t end) {
   body_avx512vnni::kBody.conv_gather(c, p, group, begin, end);
@@ -172,7 +173,7 @@ void Depthwise(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBo
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
+const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
 
 }  // namespace body_amx
 }  // namespace lowbit

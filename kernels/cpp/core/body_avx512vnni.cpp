@@ -17,7 +17,7 @@ namespace {
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
+const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
 
 }  // namespace body_avx512vnni
 }  // namespace lowbit

@@ -2,36 +2,47 @@
 // the body's namespace, after body_quantize.h and body_store.h.
 #pragma once
 
-// q = clip(nearest_even(x * inverse), lo - z, hi - z): steps (q_x - z_x), as floats. NaN takes step 0.
+// q = clip(nearest_even(x * inverse), lo - z, hi - z): steps (q_x - z_x), as floats. NaN takes `nan`: step 0, or itself.
 template <typename T>
-LOWBIT_INLINE void StepSpan(const T* x, int64_t n, float inverse, float lo, float hi, float* steps) {
+LOWBIT_INLINE void StepSpan(const T* x, int64_t n, float inverse, float lo, float hi, float nan, float* steps) {
   for (int64_t k = 0; k < n; ++k) {
-    float r = __builtin_rintf(Value(x, k) * inverse);
+    const float value = Value(x, k);
+    float r = __builtin_rintf(value * inverse);
     r = r == r ? r : 0.0f;
     r = r < lo ? lo : r;
-    steps[k] = r > hi ? hi : r;
+    r = r > hi ? hi : r;
+    steps[k] = value == value ? r : nan;
   }
+}
+
+// The scale of an example by its largest magnitude.
+float ConvScale(const Conv& c, int64_t example) {
+  const int64_t n = c.height * c.width * c.channels;
+  return DynamicScale(c.x_type == Type::kBF16 ? AbsMax(static_cast<const uint16_t*>(c.x) + example * n, n)
+                                              : AbsMax(static_cast<const float*>(c.x) + example * n, n));
 }
 
 // `n` inputs that lie side by side, on the grid, as the convolution's body wants them.
 template <typename T>
-LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, int64_t n, float* steps) {
+LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, float* steps) {
   if constexpr (sizeof(T) == 1) {
     const uint8_t flip = c.shift() == 128 ? 128 : 0;
     for (int64_t k = 0; k < n; ++k) {
       steps[k] = static_cast<float>(static_cast<int8_t>(static_cast<uint8_t>(x[k]) ^ flip) - c.zero());
     }
   } else {
-    StepSpan(x, n, 1.0f / c.x_scale, static_cast<float>(c.lo - c.x_zero), static_cast<float>(c.hi - c.x_zero), steps);
+    StepSpan(x, n, 1.0f / scale, static_cast<float>(c.lo - c.x_zero), static_cast<float>(c.hi - c.x_zero),
+             c.keeps_nan ? __builtin_nanf("") : 0.0f, steps);
   }
 }
 template <typename T>
-LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, int64_t n, int8_t* codes) {
+LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, int8_t* codes) {
   if constexpr (sizeof(T) == 1) {
     FlipSpan(x, n, c.shift() == 128 ? 128 : 0, codes);
   } else {
-    QuantizeSpan(x, n, 1.0f / c.x_scale, static_cast<float>(c.lo - c.x_zero), static_cast<float>(c.hi - c.x_zero),
-                 c.zero(), codes);
+    const bool nan = QuantizeSpan(x, n, 1.0f / scale, static_cast<float>(c.lo - c.x_zero),
+                                  static_cast<float>(c.hi - c.x_zero), c.zero(), codes);
+    if (nan) __atomic_store_n(c.found, 1u, __ATOMIC_RELAXED);
   }
 }
 
@@ -41,6 +52,7 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
   const int64_t height = c.padded_height(), width = c.padded_width(), row = width * c.channels;
   for (int64_t line = line_begin; line < line_end; ++line) {
     const int64_t b = line / height, i = line % height - c.pad_top;
+    const float scale = c.scale_of(b);
     // Columns [left, right) of this padded line lie inside x.
     int64_t left = c.pad_left < width ? c.pad_left : width;
     int64_t right = c.pad_left + c.width < width ? c.pad_left + c.width : width;
@@ -50,7 +62,8 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
     for (int64_t k = 0; k < before; ++k) out[k] = padding;
     out += before;
     if (inside > 0 && !c.x_channels_first) {
-      ConvSpan(c, static_cast<const T*>(c.x) + (b * c.height + i) * c.width * c.channels, inside * c.channels, out);
+      ConvSpan(c, static_cast<const T*>(c.x) + (b * c.height + i) * c.width * c.channels, scale, inside * c.channels,
+               out);
     } else if (inside > 0) {
       constexpr int64_t kPart = 256;  // a line of one channel, part by part, scattered to its channel
       Q part[kPart];
@@ -58,7 +71,7 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
         const T* x = static_cast<const T*>(c.x) + ((b * c.channels + n) * c.height + i) * c.width;
         for (int64_t j = 0; j < inside; j += kPart) {
           const int64_t count = inside - j < kPart ? inside - j : kPart;
-          ConvSpan(c, x + j, count, part);
+          ConvSpan(c, x + j, scale, count, part);
           for (int64_t k = 0; k < count; ++k) out[(j + k) * c.channels + n] = part[k];
         }
       }
@@ -93,20 +106,21 @@ LOWBIT_INLINE void CopySpan(int8_t* to, const int8_t* from, int64_t n) {
   for (; n > 0; --n) *to++ = *from++;
 }
 
-// The scale of a window: NaN where a position that it sums over is marked so.
-LOWBIT_INLINE float WindowScale(const Conv& c, int64_t b, int64_t i, int64_t j) {
-  if (c.x_marks == nullptr) return c.x_scale;
+// The scale of a window: NaN where a position that it sums over is marked so, for its group if groups have their own.
+LOWBIT_INLINE float WindowScale(const Conv& c, int64_t b, int64_t i, int64_t j, int64_t group) {
+  if (c.x_marks == nullptr) return c.scale_of(b);
+  const int64_t own = c.mark_groups > 1 ? group : 0;
   for (int64_t u = 0; u < c.kernel_height; ++u) {
     const int64_t h = i * c.stride_height + u * c.dilation_height - c.pad_top;
     if (h < 0 || h >= c.height) continue;
     for (int64_t v = 0; v < c.kernel_width; ++v) {
       const int64_t w = j * c.stride_width + v * c.dilation_width - c.pad_left;
       if (w < 0 || w >= c.width) continue;
-      const float mark = c.x_marks[(b * c.height + h) * c.width + w];
+      const float mark = c.x_marks[((b * c.height + h) * c.width + w) * c.mark_groups + own];
       if (mark != mark) return mark;
     }
   }
-  return c.x_scale;
+  return c.scale_of(b);
 }
 
 void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t row_begin, int64_t row_end) {
@@ -130,7 +144,7 @@ void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t row_begin
     }
     for (int64_t k = 0; k < pad; ++k) q[k] = 0;
     FinishGroup(p, m, 0, row, p.blocks, Vec::Sum(row, c.inputs()), static_cast<int32_t>(c.inputs()));
-    p.row_scales[m] = WindowScale(c, b, i, j);
+    p.row_scales[m] = WindowScale(c, b, i, j, group);
   }
 }
 
@@ -167,7 +181,7 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
           }
         }
         for (int64_t k = 0; k < kSide && j + k < c.out_width; ++k) {
-          const Vec::F x_scale = Vec::SetF(WindowScale(c, b, i, j + k));
+          const Vec::F x_scale = Vec::SetF(WindowScale(c, b, i, j + k, 0));
           const Vec::F y = Vec::MulF(Vec::Saturate(Vec::MulF(sum[k], scale)), x_scale);
           StoreTile(c.tail, c.channels, line * c.out_width + j + k, n / kLanes, Vec::Saturate(y));
         }

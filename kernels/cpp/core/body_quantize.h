@@ -27,15 +27,20 @@ LOWBIT_INLINE float DynamicScale(float absmax) {
 }
 
 // code = clip(nearest_even(x * inverse) + zero, lo, hi), less `shift`. NaN takes the code of 0.0.
+// Returns whether there was one: a word rather than a truth value, so that the loop stays a vector's.
 template <typename T>
-LOWBIT_INLINE void QuantizeSpan(const T* x, int64_t n, float inverse, float lo, float hi, int32_t add, int8_t* q) {
+LOWBIT_INLINE bool QuantizeSpan(const T* x, int64_t n, float inverse, float lo, float hi, int32_t add, int8_t* q) {
+  uint32_t nan = 0;
   for (int64_t k = 0; k < n; ++k) {
-    float r = __builtin_rintf(Value(x, k) * inverse);
+    const float value = Value(x, k);
+    nan |= value != value ? 1u : 0u;
+    float r = __builtin_rintf(value * inverse);
     r = r == r ? r : 0.0f;
     r = r < lo ? lo : r;
     r = r > hi ? hi : r;
     q[k] = static_cast<int8_t>(static_cast<int32_t>(r) + add);
   }
+  return nan != 0;
 }
 
 // Codes given as such: uint8 is moved to int8.
@@ -108,8 +113,9 @@ LOWBIT_INLINE void QuantizeRow(const Matmul& p, int64_t m) {
   int8_t* row = p.codes + m * p.codes_stride;
   // Groups of whole blocks lie side by side: one long loop instead of many short ones.
   const bool joined = !kCodes && p.group % span == 0;
+  bool nan = false;
   if constexpr (!kCodes) {
-    if (joined) QuantizeSpan(x, p.length, inverse, lo, hi, zero, row);
+    if (joined) nan = QuantizeSpan(x, p.length, inverse, lo, hi, zero, row);
   }
   int64_t at = 0;
   for (int64_t g = 0; g < p.groups; ++g) {
@@ -119,12 +125,13 @@ LOWBIT_INLINE void QuantizeRow(const Matmul& p, int64_t m) {
       const uint8_t flip = shift == 128 ? 128 : 0;
       FlipSpan(x + g * p.group, size, flip, q);
     } else {
-      if (!joined) QuantizeSpan(x + g * p.group, size, inverse, lo, hi, zero, q);
+      if (!joined) nan |= QuantizeSpan(x + g * p.group, size, inverse, lo, hi, zero, q);
     }
     for (int64_t k = size; k < padded; ++k) q[k] = 0;
     FinishGroup(p, m, g, q, blocks, Vec::Sum(q, size), static_cast<int32_t>(size));
     at += padded;
   }
+  if (nan && p.keeps_nan) p.row_scales[m] = __builtin_nanf("");
 }
 
 template <typename T>

@@ -20,8 +20,15 @@ LOWBIT_INLINE float Smaller(float a, float b) {
 // The steps of the tail over 16 channels, each float32 and rounded by itself.
 LOWBIT_INLINE void ApplySteps(const Tail& t, int64_t tile, float* v) {
   constexpr float kMost = 3.402823466e38f;
+  const float* row = t.steps == nullptr ? nullptr : t.steps + tile * kLanes;
   for (int s = 0; s < t.count; ++s) {
-    const float* w = t.steps + s * t.step_stride + tile * kLanes;
+    alignas(64) float w[kLanes];
+    if (t.one[s]) {
+      for (int i = 0; i < kLanes; ++i) w[i] = t.numbers[s];
+    } else {
+      __builtin_memcpy(w, row, sizeof w);
+      row += t.step_stride;
+    }
     switch (t.kinds[s]) {
       case Step::kAdd:
         for (int i = 0; i < kLanes; ++i) v[i] = v[i] + w[i];

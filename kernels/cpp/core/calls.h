@@ -9,14 +9,16 @@ namespace lowbit {
 
 // What follows the product, in order; and the grid of the codes that are emitted.
 struct TailCall {
-  View steps;                // f32 (count, tiles, 16): the other operand of each step, channel by channel
+  View steps;                // f32 (rows, tiles, 16): the other operands of the steps that have one a channel, in order
   View next_scale;           // f32 (1): of the grid of the emitted codes
-  View next_zero;            // s32 (1)
+  View next_zero;            // s32 or f32 (1), a whole number
   View y;                    // f32 or bf16; no rows where only codes are asked for
   View codes;                // s8, or u8 where next_hi > 127; no rows where none are asked for
   View marks;                // f32, one a row of `codes`: next_scale, or NaN where a value of the row is NaN
-  const int64_t* kinds = nullptr;  // enum Step
+  const int64_t* kinds = nullptr;  // enum Step, plus 4 where the other operand is one number
   size_t kinds_count = 0;
+  const float* numbers = nullptr;  // of every step: that number, or anything
+  size_t numbers_count = 0;
   int64_t next_lo = -128, next_hi = 127;
 };
 
@@ -25,7 +27,7 @@ struct TailCall {
 struct MatmulCall {
   View x;            // (M, K), or (K, M) with `x_columns`
   View x_scale;      // f32 (0), (1) or (M)
-  View x_zero;       // s32 (1)
+  View x_zero;       // s32 or f32 (1), a whole number
   View blocks;       // u8 (tiles, blocks, 64)
   View scales;       // f32 or bf16 (tiles, groups, 16)
   View zeros;        // s16, the same, or (0)
@@ -35,13 +37,13 @@ struct MatmulCall {
   TailCall tail;     // y, codes: (M, N), or (N, M) with `y_columns`; marks: (M)
   View scratch;      // u8, any shape
   int64_t activation = 0, lo = -128, hi = 127, bits = 8, offset = 0, length = 0, group = 0;
-  int64_t x_columns = 0, y_columns = 0, isa = -1, threads = 0;
+  int64_t x_columns = 0, y_columns = 0, keeps_nan = 0, isa = -1, threads = 0;
 };
 
 struct ConvCall {
   View x;        // (B, H, W, C), or (B, C, H, W) with `x_channels_first`
-  View x_scale;  // f32 (1), or (B, H, W): the marks of emitted codes
-  View x_zero;   // s32 (1)
+  View x_scale;  // f32 (1), or (B, H, W): the marks of emitted codes; not looked at with `dynamic`
+  View x_zero;   // s32 or f32 (1), a whole number
   View weights;  // u8 (tiles, blocks, 64) with ceil(O / groups / 16) tiles a group; depthwise: (taps, C)
   View scales;   // f32 (tiles, 16)
   View sums;     // s32 (tiles, 16)
@@ -50,7 +52,7 @@ struct ConvCall {
   const int64_t *kernel = nullptr, *stride = nullptr, *dilation = nullptr, *padding = nullptr;
   size_t kernel_rank = 0, stride_rank = 0, dilation_rank = 0, padding_rank = 0;
   int64_t groups = 1, depthwise = 0, lo = -128, hi = 127, bits = 8, offset = 0;
-  int64_t x_channels_first = 0, y_channels_first = 0, isa = -1, threads = 0;
+  int64_t x_channels_first = 0, y_channels_first = 0, keeps_nan = 0, dynamic = 0, isa = -1, threads = 0;
 };
 
 // Null, or what is wrong: then nothing was read or written.

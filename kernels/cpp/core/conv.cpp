@@ -1,6 +1,7 @@
 #include "core/conv.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "core/matmul.h"
 #include "core/view.h"
@@ -13,6 +14,25 @@ int64_t Stride(const Conv& c) { return Plus(RoundUp(Times(c.blocks(), c.span()),
 int64_t PaddedBytes(const Conv& c) {  // depthwise reads a whole vector at the last channels: 64 bytes more
   const int64_t positions = Times(Times(c.batch, c.padded_height()), c.padded_width());
   return Plus(RoundUp(Times(Times(positions, c.channels), c.depthwise ? 4 : 1), 64), 64);
+}
+
+// Of x that holds a NaN: where, position by position and feature group by group.
+template <typename T>
+std::vector<float> Marks(const Conv& c) {
+  std::vector<float> marks(c.batch * c.height * c.width * c.groups, 0.0f);
+  const T* x = static_cast<const T*>(c.x);
+  const int64_t positions = c.height * c.width;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    for (int64_t i = 0; i < positions * c.channels; ++i) {
+      const T v = x[b * positions * c.channels + i];
+      const bool nan = sizeof(T) == 4 ? (v & T(0x7fffffff)) > T(0x7f800000) : (v & T(0x7fff)) > T(0x7f80);
+      if (!nan) continue;
+      const int64_t position = c.x_channels_first ? i % positions : i / c.channels;
+      const int64_t channel = c.x_channels_first ? i / positions : i % c.channels;
+      marks[(b * positions + position) * c.groups + channel / c.group_channels()] = __builtin_nanf("");
+    }
+  }
+  return marks;
 }
 
 }  // namespace
@@ -44,6 +64,9 @@ const char* Check(const Conv& c) {
     return "x must be f32, bf16, s8 or u8";
   }
   if (const char* problem = CheckGrid(c.lo, c.hi, c.x_type)) return problem;
+  if (c.dynamic && ((c.x_type != Type::kF32 && c.x_type != Type::kBF16) || c.x_zero != 0 || c.hi > 127)) {
+    return "examples with scales of their own are floats, on a signed grid without a zero point";
+  }
   if (c.x_zero < c.lo || c.x_zero > c.hi) return "the zero point must be a code: padding is made of it";
   if (c.depthwise && (c.out != c.channels || c.taps_count() > 258 || c.bits != 8)) {
     return "depthwise takes one input an output, codes of 8 bits, and at most 258 taps, so that sums stay below 2^24";
@@ -63,12 +86,30 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
 
   for (int64_t m = 0; c.tail.codes != nullptr && m < c.rows(); ++m) c.tail.marks[m] = c.tail.next_scale;
 
+  std::vector<float> scales, marks;
+  if (c.dynamic) {
+    scales.resize(c.batch);
+    ParallelFor(pool, c.height * c.width * c.channels * c.batch < 1 << 16 ? 1 : threads, c.batch, [&](int64_t b) {
+      ScopedFlushSubnormals flush;
+      scales[b] = body.conv_scale(c, b);
+    });
+    c.x_scales = scales.data();
+  }
+  uint32_t found = 0;
+  c.found = &found;
+
   const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;
   const int64_t line_chunk = std::max<int64_t>(1, (1 << 14) / line);
   ParallelFor(pool, lines * line < 1 << 15 ? 1 : threads, (lines + line_chunk - 1) / line_chunk, [&](int64_t i) {
     ScopedFlushSubnormals flush;
     body.conv_quantize(c, i * line_chunk, std::min(lines, (i + 1) * line_chunk));
   });
+
+  if (found != 0 && c.keeps_nan) {  // rare: x is read once more
+    marks = c.x_type == Type::kBF16 ? Marks<uint16_t>(c) : Marks<uint32_t>(c);
+    c.x_marks = marks.data();
+    c.mark_groups = c.groups;
+  }
 
   if (c.depthwise) {
     const int64_t out_lines = c.batch * c.out_height;

@@ -26,7 +26,12 @@ struct Conv {
   bool x_channels_first = false;
   Type x_type = Type::kF32;
   float x_scale = 1.0f;
-  const float* x_marks = nullptr;  // (B, H, W): NaN where a position holds one, or null where none does
+  const float* x_scales = nullptr;  // (B): one an example, or null
+  bool dynamic = false;             // x_scales are the examples' own, found here
+  bool keeps_nan = false;           // of floats: what sums over a NaN is NaN
+  const float* x_marks = nullptr;   // (B, H, W, mark_groups): NaN where a position holds one, or null where none does
+  int64_t mark_groups = 1;          // 1, or the feature groups
+  uint32_t* found = nullptr;        // scratch: set where x holds a NaN
   int32_t x_zero = 0, lo = -128, hi = 127;
   const uint8_t* w = nullptr;      // dense: (tiles, blocks, 64), a window padded to whole blocks
   const int8_t* taps = nullptr;    // depthwise: codes (taps, channels)
@@ -37,6 +42,7 @@ struct Conv {
   // Scratch: x on its grid, with the padding that the kernel reads. int8 codes, or float steps (q_x - z_x) for depthwise.
   void* padded = nullptr;
 
+  LOWBIT_INLINE float scale_of(int64_t b) const { return x_scales == nullptr ? x_scale : x_scales[b]; }
   LOWBIT_INLINE int64_t padded_height() const {
     return (out_height - 1) * stride_height + (kernel_height - 1) * dilation_height + 1;
   }

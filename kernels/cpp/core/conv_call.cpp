@@ -42,8 +42,10 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.lo = static_cast<int32_t>(call.lo), c.hi = static_cast<int32_t>(call.hi);
   c.bits = static_cast<int>(call.bits), c.offset = static_cast<int32_t>(call.offset);
   c.x_type = call.x.type;
-  LOWBIT_REQUIRE(call.x_zero.type == Type::kS32 && HasShape(call.x_zero, 0, {1}), "x_zero must be one s32");
-  c.x_zero = *static_cast<const int32_t*>(call.x_zero.data);
+  LOWBIT_REQUIRE(IsZeroType(call.x_zero.type) && HasShape(call.x_zero, 0, {1}), "x_zero must be one s32 or f32");
+  c.x_zero = ReadZero(call.x_zero.type, call.x_zero.data);
+  c.keeps_nan = call.keeps_nan != 0 && (c.x_type == Type::kF32 || c.x_type == Type::kBF16);
+  c.dynamic = call.dynamic != 0;
   if (const char* problem = Check(c)) return problem;
 
   const bool map = HasShape(call.x_scale, 0, {c.batch, c.height, c.width});
@@ -65,8 +67,8 @@ const char* Call(const ConvCall& call, Pool* pool) {
   LOWBIT_REQUIRE(HasShape(call.tail.marks, 0, {c.batch, c.out_height, c.out_width}) || (!wants_codes && marks == 0),
                  "marks must be one a position of codes");
   LOWBIT_REQUIRE(call.scratch.type == Type::kU8 && Elements(call.scratch) >= ScratchBytes(c), "scratch is too small");
-  c.tail.next_zero = *static_cast<const int32_t*>(call.tail.next_zero.data);
-  LOWBIT_REQUIRE(IsZeroPoint(c.tail.next_zero), "zero points must lie within 2^20");
+  c.tail.next_zero = ReadZero(call.tail.next_zero.type, call.tail.next_zero.data);
+  LOWBIT_REQUIRE(IsZeroPoint(c.tail.next_zero), "zero points must be whole numbers within 2^20");
   c.tail.next_scale = *static_cast<const float*>(call.tail.next_scale.data);
   if (!wants_codes) FillMarks(call.tail.marks.data, marks, c.tail.next_scale);  // of no channels
   if (!wants_y && !wants_codes) return nullptr;

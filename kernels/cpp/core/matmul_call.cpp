@@ -93,6 +93,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   p.lo = static_cast<int32_t>(std::max<int64_t>(call.lo, -128));
   p.hi = static_cast<int32_t>(std::min<int64_t>(call.hi, 255));
   p.x_type = call.x.type;
+  p.keeps_nan = call.keeps_nan != 0 && p.activation == Activation::kStatic;
 
   const int64_t tiles = p.tiles(), out = p.out;
   const bool factored = !IsEmpty(call.factors, r);
@@ -117,7 +118,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   LOWBIT_REQUIRE(call.factors.type == Type::kS8 &&
                      (!factored || (HasShape(call.factors, r, {tiles, p.groups, kLanes}) && !has_zeros && p.bits < 8)),
                  "factors must be s8 (tiles, groups, 16) of symmetric codes of 2 or 4 bits, or (0)");
-  LOWBIT_REQUIRE(call.x_zero.type == Type::kS32 && HasShape(call.x_zero, r, {1}), "x_zero must be one s32");
+  LOWBIT_REQUIRE(IsZeroType(call.x_zero.type) && HasShape(call.x_zero, r, {1}), "x_zero must be one s32 or f32");
   LOWBIT_REQUIRE(call.x_scale.type == Type::kF32 && call.x_scale.rank == r + 1, "x_scale must be f32 (1) or (M)");
   const int64_t x_scales = call.x_scale.dims[r];
   LOWBIT_REQUIRE(p.activation != Activation::kStatic || x_scales == 1 || x_scales == p.rows,
@@ -153,9 +154,9 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   if (batch == 0 || p.rows == 0 || out == 0 || (!wants_y && !wants_codes)) return nullptr;
   for (int64_t b = 0; b < batch; ++b) {
     if (in[kZero].single && in[kNextZero].single && b > 0) break;
-    LOWBIT_REQUIRE(IsZeroPoint(*static_cast<const int32_t*>(in[kZero].At(batch_dims, r, b))) &&
-                       IsZeroPoint(*static_cast<const int32_t*>(in[kNextZero].At(batch_dims, r, b))),
-                   "zero points must lie within 2^20");
+    LOWBIT_REQUIRE(IsZeroPoint(ReadZero(call.x_zero.type, in[kZero].At(batch_dims, r, b))) &&
+                       IsZeroPoint(ReadZero(call.tail.next_zero.type, in[kNextZero].At(batch_dims, r, b))),
+                   "zero points must be whole numbers within 2^20");
   }
   // Only x is mapped (or nothing): its batch is more rows of one matmul.
   bool rows_only = batch > 1 && !in[kX].single && p.x_scale_stride == 0 && !p.x_columns && !y_columns;
@@ -171,7 +172,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     Matmul q = p;
     q.x = at(in[kX]);
     q.x_scale = static_cast<const float*>(at(in[kScale]));
-    q.x_zero = *static_cast<const int32_t*>(at(in[kZero]));
+    q.x_zero = ReadZero(call.x_zero.type, at(in[kZero]));
     q.w = static_cast<const uint8_t*>(at(in[kBlocks]));
     q.scales = at(in[kScales]);
     if (has_zeros) q.zeros = static_cast<const int16_t*>(at(in[kZeros]));
@@ -180,7 +181,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     if (factored) q.factors = static_cast<const int8_t*>(at(in[kFactors]));
     q.tail.steps = static_cast<const float*>(at(in[kSteps]));
     q.tail.next_scale = *static_cast<const float*>(at(in[kNextScale]));
-    q.tail.next_zero = *static_cast<const int32_t*>(at(in[kNextZero]));
+    q.tail.next_zero = ReadZero(call.tail.next_zero.type, at(in[kNextZero]));
     q.tail.y = wants_y ? at(to[kY]) : nullptr;
     q.tail.codes = wants_codes ? static_cast<int8_t*>(at(to[kCodes])) : nullptr;
     q.tail.marks = wants_codes ? static_cast<float*>(at(to[kMarks])) : nullptr;

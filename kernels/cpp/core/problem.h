@@ -27,7 +27,9 @@ constexpr int kMostSteps = 8;
 struct Tail {
   int count = 0;  // steps
   Step kinds[kMostSteps] = {};
-  const float* steps = nullptr;  // (count, step_stride): padded channels
+  bool one[kMostSteps] = {};         // the step's operand is a number; otherwise the next row of `steps`
+  float numbers[kMostSteps] = {};
+  const float* steps = nullptr;  // (rows, step_stride): padded channels
   int64_t step_stride = 0;
 
   // Value and code of row m and channel n lie at m / inner * outer_stride + m % inner * row_stride + n * channel_stride.
@@ -72,6 +74,7 @@ struct Matmul {
   int64_t x_scale_stride = 0;      // 0 or 1
   int32_t x_zero = 0;              // static
   int32_t lo = -128, hi = 127;
+  bool keeps_nan = false;          // static, of floats: a row of x that holds NaN gives NaN, not the code of 0.0
 
   // Weights.
   const uint8_t* w = nullptr;         // (tiles, blocks, 64)
@@ -114,6 +117,8 @@ struct Body {
   void (*matmul)(const Matmul&, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end);
   // With factors: a tile's codes times factors as stored 8-bit codes (blocks * per * 64), and their 16 column sums.
   void (*expand)(const Matmul&, int64_t tile, uint8_t* out, int32_t* sums);
+  // The scale of an example of a convolution's x that is quantized by its own largest magnitude.
+  float (*conv_scale)(const Conv&, int64_t example);
   // Puts some lines (batch and padded height) of a convolution's x on its grid.
   void (*conv_quantize)(const Conv&, int64_t line_begin, int64_t line_end);
   // Gathers the windows of some output positions, of one group's channels, as rows of a matmul.

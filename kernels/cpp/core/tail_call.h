@@ -27,17 +27,34 @@ inline const char* CheckIsa(int64_t isa, int64_t threads) {
   return nullptr;
 }
 
+inline bool IsZeroType(Type type) { return type == Type::kS32 || type == Type::kF32; }
+
+// The zero point at `data`; one out of range where it is no whole number.
+inline int32_t ReadZero(Type type, const void* data) {
+  if (type == Type::kS32) return *static_cast<const int32_t*>(data);
+  const float zero = *static_cast<const float*>(data);
+  const bool fits = zero >= static_cast<float>(-kMostZero) && zero <= static_cast<float>(kMostZero);
+  const int32_t whole = fits ? static_cast<int32_t>(zero) : INT32_MAX;
+  return fits && static_cast<float>(whole) == zero ? whole : INT32_MAX;
+}
+
 // The parts that do not depend on the batch: which steps, which types. `tiles` counts the channels' blocks of 16.
 inline const char* ReadTail(const TailCall& call, size_t batch_rank, int64_t tiles, Tail* tail) {
   LOWBIT_REQUIRE(call.kinds_count <= kMostSteps, "at most 8 steps follow a product");
+  LOWBIT_REQUIRE(call.numbers_count == call.kinds_count, "there must be a number for every step");
   tail->count = static_cast<int>(call.kinds_count);
+  int64_t rows = 0;
   for (size_t i = 0; i < call.kinds_count; ++i) {
-    LOWBIT_REQUIRE(call.kinds[i] >= 0 && call.kinds[i] < kStepKinds, "a step must be 0 (add), 1 (mul), 2 (max) or 3 (min)");
-    tail->kinds[i] = static_cast<Step>(call.kinds[i]);
+    LOWBIT_REQUIRE(call.kinds[i] >= 0 && call.kinds[i] < 2 * kStepKinds,
+                   "a step must be 0 (add), 1 (mul), 2 (max) or 3 (min), or that and 4");
+    tail->kinds[i] = static_cast<Step>(call.kinds[i] % kStepKinds);
+    tail->one[i] = call.kinds[i] >= kStepKinds;
+    tail->numbers[i] = call.numbers[i];
+    rows += tail->one[i] ? 0 : 1;
   }
   tail->step_stride = tiles * kLanes;
-  LOWBIT_REQUIRE(call.steps.type == Type::kF32 && HasShape(call.steps, batch_rank, {tail->count, tiles, kLanes}),
-                 "steps must be f32 (count, tiles, 16)");
+  LOWBIT_REQUIRE(call.steps.type == Type::kF32 && HasShape(call.steps, batch_rank, {rows, tiles, kLanes}),
+                 "steps must be f32 (rows, tiles, 16)");
   LOWBIT_REQUIRE(call.y.type == Type::kF32 || call.y.type == Type::kBF16, "y must be f32 or bf16");
   tail->y_bf16 = call.y.type == Type::kBF16;
   LOWBIT_REQUIRE(!tail->y_bf16 || (tail->count == 0 && Elements(call.codes) == 0),
@@ -49,8 +66,8 @@ inline const char* ReadTail(const TailCall& call, size_t batch_rank, int64_t til
   LOWBIT_REQUIRE(call.marks.type == Type::kF32, "marks must be f32");
   LOWBIT_REQUIRE(call.next_scale.type == Type::kF32 && HasShape(call.next_scale, batch_rank, {1}),
                  "the next scale must be one f32");
-  LOWBIT_REQUIRE(call.next_zero.type == Type::kS32 && HasShape(call.next_zero, batch_rank, {1}),
-                 "the next zero must be one s32");
+  LOWBIT_REQUIRE(IsZeroType(call.next_zero.type) && HasShape(call.next_zero, batch_rank, {1}),
+                 "the next zero must be one s32 or f32");
   return nullptr;
 }
 

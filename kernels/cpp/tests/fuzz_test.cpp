@@ -117,13 +117,19 @@ int64_t AnyIsa() {
 void AddTail(Attack* a, TailCall* t, std::vector<int64_t>* kinds, int64_t tiles, std::vector<int64_t> shape,
              std::vector<int64_t> empty, std::vector<int64_t> rows, std::vector<int64_t> no_rows) {
   kinds->resize(Uniform(0, 3));
-  for (int64_t& each : *kinds) each = Uniform(0, kStepKinds - 1), a->integers.push_back(&each);
+  int64_t rows_of_steps = 0;
+  for (int64_t& each : *kinds) {
+    each = Uniform(0, 2 * kStepKinds - 1), a->integers.push_back(&each);
+    rows_of_steps += each < kStepKinds;
+  }
+  static const float numbers[] = {0.5f, -2.0f, 6.0f};
   t->kinds = kinds->data(), t->kinds_count = kinds->size();
+  t->numbers = numbers, t->numbers_count = kinds->size();
   if (Chance(50)) t->next_lo = 0, t->next_hi = 255;
   a->integers.insert(a->integers.end(), {&t->next_lo, &t->next_hi});
   const bool y = Chance(70), codes = Chance(50);
   const bool bf16 = kinds->empty() && !codes && Chance(30);
-  a->Add(&t->steps, Type::kF32, {static_cast<int64_t>(kinds->size()), tiles, kLanes}, false);
+  a->Add(&t->steps, Type::kF32, {rows_of_steps, tiles, kLanes}, false);
   a->Add(&t->next_scale, Type::kF32, {1}, false);
   a->Add(&t->next_zero, Type::kS32, {1}, false);
   a->Add(&t->y, bf16 ? Type::kBF16 : Type::kF32, y ? shape : empty, true);
@@ -151,8 +157,9 @@ std::string OneMatmul(Pool* pool, bool* spoilt) {
   c.activation = static_cast<int64_t>(p.activation), c.bits = p.bits, c.offset = Chance(50) ? 0 : 1 << (p.bits - 1);
   if (wide) c.lo = 0, c.hi = 255;
   c.length = p.length, c.group = p.group, c.isa = AnyIsa(), c.threads = Uniform(0, 3);
-  a.integers = {&c.activation, &c.lo, &c.hi, &c.bits, &c.offset, &c.length, &c.group, &c.x_columns, &c.y_columns, &c.isa,
-                &c.threads};
+  c.keeps_nan = Uniform(0, 1);
+  a.integers = {&c.activation, &c.lo, &c.hi, &c.bits, &c.offset, &c.length, &c.group, &c.x_columns, &c.y_columns,
+                &c.keeps_nan, &c.isa, &c.threads};
   auto columns = [](bool swap, int64_t m, int64_t n) {
     return swap ? std::vector<int64_t>{n, m} : std::vector<int64_t>{m, n};
   };
@@ -199,12 +206,13 @@ std::string OneConv(Pool* pool, bool* spoilt) {
   s.out_height = Uniform(Chance(5) ? 0 : 1, 8), s.out_width = Uniform(Chance(5) ? 0 : 1, 8);
   const bool wide = Chance(40), bytes = Chance(40);
   if (wide) c.lo = 0, c.hi = 255;
+  c.keeps_nan = Uniform(0, 1), c.dynamic = !wide && !bytes && Chance(40);
   c.kernel = kernel, c.stride = stride, c.dilation = dilation, c.padding = padding;
   c.kernel_rank = c.stride_rank = c.dilation_rank = c.padding_rank = 2;
   c.groups = s.groups, c.depthwise = s.depthwise, c.bits = s.bits, c.offset = Chance(50) ? 0 : 1 << (s.bits - 1);
   c.x_channels_first = Uniform(0, 1), c.y_channels_first = Uniform(0, 1), c.isa = AnyIsa(), c.threads = Uniform(0, 3);
   a.integers.insert(a.integers.end(), {&c.groups, &c.depthwise, &c.lo, &c.hi, &c.bits, &c.offset, &c.x_channels_first,
-                                       &c.y_channels_first, &c.isa, &c.threads});
+                                       &c.y_channels_first, &c.keeps_nan, &c.dynamic, &c.isa, &c.threads});
   auto order = [](bool first, int64_t b, int64_t h, int64_t w, int64_t n) {
     return first ? std::vector<int64_t>{b, n, h, w} : std::vector<int64_t>{b, h, w, n};
   };
@@ -225,7 +233,7 @@ std::string OneConv(Pool* pool, bool* spoilt) {
   a.Add(&c.scratch, Type::kU8, {ScratchBytes(s)}, true);
   for (int64_t i = *spoilt ? Uniform(1, 3) : 0; i > 0; --i) a.Spoil();
   a.Allocate();
-  if (!*spoilt || Chance(90)) a.Set(c.x_zero, static_cast<int32_t>(Uniform(0, 5)));
+  if (!*spoilt || Chance(90)) a.Set(c.x_zero, static_cast<int32_t>(c.dynamic != 0 ? 0 : Uniform(0, 5)));
   if (!*spoilt || Chance(90)) a.Set(c.tail.next_zero, static_cast<int32_t>(Uniform(-5, 5)));
   const char* problem = Call(c, pool);
   return problem == nullptr ? "" : problem;

@@ -12,7 +12,7 @@ from lowbit_kernels.cpu import library
 from lowbit_kernels.cpu.matmul import check_config
 from lowbit_kernels.cpu.prepare import block_inputs, stored_bits
 from lowbit_kernels.cpu.prepare import prepare as prepare_matrix
-from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, grouped
+from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, grouped, zero_of
 from lowbit_kernels.matrix import pack_matrix
 from lowbit_kernels.numerics import StaticActivation
 
@@ -95,12 +95,14 @@ def supports(packed: Any, groups: int, padding: tuple[tuple[int, int], ...], pla
 def run(
     x: Array,
     packed: PreparedConv,
-    activation: StaticActivation,
+    activation: StaticActivation | str,
     shape: tuple[int, ...],
     call: Any,
     tail: Tail = NO_TAIL,
 ) -> Results:
     """The native call; `shape` is `(batch, OH, OW, O)`. x and results are in the layouts that `call` names."""
+    is_dynamic = isinstance(activation, str)
+    activation = StaticActivation(jnp.ones((), jnp.float32)) if isinstance(activation, str) else activation
     config = check_config(call.config)
     if x.dtype == jnp.float16:
         x = x.astype(jnp.float32)
@@ -110,35 +112,26 @@ def run(
     stored = (batch, out, height, width) if call.y_channels_first else shape
     empty = (0, *stored[1:])
     scale = jnp.asarray(activation.scale, jnp.float32)
+    scale = scale if scale.ndim else jnp.reshape(scale, (1,))
     x_shape = (x.shape[0], *x.shape[2:], x.shape[1]) if call.x_channels_first else x.shape
     results = [
         *tail.results(native, stored, empty, spatial, (0, 0, 0)),
         jax.ShapeDtypeStruct((_scratch_bytes(x_shape, packed, shape, call),), jnp.uint8),
     ]
-    y, codes, marks, _ = jax.ffi.ffi_call(library.TARGETS["LowbitConv"], results, vmap_method="sequential")(
-        x,
-        scale if scale.ndim else jnp.reshape(scale, (1,)),
-        jnp.reshape(jnp.asarray(activation.zero).astype(jnp.int32), (1,)),
-        packed.weights,
-        packed.scales,
-        packed.sums,
-        *tail.operands(packed.scales.shape[0]),
-        **tail.attributes(),
-        kernel=np.asarray(packed.kernel[:2], np.int64),
-        stride=np.asarray(call.strides, np.int64),
-        dilation=np.asarray(call.dilation, np.int64),
-        padding=np.asarray([low for low, _ in call.padding], np.int64),
-        groups=np.int64(packed.groups),
-        depthwise=np.int64(packed.depthwise),
-        lo=np.int64(activation.lo),
-        hi=np.int64(activation.hi),
-        bits=np.int64(8 if packed.depthwise else stored_bits(packed.bits)),
-        offset=np.int64(1 << (packed.bits - 1) if packed.signed else 0),
-        x_channels_first=np.int64(call.x_channels_first),
-        y_channels_first=np.int64(call.y_channels_first),
-        isa=np.int64(library.isa_number(config.isa)),
-        threads=np.int64(0 if config.threads is None else config.threads),
-    )
+    steps, next_scale, next_zero = tail.operands()
+    operands, bits = given(
+        [x, (None if is_dynamic else scale, 1), (None if is_dynamic else zero_of(activation), 1), packed.weights,
+         packed.scales, (None if packed.depthwise else packed.sums, 2), (steps, 4), (next_scale, 8), (next_zero, 8)]
+    )  # fmt: skip
+    numbers = (
+        bits, packed.groups, packed.depthwise, activation.lo, activation.hi,
+        8 if packed.depthwise else stored_bits(packed.bits), 1 << (packed.bits - 1) if packed.signed else 0,
+        call.x_channels_first, call.y_channels_first, call.keeps_nan, is_dynamic, *tail.bounds(),
+        library.isa_number(config.isa), 0 if config.threads is None else config.threads,
+        *packed.kernel[:2], *call.strides, *call.dilation, *(low for low, _ in call.padding),
+    )  # fmt: skip
+    native_call = jax.ffi.ffi_call(library.TARGETS["LowbitConvCall"], results, vmap_method="sequential")
+    y, codes, marks, _ = native_call(*operands, config=np.asarray(numbers, np.int64), **tail.attributes())
     return Results(y, codes, marks)
 
 

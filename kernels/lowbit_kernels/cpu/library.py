@@ -15,8 +15,8 @@ import jax
 LIBRARY = "liblowbit_kernels.so"
 # handler in the library -> name of the XLA custom call
 TARGETS = {
-    "LowbitMatmul": "lowbit_kernels.cpu.matmul",
-    "LowbitConv": "lowbit_kernels.cpu.conv",
+    "LowbitMatmulCall": "lowbit_kernels.cpu.matmul",
+    "LowbitConvCall": "lowbit_kernels.cpu.conv",
 }
 ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "neon", "scalar")  # numbers shared with cpp/core/isa.h
 ISA_VARIABLE = "LOWBIT_KERNELS_ISA"
@@ -50,6 +50,9 @@ def status() -> Status:
         library = ctypes.CDLL(str(paths[0]))
     except OSError as error:
         return Status(None, (), f"the native library does not load: {error}")
+    if missing := [symbol for symbol in TARGETS if not hasattr(library, symbol)]:
+        reason = f"the native library {paths[0]} is of another version, without {', '.join(missing)}: build it again"
+        return Status(None, (), reason)
     for symbol, target in TARGETS.items():
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     usable = tuple(name for number, name in enumerate(ISAS) if library.lowbit_isa_supported(number))

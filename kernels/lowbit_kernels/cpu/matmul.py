@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jaxtyping import Array
 
 from lowbit_kernels.cpu import library
 from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, restore, stored_bits
-from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail
+from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, zero_of
 from lowbit_kernels.matrix import PackedMatrix, merge_factors
 from lowbit_kernels.numerics import StaticActivation
 from lowbit_kernels.spec import Implementation, MatmulSpec
@@ -70,6 +69,7 @@ def call(
     *,
     x_columns: bool = False,
     y_columns: bool = False,
+    keeps_nan: bool = False,
 ) -> Results:
     """The native call; `native` is float32 or bfloat16. In columns, x is `(K, M)` and the results are `(N, M)`."""
     config = check_config(config)
@@ -80,8 +80,8 @@ def call(
     if x.dtype == jnp.float16:
         x = x.astype(jnp.float32)
     static = activation if isinstance(activation, StaticActivation) else None
-    scale = jnp.zeros((0,), jnp.float32) if static is None else jnp.reshape(static.scale, (-1,))
-    zero = jnp.zeros((1,), jnp.int32) if static is None else jnp.reshape(static.zero, (1,)).astype(jnp.int32)
+    scale = None if static is None else jnp.reshape(jnp.asarray(static.scale, jnp.float32), (-1,))
+    zero = None if static is None else zero_of(static)
     if static is not None and matrix.column_sums is None:
         raise ValueError("static activations need a matrix prepared with column_sums=True")
     kind = 0 if activation is None else 1 if static is None else 2
@@ -93,30 +93,20 @@ def call(
         *tail.results(native, shape, empty, (rows,), (0,)),
         jax.ShapeDtypeStruct((scratch_bytes(rows, length, matrix.group, matrix.bits, kind) + columns,), jnp.uint8),
     ]
-    y, codes, marks, _ = jax.ffi.ffi_call(library.TARGETS["LowbitMatmul"], results, vmap_method="expand_dims")(
-        x,
-        scale,
-        zero,
-        matrix.blocks,
-        matrix.scales,
-        _or_empty(matrix.zeros, jnp.int16),
-        _or_empty(matrix.column_sums, jnp.int32),
-        _or_empty(matrix.codebook, jnp.float32),
-        _or_empty(matrix.factors, jnp.int8),
-        *tail.operands(matrix.blocks.shape[0]),
-        **tail.attributes(),
-        activation=np.int64(kind),
-        lo=np.int64(-128 if static is None else static.lo),
-        hi=np.int64(127 if static is None else static.hi),
-        bits=np.int64(stored_bits(matrix.bits)),
-        offset=np.int64(1 << (matrix.bits - 1) if matrix.signed else 0),
-        length=np.int64(length),
-        group=np.int64(matrix.group),
-        x_columns=np.int64(x_columns),
-        y_columns=np.int64(y_columns),
-        isa=np.int64(library.isa_number(config.isa)),
-        threads=np.int64(0 if config.threads is None else config.threads),
-    )
+    steps, next_scale, next_zero = tail.operands()
+    book = matrix.codebook if activation is None else None
+    operands, bits = given(
+        [x, (scale, 1), (zero, 1), matrix.blocks, matrix.scales, (matrix.zeros, 2),
+         (matrix.column_sums if static is not None else None, 4), (book, 8), (matrix.factors, 16), (steps, 32),
+         (next_scale, 64), (next_zero, 64)]
+    )  # fmt: skip
+    config = (
+        bits, kind, -128 if static is None else static.lo, 127 if static is None else static.hi, stored_bits(matrix.bits),
+        1 << (matrix.bits - 1) if matrix.signed else 0, length, matrix.group, x_columns, y_columns, keeps_nan,
+        *tail.bounds(), library.isa_number(config.isa), 0 if config.threads is None else config.threads,
+    )  # fmt: skip
+    call = jax.ffi.ffi_call(library.TARGETS["LowbitMatmulCall"], results, vmap_method="expand_dims")
+    y, codes, marks, _ = call(*operands, config=np.asarray(config, np.int64), **tail.attributes())
     return Results(y, codes, marks)
 
 
@@ -144,10 +134,6 @@ def scratch_bytes(rows: int, length: int, group: int, bits: int, kind: int) -> i
     width = -(-total * span // 64) * 64 + 64
     element = 4 if kind == 0 else 1
     return 64 + padded * width * element + 2 * padded * groups * 4 + padded * 4
-
-
-def _or_empty(table: Array | None, dtype: Any) -> Array:
-    return jnp.zeros((0,), dtype) if table is None else table
 
 
 IMPLEMENTATION = Implementation("cpu", supports, run, cost, CpuConfig, candidates)

@@ -26,28 +26,35 @@ class Tail(NamedTuple):
 
     Attributes:
         kinds: of `KINDS`.
-        table: float32 `(len(kinds), tiles, 16)`, or None without steps.
+        numbers: of each step the one number that all channels have, or None where they have a row of the table.
+        table: float32 `(rows, tiles, 16)`, or None without rows.
         emit: grid of the codes, or None.
         keep: the float value is a result.
     """
 
     kinds: tuple[str, ...]
+    numbers: tuple[float | None, ...]
     table: Any
     emit: StaticActivation | None
     keep: bool
 
-    def operands(self, tiles: int) -> tuple[Array, Array, Array]:
-        """steps, next_scale, next_zero."""
-        table = jnp.zeros((0, tiles, 16), jnp.float32) if self.table is None else self.table
-        scale, zero = (1.0, 0) if self.emit is None else (self.emit.scale, self.emit.zero)
-        scale, zero = jnp.asarray(scale).astype(jnp.float32), jnp.asarray(zero).astype(jnp.int32)
-        return table, jnp.reshape(scale, (1,)), jnp.reshape(zero, (1,))
+    def operands(self) -> tuple[Array | None, Array | None, Array | None]:
+        """steps, next_scale, next_zero; None of what the call does without."""
+        if self.emit is None:
+            return self.table, None, None
+        scale = jnp.asarray(self.emit.scale).astype(jnp.float32)
+        return self.table, jnp.reshape(scale, (1,)), zero_of(self.emit)
 
     def attributes(self) -> dict[str, Any]:
-        """kinds, next_lo, next_hi."""
-        lo, hi = (-128, 127) if self.emit is None else (self.emit.lo, self.emit.hi)
-        kinds = np.asarray([KINDS.index(kind) for kind in self.kinds], np.int64)
-        return {"kinds": kinds, "next_lo": np.int64(lo), "next_hi": np.int64(hi)}
+        """kinds, numbers."""
+        ones = [number is not None for number in self.numbers]
+        kinds = [KINDS.index(kind) + len(KINDS) * one for kind, one in zip(self.kinds, ones, strict=True)]
+        numbers = [0.0 if number is None else number for number in self.numbers]
+        return {"kinds": np.asarray(kinds, np.int64), "numbers": np.asarray(numbers, np.float32)}
+
+    def bounds(self) -> tuple[int, int]:
+        """next_lo, next_hi."""
+        return (-128, 127) if self.emit is None else (self.emit.lo, self.emit.hi)
 
     def results(self, native: str, shape: Any, empty: Any, rows: Any, no_rows: Any) -> list[jax.ShapeDtypeStruct]:
         """value, codes, marks: of `shape` and `rows` where asked for, else of `empty` and `no_rows`."""
@@ -59,7 +66,7 @@ class Tail(NamedTuple):
         ]
 
 
-NO_TAIL = Tail((), None, None, keep=True)
+NO_TAIL = Tail((), (), None, None, keep=True)
 
 
 def grouped(table: Array, groups: int) -> Array:
@@ -68,3 +75,20 @@ def grouped(table: Array, groups: int) -> Array:
     tiles = -(-out // 16)
     table = jnp.pad(table.reshape(*lead, groups, out), [(0, 0)] * (len(lead) + 1) + [(0, tiles * 16 - out)])
     return table.reshape(*lead, groups * tiles, 16)
+
+
+def zero_of(activation: StaticActivation) -> Array:
+    """`(1,)`, float32 as it is, else int32: a cast would be an operation of its own in every call."""
+    zero = jnp.asarray(activation.zero)
+    return jnp.reshape(zero if zero.dtype == jnp.float32 else zero.astype(jnp.int32), (1,))
+
+
+def given(operands: list[Array | tuple[Array | None, int]]) -> tuple[list[Array], int]:
+    """The operands that a call has, and the bits of those it may do without."""
+    arrays, bits = [], 0
+    for operand in operands:
+        array, bit = operand if isinstance(operand, tuple) else (operand, 0)
+        if array is not None:
+            arrays.append(array)
+            bits |= bit
+    return arrays, bits

@@ -7,7 +7,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
 from lowbit.interpret.arithmetic import Matmul, result_dtype
-from lowbit.interpret.execute import quantized_input
+from lowbit.interpret.inputs import quantized_input
 from lowbit.interpret.lookup import lookup
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace

@@ -21,7 +21,7 @@ from lowbit.core.spec import Format, Spec
 from lowbit.export.composites import Grid, dequantize, fake_quant, storage_dtype
 from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.epilogue import added_groups
-from lowbit.interpret.execute import quantized_input
+from lowbit.interpret.inputs import quantized_input
 from lowbit.interpret.layout import grouped_layout, layout_of
 from lowbit.plan.rows import Site
 from lowbit.targets.table import INLINED_BYTES

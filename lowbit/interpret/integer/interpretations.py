@@ -16,6 +16,7 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
+from lowbit.interpret.codes import with_codes
 from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, site_key, statistics_of
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
@@ -53,7 +54,8 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
             return outs, states
         path = program.grids[node.out]
         site = sites[path]
-        folded = {s.name: s.update(states[path]["output"][s.name], outs[0]) for s in statistics_of(site)}
+        operand = layer_operand(site)
+        folded = {s.name: s.update(states[path]["output"][s.name], outs[0], operand) for s in statistics_of(site)}
         return outs, {**states, path: {**states[path], "output": folded}}
 
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
@@ -62,7 +64,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
             before, x = found[node.path]["weight"], known.value(var)
-            after = {s.name: s.update(before[s.name], x) for s in statistics_of(site)}
+            after = {s.name: s.update(before[s.name], x, layer_operand(site)) for s in statistics_of(site)}
             found[node.path] = {**found[node.path], "weight": after}
     return found
 
@@ -247,8 +249,8 @@ def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> P
 
 
 @functools.lru_cache(maxsize=64)
-def freezer(plan: Plan, traced: Trace) -> Callable[[Any, QState], dict[str, Any]]:
-    """Returns ``(params, qstate) -> {path: integer constants}``: what packing adds to the weights.
+def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
+    """Returns ``(params, qstate, codes) -> {path: integer constants}``: what packing adds to the weights.
 
     Args:
         plan: the plan.
@@ -256,13 +258,13 @@ def freezer(plan: Plan, traced: Trace) -> Callable[[Any, QState], dict[str, Any]
     """
 
     @jax.jit
-    def freeze(params: Any, qstate: QState) -> dict[str, Any]:
+    def freeze(params: Any, qstate: QState, codes: Mapping[str, Array]) -> dict[str, Any]:
         leaves = list(jax.tree.leaves(params))
         now = dataclasses.replace(traced, leaves=leaves)
         program = program_for(plan, now)
 
         def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
-            return quantizer_of(site).quantize(state, x, operand)
+            return with_codes(quantizer_of(site).quantize(state, x, operand), codes.get(site.key))
 
         _, weights, _ = weights_of(plan, program, now, qstate, forward, None)
         grids = {path: _grid(site, get(qstate, path, "output")) for path, site in plan.grids().items()}

@@ -1,0 +1,50 @@
+"""``lowbit check``: laws on what any tool rounded, from its files."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+NAMES = ("weight", "inputs", "codes", "scales", "zeros", "values")
+
+
+def check(chosen: argparse.Namespace) -> int:
+    """Prints what holds and what does not, and returns 1 where something fails."""
+    from lowbit.report.tables import Table, text
+    from lowbit.solvers.conformance import check as run
+
+    arrays: dict[str, Any] = {}
+    for name in chosen.files:
+        for key, value in _read(Path(name)).items():
+            if key in arrays:
+                raise UsageError(f"{name} holds {key!r}, which another file holds too")
+            arrays[key] = value
+    if unknown := sorted(set(arrays) - set(NAMES)):
+        raise UsageError(f"arrays must be called {', '.join(NAMES)}, got {', '.join(unknown)}")
+    if missing := [name for name in ("weight", "codes", "scales") if name not in arrays]:
+        raise UsageError(f"the files hold no {', '.join(missing)}; they hold {', '.join(sorted(arrays)) or 'nothing'}")
+    if chosen.transposed:
+        arrays = {name: x if name == "inputs" else x.T for name, x in arrays.items()}
+    found = run(
+        arrays["weight"], arrays["codes"], arrays["scales"], bits=chosen.bits, inputs=arrays.get("inputs"),
+        zeros=arrays.get("zeros"), values=arrays.get("values"), damping=chosen.damping,
+    )  # fmt: skip
+    rows = [[each.name, each.verdict, each.text] for each in found]
+    print(text(Table("laws", ["what", "verdict", "numbers"], rows)))
+    return 1 if any(each.verdict == "fails" for each in found) else 0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
+    if path.suffix == ".npz":
+        import numpy as np
+
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    raise UsageError(f"{path} must be a .npz or .safetensors file")

@@ -1,0 +1,203 @@
+"""Moments of an operation's input, row by row: what rounding with feedback, equalization and scaling read.
+
+Sums are kept in float32, counts exactly. The order of batches changes a sum of ``n`` terms by at most ``n`` times the
+unit roundoff, relative to the sum of magnitudes.
+"""
+
+import abc
+import dataclasses
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Shaped, UInt32
+
+from .extremes import larger, largest_magnitude
+from .rows import row_view
+from .spec import Operand
+from .statistics import State, Statistic
+
+Tally = UInt32[Array, " two"]
+"""A count beyond 2**32: the high and the low word."""
+
+
+def no_count() -> Tally:
+    """Returns a count of nothing."""
+    return jnp.zeros(2, jnp.uint32)
+
+
+def counted(count: Tally, more: int | Tally) -> Tally:
+    """Returns a count and ``more``, exactly."""
+    other = jnp.asarray([more >> 32, more & 0xFFFFFFFF], jnp.uint32) if isinstance(more, int) else more
+    low = count[1] + other[1]
+    return jnp.stack([count[0] + other[0] + (low < count[1]).astype(jnp.uint32), low])
+
+
+def count_across(count: Tally, axis_names: tuple[str, ...]) -> Tally:
+    """Returns the sum of the counts of all devices along mesh axes: exact, of halves of words that cannot carry."""
+    halves = jnp.stack([count[0], count[1] >> 16, count[1] & 0xFFFF])
+    high, middle, low = lax.psum(halves, axis_names)
+    middle = middle + (low >> 16)
+    return jnp.stack([high + (middle >> 16), (middle << 16) | (low & 0xFFFF)])
+
+
+def as_float(count: Tally) -> Float[Array, ""]:
+    """Returns a count in float32, at least 1: what a mean divides by."""
+    return jnp.maximum(count[0].astype(jnp.float32) * 2.0**32 + count[1].astype(jnp.float32), 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowSum(Statistic):
+    """A sum over rows and the number of rows; finished, their quotient. Subclasses say what is summed."""
+
+    @property
+    def is_of_product(self) -> bool:
+        return True
+
+    @property
+    def is_exact(self) -> bool:
+        return False
+
+    @abc.abstractmethod
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        """Returns the shape of the sum, for inputs of ``matrices`` and ``K``."""
+
+    @abc.abstractmethod
+    def total(
+        self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None
+    ) -> Float[Array, "..."]:
+        """Returns the sum over the rows of one batch, float32."""
+
+    def init(self, operand: Operand) -> State:
+        """Returns the state: the sum, and the number of rows."""
+        return jnp.zeros(self.shape(*row_view(operand, type(self).__name__).size), jnp.float32), no_count()
+
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+        rows = row_view(operand, type(self).__name__).rows(x).astype(jnp.float32)
+        total, count = state
+        return total + self.total(rows, operand, beside), counted(count, rows.shape[1])
+
+    def merge(self, state: State, other: State) -> State:
+        return state[0] + other[0], counted(state[1], other[1])
+
+    def across(self, state: State, axis_names: tuple[str, ...]) -> State:
+        return lax.psum(state[0], axis_names), count_across(state[1], axis_names)
+
+    def finish(self, state: State) -> Float[Array, "..."]:
+        return state[0] / as_float(state[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondMoment(RowSum):
+    """A sum of outer products of rows: float32 ``[matrix, K, K]``. Matrices and ``K`` are those of the weight's view."""
+
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        return matrices, inner, inner
+
+
+def _outer(
+    rows: Float[Array, "matrix row inner"], others: Float[Array, "matrix row inner"]
+) -> Float[Array, "matrix inner inner"]:
+    return jnp.einsum("mrk,mrl->mkl", rows, others, precision=lax.Precision.HIGHEST)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gram(SecondMoment):
+    """The second moment of an operation's input, ``H = X^T X / n`` over its ``n`` rows: float32 ``[matrix, K, K]``.
+
+    Matrices and ``K`` are in the order of `lowbit.core.matrix.MatrixView` of the weight, so the mean squared error that a
+    change ``D [K, N]`` of the weight makes in the result is ``tr(D^T H D)``. Products are taken in float32.
+    """
+
+    @property
+    def name(self) -> str:
+        return "gram"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        return _outer(rows, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cross(SecondMoment):
+    """The cross moment of an input as it is multiplied and as it is in float, ``X_q^T X / n``: float32 ``[matrix, K, K]``.
+
+    The quantized input goes along the first axis: what `lowbit.solvers.target` takes beside `Gram`. Observed in float, the
+    two are one.
+    """
+
+    @property
+    def name(self) -> str:
+        return "cross"
+
+    @property
+    def beside(self) -> str:
+        return "float"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        assert beside is not None
+        return _outer(rows, row_view(operand, type(self).__name__).rows(beside).astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedGram(SecondMoment):
+    """The second moment with every row weighted by its squared gradient, ``X^T diag(mean_N g^2) X / n``.
+
+    ``g`` is the gradient of the loss by the operation's result: rows that matter to the loss count for more.
+
+    Reference: Kim et al., GuidedQuant, 2025, https://arxiv.org/abs/2505.07004, section 3, with one group of outputs.
+    """
+
+    @property
+    def name(self) -> str:
+        return "guided_gram"
+
+    @property
+    def beside(self) -> str:
+        return "gradient"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        results = getattr(operand, "results", None)
+        assert beside is not None
+        assert results is not None  # there is one wherever there are rows
+        slope = jnp.mean(jnp.square(results.matrices(beside.astype(jnp.float32))), axis=2)
+        return _outer(rows * slope[..., None], rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelMean(RowSum):
+    """The mean of every entry of an operation's input rows: float32 ``[matrix, K]``."""
+
+    @property
+    def name(self) -> str:
+        return "channel_mean"
+
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        return matrices, inner
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        return jnp.sum(rows, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelMax(Statistic):
+    """The largest magnitude of every entry of an operation's input rows: float32 ``[matrix, K]``, exact."""
+
+    @property
+    def name(self) -> str:
+        return "channel_max"
+
+    @property
+    def is_of_product(self) -> bool:
+        return True
+
+    def init(self, operand: Operand) -> State:
+        return jnp.zeros(row_view(operand, type(self).__name__).size, jnp.float32)
+
+    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+        rows = row_view(operand, type(self).__name__).rows(x).astype(jnp.float32)
+        return larger(state, largest_magnitude(rows, axis=1)) if rows.shape[1] else state
+
+    def merge(self, state: State, other: State) -> State:
+        return larger(state, other)
+
+    def across(self, state: State, axis_names: tuple[str, ...]) -> State:
+        return lax.pmax(state, axis_names)

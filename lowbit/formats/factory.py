@@ -1,0 +1,37 @@
+"""The end of every factory of quantizers: from a rule text to the two of them."""
+
+from collections.abc import Callable
+
+from lowbit.core.quantizer import Quantizer, Quantizers
+from lowbit.core.spec import Spec
+
+from .lookup import specs
+
+Made = Callable[[Spec], Quantizer]
+
+
+def quantizers(
+    text: str, name: str, *, weight: Made | None = None, input: Made | None = None, both: Made | None = None
+) -> Quantizers:
+    """Returns the quantizers of a rule text.
+
+    Args:
+        text: such as ``"w4,a4"``.
+        name: of the method, for errors.
+        weight: makes the quantizer of the ``w`` part; None where the method has none for weights.
+        input: of the ``a`` part.
+        both: in place of the two, where they are made alike.
+
+    Raises:
+        ValueError: for a part that the method has no quantizer for, or what makes them refuses.
+    """
+    makers = {"weight": weight or both, "input": input or both}
+    of_text = dict(zip(makers, specs(text), strict=True))
+    have = [role for role, make in makers.items() if make is not None]
+    given = [role for role, spec in of_text.items() if spec is not None]
+    if len(have) == 1 and given != have:
+        raise ValueError(f"{name} is for {have[0]}s, got {text!r}; combine with Quantizers(weight=..., input=...)")
+    made = {
+        role: make(spec) for role, make in makers.items() if make is not None and (spec := of_text[role]) is not None
+    }
+    return Quantizers(made.get("weight"), made.get("input"))

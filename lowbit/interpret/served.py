@@ -1,0 +1,166 @@
+"""The calls of `lowbit.execute`: what is made of packed parameters once, and served as long as their arrays live."""
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.checks import is_traced
+from lowbit.packed import native
+from lowbit.packed.platforms import by_platform
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
+from lowbit.program.read import read
+
+from . import fuse
+from .prepared import Prepared
+
+Trace = Callable[..., Any]
+"""``(qparams, args, kwargs, where=, is_fused=) -> result``: `where` is the platform it is traced for."""
+
+Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+"""``(args, kwargs) -> result``."""
+
+
+class Served:
+    """One plan's compiled calls.
+
+    A call with the arrays of the last one costs a look at their identities: containers may have changed, arrays cannot.
+
+    Args:
+        plan: the plan.
+        trace_of: one call, under jit.
+    """
+
+    def __init__(self, plan: Plan, trace_of: Trace):
+        self.trace_of = trace_of
+        self.orders = Prepared(plan)
+        self.compiled: dict[Any, Any] = {}
+        self.last: _Last | None = None
+
+    def known(self, qparams: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+        """Returns the call where these parameters, and as many arguments, were served last; None otherwise."""
+        last = self.last
+        if last is None or not isinstance(qparams, QParams) or last.given != (len(args), tuple(kwargs)):
+            return None
+        leaves, tree = jax.tree.flatten(qparams)
+        if list(map(id, leaves)) != last.ids or tree != last.tree or self.last is not last:
+            return None
+        return lambda args, kwargs: last.call(leaves, last.held, args, kwargs)
+
+    def prepared(
+        self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], where: str | None, kernels: str | None
+    ) -> Call:
+        """Returns the call for packed parameters.
+
+        Args:
+            qparams: packed parameters.
+            args: the arguments.
+            kwargs: the keyword arguments.
+            where: the platform that it is traced for; None is chosen when lowered.
+            kernels: into whose kernels' order weights are put where they are not yet; None for none.
+        """
+        orders = {} if kernels is None else self.orders(qparams, kernels)
+        leaves, tree = jax.tree.flatten(qparams)
+        held, order_tree = jax.tree.flatten(orders)
+        key = tree, order_tree, where, kernels
+        if key not in self.compiled:
+            self.compiled[key] = self.compile(tree, order_tree, where, kernels)
+        call = self.compiled[key]
+        arrays = [*leaves, *jax.tree.leaves((args, kwargs))]
+        if where is not None and all(isinstance(x, jax.Array) for x in leaves) and not any(map(is_traced, arrays)):
+            self.last = _Last(leaves, tree, held, call, (len(args), tuple(kwargs)), self)
+        return lambda args, kwargs: call(leaves, held, args, kwargs)
+
+    def compile(self, tree: Any, order_tree: Any, where: str | None, kernels: str | None) -> Any:
+        """Returns the jitted call for parameters of a structure."""
+
+        @jax.jit
+        def compiled(leaves, held, args, kwargs):
+            qparams, orders = jax.tree.unflatten(tree, leaves), jax.tree.unflatten(order_tree, held)
+            qparams = native.attached(qparams, orders) if orders else qparams
+
+            def plain(*given):
+                return self.trace_of(*given, where=where, is_fused=False)
+
+            def on_cpu(*given):
+                return fused(functools.partial(self.trace_of, where="cpu"), *given)
+
+            if kernels != "cpu":
+                return plain(qparams, args, kwargs)
+            if where is not None:
+                return on_cpu(qparams, args, kwargs)
+            like = jax.eval_shape(plain, qparams, args, kwargs)
+            return by_platform({"cpu": on_cpu}, plain, like, qparams, args, kwargs)
+
+        return compiled
+
+
+class _Last:
+    """The parameters of the last call, known by their arrays' identities; forgotten when one of them dies."""
+
+    def __init__(self, leaves: Sequence[Any], tree: Any, held: Any, call: Any, given: Any, owner: Served):
+        self.ids, self.tree, self.held, self.call, self.given = list(map(id, leaves)), tree, held, call, given
+        me, home = weakref.ref(self), weakref.ref(owner)
+
+        def forget(_: Any) -> None:
+            owner = home()
+            if owner is not None and owner.last is me():
+                owner.last = None
+
+        self.refs = [weakref.ref(leaf, forget) for leaf in leaves]
+
+
+def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
+    """Returns one call's result, what follows its products being inside their native calls: the same bits, and gradients.
+
+    The derivative is that of the operations one by one, on which the kernels' products have theirs.
+    """
+    count = len(jax.tree.leaves(qparams))
+    flat, tree = jax.tree.flatten((qparams, args, kwargs))
+
+    def one_by_one(*flat: Any) -> Any:
+        return trace_of(*jax.tree.unflatten(tree, flat), is_fused=False)
+
+    def products(*flat: Any) -> Any:
+        return trace_of(*jax.tree.unflatten(tree, flat), is_fused=True)
+
+    closed, shapes = jax.make_jaxpr(products, return_shape=True)(*flat)
+    program = read(closed, fixed=count)
+    if not fuse.has_product(program):
+        return one_by_one(*flat)
+    out_tree = jax.tree.structure(shapes)
+    # What nothing reads, such as the packed form of a prepared weight, is no argument: each costs time in every call.
+    read_here = [i for i, v in enumerate(program.inputs) if v in program.readers or _is_key(flat[i])]
+    avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) if not _is_key(x) else None for x in flat]
+
+    def whole(given: Sequence[Any]) -> list[Any]:
+        found = dict(zip(read_here, given, strict=True))
+        return [found[i] if i in found else jnp.zeros(a.shape, a.dtype) for i, a in enumerate(avals)]  # pyright: ignore[reportOptionalMemberAccess] (of keys, which are all read)
+
+    @jax.custom_vjp
+    def run(*given: Any) -> Any:
+        return jax.tree.unflatten(out_tree, fuse.run(program, whole(given)))
+
+    def forward(*given: Any) -> Any:
+        return run(*given), given
+
+    def backward(given: Any, gradient: Any) -> Any:
+        moving = [i for i, x in enumerate(given) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+        def of_moving(*values: Any) -> Any:
+            now = dict(zip(moving, values, strict=True))
+            return one_by_one(*whole([now.get(i, x) for i, x in enumerate(given)]))
+
+        found = dict(zip(moving, jax.vjp(of_moving, *(given[i] for i in moving))[1](gradient), strict=True))
+        return tuple(found.get(i) for i in range(len(given)))
+
+    run.defvjp(forward, backward)
+    return run(*(flat[i] for i in read_here))
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.extended)

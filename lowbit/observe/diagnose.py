@@ -1,0 +1,399 @@
+"""`diagnose`: where quantization loses, operation by operation, alone and with all that precedes."""
+
+import dataclasses
+import functools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+from lowbit.core.blocks import join, split, spread
+from lowbit.core.keywords import check_keywords
+from lowbit.core.paths import flatten
+from lowbit.core.qtensor import QTensor
+from lowbit.core.rounding import rounded_product
+from lowbit.core.spec import Operand
+from lowbit.core.statistics import NotFinite, Statistic
+from lowbit.interpret import observe as walk
+from lowbit.interpret.execute import explain
+from lowbit.interpret.observe import OUTPUT, Grids, Watch
+from lowbit.interpret.packing import pack
+from lowbit.interpret.state import QState, check_state, get, layer_operand, quantizer_of, walked_sites
+from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.packed import arguments
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan, Row
+
+from .besides import Captured
+from .fold import fold
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What quantization does to one operation. Ratios of signal to noise are in decibels, ``10 log10(|x|^2 / |x - q|^2)``.
+
+    NaN stands where there is nothing to say: an operand in float, or an operation in a loop that is not over layers.
+
+    Attributes:
+        path: of the operation.
+        rule: the specs of its operands.
+        weight: signal to noise of the weight.
+        input: of the input (of two activations the worse), this operation quantized alone.
+        output: of the result, this operation quantized alone.
+        input_accumulated: of the input on its grid, everything before it quantized.
+        output_accumulated: of the result, everything before it quantized.
+        clipped: the share of input values beyond the grid.
+        weight_clipped: the share of weights that are more than half a step away.
+        levels: different codes in the weight; of several matrices, in the one with the fewest.
+        bits: of the weight, per element, scales and zero points included.
+        kernel: what `lowbit.execute` runs it on.
+    """
+
+    path: str
+    rule: str
+    weight: float = math.nan
+    input: float = math.nan
+    output: float = math.nan
+    input_accumulated: float = math.nan
+    output_accumulated: float = math.nan
+    clipped: float = math.nan
+    weight_clipped: float = math.nan
+    levels: int = 0
+    bits: float = math.nan
+    kernel: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """A finding per quantized operation, in program order; prints as a table."""
+
+    findings: tuple[Finding, ...]
+
+    def __getitem__(self, path: str) -> Finding:
+        return next(f for f in self.findings if f.path == path)
+
+    def json(self) -> str:
+        """Returns the findings as JSON; NaN and infinity are null."""
+
+        def plain(value: Any) -> Any:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return json.dumps(
+            [{k: plain(v) for k, v in dataclasses.asdict(f).items()} for f in self.findings], allow_nan=False
+        )
+
+    def __str__(self) -> str:
+        head = [
+            "operation",
+            "rule",
+            "weight",
+            "input",
+            "output",
+            "in acc.",
+            "out acc.",
+            "clipped",
+            "levels",
+            "bits",
+            "kernel",
+        ]
+        lines = [head, *(_cells(f) for f in self.findings)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        return "\n".join(
+            "  ".join(
+                c.ljust(w) if i < 2 or i == len(head) - 1 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def _cells(f: Finding) -> list[str]:
+    ratios = (f.weight, f.input, f.output, f.input_accumulated, f.output_accumulated)
+    numbers = ["-" if math.isnan(x) else "exact" if math.isinf(x) else f"{x:.1f} dB" for x in ratios]
+    clipped = "-" if math.isnan(f.clipped) else f"{100 * f.clipped:.2f} %"
+    return [
+        f.path,
+        f.rule,
+        *numbers,
+        clipped,
+        str(f.levels or "-"),
+        "-" if math.isnan(f.bits) else f"{f.bits:.2f}",
+        f.kernel,
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Statistic):
+    """Sums of squares: of the float values, and of how far the quantized ones are from them."""
+
+    @property
+    def name(self) -> str:
+        return "noise"
+
+    @property
+    def is_of_product(self) -> bool:
+        return True
+
+    @property
+    def is_exact(self) -> bool:
+        return False
+
+    @property
+    def beside(self) -> str:
+        return "float"
+
+    def init(self, operand: Operand) -> Any:
+        return jnp.zeros((2,), jnp.float32)
+
+    def update(self, state: Any, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> Any:
+        assert beside is not None
+        right, wrong = beside.astype(jnp.float32), x.astype(jnp.float32)
+        return state + jnp.stack([jnp.sum(jnp.square(right)), jnp.sum(jnp.square(right - wrong))])
+
+    def merge(self, state: Any, other: Any) -> Any:
+        return state + other
+
+    def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:
+        return jax.lax.psum(state, axis_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beyond(Statistic):
+    """How many values lie beyond the ends of a grid by more than half a step, and how many there are."""
+
+    @property
+    def name(self) -> str:
+        return "beyond"
+
+    @property
+    def beside(self) -> str:
+        return "ends"
+
+    def init(self, operand: Operand) -> Any:
+        return jnp.zeros((2,), jnp.float32)
+
+    def update(self, state: Any, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> Any:
+        assert beside is not None
+        wide = x.astype(jnp.float32)
+        outside = (wide < beside[0]) | (wide > beside[1])
+        return state + jnp.stack([jnp.sum(outside.astype(jnp.float32)), jnp.float32(x.size)])
+
+    def merge(self, state: Any, other: Any) -> Any:
+        return state + other
+
+    def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:
+        return jax.lax.psum(state, axis_names)
+
+
+def diagnose(
+    fn: Model,
+    plan: Plan,
+    params: Any,
+    qstate: QState,
+    batches: Iterable[Any],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Diagnosis:
+    """Returns a row per quantized operation: what it loses alone, and with everything before it quantized.
+
+    Alone: its operands are those of the float model, put on their grids. Accumulated: as `lowbit.simulate` computes. Warns
+    of a weight that has one level only. ``print`` shows a table; ``.json()``; `lowbit.report.figures.diagnosis` a plot.
+
+    Args:
+        fn: the function of the plan.
+        plan: from `lowbit.bind`; not full-integer.
+        params: float parameters.
+        qstate: from `lowbit.init`, `lowbit.calibrate` or training.
+        batches: argument tuples; all operands of one batch are in memory at a time.
+        kwargs: keyword arguments of ``fn``.
+        progress: called with the number of batches done.
+
+    Raises:
+        ValueError: for a full-integer plan, a plan without a quantized operation, a state of another plan, no batch, or NaN.
+        TypeError: if a batch is not a tuple of arguments.
+    """
+    arguments.check(fn=fn, plan=plan, params=params, qstate=qstate, kwargs=kwargs, progress=progress)
+    check_state(plan, qstate)
+    arguments.check_leaves(plan, params)
+    if kwargs is not None:
+        check_keywords("lowbit.diagnose", None, ("kwargs",), {"kwargs": kwargs})
+    if plan.is_full_integer or not plan.quantized:
+        raise ValueError(
+            "plan must be an ordinary plan with a quantized operation: full-integer ones have no float operations"
+        )
+    qparams = pack(plan, params, qstate)
+    first: list[Any] = []
+
+    def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        if not first:
+            first.append((args, keywords))
+        made = _stepper(fn, plan)(params, qstate, qparams.sites, args, keywords)
+        return made if states is None else jax.tree.map(_joined, states, made)
+
+    states = fold(step, fn, params, batches, kwargs, progress)
+    found = jax.device_get(states)
+    args, keywords = first[0]
+    kernels = _kernels(plan, explain(fn, plan, qparams, *args, kwargs=keywords))
+    weights = _weights(plan, params, qparams)
+    findings = tuple(_finding(row, found, weights.get(row.path), kernels.get(row.path, "")) for row in plan.quantized)
+    flat = [f.path for f in findings if f.levels == 1]
+    if flat:
+        warnings.warn(
+            f"{', '.join(flat)}: every weight of a matrix has the same level: nothing is left of it", stacklevel=2
+        )
+    return Diagnosis(findings)
+
+
+def _kernels(plan: Plan, lines: str) -> dict[str, str]:
+    """What runs every operation, out of what `lowbit.explain` says."""
+    found = {}
+    for line in lines.splitlines():
+        for row in plan.quantized:
+            if line.startswith(f"{row.path} "):
+                found[row.path] = line[len(row.path) :].split()[0]
+    return found
+
+
+def _joined(before: Array, now: Array) -> Array:
+    return before | now if before.dtype == jnp.bool_ else before + now
+
+
+@functools.lru_cache(maxsize=64)
+def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
+    """Returns ``(params, qstate, served inputs, args, kwargs) -> {path: {role: {name: state}}}`` of one batch."""
+    captured: dict[str, dict[str, Any]] = {}
+    noisy: dict[str, dict[str, Any]] = {}
+    clipped: dict[str, dict[str, Any]] = {}
+    for row in plan.quantized:
+        for site in row.sites:
+            is_index = row.primitive == "gather" and not site.is_weight
+            if site.kind != "leaf" and not is_index:
+                captured.setdefault(row.path, {})[site.role] = (Captured(),)
+                if site.spec is not None:
+                    noisy.setdefault(row.path, {})[site.role] = (Noise(), NotFinite())
+            if site.spec is not None and not site.is_weight and not site.spec.dynamic and not site.own_code:
+                clipped.setdefault(row.path, {})[site.role] = (Beyond(),)
+        for wanted, statistics in ((captured, (Captured(),)), (noisy, (Noise(), NotFinite()))):
+            wanted.setdefault(row.path, {})[OUTPUT] = statistics
+    watches = [Watch.of(each) for each in (captured, noisy, clipped)]
+
+    @jax.jit
+    def step(params, qstate, served, args, kwargs):
+        traced = trace(fn, params, args, dict(kwargs))
+        check_same_operations(traced.graph, plan)
+        starts = [walk.empty(watch, plan, traced) for watch in watches]
+        floats = walk.observation(plan, traced, watches[0], starts[0])
+        beside: dict[str, Any] = {
+            path: {role: {"float": each["captured"][0]} for role, each in roles.items()}
+            for path, roles in floats.items()
+        }
+        for path, role, _ in watches[2].places:
+            beside[path][role]["ends"] = _ends(plan[path], role, served[path][role])
+        carried: dict[str, Any] = {}
+        for row, site in walked_sites(plan):
+            carried.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+        for path, roles in beside.items():
+            carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
+        grids = Grids(
+            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
+            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
+        )
+        forced = dataclasses.replace(
+            grids, arriving=lambda site, value, state: state.get("float", {}).get(site.role, value)
+        )
+        given = {"carried": carried, "beside": beside}
+        accumulated = walk.observation(plan, traced, watches[1], starts[1], grids=grids, **given)
+        alone = walk.observation(plan, traced, watches[1], starts[1], grids=forced, **given)
+        beyond = walk.observation(plan, traced, watches[2], starts[2], grids=forced, **given)
+        made: dict[str, Any] = {}
+        for path, role, _ in watches[1].places:
+            made.setdefault(path, {})[role] = {
+                "alone": alone[path][role]["noise"],
+                "accumulated": accumulated[path][role]["noise"],
+                "beyond": beyond.get(path, {}).get(role, {}).get("beyond", jnp.zeros(2, jnp.float32)),
+                "turns": jnp.max(floats[path][role]["captured"][1]),
+                "batches": jnp.ones((), jnp.int32),
+                "not_finite": alone[path][role]["not_finite"],
+            }
+        return made
+
+    return step
+
+
+def _ends(row: Row, role: str, served: Mapping[str, Any]) -> Array:
+    """Where the values of an input begin to be clipped, layer by layer: ``[*layers, 2]``."""
+    site = next(site for site in row.sites if site.role == role)
+    assert site.spec is not None
+    numbers = site.spec.format
+    scale = served["scale"].astype(jnp.float32).reshape(row.stack)
+    zero = served["zero"].astype(jnp.float32).reshape(row.stack) if "zero" in served else jnp.zeros_like(scale)
+    low, high = (rounded_product(end - zero, scale) for end in (numbers.low - 0.5, numbers.high + 0.5))
+    return jnp.stack([low, high], axis=-1)
+
+
+def _decibels(sums: Any) -> float:
+    signal, noise = (float(x) for x in np.asarray(sums, np.float64).reshape(-1, 2).sum(0))
+    if signal == 0.0:
+        return math.nan
+    return math.inf if noise == 0.0 else 10.0 * math.log10(signal / noise)
+
+
+def _finding(row: Row, states: Mapping[str, Any], weight: Mapping[str, Any] | None, kernel: str) -> Finding:
+    roles = states[row.path]
+    is_once = all(each["turns"] <= each["batches"] for each in roles.values())
+    inputs = [each for role, each in roles.items() if role not in (OUTPUT, "weight")]
+
+    def worst(name: str) -> float:
+        return min((_decibels(each[name]) for each in inputs), default=math.nan) if is_once else math.nan
+
+    counts = np.sum([np.asarray(each["beyond"], np.float64).reshape(-1, 2).sum(0) for each in inputs], axis=0)
+    found = dict(weight or {})
+    if "weight" in roles and is_once:
+        found["weight"] = _decibels(roles["weight"]["accumulated"])
+    return Finding(
+        row.path,
+        ", ".join(site.spec.text for site in row.sites if site.spec is not None),
+        input=worst("alone"),
+        output=_decibels(roles[OUTPUT]["alone"]) if is_once else math.nan,
+        input_accumulated=worst("accumulated"),
+        output_accumulated=_decibels(roles[OUTPUT]["accumulated"]) if is_once else math.nan,
+        clipped=float(counts[0] / counts[1]) if inputs and counts[1] else math.nan,
+        kernel=kernel,
+        **found,
+    )
+
+
+def _weights(plan: Plan, params: Any, qparams: QParams) -> dict[str, dict[str, Any]]:
+    """Of every operation with a quantized weight, what the weight alone says."""
+    packed, leaves, found = qparams.weights(), dict(zip(*flatten(params)[:2], strict=True)), {}
+    for row in plan.quantized:
+        site = row.weight
+        if site is None or site.spec is None:
+            continue
+        q = packed[site.key]
+        codes = np.asarray(row.matrix.matrices(q.unpacked_codes()))
+        found[row.path] = {"levels": min(len(np.unique(matrix)) for matrix in codes), "bits": q.bits_per_element}
+        if site.kind == "leaf":
+            sums, beyond = jax.device_get(_leaf_noise(leaves[site.key], q))
+            found[row.path] |= {"weight": _decibels(sums)}
+            if site.spec.format.is_integer:
+                found[row.path] |= {"weight_clipped": float(beyond)}
+    return found
+
+
+@jax.jit
+def _leaf_noise(w: Array, q: QTensor) -> tuple[Array, Array]:
+    """The sums of squares of a weight and its error, and the share that is more than half a step away."""
+    wide = w.astype(jnp.float32)
+    error = wide - q.dequantize().astype(jnp.float32)
+    blocks = q.blocks
+    steps = jnp.abs(split(error, blocks)) / spread(q.scale_values, q.shape, blocks)
+    is_far = join((steps > 0.5 + 2.0**-10).astype(jnp.float32), q.shape, blocks)
+    return jnp.stack([jnp.sum(jnp.square(wide)), jnp.sum(jnp.square(error))]), jnp.mean(is_far)

@@ -1,0 +1,80 @@
+"""The loop over batches that every observation is: one batch in memory at a time, checked, with progress."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from lowbit.core.checks import is_traced
+from lowbit.interpret.observe import names
+from lowbit.packed import arguments
+
+Step = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""``(states or None, args, kwargs) -> states``"""
+
+
+def fold(
+    step: Step,
+    fn: Callable[..., Any],
+    params: Any,
+    batches: Iterable[Any],
+    kwargs: Mapping[str, Any] | None,
+    progress: Callable[[int], None] | None,
+    *,
+    ignored: str = "",
+) -> Any:
+    """Returns the states after all batches.
+
+    Args:
+        step: from the states before a batch (None before the first) to those after it.
+        fn: the function, for errors.
+        params: its parameters, for errors.
+        batches: argument tuples.
+        kwargs: keyword arguments, the same for all.
+        progress: called with the number of batches done.
+        ignored: a role whose states do not say whether they are finite.
+
+    Raises:
+        ValueError: if there is no batch, or NaN or infinity in one, by name and number.
+        TypeError: if a batch is not a tuple of arguments.
+    """
+    states = None
+    for count, given in enumerate(arguments.iterated(batches)):
+        batch = arguments.batch_of(given, count)
+        arguments.check_call(fn, params, batch, dict(kwargs or {}), f"batches[{count}]")
+        states = step(states, batch, dict(kwargs or {}))
+        check_batch(states, count, ignored)
+        if progress is not None:
+            progress(count + 1)
+    if states is None:
+        raise ValueError("batches is empty: input ranges need at least one batch")
+    return states
+
+
+def check_batch(states: Mapping[str, Any], batch: int, ignored: str = "") -> None:
+    """Raises where an operand has held NaN or infinity. Not under jit.
+
+    Raises:
+        ValueError: naming the operand and the first such batch.
+    """
+    flags = {
+        f"the {role} of {path!r}": each["not_finite"][0]
+        for path, role, each in names(states)
+        if role != ignored and "not_finite" in each
+    }
+    for name, flag in jax.device_get({name: flag for name, flag in flags.items() if not is_traced(flag)}).items():
+        if np.any(flag):
+            raise ValueError(
+                f"{name} held NaN or infinity in the calibration data, first in batch {batch} (counted from 0): it has no "
+                f"range; check the batches, or give the operation the rule 'keep'"
+            )
+
+
+def unseen(states: Mapping[str, Any]) -> list[str]:
+    """Returns the operands that no batch had a value for, in a layer at least. Not under jit."""
+    counts = {
+        f"the {role} of {path!r}": each["not_finite"][1] for path, role, each in names(states) if "not_finite" in each
+    }
+    known = {name: count for name, count in counts.items() if not is_traced(count)}
+    return [name for name, count in jax.device_get(known).items() if not np.all(count)]

@@ -1,0 +1,140 @@
+"""What a recipe is made of: rewrites of the model, a range rule for inputs, a solver for weights."""
+
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowbit.core.grid import Grid
+from lowbit.core.ranges import RangeRule
+from lowbit.core.spec import Format
+from lowbit.rewrites.chain import Rewrite
+from lowbit.solvers.descent import descend, refit
+from lowbit.solvers.factor import Factor
+
+VALUES = ("none", "ones", "diagonal", "conditional")
+"""What a squared error of a row counts in the search of a scale: no search at all; 1; ``H_kk``; ``c_k``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver(abc.ABC):
+    """How the levels of a weight are found: scales by search, a rounding, then rounds of refit and descent.
+
+    Subclasses are final, frozen dataclasses that say how to round.
+
+    Attributes:
+        value: what the search of scales weighs errors by, one of `VALUES`.
+        steps: scales tried, evenly spaced between 0.4 and 1.1 of the full range.
+        rounds: of refitting all scales of an output by least squares, then one sweep of coordinate descent.
+        damping: added to the diagonal of the inputs' second moment, as a share of its mean.
+    """
+
+    value: str = "conditional"
+    steps: int = 64
+    rounds: int = 4
+    damping: float = 0.01
+
+    needs_moment: ClassVar[bool] = True
+    order: ClassVar[str] = "diagonal"
+
+    def __post_init__(self):
+        if self.value not in VALUES:
+            raise ValueError(f"value must be one of {', '.join(VALUES)}, got {self.value!r}")
+        if self.steps < 2 or self.rounds < 0 or self.damping < 0:
+            raise ValueError(
+                f"a solver needs steps >= 2, rounds >= 0 and damping >= 0, got {self.steps}, {self.rounds}, {self.damping}"
+            )
+
+    @abc.abstractmethod
+    def round(self, weight: Float[Array, "in out"], known: Factor, grid: Grid) -> Float[Array, "in out"]:
+        """Returns levels of a weight, zero point included; float32, under jit and vmap.
+
+        Args:
+            weight: float32.
+            known: the inputs' second moment, damped, and its factor; an identity where ``needs_moment`` is false.
+            grid: scales, zero points and format.
+        """
+
+    def polished(
+        self, weight: Float[Array, "in out"], levels: Float[Array, "in out"], known: Factor, grid: Grid, store: Any
+    ) -> tuple[Float[Array, "in out"], Grid]:
+        """Returns levels and scales after ``rounds`` of refit and descent.
+
+        Args:
+            weight: float32.
+            levels: where to start.
+            known: as for `round`.
+            grid: of ``levels``.
+            store: ``scale -> scale`` as it will be stored, or None where scales are not to change.
+        """
+
+        def one(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+            levels, scale = state
+            now = dataclasses.replace(grid, scale=scale)
+            if store is not None:
+                now = refit(weight, levels, known.damped, now)
+                now = dataclasses.replace(now, scale=store(now.scale))
+            return (descend(weight, levels, known.damped, now), now.scale), None
+
+        (levels, scale), _ = jax.lax.scan(one, (levels, grid.scale), length=self.rounds)
+        return levels, dataclasses.replace(grid, scale=scale)
+
+    def picks(self, numbers: Format, shape: tuple[int, int]) -> str:
+        """Returns what is said in the report of a weight ``[K, N]``; for solvers that do not treat all alike.
+
+        Args:
+            numbers: its format.
+            shape: ``(K, N)``.
+        """
+        return ""
+
+    def __str__(self) -> str:
+        rest = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
+        return f"{type(self).__name__}({rest})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A post-training method from end to end.
+
+    Attributes:
+        name: what it is called.
+        solver: of the weights.
+        rewrite: ``(fn, params, state) -> (fn', params', state')`` before anything is quantized, such as
+            ``lowbit.chain(...)``; None: the model as it is.
+        inputs: the range rule of static inputs whose rule text names none (those of `lowbit.rtn`); None: as they are.
+        passes: how often, at least, inputs are observed while weights are solved in program order: with more, more
+            operations see their inputs as those before them, already solved, leave them.
+        is_remeasured: whether input ranges are measured again once weights are solved.
+        why: said in the report: why it was picked.
+    """
+
+    name: str
+    solver: Solver
+    rewrite: Rewrite | None = None
+    inputs: RangeRule | None = None
+    passes: int = 1
+    is_remeasured: bool = True
+    why: str = ""
+
+    def __post_init__(self):
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a Solver such as lowbit.recipes.gptq.GPTQ(), got {self.solver!r:.60}")
+        if self.passes < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes}")
+
+    def __str__(self) -> str:
+        rewrite = "" if self.rewrite is None else f"rewrite={self.rewrite}, "
+        text = f"{self.name}: {rewrite}inputs={self.inputs}, solver={self.solver}, passes={self.passes}"
+        text += f", is_remeasured={self.is_remeasured}"
+        return f"{text} ({self.why})" if self.why else text
+
+
+def plain_factor(size: int) -> Factor:
+    """Returns the factor of an identity: every input alike, none knows of another."""
+    eye = jnp.eye(size, dtype=jnp.float32)
+    ones = jnp.ones(size, jnp.float32)
+    return Factor(jnp.arange(size), jnp.zeros_like(eye), ones, eye, jnp.zeros(size, bool))

@@ -1,0 +1,200 @@
+"""`lowbit.quantize` on public calls: laws in float64, resuming, and what happens when the data is no good."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowbit as lb
+from lowbit.recipes.gptq import GPTQ
+from lowbit.recipes.lookup import named, names
+from lowbit.recipes.recipe import Recipe
+
+RECIPES = names()
+
+
+def network(params, x):
+    return jax.nn.relu(x @ params["first"]["w"]) @ params["second"]["w"]
+
+
+def heavy(rng, *shape):
+    return jnp.asarray(rng.standard_t(4, size=shape), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    params = {"first": {"w": heavy(rng, 24, 16)}, "second": {"w": heavy(rng, 16, 8)}}
+    mixed = rng.normal(size=(24, 24)) * np.geomspace(1, 0.05, 24)
+    batches = [(jnp.asarray(rng.normal(size=(64, 24)) @ mixed, jnp.float32),) for _ in range(3)]
+    return params, batches, jnp.asarray(rng.normal(size=(512, 24)) @ mixed, jnp.float32)
+
+
+def loss(y, x):
+    return float(np.sum((np.asarray(y, np.float64) - np.asarray(x, np.float64)) ** 2))
+
+
+@pytest.fixture(scope="module")
+def nearest_loss(case):
+    params, batches, x = case
+    qparams, plan, _ = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe="rtn")
+    return loss(lb.execute(network, plan)(qparams, x), network(params, x))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_beats_nearest_on_data_it_has_not_seen(name, case, nearest_loss):
+    params, batches, x = case
+    before = jax.tree.map(np.asarray, params)
+    qparams, plan, report = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe=name)
+    got = loss(lb.execute(network, plan)(qparams, x), network(params, x))
+    assert got == nearest_loss if name == "rtn" else got < 0.8 * nearest_loss
+    jax.tree.map(np.testing.assert_array_equal, before, params)  # left as they are
+    assert str(report).startswith(f"{name}:")
+    assert [line.path for line in report.lines] == ["first/w", "second/w"]
+    assert json.loads(report.to_json())["operations"][0]["bits"] == pytest.approx(3 + 32 / 24)
+    assert all(line.kernel for line in report.lines)
+
+
+def test_the_report_is_what_execute_does(case):
+    """Decibels of the first operation, from its own packed weight in float64."""
+    params, batches, _ = case
+    qparams, _, report = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe="gptq")
+    x = np.concatenate([np.asarray(x, np.float64) for (x,) in batches])
+    w = np.asarray(params["first"]["w"], np.float64)
+    q = np.asarray(qparams.weights()["first/w"].dequantize(), np.float64)
+    line = report.lines[0]
+    assert line.output_db == pytest.approx(10 * np.log10(np.sum((x @ w) ** 2) / np.sum((x @ (q - w)) ** 2)), abs=1e-2)
+    assert line.weight_db == pytest.approx(10 * np.log10(np.sum(w**2) / np.sum((q - w) ** 2)), abs=1e-3)
+
+
+def test_gptq_over_nearest_is_the_ratio_of_conditional_to_marginal_variance():
+    """``sum c_k / tr H`` of the calibration inputs themselves, ``c`` by a Cholesky factor in float64, by falling ``H_kk``."""
+    rng = np.random.default_rng(3)
+    size, columns, rows = 48, 1024, 400
+    x = rng.normal(size=(rows, size)) @ np.linalg.cholesky(0.9 ** np.abs(np.subtract.outer(range(size), range(size)))).T
+    x = np.float32(x * np.geomspace(1, 3, size))
+    h = x.astype(np.float64).T @ x / rows
+    order = np.argsort(-np.diag(h))
+    lower = np.linalg.cholesky(h[np.ix_(order[::-1], order[::-1])])  # the last row to be rounded is known first
+    law = np.sum(np.diag(lower) ** 2) / np.trace(h)
+    plain = Recipe("law", GPTQ(value="none", rounds=0, damping=0.0))
+    params = {"w": jnp.asarray(rng.normal(size=(size, columns)), jnp.float32)}
+    _, _, report = lb.quantize(lambda p, x: x @ p["w"], params, {"**": "w8"}, batches=[(x,)], recipe=plain)
+    assert report.lines[0].ratio == pytest.approx(law, rel=5 / np.sqrt(columns))
+
+
+def test_a_run_that_was_stopped_goes_on(case, tmp_path):
+    params, batches, _ = case
+    whole, _, _ = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe="gptq")
+    said: list[str] = []
+
+    def stop(what, done, of):
+        said.append(what)
+        if what == "inputs of window 1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe="gptq", cache=tmp_path, progress=stop)
+    again: list[str] = []
+    got, _, _ = lb.quantize(
+        network, params, {"**": "w3"}, batches=batches, recipe="gptq", cache=tmp_path,
+        progress=lambda what, done, of: again.append(what),
+    )  # fmt: skip
+    assert "inputs of window 0" in said
+    assert "inputs of window 0" not in again
+    assert "inputs of window 1" in again
+    jax.tree.map(np.testing.assert_array_equal, whole, got)
+    other = {**params, "second": {"w": params["second"]["w"] * 2}}
+    fresh: list[str] = []
+    lb.quantize(
+        network, other, {"**": "w3"}, batches=batches, recipe="gptq", cache=tmp_path,
+        progress=lambda what, done, of: fresh.append(what),
+    )  # fmt: skip
+    assert "inputs of window 0" in fresh  # other parameters are another run
+
+
+def test_inputs_are_those_that_solved_weights_leave(case):
+    """With two passes the second weight is solved on inputs that the first, solved, makes: its own moment in float64."""
+    params, batches, _ = case
+    solver = dataclasses.replace(named("gptq").solver, rounds=0, value="none", damping=0.01)
+    recipe = Recipe("two", solver, passes=2)
+    qparams, _, report = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe=recipe)
+    first, second = (np.asarray(qparams.weights()[k].dequantize(), np.float64) for k in ("first/w", "second/w"))
+    x = np.concatenate([np.asarray(x, np.float64) for (x,) in batches])
+    hidden, w = np.maximum(x @ first, 0), np.asarray(params["second"]["w"], np.float64)
+    expected = 10 * np.log10(np.sum((hidden @ w) ** 2) / np.sum((hidden @ (second - w)) ** 2))
+    assert report.lines[1].output_db == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "batches is empty"),
+        ([(np.zeros((8, 24), np.float32),)], "first/w: its inputs were zero in every batch"),
+        (
+            [(np.ones((8, 24), np.float32),), (np.full((8, 24), np.nan, np.float32),)],
+            r"'first/w'.* held NaN or infinity .*batch 1",
+        ),
+    ],
+)
+def test_data_that_says_nothing_is_refused(case, batches, message):
+    with pytest.raises(ValueError, match=message):
+        lb.quantize(network, case[0], {"**": "w3,a8"}, batches=batches, recipe="gptq")
+
+
+def test_one_sample_and_dead_inputs_are_enough_for_a_finite_result(case):
+    params, batches, x = case
+    one = batches[0][0][:1].at[:, 3].set(0.0)
+    qparams, plan, report = lb.quantize(network, params, {"**": "w3"}, batches=[(one,)], recipe="gptq")
+    assert np.isfinite(np.asarray(lb.execute(network, plan)(qparams, x))).all()
+    assert any("span" in note for note in report.lines[0].notes)
+
+
+def test_wrong_requests_say_what_is_allowed(case):
+    params, batches, _ = case
+    with pytest.raises(ValueError, match=r"recipe 'gptk' is none of .*gptq"):
+        lb.quantize(network, params, {"**": "w4"}, batches=batches, recipe="gptk")
+    with pytest.raises(TypeError, match="recipe must be a name or a Recipe"):
+        lb.quantize(network, params, {"**": "w4"}, batches=batches, recipe=4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="window must be a positive number"):
+        lb.quantize(network, params, {"**": "w4"}, batches=batches, window=0)
+    with pytest.raises(ValueError, match="value must be one of"):
+        GPTQ(value="hessian")
+
+
+def test_a_recipe_prints_every_hyper_parameter():
+    for name in RECIPES:
+        recipe = named(name)
+        for field in dataclasses.fields(recipe.solver):
+            assert f"{field.name}={getattr(recipe.solver, field.name)!r}" in str(recipe)
+
+
+def test_convolutions_groups_tensors_and_inputs(case):
+    """Depthwise, grouped and shared scales: solved weights lose less than nearest, executed, on inputs not seen."""
+    rng = np.random.default_rng(5)
+    params = {
+        "depth": heavy(rng, 3, 3, 1, 4), "point": heavy(rng, 1, 1, 4, 8), "head": heavy(rng, 8, 6),
+    }  # fmt: skip
+
+    def fn(p, x):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, p["depth"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
+        )
+        y = jax.nn.relu(jax.lax.conv_general_dilated(y, p["point"], (2, 2), "SAME", dimension_numbers=numbers))
+        return jnp.mean(y, axis=(1, 2)) @ p["head"]
+
+    def draw(count):
+        smooth = rng.normal(size=(count, 6, 6, 4)).cumsum(axis=1)
+        return jnp.asarray(smooth, jnp.float32)
+
+    batches, x = [(draw(32),), (draw(32),)], draw(128)
+    rules = {"depth": "w3/tensor,a8", "point": "w3/g4,a8", "head": "w3,a8"}
+    losses = {}
+    for name in ("rtn", "gptq"):
+        qparams, plan, _ = lb.quantize(fn, params, rules, batches=batches, recipe=name)
+        losses[name] = loss(lb.execute(fn, plan)(qparams, x), fn(params, x))
+    assert losses["gptq"] < 0.8 * losses["rtn"]
