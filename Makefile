@@ -39,7 +39,7 @@ CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
 NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-times test-faults fuzz fuzz-files test-edge lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
+.PHONY: help env demo test test-slow test-times test-faults fuzz fuzz-files test-edge test-models lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -150,6 +150,12 @@ test-edge:  ## install converters, emulators and cross compilers, and run every 
 	  --disable-pip-version-check --no-input --quiet install --no-deps --only-binary=:all: --upgrade \
 	  --platform manylinux_2_28_aarch64 --target "$(EDGE_TOOLS)/iree-aarch64" iree-base-runtime==$(EDGE_IREE)
 	$(EDGE_VENV)/bin/python -m pytest -q -n $(JOBS) $(PYTEST_FLAGS) tests/edge
+
+MODELS_VENV := .venv-models
+test-models:  ## public architectures (transformers, equinox, haiku, keras, nnx) from bind to gradients; half an hour
+	$(MAKE) --no-print-directory env VENV=$(MODELS_VENV)
+	$(MODELS_VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/models.txt
+	$(MODELS_VENV)/bin/python -m tests.models
 
 # jax 0.12 exists for Python 3.12 and newer only, so the second jax line needs a second interpreter. It repeats what depends
 # on jax: reading, rewriting and running programs, arithmetic that XLA compiles, kernels, and the StableHLO that is written.

@@ -13,6 +13,7 @@ Look-ups happen while a call is traced: a function that is compiled already keep
 import contextlib
 import contextvars
 import dataclasses
+import fcntl
 import functools
 import json
 import os
@@ -166,20 +167,43 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write(path: str | os.PathLike[str], table: Table) -> None:
-    """Adds `table` to the file's, in one atomic step: a reader sees the old file or the new one."""
+    """Adds `table` to the file's, in one atomic step: a reader sees the old file or the new one, after a kill too.
+
+    Writers of a folder take turns, so that none loses what another adds, and what a killed one left there is removed.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    merged = dict(sorted({**read(path), **table}.items()))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(merged, file, indent=1)
-            file.write("\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    start, end = f".{path.name}.", ".part"
+    with _turn(path.parent) as folder:
+        for name in os.listdir(folder):
+            if name.startswith(start) and name.endswith(end):
+                os.unlink(name, dir_fd=folder)
+        merged = dict(sorted({**read(path), **table}.items()))
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=end)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(merged, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            os.fsync(folder)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):  # it is in its place already
+                os.unlink(temporary)
+            raise
     _read_cached.cache_clear()
+
+
+@contextlib.contextmanager
+def _turn(folder: pathlib.Path) -> Iterator[int]:
+    """Gives a descriptor of a folder, locked: the lock of a process that is killed is gone."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _user_table(device: str) -> Table:

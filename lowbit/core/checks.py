@@ -1,11 +1,16 @@
 """Checks on values, where there are values: under a trace they are skipped."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+
+Law = Callable[[Any, Any], Any]
+"""Of numpy or `jax.numpy`, and an array."""
 
 
 def is_traced(x: Any) -> bool:
@@ -13,10 +18,33 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, Tracer)
 
 
+_FEW = 1 << 20
+"""Up to so many values are looked at here, by numpy: a compiled check is one program for every structure of shapes."""
+
+
+def holds(named: Mapping[str, Sequence[Any]], law: Law) -> dict[str, bool]:
+    """Returns by name whether a law holds for all values of all arrays; many are looked at where they are, in one program.
+
+    Args:
+        named: arrays with values.
+        law: a function of numpy or `jax.numpy`, and an array; it returns booleans.
+    """
+    arrays = [x for each in named.values() for x in each]
+    if sum(np.size(x) for x in arrays) <= _FEW and all(getattr(x, "is_fully_addressable", True) for x in arrays):
+        found = jax.device_get({name: list(each) for name, each in named.items()})
+        with np.errstate(all="ignore"):
+            return {name: all(bool(np.all(law(np, x))) for x in each) for name, each in found.items()}
+    return {name: bool(is_so) for name, is_so in jax.device_get(_hold(dict(named), law)).items()}
+
+
+@functools.partial(jax.jit, static_argnames="law")
+def _hold(named: dict[str, Sequence[Any]], law: Law) -> dict[str, Any]:
+    found = {name: [jnp.all(law(jnp, x)) for x in each] for name, each in named.items()}
+    return {name: jnp.all(jnp.array(each, bool)) for name, each in found.items()}
+
+
 def not_finite(named: Mapping[str, Any]) -> list[str]:
     """Returns the names of trees with a float array that holds NaN or infinity; traced arrays are passed over.
-
-    One program checks everything: a check per array would compile one per shape.
 
     Example:
         >>> not_finite({"a": jnp.ones(2), "b": {"c": jnp.array([1.0, jnp.inf])}})
@@ -26,15 +54,10 @@ def not_finite(named: Mapping[str, Any]) -> list[str]:
         name: [x for x in jax.tree.leaves(tree) if not is_traced(x) and jnp.issubdtype(x.dtype, jnp.floating)]
         for name, tree in named.items()
     }
-    floats = {name: arrays for name, arrays in floats.items() if arrays}
-    if not floats:
-        return []
     with jax.ensure_compile_time_eval():  # arrays that an outer jit closes over have values too
-        found = jax.device_get(_are_finite(floats))
+        found = holds({name: arrays for name, arrays in floats.items() if arrays}, _is_finite)
     return [name for name, is_finite in found.items() if not is_finite]
 
 
-@jax.jit
-def _are_finite(floats: dict[str, list[Any]]) -> dict[str, Any]:
-    found = {name: [jnp.all(jnp.isfinite(x)) for x in arrays] for name, arrays in floats.items()}
-    return {name: jnp.all(jnp.array(each, bool)) for name, each in found.items()}
+def _is_finite(numpy: Any, x: Any) -> Any:
+    return numpy.isfinite(x)

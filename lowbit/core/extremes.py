@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _MAGNITUDE = 0x7FFFFFFF
 
@@ -133,3 +134,26 @@ def has_not_finite(x: Float[Array, "..."], axis: Axes = None, *, keepdims: bool 
         [False, True]
     """
     return jnp.any(~jnp.isfinite(x), axis=axis, keepdims=keepdims)
+
+
+@jax.custom_jvp
+def nan_where(mask: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns ``x`` with NaN where a mask, which broadcasts against it, is true.
+
+    The NaN is made of the bits of ``x``. Of a select with the constant NaN, LLVM computes what follows for the constant alone;
+    an exponential of it is undefined there, by its cast to an integer, and any number may come out: softmax lost every NaN.
+
+    Example:
+        >>> nan_where(jnp.array([True, False]), jnp.array([1.0, -0.0])).tolist()
+        [nan, -0.0]
+    """
+    word = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    nan = jnp.asarray(np.array(np.nan, x.dtype).view(word))
+    bits = lax.bitcast_convert_type(x, word)
+    return lax.bitcast_convert_type(jnp.where(mask, bits | nan, bits), x.dtype)
+
+
+@nan_where.defjvp
+def _(primals, tangents):
+    mask, x = primals
+    return nan_where(mask, x), jnp.where(mask, jnp.zeros((), x.dtype), tangents[1])

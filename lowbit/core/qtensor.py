@@ -173,6 +173,19 @@ def static_groups(shape: tuple[Dim, ...], blocks: tuple[Dim, ...]) -> tuple[tupl
     return tuple((i - rank, b) for i, (n, b) in enumerate(zip(shape, blocks, strict=True)) if block_ops.is_split(n, b))
 
 
+def _check_table(name: str, table: Array, shape: tuple[Dim, ...], blocks: tuple[Dim, ...]) -> None:
+    """Raises ValueError where a grid's scale or zero, which may come from a state that was cast or cut, cannot be one."""
+    is_there = table.ndim == len(shape) == len(blocks)
+    wanted = block_ops.scale_shape(shape, blocks) if len(shape) == len(blocks) else blocks
+    pairs = zip(table.shape, wanted, strict=True) if is_there else ()
+    is_there = is_there and all(n == 1 or n == w for n, w in pairs)
+    if not is_there or not jnp.issubdtype(table.dtype, jnp.floating):
+        raise ValueError(
+            f"the {name} of values of shape {tuple(shape)} in blocks of {tuple(blocks)} must be floats of shape {tuple(wanted)}, got "
+            f"{table.dtype} of shape {table.shape}: a state that was cast or reshaped, or of another operand"
+        )
+
+
 def quantize_with(
     x: Float[Array, "..."],
     spec: Spec,
@@ -197,10 +210,16 @@ def quantize_with(
         blocks: elements per scale along every axis.
         nearest: ``(scaled x, low, high) -> levels``, in place of ``spec.format.nearest``: another rounding or another
             gradient. Its values must be levels of the format.
+
+    Raises:
+        ValueError: for a scale or zero that holds no floats, or does not have that shape.
     """
     wide = x.astype(jnp.float32)
     nearest = spec.format.nearest if nearest is None else nearest
     values = scale.dequantize() if isinstance(scale, QTensor) else scale
+    for name, table in (("scale", values), ("zero", zero)):
+        if table is not None:
+            _check_table(name, table, x.shape, blocks)
     inverse = 1.0 / values.astype(jnp.float32)
     cut = block_ops.split(wide, blocks) * block_ops.spread(inverse, x.shape, blocks)
     low, high = spec.format.low, spec.format.high

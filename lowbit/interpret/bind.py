@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from lowbit.core.keywords import merged, shares_keywords
@@ -23,15 +22,13 @@ from .derive import dropped_leaves, has_derived
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
-from .integer.weights import check_weights
 from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
 from .operations import Graph, Operation
+from .placed import check_moves, check_shared
 from .refusals import Refusals
 from .shapes import axes_of, geometry, producers_of, shape_of
 from .sides import weight_right
-from .simulate import simulated_trace
-from .state import abstract_state
 from .sums import contracted_size
 from .trace import Model, Trace, trace
 
@@ -112,22 +109,27 @@ def planned(
     Raises:
         ValueError: everything that `bind` refuses, all of it at once.
     """
-    graph, refused = traced.graph, Refusals(rules)
+    graph = traced.graph
+    globs = {path: None if rule is None else rule.glob for path, rule in chosen.items()}
+    refused = Refusals(None if integer else rules, globs)
     producers = producers_of(graph)
-    rows = tuple(
-        refused.made(op.path, partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer))
-        for op in graph.operations
-    )
-    refused.check()
-    _check_shared(rows)
-    _warn_constants(rows)
-    dropped = dropped_leaves(traced, rows) if has_derived(rows) else ()
-    plan = Plan(rows, tuple(graph.unseen), dropped, program=traced.bare)
+    rows: list[Row] = []
+    for op in graph.operations:
+        make = partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer)
+        row = refused.made(op.path, make, {op.path: "keep"}, source=op.source)
+        rows.append(_row(op, graph, traced, None, producers[op.path], integer=integer) if row is None else row)
+    check_shared(rows, refused, rules or {}, globs)
+    plan = Plan(tuple(rows), tuple(graph.unseen), program=traced.bare)
     if integer:
-        plan = full_integer(plan, traced, rounding, state)
+        plan = refused.made("", partial(full_integer, plan, traced, rounding, state, frozenset(refused.found))) or plan
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
-    _check_moves(traced, plan)
+    if not integer or plan.is_full_integer:
+        check_moves(traced, plan, refused)
+    refused.check()
+    _warn_constants(plan.rows)
+    if not integer and has_derived(plan.rows):
+        plan = dataclasses.replace(plan, dropped=dropped_leaves(traced, plan.rows))
     return dataclasses.replace(plan, uncovered=_uncovered(plan, traced))
 
 
@@ -317,33 +319,6 @@ def _block_size(site: Site) -> float:
     return math.prod(blocks[axis] for axis in site.operand.contract)
 
 
-def _check_shared(rows: tuple[Row, ...]) -> None:
-    first: dict[str, tuple[Row, Site]] = {}
-    for row in rows:
-        for site in row.sites:
-            if site.kind != "leaf":
-                continue
-            if site.key not in first:
-                first[site.key] = row, site
-                continue
-            other, before = first[site.key]
-            if site.quantizer != before.quantizer:
-                raise ValueError(
-                    f"{other.path} and {row.path} share the weight {site.key} but have different rules "
-                    f"({other.rule!r} and {row.rule!r}); one weight is stored once: give both the same weight part"
-                )
-            per_tensor = site.spec is None or site.spec.granularity.is_one_per_array
-            if not per_tensor and (site.operand.contract, site.operand.stack) != (
-                before.operand.contract,
-                before.operand.stack,
-            ):
-                raise ValueError(
-                    f"{other.path} and {row.path} share the weight {site.key} but contract different axes "
-                    f"({before.operand.contract} and {site.operand.contract} of {site.operand.shape}), so no channel "
-                    f"scale serves both: use w<bits>/tensor for both, or keep one"
-                )
-
-
 def _warn_constants(rows: tuple[Row, ...]) -> None:
     """Warns of products with arrays that the function closed over, where only a rule of wildcards is about them."""
     constants = [
@@ -358,18 +333,3 @@ def _warn_constants(rows: tuple[Row, ...]) -> None:
             f"Pass it in params, or name it in a rule of its own, such as {{{left_out[0]!r}: 'keep'}}",
             stacklevel=4,
         )
-
-
-def _check_moves(traced: Trace, plan: Plan) -> None:
-    """Runs a simulation abstractly, so that a scale that cannot follow its weight raises here."""
-    if not plan.quantized:
-        return
-    if plan.is_full_integer:
-        check_weights(plan, traced)
-        return
-
-    def run(leaves):
-        state = abstract_state(plan, jax.tree.unflatten(traced.param_tree, leaves[: traced.count]))
-        return simulated_trace(plan, dataclasses.replace(traced, leaves=leaves), state, custom_vjp="body")[0]
-
-    jax.eval_shape(run, traced.avals)

@@ -56,7 +56,7 @@ def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
     near: dict[str, Any] = {"mode": lax.GatherScatterMode.CLIP, "fill_value": None} if _has_mode(eqn) else {}
     fill: dict[str, Any] = {"fill_value": jnp.nan if _fills(eqn) else None} if _has_mode(eqn) else {}
 
-    def per_element(x: Array) -> Array:
+    def per_element(x: Any) -> Array:
         """A scale or zero point with an entry per element along the axes that are cut."""
         for i in cut:
             if x.shape[i] not in (1, table.shape[i]):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
+from lowbit.core.extremes import nan_where
 from lowbit.core.qtensor import QTensor
 
 
@@ -29,7 +30,7 @@ def poisoned(matmul: Any, lhs: QTensor | Array, rhs: QTensor | Array, result: Ar
     else:
         masks = _conv_masks(dict(matmul.params), left, right, rhs.shape, result)
     for mask in masks:
-        result = jnp.where(mask, jnp.asarray(jnp.nan, result.dtype), result)
+        result = nan_where(mask, result)
     return result
 
 

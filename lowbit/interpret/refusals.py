@@ -1,9 +1,35 @@
 """Everything that a bind refuses, in one error: each with its path and line, and rules that can be pasted."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 Made = TypeVar("Made")
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """One thing that was refused.
+
+    Attributes:
+        why: the whole sentence, with path and source line.
+        instead: rules that would not be refused, by path; none where rules cannot help.
+    """
+
+    why: str
+    instead: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Refused(ValueError):
+    """What was refused, all of it: its text lists it.
+
+    Attributes:
+        refusals: by what they are about.
+    """
+
+    def __init__(self, refusals: Mapping[str, Refusal], text: str):
+        super().__init__(text)
+        self.refusals = dict(refusals)
 
 
 class Refusals:
@@ -11,32 +37,65 @@ class Refusals:
 
     Args:
         rules: what was bound with; those that are text are repeated in the message.
+        chosen: the glob of the rule of every operation, by path; None: no rules are shown.
     """
 
-    def __init__(self, rules: Mapping[str, Any] | None = None):
-        self.rules = rules
-        self.found: dict[str, ValueError] = {}
+    def __init__(self, rules: Mapping[str, Any] | None = None, chosen: Mapping[str, str | None] | None = None):
+        self.rules, self.chosen = rules, chosen
+        self.found: dict[str, Refusal] = {}
 
-    def made(self, path: str, make: Callable[[], Made]) -> Made:
+    def add(self, path: str, why: str, instead: Mapping[str, str] | None = None, *, source: str = "") -> None:
+        """Notes a refusal; the first one about a path counts.
+
+        Args:
+            path: what it is about.
+            why: the sentence; path and source are put before it where it lacks them.
+            instead: rules that would not be refused.
+            source: the source line.
+        """
+        where = f"{path} ({source})" if source else path
+        if source and source not in why:
+            why = where + why.removeprefix(path) if why.startswith(path) else f"{where}: {why}"
+        self.found.setdefault(path, Refusal(why, instead or {}))
+
+    def made(
+        self, path: str, make: Callable[[], Made], instead: Mapping[str, str] | None = None, *, source: str = ""
+    ) -> Made | None:
         """Returns what ``make`` does; where it raises ValueError, the refusal is noted for `check`, and None comes back."""
         try:
             return make()
         except ValueError as error:
-            self.found[path] = error
-            return None  # pyright: ignore[reportReturnType]
+            if isinstance(error, Refused):
+                self.extend(error)
+            else:
+                self.add(path, str(error), instead, source=source)
+            return None
+
+    def extend(self, error: Refused) -> None:
+        """Notes all that an error is about."""
+        for path, refusal in error.refusals.items():
+            self.found.setdefault(path, refusal)
 
     def check(self) -> None:
-        """Raises ValueError if anything was refused: the one refusal as it is, or all of them with rules that leave them out."""
+        """Raises Refused, a ValueError, if anything was refused: all of it, and rules that would not be, to paste."""
         if not self.found:
             return
-        first, *rest = self.found.values()
-        if not rest:
-            raise first
-        lines = "".join(f"\n  {error}" for error in self.found.values())
-        raise ValueError(f"{len(self.found)} operations are refused:{lines}{self._pasted()}") from first
+        lines = list(dict.fromkeys(refusal.why for refusal in self.found.values()))
+        text = (
+            lines[0]
+            if len(lines) == 1
+            else f"{len(lines)} operations are refused:" + "".join(f"\n  {w}" for w in lines)
+        )
+        raise Refused(self.found, text + self._pasted())
 
     def _pasted(self) -> str:
         if self.rules is None or not all(isinstance(value, str) for value in self.rules.values()):
             return ""
-        kept = dict.fromkeys(self.found, "keep")
-        return f"\nWith these rules they stay in float:\n  {kept | dict(self.rules)!r}"
+        instead = {path: rule for refusal in self.found.values() for path, rule in refusal.instead.items()}
+        if not instead or len(instead) < len(self.found):
+            return ""
+        taken = {path for path in self.chosen or {} if path in instead or path.split("@")[0] in instead}
+        left = {glob for path, glob in (self.chosen or {}).items() if path not in taken}
+        rest = {glob: rule for glob, rule in self.rules.items() if glob in left and glob not in instead}
+        what = "they stay in float" if set(instead.values()) == {"keep"} else "it binds"
+        return f"\nWith these rules {what}:\n  {instead | rest!r}"

@@ -11,6 +11,7 @@ from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.trees import Dropped
 from lowbit.plan.rows import Plan
+from lowbit.program.read import LAYERS
 from lowbit.program.read import read as read_program
 
 from .graph import read
@@ -84,7 +85,8 @@ def trace(
         args: its arguments.
         kwargs: its keyword arguments.
         has_codes: whether int8 and int16 arguments are codes that stand for float32 values.
-        has_picks: whether a matrix that data picks is a weight; not so in a full-integer plan.
+        has_picks: whether a matrix that data picks is a weight, and a scan over layers stays one; not so in a full-integer
+            plan, where every layer has grids of its own.
 
     Raises:
         TypeError: if ``fn`` is not callable, or a parameter is not an array.
@@ -111,7 +113,7 @@ def trace(
         shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
     jaxpr = jax.make_jaxpr(flat)(*shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
-    program = read_program(jaxpr, fixed=len(paths), inlined=())
+    program = read_program(jaxpr, fixed=len(paths), inlined=() if has_picks else (LAYERS,))
     return Trace(jaxpr, read(program, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree)
 
 

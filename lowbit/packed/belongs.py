@@ -3,9 +3,8 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from lowbit.core.checks import is_traced
+from lowbit.core.checks import holds, is_traced
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import SMALLEST_SCALE
 from lowbit.plan.rows import Plan
@@ -90,7 +89,7 @@ def checked(qparams: QParams) -> QParams:
         if hasattr(roles.get("scale"), "dtype"):  # of a grid in a full-integer plan
             named[f"the grid {path!r}"] = [roles["scale"]]
     named = {name: arrays for name, arrays in named.items() if not any(is_traced(x) for x in arrays)}
-    for name, is_right in jax.device_get(_are_scales(named)).items() if named else ():
+    for name, is_right in holds(named, _are_scales).items():
         if not is_right:
             raise ValueError(
                 f"the scale of {name} is NaN, infinite or smaller than 2**-126: it stands for no grid. The state it was packed "
@@ -104,10 +103,6 @@ def _scales(q: QTensor) -> list[Any]:
     return leaves if any(is_traced(x) for x in leaves) else [q.scale_values]
 
 
-@jax.jit
-def _are_scales(named: dict[str, list[Any]]) -> dict[str, Any]:
-    def is_right(x: Any) -> Any:
-        wide = jnp.abs(jnp.asarray(x).astype(jnp.float32))
-        return jnp.all((wide >= SMALLEST_SCALE) & jnp.isfinite(wide))
-
-    return {name: jnp.all(jnp.array([is_right(x) for x in arrays], bool)) for name, arrays in named.items()}
+def _are_scales(numpy: Any, x: Any) -> Any:
+    wide = numpy.abs(numpy.asarray(x).astype(numpy.float32))
+    return (wide >= SMALLEST_SCALE) & numpy.isfinite(wide)

@@ -72,19 +72,25 @@ def first_matches(rules: Sequence[Rule], paths: Sequence[str]) -> dict[str, Rule
         ValueError: where a rule matches nothing, or everything it matches was taken before; names the nearest paths.
     """
     chosen = {path: next((rule for rule in rules if rule.is_for(path)), None) for path in paths}
-    for rule in rules:
-        if any(c is rule for c in chosen.values()):
-            continue
-        reached = [path for path in paths if rule.is_for(path)]
-        if reached:
-            taken = chosen[reached[0]]
-            assert taken is not None
-            raise ValueError(
-                f"rule {rule.glob!r} never applies: {taken.glob!r}, before it, takes {', '.join(reached)}; put the more "
-                f"specific rule first"
-            )
+    wrong = [_why_idle(rule, chosen, paths) for rule in rules if not any(c is rule for c in chosen.values())]
+    if wrong:
         raise ValueError(
-            f"rule {rule.glob!r} matches no operation; the nearest paths are "
-            f"{', '.join(nearest(rule.glob, paths)) or '(there are none)'}"
+            wrong[0] if len(wrong) == 1 else f"{len(wrong)} rules never apply:" + "".join(f"\n  {w}" for w in wrong)
         )
     return chosen
+
+
+def _why_idle(rule: Rule, chosen: Mapping[str, Rule | None], paths: Sequence[str]) -> str:
+    """Why a rule takes no operation."""
+    reached = [path for path in paths if rule.is_for(path)]
+    if reached:
+        taken = chosen[reached[0]]
+        assert taken is not None
+        return (
+            f"rule {rule.glob!r} never applies: {taken.glob!r}, before it, takes {', '.join(reached)}; put the more "
+            f"specific rule first"
+        )
+    return (
+        f"rule {rule.glob!r} matches no operation; the nearest paths are "
+        f"{', '.join(nearest(rule.glob, paths)) or '(there are none)'}"
+    )

@@ -20,6 +20,13 @@ CALLS = ("jit", "remat", "custom_jvp", "custom_vjp")
 """Calls of one body with its operands and results: what an evaluation that nobody differentiates inlines."""
 
 
+LAYERS = "layers"
+"""Among what a reading inlines: scans over what is no data. Their turns are written out, one after the other."""
+
+_SPLICED = 1 << 20
+"""Where the equations of `spliced` are in the trace: behind all traced ones."""
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class Value:
     """One value of a program.
@@ -209,7 +216,7 @@ def read(closed: Any, *, fixed: int = 0, inlined: Collection[str] = CALLS) -> Pr
     Args:
         closed: the closed jaxpr.
         fixed: how many of its first inputs are fixed: no data.
-        inlined: the calls (words of `lowbit.program.compat.kind`) whose bodies become part of the program.
+        inlined: the calls (words of `lowbit.program.compat.kind`) whose bodies become part of the program, and `LAYERS`.
 
     Example:
         >>> import jax
@@ -288,12 +295,50 @@ class _Reading:
             if equation.call is not None and equation.call in self.inlined:
                 (inner,) = compat.bodies(eqn)
                 equation.outs = self.body(inner.jaxpr, inner.consts, ins, (*equation.address, 0), equation)
+            elif LAYERS in self.inlined and _is_over_layers(equation):
+                equation.outs = self.turns(equation)
             else:
                 is_data = equation.is_data
                 equation.outs = [_value(v, is_data=is_data, source=equation) for v in eqn.outvars]
                 self.equations.append(equation)
             env.update(zip(eqn.outvars, equation.outs, strict=True))
         return [get(v) for v in jaxpr.outvars]
+
+    def turns(self, equation: Equation) -> list[Value]:
+        """The results of a scan, its turns written out."""
+        (inner,) = compat.bodies(equation.eqn)
+        n_consts, n_carry = compat.scan_counts(equation.eqn)
+        consts, carry = equation.ins[:n_consts], equation.ins[n_consts : n_consts + n_carry]
+        xs, length = equation.ins[n_consts + n_carry :], equation.params["length"]
+        made: dict[int, list[Value]] = {}
+        for turn in reversed(range(length)) if equation.params["reverse"] else range(length):
+            parts = self.spliced(lambda *xs, turn=turn: [x[turn] for x in xs], xs, equation, turn)
+            given = [*consts, *carry, *parts]
+            outs = self.body(inner.jaxpr, inner.consts, given, (*equation.address, turn), equation)
+            carry, made[turn] = outs[:n_carry], outs[n_carry:]
+        ys = [value for turn in range(length) for value in made[turn]]
+        count = len(ys) // length
+        stacked = self.spliced(
+            lambda *ys: [jnp.stack(ys[i::count]) for i in range(count)], ys if count else [], equation, length
+        )
+        return [*carry, *stacked]
+
+    def spliced(self, function: Any, values: Sequence[Value], caller: Equation, turn: int) -> list[Value]:
+        """The results of a function of values: new equations of a scan's turn."""
+        if not values:
+            return []
+        closed = jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values))
+        return self.body(closed.jaxpr, closed.consts, values, (*caller.address, turn, _SPLICED), caller)
+
+
+def _is_over_layers(equation: Equation) -> bool:
+    """Whether a scan of data is over parameters or constants, or counts its turns."""
+    if equation.call != "scan" or not equation.is_data or not equation.params["length"]:
+        return False
+    n_consts, n_carry = compat.scan_counts(equation.eqn)
+    counters = [v for v in equation.ins[n_consts : n_consts + n_carry] if not v.is_data]
+    is_counting = any(jnp.issubdtype(v.dtype, jnp.integer) for v in counters)
+    return is_counting or any(not v.is_data for v in equation.ins[n_consts + n_carry :])
 
 
 def _called(equation: Equation, index: int, body: compat.Body) -> Program:

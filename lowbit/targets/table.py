@@ -228,19 +228,19 @@ TARGETS = {
             note="float operations on integer weights, on a Cortex-A76 under an emulator",
         ),
         Target(
-            "litert", "litert", "ai-edge-litert", ("litert_converter", "ai_edge_litert"),
+            "litert", "litert", "ai-edge-litert", ("litert_converter", "ai_edge_litert", "tflite"),
             "pip install 'lowbit[edge]'", _XNNPACK, steps=1, is_full_integer=True, rounding="exact",
             note="8-bit kernels round once, to even; 4-bit ones are off by a step now and then. What has no integer kernel is float",
         ),
         Target(
-            "tflm", "litert", "tflite-micro", ("litert_converter", "tflite_micro"),
+            "tflm", "litert", "tflite-micro", ("litert_converter", "tflite_micro", "tflite"),
             "pip install 'lowbit[edge]'", _MICRO, steps=1, is_full_integer=True,
             rounding="gemmlowp_double", refuses=_NOT_MICRO, note="TFLite-Micro, the runtime of microcontrollers",
         ),
         Target(
             "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1, widths=(4, 8),
             note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
-            "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here",
+            "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here; session.x64quantprecision is 1, too",
         ),
         Target(
             "openvino", "onnx", "openvino", ("onnx", "openvino"), "pip install 'lowbit[edge]'", _ONNX, steps=1, widths=(4, 8),
@@ -263,7 +263,7 @@ TARGETS = {
             note="C99 on an emulated microcontroller",
         ),
         Target(
-            "vela", "litert", "ethos-u-vela", ("litert_converter", "ethosu.vela"),
+            "vela", "litert", "ethos-u-vela", ("litert_converter", "ethosu.vela", "tflite"),
             "pip install 'lowbit[edge]'", _VELA, is_full_integer=True, refuses=_NO_KERNEL,
             note="Arm Ethos-U; a compiler's report, nothing runs: reported, not compared. Quantizing arguments stays on the CPU",
         ),

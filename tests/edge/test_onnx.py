@@ -241,5 +241,5 @@ def test_random_networks(graphs, integer, tmp_path):
 
 def test_the_manifest_says_what_a_session_needs(tmp_path):
     bundle = exported(CNN, {"**": "w8,a8"}, tmp_path / "m", integer=True)
-    wanted = {"session_options": {"session.qdq_matmulnbits_accuracy_level": "1"}}
+    wanted = {"session_options": {"session.qdq_matmulnbits_accuracy_level": "1", "session.x64quantprecision": "1"}}
     assert bundle.manifest["runtimes"] == {"onnxruntime": wanted}

@@ -1,6 +1,7 @@
 """States, packed parameters and files are of one plan, and another plan refuses them."""
 
 import dataclasses
+import inspect
 import itertools
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 from flax import serialization, traverse_util
 
 import lowbit as lb
+from lowbit.core.qtensor import quantize_with
 from lowbit.interpret.state import marked
 from lowbit.packed.trees import QParams
 from lowbit.plan import serial
@@ -279,3 +281,33 @@ def test_wrong_things_in_place_of_parameters(made):
             call()
     with pytest.raises(ValueError, match="params have no 'b'"):
         lb.pack(plan, {"a": PARAMS["a"]}, qstate)
+
+
+def test_scales_that_were_cast_are_none():
+    """As users call it: without the annotations that are checked in tests."""
+    spec = rtn("w8").weight.spec
+    for scale, zero in ((jnp.ones((1, 16), jnp.int32), None), (jnp.ones((1, 16)), jnp.zeros((1, 16), jnp.int8))):
+        with pytest.raises(ValueError, match=r"must be floats of shape \(1, 16\), got int"):
+            inspect.unwrap(quantize_with)(PARAMS["a"], spec, scale, zero, (16, 1))
+
+
+@pytest.mark.parametrize("rule", ["w8,a8", lb.lsq("w4,a4")], ids=str)
+def test_a_state_that_was_reshaped(rule):
+    """Its plan is right and its tree is right: what the arrays are is said where they are used."""
+    plan = lb.bind(mlp, {"**": rule}, PARAMS, X)
+    qstate = lb.init(mlp, plan, PARAMS, X)
+    changes = {
+        r"of shape \(.*, 1, 1\)": lambda x: x[..., None, None],
+        r"of shape \(0,\)": lambda x: x.reshape(-1)[:0],
+        "must be floats of shape": lambda x: jnp.concatenate([x, x]),
+    }
+    for said, change in changes.items():
+        odd = jax.tree.map(change, qstate)
+        for call in (
+            lambda odd=odd: lb.simulate(mlp, plan)(PARAMS, odd, X),
+            lambda odd=odd: lb.pack(plan, PARAMS, odd),
+        ):
+            with pytest.raises(
+                ValueError, match=rf"the (scale|zero) of values of shape .*{said}.*a state that was cast"
+            ):
+                call()

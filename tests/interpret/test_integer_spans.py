@@ -75,6 +75,8 @@ def test_what_is_0_and_what_is_alike_share_a_grid():
     assert _served(lambda p, x: jnp.concatenate([x @ p["box"], jax.nn.relu(x @ p["box"] * 0.1)], -1)).shape == (16, 8)
 
 
-def test_an_addend_lost_in_a_sum_is_a_warning():
-    with pytest.warns(UserWarning, match=r"is less than one step .* of the sum add_0 \(test_integer_spans.py:\d+\)"):
-        _served(lambda p, x: x @ p["box"] + jnp.tanh((x @ p["cls"])[:, :4]) * 0.01)
+@pytest.mark.parametrize("join", [jnp.add, jnp.maximum, jnp.minimum])
+def test_an_operand_lost_in_the_grid_of_a_pair_is_a_warning(join):
+    kind = {"add": "add", "maximum": "max", "minimum": "min"}[join.__name__]
+    with pytest.warns(UserWarning, match=rf"is less than one step .* of the {kind} \w+ \(test_integer_spans.py:\d+\)"):
+        _served(lambda p, x: join(x @ p["box"], jnp.tanh((x @ p["cls"])[:, :4]) * 0.01))

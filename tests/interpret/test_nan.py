@@ -194,3 +194,17 @@ def test_the_native_kernels_ran():
     plan = lb.bind(dense, {"**": "w8,a8"}, params, x)
     text = lb.explain(dense, plan, lb.pack(plan, params, lb.init(dense, plan, params, x)), x)
     assert ("cpu" in text) == (native.status() is None)
+
+
+@pytest.mark.parametrize("rule", ["w8,a8", "w4,a8/dynamic"])
+def test_nan_goes_through_an_exponential(rule):
+    """What a compiler makes of ``exp`` of a constant NaN is no number of ours: asked several times, it answered differently."""
+    params, x = {"a": normal(0, 8, 6)}, normal(1, 5, 8)
+    fn = lambda p, x: jax.nn.softmax(x @ p["a"], -1)  # noqa: E731
+    plan = lb.bind(fn, {"**": rule}, params, x)
+    qstate = lb.init(fn, plan, params, x)
+    qparams, at_nan = lb.pack(plan, params, qstate), x.at[2, 3].set(jnp.nan)
+    for how in (None, "carried", "reference"):
+        run = lb.execute(fn, plan, implementation=how)
+        for _ in range(8):
+            assert np.isnan(np.asarray(run(qparams, at_nan))).any(1).tolist() == [False, False, True, False, False]

@@ -117,3 +117,49 @@ def test_all_refusals_come_at_once_with_rules_to_paste():
     assert list(pasted.values()) == ["keep", "keep", "w8,a8"]
     plan = lb.bind(fn, pasted, PARAMS, X)
     assert [row.is_quantized for row in plan] == [False, False, True]
+
+
+def test_shared_weights_are_refused_with_the_rest():
+    """Three faults of two kinds at once; the rules of the error bind."""
+    params = {"s": normal(4, 8, 8), "t": normal(5, 8, 8), "mixed": normal(6, 8, 8), "ok": normal(8, 8, 4)}
+
+    def fn(p, x):
+        y = x @ p["s"] + x @ p["s"].T
+        y = y @ p["t"] + y @ p["t"].T
+        return y @ (p["mixed"] * x[0][:, None]), y @ p["ok"]
+
+    with pytest.raises(ValueError, match="3 operations are refused") as refused:
+        lb.bind(fn, {"**": "w4/g4,a8/dynamic"}, params, normal(9, 3, 8))
+    text = str(refused.value)
+    assert text.count("test_plans.py:") == 5
+    assert text.count("contract different axes") == 2
+    assert "t/dot_0" in text
+    pasted = ast.literal_eval(text.splitlines()[-1].strip())
+    assert pasted["s"] == pasted["t"] == "w4/tensor,a8/dynamic"
+    assert pasted["t/dot_0"] == "keep"
+    plan = lb.bind(fn, pasted, params, normal(9, 3, 8))
+    assert [row.path for row in plan if not row.is_quantized] == ["t/dot_0"]
+    assert plan["s@0"].weight.spec.text == "int4/tensor/sym"
+
+
+def test_all_that_has_no_integer_form_is_in_one_error():
+    params, x = {"a": normal(4, 8, 8), "b": normal(5, 8, 8), "c": normal(6, 8, 4)}, normal(7, 3, 8)
+
+    def fn(p, x):
+        y = jnp.sort(x @ p["a"], -1)
+        y = jnp.cumprod(y @ p["b"], -1)
+        return jnp.argsort(y, -1).astype(jnp.float32) @ p["c"]
+
+    with pytest.raises(ValueError, match="5 operations are refused") as refused:
+        lb.bind(fn, {"c": "keep", "**": "w8,a8"}, params, x, integer=True)
+    text = str(refused.value)
+    for word in ("cannot place sort", "cannot place cumprod", "it follows a", "it follows b", "of c (test_plans.py:"):
+        assert word in text
+    assert text.count("test_plans.py:") == 5
+
+
+def test_rules_that_take_nothing_are_named_together():
+    with pytest.raises(ValueError, match="2 rules never apply") as refused:
+        lb.bind(_fn, {"nothing": "w4", "**": "w8,a8", "b": "w4"}, PARAMS, X)
+    assert "'nothing' matches no operation" in str(refused.value)
+    assert "'b' never applies: '**'" in str(refused.value)

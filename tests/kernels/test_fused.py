@@ -165,7 +165,9 @@ def test_the_native_call_is_the_unfused_chain_of_jax():
     for isa, got in results.items():
         for a, b in zip(got, expected, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=isa)
-        np.testing.assert_array_equal(np.signbit(got.value), np.signbit(expected.value), err_msg=isa)
+        # Zeros have a sign and NaN none: XLA turns a product with -1 into a change of sign, which NaN's follows.
+        signs = [np.signbit(r.value) & ~np.isnan(r.value) for r in (got, expected)]
+        np.testing.assert_array_equal(*signs, err_msg=isa)
     assert np.isnan(expected.marks).all()
     assert len(np.unique(expected.codes)) > 2
 

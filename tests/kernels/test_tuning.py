@@ -1,7 +1,9 @@
 """Where a configuration comes from, and that a table survives a writer that dies."""
 
+import concurrent.futures
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,47 @@ def test_a_write_adds_to_the_file_and_a_failed_one_leaves_it_whole(cache):
     with pytest.raises(TypeError):
         tuning.write(path, {"bad": {"config": object()}})
     assert set(json.loads(path.read_text())) == {KEY.text, "other"}
+    assert [p.name for p in cache.iterdir()] == [path.name]
+
+
+class Stopped(BaseException):
+    """What a kill looks like from inside."""
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_writer_that_is_stopped_anywhere_leaves_a_whole_table(cache, monkeypatch, step):
+    """Every call of the file system raises from the ``step``-th on, so that no handler cleans up; the next writer does."""
+    path, left = tuning.user_path(KEY.device), [step]
+    tuning.write(path, table(1))
+
+    def counted(function):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Stopped
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "unlink", "fdopen", "fsync", "replace"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        try:
+            tuning.write(path, {"other": {"config": {}}})
+        except Stopped:
+            assert step < 5
+    is_new = left[0] >= 0 or step == 4  # the folder's flush is the last step
+    assert set(tuning.read(path)) == ({KEY.text, "other"} if is_new else {KEY.text})
+    tuning.write(path, {"third": {"config": {}}})
+    assert set(tuning.read(path)) == {KEY.text, "third"} | ({"other"} if is_new else set())
+    assert [p.name for p in cache.iterdir()] == [path.name]
+
+
+def test_writers_at_once_lose_nothing(cache):
+    path = tuning.user_path(KEY.device)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: tuning.write(path, {f"k{n}": {"config": {}}}), range(24)))
+    assert len(tuning.read(path)) == 24
     assert [p.name for p in cache.iterdir()] == [path.name]
 
 

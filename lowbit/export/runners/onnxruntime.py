@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.export.forms.onnx import ACCURACY, FILE
+from lowbit.export.forms.onnx import FILE, SESSION_OPTIONS
 from lowbit.export.onnx_graph.serialize import library
 from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
@@ -25,7 +25,8 @@ def session(model: Path | bytes, *, optimized: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry(*ACCURACY)
+    for name, value in SESSION_OPTIONS.items():
+        options.add_session_config_entry(name, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
@@ -72,13 +73,18 @@ def checked(data: bytes) -> bytes:
     graphs, tensors = [model.graph], []
     while graphs:
         graph = graphs.pop()
-        tensors += graph.initializer
+        tensors += [
+            *graph.initializer,
+            *(t for sparse in graph.sparse_initializer for t in (sparse.values, sparse.indices)),
+        ]
         for node in graph.node:
             if node.domain not in _DOMAINS:
                 raise ValueError(f"it calls {node.domain}.{node.op_type}, which lowbit does not write: not run")
             for attribute in node.attribute:
                 graphs += [attribute.g, *attribute.graphs]
                 tensors += [attribute.t, *attribute.tensors]
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    tensors += [sparse.values, sparse.indices]
     if model.functions or any(tensor.data_location or tensor.external_data for tensor in tensors):
         raise ValueError("it has functions, or names files beside it, which lowbit does not write: not run")
     return data

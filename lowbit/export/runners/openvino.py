@@ -22,7 +22,8 @@ where the processor has it."""
 
 def _run(bundle: Bundle, inputs: Inputs) -> Ran:
     data = checked(bundle.file(FILE))
-    outputs, _ = in_its_process(bundle, inputs, "openvino", json.dumps(OPTIONS), file=FILE, what="OpenVINO")
+    results, options = len(bundle.manifest["outputs"]), json.dumps(OPTIONS)
+    outputs, _ = in_its_process(data, results, inputs, "openvino", options, name=FILE, what="OpenVINO")
     count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
     return Ran(outputs, len(data), stored(data, count))
 

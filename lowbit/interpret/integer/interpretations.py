@@ -17,12 +17,14 @@ from lowbit.core.quantizer import Quantizer
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
 from lowbit.interpret.codes import with_codes
+from lowbit.interpret.refusals import Refusal, Refusals, Refused
 from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, site_key, statistics_of
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Site
+from lowbit.plan.show import is_of_integers
 from lowbit.program.read import Value
 
 from . import spans
@@ -31,7 +33,7 @@ from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
 from .nodes import Node, Program
-from .plans import program_for, program_of, steps_of
+from .plans import check_new, check_rows, program_for, program_of, steps_of
 from .run import Arithmetic, Levels, defined, evaluate, indices
 from .weights import weight_of, weight_places, weights_of
 
@@ -221,7 +223,9 @@ def _weight_codes(weights: Mapping[str, QTensor]) -> dict[str, QTensor]:
     return {path: unpack(q).encode() for path, q in weights.items()}
 
 
-def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> Plan:
+def full_integer(
+    plan: Plan, traced: Trace, rounding: str, state: Any = (), refused_paths: frozenset[str] = frozenset()
+) -> Plan:
     """Returns the plan with a grid for every tensor that crosses an operation.
 
     Args:
@@ -229,20 +233,29 @@ def full_integer(plan: Plan, traced: Trace, rounding: str, state: Any = ()) -> P
         traced: what it was bound to.
         rounding: its name.
         state: the first argument, where that is a module's state and not data.
+        refused_paths: operations that are refused already: nothing more is said of them.
 
     Raises:
         ValueError: for an equation that has no integer form, an operation left in float, or an unknown rounding.
     """
     rounding_named(rounding)
-    program = program_of(traced)
+    refused = Refusals()
+    refused.found = {path: Refusal("") for path in refused_paths}
+    program = refused.made("", lambda: program_of(traced))
+    if program is None:
+        check_rows([row for row in plan.rows if not is_of_integers(row.sites[0])], refused)
+        check_new(refused, refused_paths)
+        raise Refused({}, "")
     kept = program.flat.inputs[traced.count :]
     for (keys, _), var in zip(jax.tree_util.tree_flatten_with_path(state)[0], kept, strict=False):
         if var in program.grids:
-            raise ValueError(
-                f"integer=True: the model reads {leaf_path(keys)!r} of its state, which is neither a parameter nor data; "
-                f"fold batch norms into the weights first (lowbit.rewrites)"
+            name = leaf_path(keys)
+            refused.add(
+                name,
+                f"integer=True: the model reads {name!r} of its state, which is neither a parameter nor data; fold batch "
+                f"norms into the weights first (lowbit.rewrites)",
             )
-    rows, steps = steps_of(program, plan.rows)
+    rows, steps = steps_of(program, plan.rows, refused, refused_paths)
     leaves = Plan(rows).leaf_sites()
     dropped = tuple(path for path in traced.paths if path not in leaves)
     return dataclasses.replace(plan, rows=rows, steps=steps, rounding=rounding, dropped=dropped)

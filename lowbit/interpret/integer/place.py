@@ -22,6 +22,7 @@ import numpy as np
 
 from lowbit.core.paths import common_prefix
 from lowbit.interpret.operations import Operation
+from lowbit.interpret.refusals import Refusals
 from lowbit.program import primitives, read
 from lowbit.program.constants import written_value
 from lowbit.program.read import Equation, Value
@@ -50,9 +51,12 @@ def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -
     placer = _Placer(flat, operations)
     for var in flat.inputs[flat.count :]:
         if var in placer.readers:
-            placer.input(var)
+            placer.tried(lambda var=var: placer.input(var), [var], placer.top)
     placer.run(flat.equations, placer.top)
-    outs = [placer.need(var, placer.top, None) for var in flat.outs]
+    outs: list[Value] = []
+    for var in flat.outs:
+        placer.tried(lambda var=var: outs.append(placer.need(var, placer.top, None)), [], placer.top)
+    placer.refused.check()
     return Program(flat, placer.top, outs, placer.grids.named(dict.fromkeys(placer.made.values()), placer.inner))
 
 
@@ -72,6 +76,7 @@ class _Placer:
         self.inside: set[Equation] = set()  # templates
         self.indices: set[Value] = set()  # integers that depend on integers alone
         self.inner: set[Value] = set()  # carries and slices at the start of a turn
+        self.refused = Refusals()
 
     # nodes
 
@@ -147,6 +152,9 @@ class _Placer:
     def error(self, equation: Equation | None, why: str) -> ValueError:
         """The error of rule (f)."""
         name = "this value" if equation is None else equation.name
+        near = [self.near[v] for v in (() if equation is None else equation.ins) if v in self.near]
+        paths = sorted(frozenset().union(*near))
+        why += f" (it follows {', '.join(paths[:3])})" if paths else ""
         where = "" if equation is None or not equation.source else f" ({equation.source})"
         return ValueError(f"integer=True cannot place {name}{where}: {why}")
 
@@ -158,11 +166,23 @@ class _Placer:
             self.inside.update(each.equations)
         for equation in equations:
             if equation in found:
-                self.template(equation, found[equation], nodes)
+                self.tried(lambda e=equation: self.template(e, found[e], nodes), equation.outs, nodes)
             elif equation in self.inside or equation in self.done or not equation.is_data or self.is_dead(equation):
                 continue
             else:
-                self.rule(equation)(equation, nodes)
+                self.tried(lambda e=equation: self.rule(e)(e, nodes), equation.outs, nodes)
+
+    def tried(self, place: Callable[[], object], outs: list[Value], nodes: list[Node]) -> None:
+        """Places something; or notes why not, and goes on as if ``outs`` were arguments: one error names all of it."""
+        try:
+            place()
+        except ValueError as error:
+            self.refused.add(str(error), str(error))
+            for out in outs:
+                if out not in self.made:
+                    if not is_float(out):
+                        self.indices.add(out)
+                    self.add(nodes, "input" if is_float(out) else "index", [], [out], [])
 
     def is_dead(self, equation: Equation) -> bool:
         """Whether nothing reads what a plain equation makes."""

@@ -1,10 +1,11 @@
 """From a placement to plan rows, and from plan rows back to the placement of another trace."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Channel, Group, Operand, Spec, Tensor
+from lowbit.interpret.refusals import Refusals, Refused
 from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site, Step
 
@@ -68,7 +69,9 @@ def _bare_steps(program: Program) -> list[Step]:
     ]
 
 
-def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[Step, ...]]:
+def steps_of(
+    program: Program, rows: Sequence[Row], refused: Refusals, known: frozenset[str] = frozenset()
+) -> tuple[tuple[Row, ...], tuple[Step, ...]]:
     """Returns the rows, their inputs on grids, and the steps.
 
     A grid has the quantizer of the operations that read it; where none does, that of the operation that makes it, or of
@@ -78,7 +81,7 @@ def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tu
         ValueError: for operations that are not integer, or that want one grid in two ways.
     """
     by_path = {row.path: row for row in rows}
-    quantizers = _quantizers(program, by_path)
+    quantizers = _quantizers(program, by_path, refused, known)
     site_of = {
         node.path: Site(
             "output",
@@ -93,7 +96,9 @@ def steps_of(program: Program, rows: Sequence[Row]) -> tuple[tuple[Row, ...], tu
         if node.path in quantizers
     }
     for node, _ in program.everywhere():
-        _check_long(node, [quantizers[program.grids[v]].spec for v in node.ins if v in program.grids])
+        specs = [quantizers[program.grids[v]].spec for v in node.ins if v in program.grids]
+        refused.made(node.path, lambda node=node, specs=specs: _check_long(node, specs), source=node.source)
+    refused.check()
     steps = tuple(dataclasses.replace(step, site=site_of.get(step.path)) for step in _bare_steps(program))
     return tuple(_on_grids(row, program) for row in rows), steps
 
@@ -107,33 +112,53 @@ def _on_grids(row: Row, program: Program) -> Row:
     return dataclasses.replace(row, sites=sites)
 
 
-def _quantizers(program: Program, rows: dict[str, Row]) -> dict[str, Quantizer]:
+def check_rows(rows: Iterable[Row], refused: Refusals) -> None:
+    """Notes operations that are not in the integers that integer=True can hold."""
+    for row in rows:
+        if row.path not in refused.found:
+            refused.made(row.path, lambda row=row: _check_row(row), {row.path: "w8,a8"}, source=row.source)
+
+
+def check_new(refused: Refusals, known: frozenset[str]) -> None:
+    """Raises what was refused besides what is known; nothing where that is nothing."""
+    new = Refusals()
+    new.found = {path: refusal for path, refusal in refused.found.items() if path not in known}
+    new.check()
+
+
+def _quantizers(
+    program: Program, rows: dict[str, Row], refused: Refusals, known: frozenset[str]
+) -> dict[str, Quantizer]:
     found: dict[str, tuple[Quantizer, str]] = {}
     places = [node for node, _ in program.everywhere()]
+    check_rows([rows[node.path] for node in places if node.op is not None], refused)
     for node in places:
-        if node.op is None:
+        if node.op is None or node.kind == "lookup" or node.path in refused.found:
             continue
         row = rows[node.path]
-        if node.kind == "lookup":
-            _check_row(row)
-            continue
         data = [site for site in row.sites if not site.is_weight]
-        _check_row(row)
         for site, var in zip(data, node.ins, strict=True):
             grid = program.grids[var]
             assert site.quantizer is not None
             if site.own_code:
-                raise ValueError(
+                refused.add(
+                    row.path,
                     f"integer=True: the {site.role} of {row.path} is quantized by {site.own_code}, whose own rounding or range "
                     f"integers cannot follow; use an input quantizer that its spec describes, such as rtn's, which rounds to "
-                    f"nearest even (a quantizer of yours says so in `served_by_spec`)"
+                    f"nearest even (a quantizer of yours says so in `served_by_spec`)",
+                    source=row.source,
                 )
             before = found.setdefault(grid, (site.quantizer, row.path))
             if before[0] != site.quantizer:
-                raise ValueError(
+                refused.add(
+                    row.path,
                     f"integer=True: {before[1]} and {row.path} read one grid, {grid}, with different inputs "
-                    f"({before[0].text} and {site.quantizer.text}); give both rules the same 'a' part"
+                    f"({before[0].text} and {site.quantizer.text}); give both rules the same 'a' part",
+                    source=row.source,
                 )
+    if refused.found:  # what is known already is raised by whoever knows it
+        check_new(refused, known)
+        raise Refused({}, "")
     default = next((q for q, _ in found.values()), None)
     if default is None:
         raise ValueError("integer=True: the function has no quantized matmul or convolution, so nothing says the bits")

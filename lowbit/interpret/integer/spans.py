@@ -2,7 +2,8 @@
 
 A concatenation or a selection has one grid for all that it joins, as wide as the widest. Beside boxes in pixels, scores
 between 0 and 1 all become 0. What is joined is measured with the grids, and a tensor that is left with hardly a level is an
-error. A sum is a grid of its own, so that a small addend is lost in it as in any rounding: a warning, where all of it is.
+error. A sum, a maximum or a minimum is a grid of its own, so that a small operand is lost in it as in any rounding: a
+warning, where all of it is.
 
 Not looked at: carries of a scan, which are one quantity at different times; bounds of clips, rounded as the values are.
 """
@@ -25,7 +26,7 @@ ROLE = "operands"
 """Where the statistics of a step have the spans of what it joins."""
 
 SHARED = ("concatenate", "select")
-JOINS = (*SHARED, "add")
+JOINS = (*SHARED, "add", "max", "min")
 
 LEAST = 4.0
 """Levels that a tensor needs on a grid it shares: two bits."""
@@ -77,9 +78,9 @@ def check(plan: Plan, statistics: Mapping[str, Any], qstate: QState) -> None:
                 if j != i
             )
             what = f"{step.inputs[i]} in [{low[i]:.4g}, {high[i]:.4g}]"
-            if step.kind == "add":
+            if step.kind not in SHARED:
                 warnings.warn(
-                    f"integer=True: {what} is less than one step ({scale:.4g}) of the sum {step.path} ({step.source}), whose "
+                    f"integer=True: {what} is less than one step ({scale:.4g}) of the {step.kind} {step.path} ({step.source}), whose "
                     f"other operand is {others}: it is lost in it; use aint16 there",
                     stacklevel=3,
                 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
+from lowbit.interpret.refusals import Refusals
 from lowbit.interpret.state import QState, get, layer_operand, quantizer_of
 from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site
@@ -69,6 +70,13 @@ def check_weights(plan: Plan, traced: Trace) -> None:
         ValueError: where a weight's scale cannot follow it, or varies along what its operation sums over.
     """
     program = program_for(plan, traced)
+    refused = Refusals()
+
+    def check(node: Node, weight: Callable[[], QTensor]) -> None:
+        spec = plan.grids()[program.grids[node.ins[0]]].spec if node.kind in ("dot", "conv") else None
+        q = weight()
+        if spec is not None and grouped(node.equations[0], q, reach_of_spec(spec), spec.format.bits) is None:
+            result_scale(node.equations[0], q)
 
     def run(leaves: list[Any]) -> None:
         now = dataclasses.replace(traced, leaves=leaves)
@@ -77,16 +85,27 @@ def check_weights(plan: Plan, traced: Trace) -> None:
             del state
             return _started(quantizer_of(site), operand, x)
 
-        _, weights, _ = weights_of(plan, program, now, None, forward, None)
-        for node, _, _ in weight_places(plan, program):
-            if node.kind in ("dot", "conv"):
-                spec = plan.grids()[program.grids[node.ins[0]]].spec
-                assert spec is not None
-                weight = weights[node.path]
-                if grouped(node.equations[0], weight, reach_of_spec(spec), spec.format.bits) is None:
-                    result_scale(node.equations[0], weight)
+        for node, weight in _weights(plan, program, now, forward):
+            refused.made(node.path, lambda node=node, weight=weight: check(node, weight), source=node.source)
 
     jax.eval_shape(run, traced.avals)
+    refused.check()
+
+
+def _weights(
+    plan: Plan, program: Program, traced: Trace, forward: Callable[..., QTensor]
+) -> Iterator[tuple[Node, Callable[[], QTensor]]]:
+    """Yields the operations that have a weight, and what moves it there."""
+    leaves = list(traced.leaves[: traced.count])
+    for path, site in plan.leaf_sites().items():
+        i = traced.paths.index(path)
+        leaves[i] = forward(site, None, leaves[i], site.operand)
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    for node, site, var in weight_places(plan, program):
+        if site.kind == "leaf":
+            yield node, lambda var=var: known.raw(var)
+        else:
+            yield node, lambda var=var, site=site: forward(site, None, known.value(var), layer_operand(site))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
