@@ -129,6 +129,10 @@ def pairs(program: Program, *, has_bounds: bool = False) -> Pairs:
         gains |= more
 
 
+OPERATIONS = ("dot_general", "conv_general_dilated", "gather")
+"""What makes channels, and does not lie between."""
+
+
 def _found(flow: Flow) -> Pairs:
     roots = flow.channels.roots
     makers = [use for use in flow.uses if use.kind in ("weight", "table", "gain")]
@@ -145,20 +149,22 @@ def _found(flow: Flow) -> Pairs:
         if flow.positive
         else set()
     )
+    passed = [(e, _roots(flow, labels)) for e, labels in flow.passed if e.name not in OPERATIONS]
+    known = {
+        (i, side): _roots(flow, getattr(use, side)) for i, use in enumerate(flow.uses) for side in ("makes", "takes")
+    }
+    place = {id(use): i for i, use in enumerate(flow.uses)}
     found = []
     for group, numbers in sorted(groups.items(), key=lambda item: min(item[0])):
         number = {root: i for i, root in enumerate(numbers)}
 
         def ends(uses: Sequence[Use], side: str, number: dict[int, int] = number) -> tuple[End, ...]:
-            return tuple(end for use in uses if (end := _end(flow, use, side, number)) is not None)
+            touching = [use for use in uses if known[place[id(use)], side] & number.keys()]
+            return tuple(end for use in touching if (end := _end(flow, use, side, number)) is not None)
 
         takers = ends([u for u in flow.uses if u.kind == "weight"], "takes")
         if takers:
-            between = tuple(
-                e
-                for e, labels in flow.passed
-                if _touches(flow, labels, number) and e.name not in ("dot_general", "conv_general_dilated", "gather")
-            )
+            between = tuple(e for e, roots_of in passed if roots_of & number.keys())
             scaled = ends([u for u in flow.uses if u.kind in ("bias", "bound")], "makes")
             made = ends([makers[i] for i in sorted(group)], "makes")
             found.append(Pair(len(numbers), made, takers, scaled, between, not positive & set(numbers)))
@@ -184,8 +190,8 @@ def _numbered(flow: Flow, labels: Labels, number: dict[int, int]) -> Labels:
     return np.asarray([number.get(int(r), -1) for r in distinct], np.int64)[inverse].reshape(roots.shape)
 
 
-def _touches(flow: Flow, labels: Labels, number: dict[int, int]) -> bool:
-    return any(int(r) in number for r in np.unique(flow.channels.roots(labels)))
+def _roots(flow: Flow, labels: Labels) -> set[int]:
+    return {int(r) for r in np.unique(flow.channels.roots(np.unique(labels)))}
 
 
 def _blocked(flow: Flow, use: Use) -> Blocked | None:

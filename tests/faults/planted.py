@@ -113,9 +113,9 @@ FAULTS = (
     ),
     Fault(
         "bfloat16 scales are stored in float32",
-        "lowbit/core/qtensor.py",
-        'dtypes = {"bfloat16": jnp.bfloat16, "float16"',
-        'dtypes = {"float16"',
+        "lowbit/core/scales/floats.py",
+        "    def dtype(self) -> str | None:\n        return self.word",
+        '    def dtype(self) -> str | None:\n        return "float32" if self.word == "bfloat16" else self.word',
         (
             "tests/packed/test_files.py::test_bfloat16_stays_two_bytes",
             "tests/packed/test_arrays.py::test_bits_are_real",
@@ -242,7 +242,7 @@ FAULTS = (
     ),
     Fault(
         "a dynamic input is served on the full range, whatever its rule",
-        "lowbit/interpret/execute.py",
+        "lowbit/interpret/inputs.py",
         "    if site.own_code:\n        if site.quantizer is None:",
         "    if site.own_code and not spec.dynamic:\n        if site.quantizer is None:",
         ("tests/contract/test_inputs.py::test_execute_is_simulate",),
