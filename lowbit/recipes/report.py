@@ -96,8 +96,7 @@ class Report:
         rows.insert(1, ["-" * width for width in widths])
         table = "\n".join(
             "  ".join(
-                cell.ljust(w) if left else cell.rjust(w)
-                for cell, w, left in zip(row, widths, is_text, strict=True)
+                cell.ljust(w) if left else cell.rjust(w) for cell, w, left in zip(row, widths, is_text, strict=True)
             ).rstrip()
             for row in rows
         )
