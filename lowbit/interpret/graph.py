@@ -133,7 +133,7 @@ class _Reader:
             if axes is not None and isinstance(first, Picked):
                 return [dataclasses.replace(first, axes=axes)]
             if axes is not None:
-                return [Weight(first.leaf, axes, varies(kinds))]
+                return [Weight(first.leaf, axes, varies(kinds), moves.flipped(equation.eqn, axes, first.flipped))]
         kinds = self.settled(kinds)
         self.use(equation, kinds)
         return [combine(equation, kinds)] * len(equation.outs)
