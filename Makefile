@@ -130,7 +130,7 @@ fuzz: env  ## export 500 random networks and compare every target
 	LOWBIT_FUZZ=100 $(PY) -m pytest -q -n $(JOBS) tests/export/test_fuzz.py
 
 fuzz-files: env  ## damage bundles, manifests and checkpoints, and kill writers, 50 times as often as `make test` does
-	LOWBIT_FUZZ_FILES=50 $(PY) -m pytest -q -n $(JOBS) tests/core/test_atomic.py tests/export/test_untrusted.py tests/packed/test_resigned.py
+	LOWBIT_FUZZ_FILES=50 $(PY) -m pytest -q -n $(JOBS) tests/core/test_atomic.py tests/export/test_untrusted*.py tests/packed/test_resigned.py
 
 # Converters and runtimes are wheels, in an environment of their own; emulators and cross compilers are Debian packages,
 # installed here where this is root. IREE's programs for 64-bit Arm are in a wheel of that machine, which is only unpacked:
