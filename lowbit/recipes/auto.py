@@ -1,7 +1,7 @@
 """The recipe that picks: AdaRound where few bits leave much to win and the weight is small enough to learn, else GPTQ.
 
 The rule is one of cost, not a measured optimum: a step of learning takes ``K K N`` products, a thousand are taken, and the error
-that either leaves falls fourfold with every bit, so that from 6 bits on there is little left to win. The README's table has both
+that either leaves falls fourfold with every bit, so that from 6 bits on there is little left to win. The two were not yet measured
 beside each other on pretrained networks.
 """
 
