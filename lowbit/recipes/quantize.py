@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.calibrate.fold import calibrate
+from lowbit.core.kept import Kept
 from lowbit.core.moments import Gram
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
@@ -28,7 +29,6 @@ from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.quantizers.rtn import RTN
 
-from .kept import Kept
 from .lookup import named
 from .recipe import Recipe
 from .report import Line, Report, decibels
