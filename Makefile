@@ -130,7 +130,7 @@ fuzz: env  ## export 500 random networks and compare every target
 	LOWBIT_FUZZ=100 $(PY) -m pytest -q -n $(JOBS) tests/export/test_fuzz.py
 
 fuzz-files: env  ## damage bundles, manifests and checkpoints, and kill writers, 50 times as often as `make test` does
-	LOWBIT_FUZZ_FILES=50 $(PY) -m pytest -q -n $(JOBS) tests/core/test_atomic.py tests/export/test_untrusted.py tests/packed/test_resigned.py
+	LOWBIT_FUZZ_FILES=50 $(PY) -m pytest -q -n $(JOBS) tests/core/test_atomic.py tests/export/test_untrusted*.py tests/packed/test_resigned.py
 
 # Converters and runtimes are wheels, in an environment of their own; emulators and cross compilers are Debian packages,
 # installed here where this is root. IREE's programs for 64-bit Arm are in a wheel of that machine, which is only unpacked:
@@ -174,13 +174,14 @@ test-jax12:  ## what depends on jax once more, on the newest interpreter found (
 	echo "test-jax12: left out, no Python 3.12 or 3.13 found (name one: make test-jax12 PYTHON12=...)"
 
 # Compilers of accelerators are wheels of 700 MB: each has an environment of its own, made here and nowhere else.
-test-aot: test-aot-tpu test-aot-cuda  ## compile the accelerator kernels without a device, compare with the golden reports
+test-aot: test-aot-tpu test-aot-cuda  ## compile the accelerator kernels, and networks, without a device, compare with the golden reports
 
 test-aot-tpu: AOT := .venv-aot-tpu-$(PYTAG)
 test-aot-tpu:
 	@[ -x $(AOT)/bin/python ] || $(PYTHON) -m venv $(AOT)
 	$(AOT)/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/aot-tpu.txt
 	PYTHONPATH="$(abspath kernels)" $(AOT)/bin/python -m lowbit_kernels.aot tpu --jobs $(JOBS)
+	PYTHONPATH="$(abspath kernels):$(CURDIR)" $(AOT)/bin/python -m experiments.aot tpu --jobs $(JOBS)
 
 # Mosaic GPU needs jax 0.11, so Python 3.12; without one this fails.
 test-aot-cuda:
@@ -188,7 +189,8 @@ test-aot-cuda:
 	  if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 12), (3, 13)])' 2>/dev/null; then \
 	    [ -x .venv-aot-cuda/bin/python ] || "$$python" -m venv .venv-aot-cuda || exit 1; \
 	    .venv-aot-cuda/bin/python -m pip --disable-pip-version-check --no-input --quiet install -r constraints/aot-cuda.txt || exit 1; \
-	    PYTHONPATH="$(abspath kernels)" exec .venv-aot-cuda/bin/python -m lowbit_kernels.aot cuda --jobs $(JOBS); \
+	    PYTHONPATH="$(abspath kernels)" .venv-aot-cuda/bin/python -m lowbit_kernels.aot cuda --jobs $(JOBS) || exit 1; \
+	    PYTHONPATH="$(abspath kernels):$(CURDIR)" exec .venv-aot-cuda/bin/python -m experiments.aot cuda --jobs $(JOBS); \
 	  fi; \
 	done; \
 	echo "test-aot-cuda: needs Python 3.12 or 3.13, none found (name one: make test-aot PYTHON12=...)" >&2; exit 2

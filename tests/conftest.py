@@ -56,6 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if shared is not None and (is_worker or not config.getoption("numprocesses", None)):
         config.pluginmanager.register(compiled.Cache(shared))
         compiled.keep_modules_of_iree(shared)
+    if is_worker or not config.getoption("numprocesses", None):
+        from tests.room import Room  # after the hook above: it imports lowbit
+
+        config.pluginmanager.register(Room())
     if record := os.environ.get("LOWBIT_TIMES"):
         config.pluginmanager.register(times.Recorder(Path(record), writes=not is_worker))
 

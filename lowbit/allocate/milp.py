@@ -5,6 +5,7 @@ minimise sum_d sum_c S[d, c] x[d, c],   sum_c x[d, c] = 1,   sum_d sum_c cost_u[
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 from scipy import optimize, sparse
@@ -99,7 +100,8 @@ def _once(
         constraints = [optimize.LinearConstraint(one, 1, 1)]
         for unit, limit in problem.limits.items():
             rows, room = _limited(problem, kept, unit, limit)
-            constraints.append(optimize.LinearConstraint(sparse.csr_matrix(rows), -np.inf, room * (1 - tightened)))
+            upper: Any = room * (1 - tightened)  # its stubs know numbers only
+            constraints.append(optimize.LinearConstraint(sparse.csr_matrix(rows), -np.inf, upper))
         made = optimize.milp(
             objective, integrality=np.ones(count), bounds=optimize.Bounds(0, 1), constraints=constraints,
             options={"mip_rel_gap": 0.0, "time_limit": seconds},
@@ -156,11 +158,12 @@ def _together(problem: Problem) -> str:
         rows = problem.rows(unit)[:, allowed]
         limit = problem.limits[unit]
         rows = np.concatenate([rows / max(limit, 1e-300), -np.ones((len(rows), 1))], axis=1)
-        room = (limit - problem.fixed.get(unit, 0.0)) / max(limit, 1e-300)
+        room: Any = (limit - problem.fixed.get(unit, 0.0)) / max(limit, 1e-300)
         constraints.append(optimize.LinearConstraint(rows, -np.inf, room))
     objective = np.zeros(count + 1)
     objective[-1] = 1
-    bounds = optimize.Bounds(0, np.concatenate([np.ones(count), [np.inf]]))
+    most: Any = np.concatenate([np.ones(count), [np.inf]])
+    bounds = optimize.Bounds(0, most)
     made = optimize.milp(
         objective, integrality=np.r_[np.ones(count), 0], bounds=bounds, constraints=constraints,
         options={"time_limit": 10.0},

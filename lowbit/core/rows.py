@@ -68,6 +68,7 @@ class RowView:
         batch_order: the order of the parts of ``batch`` in the leaf.
         order: the order of the parts of the contracted axes in the leaf.
         window: of a convolution.
+        flipped: which parts of the contracted axes, counted in one row, the weight has in reversed order.
     """
 
     batch: tuple[int, ...]
@@ -76,6 +77,7 @@ class RowView:
     batch_order: tuple[int, ...]
     order: tuple[int, ...]
     window: Window | None = None
+    flipped: tuple[int, ...] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -102,6 +104,7 @@ class RowView:
             batch_parts = [self.window.feature_groups]
         cut = moved.reshape(*batch_parts, *row_shape, *inner_parts)
         b, r = len(batch_parts), len(row_shape)
+        cut = jnp.flip(cut, [b + r + i for i in self.flipped])
         batch_order = self.batch_order if self.window is None else (0,)
         cut = jnp.transpose(cut, (*batch_order, *range(b, b + r), *(b + r + i for i in self.order)))
         matrices, inner = self.size

@@ -27,7 +27,7 @@ from .layout import reach_of_spec
 from .operations import Graph, Operation
 from .placed import check_moves, check_shared
 from .refusals import Refusals
-from .shapes import axes_of, geometry, producers_of, shape_of
+from .shapes import axes_of, flipped_of, geometry, producers_of, shape_of
 from .sides import weight_right
 from .sums import contracted_size
 from .trace import Model, Trace, trace
@@ -161,7 +161,12 @@ def _row(
             f"a weight nor an input; name it in a rule of its own, or {op.path!r}: 'keep'"
         )
     sites = tuple(
-        dataclasses.replace(_site(op, i, graph, traced, quantizers), shape=shape_of(op, i), axes=axes_of(op, i))
+        dataclasses.replace(
+            _site(op, i, graph, traced, quantizers),
+            shape=shape_of(op, i),
+            axes=axes_of(op, i),
+            flipped=flipped_of(op, i),
+        )
         for i in range(2)
     )
     _check_overflow(op, sites, integer=integer)

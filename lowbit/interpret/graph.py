@@ -132,8 +132,8 @@ class _Reader:
             axes = moves.track(equation.eqn, first.axes)
             if axes is not None and isinstance(first, Picked):
                 return [dataclasses.replace(first, axes=axes)]
-            if axes is not None:
-                return [Weight(first.leaf, axes, varies(kinds))]
+            if axes is not None and isinstance(first, Weight):
+                return [Weight(first.leaf, axes, varies(kinds), moves.flipped(equation.eqn, axes, first.flipped))]
         kinds = self.settled(kinds)
         self.use(equation, kinds)
         return [combine(equation, kinds)] * len(equation.outs)

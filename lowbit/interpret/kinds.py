@@ -28,11 +28,13 @@ class Weight:
         leaf: which.
         axes: where its axes are now.
         varies: whether it was moved by what differs from turn to turn or from device to device.
+        flipped: axes of the leaf whose elements are in reversed order now.
     """
 
     leaf: int
     axes: moves.Axes
     varies: bool = False
+    flipped: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,11 @@ def layer_of(kind: Kind) -> Kind:
         first, rest = (kind.axes[0], kind.axes[1:]) if kind.axes else ((), ())
         later = {axis for group in rest for axis, _ in group}
         leads = len(first) == 1 and all(first[0][0] < axis for axis in later)
-        return Weight(kind.leaf, rest, kind.varies) if leads else Derived(frozenset([kind.leaf]), kind.varies)
+        return (
+            Weight(kind.leaf, rest, kind.varies, kind.flipped)
+            if leads
+            else Derived(frozenset([kind.leaf]), kind.varies)
+        )
     return kind
 
 

@@ -75,6 +75,13 @@ def track(eqn: Any, axes: Axes) -> Axes | None:
     return None
 
 
+def flipped(eqn: Any, axes: Axes, before: frozenset[int]) -> frozenset[int]:
+    """Returns the leaf axes whose elements are in reversed order after a movement; ``axes`` are those after it."""
+    if eqn.primitive.name != "rev":
+        return before
+    return before ^ frozenset(axis for i in eqn.params["dimensions"] for axis, _ in axes[i])
+
+
 def _regroup(axes: Axes, shape: Sequence[int]) -> Axes | None:
     atoms = [atom for group in axes for atom in group]
     out, position = [], 0

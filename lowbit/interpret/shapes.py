@@ -57,6 +57,12 @@ def axes_of(op: Operation, index: int) -> tuple[tuple[tuple[int, int], ...], ...
     return kind.axes if isinstance(kind, Weight | Picked) else ()
 
 
+def flipped_of(op: Operation, index: int) -> tuple[int, ...]:
+    """Returns the axes of its leaf that an operand has in reversed order: `lowbit.plan.rows.Site.flipped`."""
+    kind = op.kinds[index]
+    return tuple(sorted(kind.flipped)) if isinstance(kind, Weight) else ()
+
+
 def producers_of(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Returns the operations that feed every operation, nearest upstream, in program order."""
     paths = {op.address: op.path for op in graph.operations}

@@ -35,6 +35,7 @@ class Site:
             a product of two inputs the first that is paired, else the first that is not summed over.
         axes: of a leaf: what makes up every axis of ``shape``, as ``(axis of the leaf, elements)``, the slowest first; where
             data picked the leaf's matrix, axes that count what was picked are below 0.
+        flipped: axes of the leaf that the operation takes in reversed order, as kernels of transposed convolutions are.
     """
 
     role: str
@@ -48,6 +49,7 @@ class Site:
     is_lost: bool = False
     shape: tuple[int | None, ...] = dataclasses.field(default=(), compare=False)
     axes: tuple[tuple[tuple[int, int], ...], ...] = dataclasses.field(default=(), compare=False)
+    flipped: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def method(self) -> str:

@@ -27,6 +27,7 @@ def _site_to_json(site: Site) -> dict[str, Any]:
         **({"own_code": True} if site.own_code else {}),
         **({"shape": list(site.shape)} if site.shape else {}),
         **({"axes": site.axes} if site.axes else {}),
+        **({"flipped": list(site.flipped)} if site.flipped else {}),
     }
 
 
@@ -53,6 +54,7 @@ def _site_from_json(data: dict[str, Any], known: Mapping[str, Quantizer]) -> Sit
         is_lost=data.get("own_code", False),
         shape=tuple(data.get("shape", ())),
         axes=as_tuple(data.get("axes", ())),
+        flipped=tuple(data.get("flipped", ())),
     )
 
 

@@ -153,6 +153,7 @@ def _site(site: Site, name: str) -> None:
     _field(f"{name}.own_code", site.is_lost, lambda x: type(x) is bool, "true or false")
     is_length = lambda n: n is None or _is_count(n)  # noqa: E731
     _field(f"{name}.shape", site.shape, lambda x: isinstance(x, tuple) and all(map(is_length, x)), "lengths, or null")
+    _field(f"{name}.flipped", site.flipped, lambda x: _is_axes(x, rank), f"distinct axes below {rank}")
     _field(f"{name}.axes", site.axes, lambda x: x == () or _is_made_up(x, len(site.shape)), "parts of leaf axes")
     if site.spec is not None:
         site.spec.granularity.blocks(operand)

@@ -11,7 +11,7 @@ from .rows import Row, Site
 def row_view(row: Row, index: int) -> RowView | None:
     """Returns how operand ``index`` is read as rows ``[matrix, row, K]``; None for a weight, and for what has no such form.
 
-    No form have: indices of look-ups, an image that is a weight, a convolution with batch groups, an input whose weight is a
+    No form have: indices of look-ups, layers or matrices in reversed order, an image that is a weight, a convolution with batch groups, an input whose weight is a
     part of its leaf along the contraction, and one whose weight data picked.
     """
     geometry, weight = row.geometry, next((i for i, site in enumerate(row.sites) if site.is_weight), None)
@@ -33,11 +33,20 @@ def row_view(row: Row, index: int) -> RowView | None:
             return None
         parts, axes = found
         outer = sum(len(part) for part in parts[: len(batch)])
-        return RowView(tuple(batch), tuple(contract), parts, order_of(axes[:outer]), order_of(axes[outer:]))
+        flips = _flips(row.sites[weight], axes, outer)
+        if flips is None:
+            return None
+        return RowView(
+            tuple(batch), tuple(contract), parts, order_of(axes[:outer]), order_of(axes[outer:]), flipped=flips
+        )
     if isinstance(geometry, Convolution) and weight == 1 and geometry.batch_groups == 1:
         site = row.sites[1]
         found, kernel = _parts(site, geometry.rhs_spec[1:]), [site.shape[i] for i in geometry.rhs_spec[2:]]
         if found is None or None in kernel:
+            return None
+        flips = _flips(site, found[1], 0)
+        outputs = {axis for axis, _ in site.axes[geometry.rhs_spec[0]]} if site.axes else set()
+        if flips is None or (geometry.feature_groups > 1 and outputs & set(site.flipped)):
             return None
         window = Window(
             geometry.lhs_spec,
@@ -48,14 +57,15 @@ def row_view(row: Row, index: int) -> RowView | None:
             geometry.rhs_dilation,
             geometry.feature_groups,
         )
-        return RowView((), (), found[0], (), order_of(found[1]), window)
+        return RowView((), (), found[0], (), order_of(found[1]), window, flips)
     return None
 
 
 def result_view(row: Row, index: int) -> ResultView | None:
     """Returns how the result is read beside the rows of operand ``index``; None where that has no rows."""
     view, geometry = row_view(row, index), row.geometry
-    if view is None:
+    flipped = sum(len(site.flipped) for site in row.sites)
+    if view is None or len(view.flipped) != flipped:  # columns in another order than the weight's
         return None
     if isinstance(geometry, Convolution):
         examples, channels, *places = geometry.out_spec
@@ -67,6 +77,13 @@ def result_view(row: Row, index: int) -> ResultView | None:
     if not view.batch:  # of two activations all that is paired is rows
         return ResultView((), (*range(paired), *free), (), ())
     return ResultView(tuple(range(paired)), tuple(free), view.parts[:paired], view.batch_order)
+
+
+def _flips(site: Site, axes: tuple[int, ...], outer: int) -> tuple[int, ...] | None:
+    """Which contracted axes of the leaf, the ones from ``outer``, are reversed; None where layers or matrices are."""
+    if any(axis < site.operand.stack for axis in site.flipped) or set(site.flipped) & set(axes[:outer]):
+        return None
+    return tuple(i for i, axis in enumerate(axes[outer:]) if axis in site.flipped)
 
 
 def _parts(site: Site, axes: tuple[int, ...]) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...]] | None:

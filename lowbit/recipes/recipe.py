@@ -5,7 +5,6 @@ import dataclasses
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lowbit.core.grid import Grid
@@ -54,7 +53,8 @@ class Solver(abc.ABC):
 
         Args:
             weight: float32.
-            known: the inputs' second moment, damped, and its factor; an identity where ``needs_moment`` is false.
+            known: the inputs' second moment, damped, and its factor. Without one (a look-up, or where ``needs_moment`` is
+                false) nothing is asked: every entry takes the nearest level.
             grid: scales, zero points and format.
         """
 
@@ -108,6 +108,7 @@ class Recipe:
         inputs: the range rule of static inputs whose rule text names none (those of `lowbit.rtn`); None: as they are.
         passes: how often, at least, inputs are observed while weights are solved in program order: with more, more
             operations see their inputs as those before them, already solved, leave them.
+        is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
         is_remeasured: whether input ranges are measured again once weights are solved.
         why: said in the report: why it was picked.
     """
@@ -117,6 +118,7 @@ class Recipe:
     rewrite: Rewrite | None = None
     inputs: RangeRule | None = None
     passes: int = 1
+    is_corrected: bool = False
     is_remeasured: bool = True
     why: str = ""
 
@@ -129,12 +131,5 @@ class Recipe:
     def __str__(self) -> str:
         rewrite = "" if self.rewrite is None else f"rewrite={self.rewrite}, "
         text = f"{self.name}: {rewrite}inputs={self.inputs}, solver={self.solver}, passes={self.passes}"
-        text += f", is_remeasured={self.is_remeasured}"
+        text += f", is_corrected={self.is_corrected}, is_remeasured={self.is_remeasured}"
         return f"{text} ({self.why})" if self.why else text
-
-
-def plain_factor(size: int) -> Factor:
-    """Returns the factor of an identity: every input alike, none knows of another."""
-    eye = jnp.eye(size, dtype=jnp.float32)
-    ones = jnp.ones(size, jnp.float32)
-    return Factor(jnp.arange(size), jnp.zeros_like(eye), ones, eye, jnp.zeros(size, bool))

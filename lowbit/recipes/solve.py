@@ -20,7 +20,7 @@ from lowbit.core.scales import scale_of_zeros, stored_scale
 from lowbit.core.spec import Operand, Spec
 from lowbit.solvers.factor import Factor, error, factor
 
-from .recipe import Solver, plain_factor
+from .recipe import Solver
 
 _SMALLEST, _LARGEST = 0.4, 1.1
 """Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better."""
@@ -91,19 +91,13 @@ def solve(
     w = view.matrices(weight.astype(jnp.float32))
     matrices, inner, _ = view.size
     damping = solver.damping
-    known = (
-        jax.vmap(lambda _: plain_factor(inner))(jnp.arange(matrices))
-        if moment is None
-        else jax.vmap(lambda h: factor(h, damping=damping, order=solver.order))(moment)
-    )
+    known = None if moment is None else jax.vmap(lambda h: factor(h, damping=damping, order=solver.order))(moment)
     is_searched = is_free and zero is None and solver.value != "none"
     own = Grid(_spread(scales, scale), None if zero is None else scales.matrices(zero), group, spec.format)
     if is_searched:
-        value = {
-            "ones": jnp.ones((matrices, inner), jnp.float32),
-            "diagonal": jax.vmap(jnp.diagonal)(known.damped),
-            "conditional": known.variance,
-        }[solver.value]
+        value = jnp.ones((matrices, inner), jnp.float32)
+        if known is not None and solver.value != "ones":
+            value = known.variance if solver.value == "conditional" else jax.vmap(jnp.diagonal)(known.damped)
         scale = _searched(solver, spec, scales, group, w, value, operand)
     values = _values(scale)
     is_elementwise = spec.scale.spec is None
@@ -114,12 +108,14 @@ def solve(
 
     def one(w: Array, known: Any, scale: Array, zero: Array | None) -> tuple[Array, Array]:
         grid = Grid(scale, zero, group, spec.format)
-        levels = solver.round(w, known, grid)
-        if solver.rounds:
+        levels = grid.levels(w) if known is None else solver.round(w, known, grid)
+        if solver.rounds and known is not None:
             levels, grid = solver.polished(w, levels, known, grid, store)
         return levels, grid.scale
 
-    levels, found = jax.vmap(one, in_axes=(0, 0, 0, None if z is None else 0))(w, known, scales.matrices(values), z)
+    levels, found = jax.vmap(one, in_axes=(0, None if known is None else 0, 0, None if z is None else 0))(
+        w, known, scales.matrices(values), z
+    )
 
     axis = None if z is None else 0
 
@@ -130,15 +126,18 @@ def solve(
         return Grid(scale, zero, group, spec.format).values(levels)
 
     at = jax.vmap(values_of, in_axes=(0, 0, axis))
-    lost = jax.vmap(error)
+    # Without inputs every entry counts alike: the error is the weight's own.
+    damped = moment if known is None else known.damped
+    lost = jax.vmap(
+        lambda w, q, h: jnp.sum(jnp.square(q - w), axis=0) if h is None else error(w, q, h), (0, 0, _axis(moment))
+    )
     plain = jax.vmap(nearest_of, in_axes=(0, 0, axis))(w, own.scale, z)
     rounded, nearest = at(levels, found, z), at(plain, own.scale, z)
     if store is not None:  # an output that a solver made worse keeps the nearest
-        is_worse = ~(lost(w, rounded, known.damped) <= lost(w, nearest, known.damped))[:, None]
+        is_worse = ~(lost(w, rounded, damped) <= lost(w, nearest, damped))[:, None]
         levels, found = jnp.where(is_worse, plain, levels), jnp.where(is_worse, own.scale, found)
         rounded = jnp.where(is_worse, nearest, rounded)
         scale = stored_scale(scales.scale(found), spec, operand)
-    h = known.damped if moment is None else moment
     place = w * (1.0 / found[:, group])
     shift = 0.0 if z is None else z[:, group]
     is_out = (place > spec.format.high - shift + 0.5) | (place < spec.format.low - shift - 0.5)
@@ -146,16 +145,25 @@ def solve(
         codes=spec.format.encode(view.leaf(levels)),
         values=view.leaf(rounded).astype(weight.dtype),
         scale=scale,
-        error=jnp.sum(lost(w, rounded, h)),
-        nearest=jnp.sum(lost(w, nearest, h)),
-        power=jnp.sum(lost(w, jnp.zeros_like(w), h)),
+        error=jnp.sum(lost(w, rounded, moment)),
+        nearest=jnp.sum(lost(w, nearest, moment)),
+        power=jnp.sum(lost(w, jnp.zeros_like(w), moment)),
         noise=jnp.sum(jnp.square(w - rounded)),
         size=jnp.sum(jnp.square(w)),
         clipped=jnp.mean(is_out.astype(jnp.float32)) if spec.format.is_integer else jnp.zeros(()),
-        loose=_loose(known, damping),
-        is_definite=jnp.all(jnp.isfinite(known.feedback), axis=(1, 2)) & jnp.all(known.variance > 0, axis=1),
-        is_empty=jnp.zeros(matrices, bool) if moment is None else jnp.all(known.is_dead, axis=1),
+        loose=jnp.zeros(()) if known is None else _loose(known, damping),
+        is_definite=jnp.ones(matrices, bool) if known is None else _is_definite(known),
+        is_empty=jnp.zeros(matrices, bool) if known is None else jnp.all(known.is_dead, axis=1),
     )
+
+
+def _axis(moment: Any) -> int | None:
+    """Returns the axis of matrices of what may be absent."""
+    return None if moment is None else 0
+
+
+def _is_definite(known: Factor) -> Array:
+    return jnp.all(jnp.isfinite(known.feedback), axis=(1, 2)) & jnp.all(known.variance > 0, axis=1)
 
 
 def _loose(known: Factor, damping: float) -> Array:

@@ -308,7 +308,7 @@ FAULTS = (
         "lowbit/export/runners/litert.py",
         "(max(c.BuiltinCode(), c.DeprecatedBuiltinCode()), c.CustomCode())",
         "(c.DeprecatedBuiltinCode(), c.CustomCode())",
-        ("tests/export/test_untrusted.py::test_custom_operators_of_litert_are_refused",),
+        ("tests/export/test_untrusted_litert.py::test_custom_operators_of_litert_are_refused",),
     ),
     Fault(
         "what a killed writer of a tuning table left stays",

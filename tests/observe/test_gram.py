@@ -46,6 +46,12 @@ FORMS = {
         normal(30, 2, 3, 4),
         normal(31, 5, 6),
     ),
+    "reversed": (lambda p, x: x @ p["w"][::-1], normal(34, 6, 4), normal(35, 5, 6)),
+    "transposed, kernel reversed": (
+        lambda p, x: lax.conv_transpose(x, p["w"], (2, 2), "SAME", dimension_numbers=NHWC, transpose_kernel=True),
+        normal(36, 3, 2, 4, 5),
+        normal(37, 2, 4, 3, 5),
+    ),
     "experts": (lambda p, x: jnp.einsum("ebk,nek->ebn", x, p["w"]), normal(32, 4, 3, 5), normal(33, 3, 2, 5)),
 }
 

@@ -12,6 +12,7 @@ import lowbit as lb
 from lowbit.recipes.gptq import GPTQ
 from lowbit.recipes.lookup import named, names
 from lowbit.recipes.recipe import Recipe
+from lowbit.rewrites.equalize import equalize
 
 RECIPES = names()
 
@@ -198,3 +199,41 @@ def test_convolutions_groups_tensors_and_inputs(case):
         qparams, plan, _ = lb.quantize(fn, params, rules, batches=batches, recipe=name)
         losses[name] = loss(lb.execute(fn, plan)(qparams, x), fn(params, x))
     assert losses["gptq"] < 0.8 * losses["rtn"]
+
+
+def test_a_recipe_rewrites_the_model_and_corrects_biases():
+    """Channels of ranges far apart in 4 bits per tensor: equalized they fit, and the means of all outputs are float's."""
+    rng = np.random.default_rng(7)
+    spread = np.geomspace(0.02, 20, 16)
+    params = {
+        "a": {"w": jnp.asarray(rng.normal(size=(12, 16)) * spread, jnp.float32), "b": jnp.zeros(16)},
+        "c": {"w": jnp.asarray(rng.normal(size=(16, 6)) / spread[:, None], jnp.float32), "b": jnp.zeros(6)},
+    }
+
+    def fn(p, x):
+        return jax.nn.relu(x @ p["a"]["w"] + p["a"]["b"]) @ p["c"]["w"] + p["c"]["b"]
+
+    x = jnp.asarray(rng.normal(size=(256, 12)) + 0.5, jnp.float32)
+    plain = dataclasses.replace(named("rtn"), name="plain")
+    mended = dataclasses.replace(plain, name="mended", rewrite=lb.chain(equalize()), is_corrected=True)
+    y, losses, off = np.asarray(fn(params, x)), {}, {}
+    for recipe in (plain, mended):
+        qparams, plan, report = lb.quantize(fn, params, {"**": "w4/tensor"}, batches=[(x,)], recipe=recipe)
+        lead = () if report.state is None else (report.state,)
+        got = np.asarray(lb.execute(report.fn, plan)(qparams, *lead, x))
+        losses[recipe.name], off[recipe.name] = loss(got, y), np.abs((got - y).mean(axis=0)).max()
+    assert losses["mended"] < 0.2 * losses["plain"]
+    assert off["mended"] < 1e-3 * np.abs(y).max() < off["plain"]
+
+
+def test_a_look_up_takes_the_nearest_levels_and_says_so():
+    rng = np.random.default_rng(8)
+    params = {"words": heavy(rng, 40, 8), "head": heavy(rng, 8, 3)}
+
+    def fn(p, i):
+        return p["words"][i] @ p["head"]
+
+    i = jnp.asarray(rng.integers(0, 40, size=(64,)))
+    _, _, report = lb.quantize(fn, params, {"**": "w4"}, batches=[(i,)], recipe="search")
+    assert "look-up" in report.lines[0].notes[0]
+    assert report.lines[0].ratio < 1.0  # searched scales, every entry alike

@@ -4,18 +4,23 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Mapping, Sequence
 
 from lowbit_kernels.aot import cuda, report, tpu
 
 BACKENDS = {backend.name: backend for backend in (cuda.BACKEND, tpu.BACKEND)}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    backends: Mapping[str, report.Backend] = BACKENDS,
+    module: str = "lowbit_kernels.aot",
+) -> int:
     """0 where every case is as good as its golden report, 1 otherwise."""
     parser = argparse.ArgumentParser(
-        prog="python -m lowbit_kernels.aot", description="Compiles the kernels without a device, compares with golden."
+        prog=f"python -m {module}", description="Compiles the kernels without a device, compares with golden."
     )
-    parser.add_argument("backend", choices=sorted(BACKENDS))
+    parser.add_argument("backend", choices=sorted(backends))
     parser.add_argument("--update", action="store_true", help="write the golden file instead of comparing with it")
     parser.add_argument("--target", default="", help="only this chip")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
@@ -23,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=300, help="that a case may take")
     parser.add_argument("--one", nargs=3, metavar=("TARGET", "CASE", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    backend = BACKENDS[args.backend]
+    backend = backends[args.backend]
     if args.one:
         print(json.dumps(dataclasses.asdict(backend.compile_case(*args.one))))
         return 0

@@ -45,6 +45,8 @@ class Backend:
         environments: `(target, dump folder) -> variables` that the process must start with; the next is tried where a
             process dies, and the report says so.
         compile_case: `(target, case, dump folder) -> Report`; in that process.
+        module: whose command line compiles a case in its process.
+        folder: of its golden file.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Backend:
     versions: Callable[[], dict[str, str]]
     environments: Callable[[str, str], tuple[dict[str, str], ...]]
     compile_case: Callable[[str, str, str], Report]
+    module: str = "lowbit_kernels.aot"
+    folder: pathlib.Path = pathlib.Path(__file__).parent / "golden"
 
 
 def failed(stage: str, error: BaseException | str) -> Report:
@@ -79,7 +83,7 @@ def isolated(backend: Backend, target: str, case: str, seconds: float) -> Report
 def _attempt(
     backend: Backend, target: str, case: str, folder: str, variables: dict[str, str], seconds: float
 ) -> Report:
-    command = [sys.executable, "-m", "lowbit_kernels.aot", backend.name, "--one", target, case, folder]
+    command = [sys.executable, "-m", backend.module, backend.name, "--one", target, case, folder]
     try:
         done = subprocess.run(
             command,
@@ -180,4 +184,4 @@ def _set_fields(report: Report) -> dict[str, Any]:
 
 def golden_path(backend: Backend) -> pathlib.Path:
     """Where a backend's golden file is."""
-    return pathlib.Path(__file__).parent / "golden" / f"{backend.name}.json"
+    return backend.folder / f"{backend.name}.json"
