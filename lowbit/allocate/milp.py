@@ -70,7 +70,8 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> Solution:
         kept = useful & (extra <= reach * (1 + 1e-12))
         if best is not None:
             kept[np.arange(len(base)), best] = True
-        choice, bound = _once(problem, kept, extra, scale or 1.0, seconds)
+        left = max(1.0, seconds - (time.perf_counter() - start))
+        choice, bound = _once(problem, kept, extra, scale or 1.0, left)
         if choice is None:
             if best is None:
                 raise RuntimeError(f"no choice within the budget was found in {seconds:g} s: raise seconds=")
