@@ -20,6 +20,7 @@ from experiments.models.model import Model
 from experiments.progress import console
 from experiments.run_folder import TIMES, RunFolder, write_json
 from lowbit.core import atomic
+from lowbit.recipes.lookup import named
 
 FLOAT = "float"
 
@@ -55,7 +56,7 @@ class Plan:
     name: str
     rules: Mapping[str, str]
     bar: float | None = None
-    recipes: tuple[str, ...] = ("rtn", "search", "gptq", "adaround")
+    recipes: tuple[str, ...] = ("rtn", "gptq", "adaround", "equalized")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,8 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
         pieces: dict[str, Any] = {}
         for plan, recipe in _pieces(network):
             name = f"{network.name}/{plan.name}/{recipe}".replace(" ", "_")
-            key = fingerprint({"rules": dict(plan.rules), "recipe": recipe, "metric": network.metric})
+            how = recipe if recipe == FLOAT else str(named(recipe))
+            key = fingerprint({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
             result = folder.finished(name, key)
             if result is None and (not config.only or network.name in config.only):
                 subject = network.subject() if subject is None else subject
@@ -166,9 +168,14 @@ def _piece(folder: RunFolder, name: str, subject: Subject, plan: Plan, recipe: s
 
 def _summary(network: Network, pieces: Mapping[str, Any]) -> dict[str, Any]:
     plans = [
-        {"name": plan.name, "rules": dict(plan.rules), "bar": plan.bar, "recipes": pieces[plan.name]}
+        {
+            "name": plan.name,
+            "rules": dict(plan.rules),
+            "bar": plan.bar,
+            "asked": plan.recipes,
+            "recipes": pieces.get(plan.name, {}),
+        }
         for plan in network.plans
-        if plan.name in pieces
     ]
     before = pieces.get(FLOAT, {}).get(FLOAT)
     described = {"name": network.name, "title": network.title, "metric": network.metric, "digits": network.digits}

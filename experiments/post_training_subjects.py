@@ -50,7 +50,7 @@ def mobilenet(calibration: int = 64, agreement: int = 100) -> Subject:
         }
 
     inputs = _batched(np.concatenate([data.test.images, others]), 50)
-    return Subject(model, _batched(data.train.images[:calibration], 32), inputs, score)
+    return Subject(model, _batched(data.train.images[:calibration], 8), inputs, score)
 
 
 def faces(calibration: int = 128) -> Subject:

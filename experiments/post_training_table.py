@@ -17,21 +17,29 @@ MARKS = (
     "<!-- post-training: written by python -m experiments.post_training_table README.md -->",
     "<!-- end of post-training -->",
 )
-RECIPES = ("rtn", "search", "gptq", "adaround")
+RECIPES = ("rtn", "gptq", "adaround", "equalized")
 
 NOTE = (
     "Numbers are of `lowbit.execute` on packed parameters, on data that no calibration has seen; bits with scales. Brackets: 95 % "
-    "by a bootstrap over photographs, images or sentences. *: reaches the bar. MobileNetV2: top-1 on ten crops of each of 20 "
+    "by a bootstrap over photographs, images or sentences. *: reaches the bar; -: not asked for. `equalized`: cross-layer "
+    "equalization, GPTQ, bias correction. 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
     "labelled photographs; BlazeFace: 200 crops of faces and background; MiniLM: mean cosine to float's vectors on sentences "
     "of the Brown corpus; MLPerf Tiny: agreement with float's class on 2,000 inputs, of the auto-encoder the correlation of "
     "anomaly scores with float's."
 )
 
 
-def cell(found: Mapping[str, Any] | None, digits: int, bar: float | None) -> str:
-    """Returns a score, its interval, and a star where it reaches the bar."""
+def cell(found: Mapping[str, Any] | None, digits: int, bar: float | None, *, is_asked: bool = True) -> str:
+    """Returns a score, its interval, and a star where it reaches the bar.
+
+    Args:
+        found: the piece, or None.
+        digits: of the score.
+        bar: what should be reached, or None.
+        is_asked: whether the config asks for the piece: what is asked for and not there was not measured.
+    """
     if found is None:
-        return "-"
+        return "not measured" if is_asked else "-"
     numbers = found["numbers"]
     said = f"{found['score']:.{digits}f}"
     if "low" in numbers:
@@ -44,16 +52,15 @@ def markdown(found: Mapping[str, Any]) -> str:
     heads = ["network", "plan", "bits/w", "nearest", *RECIPES[1:], "bar"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for network in found["networks"]:
-        if not network["plans"]:
-            continue
-        digits, before = network["digits"], network["float"]["score"]
-        title = f"{network['title']}, {network['metric']}, float {before:.{digits}f}"
+        digits, before = network["digits"], network["float"]
+        title = f"{network['title']}, {network['metric']}"
+        title += "" if before is None else f", float {before['score']:.{digits}f}"
         for plan in network["plans"]:
             every = plan["recipes"]
-            bits = next(iter(every.values()))["bits_per_weight"]
-            cells = [cell(every.get(name), digits, plan["bar"]) for name in RECIPES]
+            bits = f"{next(iter(every.values()))['bits_per_weight']:.2f}" if every else "-"
+            cells = [cell(every.get(name), digits, plan["bar"], is_asked=name in plan["asked"]) for name in RECIPES]
             bar = "-" if plan["bar"] is None else f"{plan['bar']:g}"
-            lines.append("| " + " | ".join([title, plan["name"], f"{bits:.2f}", *cells, bar]) + " |")
+            lines.append("| " + " | ".join([title, plan["name"], bits, *cells, bar]) + " |")
             title = ""
     return "\n".join([*lines, "", NOTE]) + "\n"
 

@@ -1,6 +1,7 @@
 """`quantize`: from a float model to a packed one, by a recipe, with a report."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from lowbit.rewrites.bias_correction import bias_correction
 from lowbit.rewrites.given import given as with_batches
 
 from .lookup import named
+from .noise import accumulated
 from .recipe import Recipe
 from .report import Line, Report, decibels
 from .work import Progress, Work
@@ -41,6 +43,7 @@ def quantize(
     recipe: str | Recipe = "auto",
     window: int = 1 << 28,
     cache: str | Path | None = None,
+    diagnose: bool = False,
     progress: Progress | None = None,
 ) -> tuple[QParams, Plan, Report]:
     """Returns the packed model, its plan, and a report: post-training quantization in one call.
@@ -59,6 +62,8 @@ def quantize(
         recipe: the name of one (`lowbit.recipes.lookup.names`), or a `lowbit.recipes.recipe.Recipe`.
         window: bytes of second moments that are held at a time; at least one operation's.
         cache: a folder in which solved weights are kept, so that a run that was stopped goes on; None: nowhere.
+        diagnose: whether the report says how much noise the results of every operation carry with everything before it
+            quantized too: two more passes over the first batch, whose results are all held.
         progress: called with what is done, how many of how many.
 
     Raises:
@@ -92,7 +97,7 @@ def quantize(
     if chosen.rewrite is not None:
         original = fn
         with_state = fn if state is not None else (lambda p, s, *a: original(p, *a))
-        rewritten, params, new_state = with_batches(chosen.rewrite, batches)(
+        rewritten, params, new_state = with_batches(chosen.rewrite, given)(
             with_state, params, {} if state is None else state
         )
         fn, lead = rewritten, (new_state,)
@@ -113,6 +118,7 @@ def quantize(
     clock.done("ranges")
     kept = Kept(cache, f"{plan.fingerprint} {chosen}", params, [first])
     work = Work(fn, plan, chosen, calls, count, kept, say)
+    before = params
     solved, qstate, codes, notes, results = work.run(params, qstate, window)
     clock.done("solve")
     if chosen.is_remeasured and any(_is_static(site) for row in plan for site in row.sites):
@@ -120,17 +126,22 @@ def quantize(
         qstate = _with_inputs_of(plan, qstate, again)
         clock.done("ranges again")
     if chosen.is_corrected:
+        some = list(itertools.islice(calls(), chosen.mean_batches))
         params, corrected = bias_correction(
-            fn, plan, params, qstate, list(calls()), rounded=solved, progress=lambda n, of: say("biases", n, of)
+            fn, plan, params, qstate, some, rounded=solved, progress=lambda n, of: say("biases", n, of)
         )
         keys = {row.path: row.weight.key for row in plan.rows if row.weight is not None}
         for path, bias, most in corrected.moved:
             notes.setdefault(keys.get(path, path), []).append(f"{bias} moved by up to {most:.3g}")
+            solved = params
         clock.done("biases")
+    carried = accumulated(fn, plan, before, solved, qstate, first) if diagnose else {}
+    if diagnose:
+        clock.done("diagnose")
     qparams = pack(plan, params, qstate, codes=codes)
     clock.done("pack")
     kernels = _kernels(fn, plan, qparams, first)
-    lines = tuple(_line(row, qparams, results, notes, kernels) for row in plan.rows)
+    lines = tuple(_line(row, qparams, results, notes, kernels, carried) for row in plan.rows)
     return (
         qparams,
         plan,
@@ -192,7 +203,12 @@ def _kernels(fn: Any, plan: Plan, qparams: QParams, args: Sequence[Any]) -> dict
 
 
 def _line(
-    row: Row, qparams: QParams, results: Mapping[str, Any], notes: Mapping[str, list[str]], kernels: Mapping[str, str]
+    row: Row,
+    qparams: QParams,
+    results: Mapping[str, Any],
+    notes: Mapping[str, list[str]],
+    kernels: Mapping[str, str],
+    carried: Mapping[str, float],
 ) -> Line:
     weight = row.weight
     inputs = next((site for site in row.sites if not site.is_weight), None)
@@ -217,6 +233,7 @@ def _line(
         inputs="" if inputs is None or inputs.spec is None else inputs.spec.text,
         bits=packed.bits_per_element if isinstance(packed, QTensor) else 0.0,
         kernel=kernels.get(row.path, ""),
+        accumulated_db=carried.get(row.path),
         notes=tuple(said),
         **numbers,
     )

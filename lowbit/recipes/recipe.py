@@ -109,6 +109,7 @@ class Recipe:
         passes: how often, at least, inputs are observed while weights are solved in program order: with more, more
             operations see their inputs as those before them, already solved, leave them.
         is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
+        mean_batches: that those means are measured on, at most: every operation runs the model on them once.
         is_remeasured: whether input ranges are measured again once weights are solved.
         why: said in the report: why it was picked.
     """
@@ -119,6 +120,7 @@ class Recipe:
     inputs: RangeRule | None = None
     passes: int = 1
     is_corrected: bool = False
+    mean_batches: int = 2
     is_remeasured: bool = True
     why: str = ""
 
@@ -127,9 +129,13 @@ class Recipe:
             raise TypeError(f"solver must be a Solver such as lowbit.recipes.gptq.GPTQ(), got {self.solver!r:.60}")
         if self.passes < 1:
             raise ValueError(f"passes must be at least 1, got {self.passes}")
+        if self.mean_batches < 1:
+            raise ValueError(f"mean_batches must be at least 1, got {self.mean_batches}")
 
     def __str__(self) -> str:
         rewrite = "" if self.rewrite is None else f"rewrite={self.rewrite}, "
         text = f"{self.name}: {rewrite}inputs={self.inputs}, solver={self.solver}, passes={self.passes}"
-        text += f", is_corrected={self.is_corrected}, is_remeasured={self.is_remeasured}"
+        text += f", is_corrected={self.is_corrected}"
+        text += f", mean_batches={self.mean_batches}" if self.is_corrected else ""
+        text += f", is_remeasured={self.is_remeasured}"
         return f"{text} ({self.why})" if self.why else text

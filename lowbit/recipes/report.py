@@ -21,8 +21,8 @@ class Line:
         ratio: error of the results over that of rounding to nearest on absmax scales.
         clipped: share of the weight's entries beyond the range.
         kernel: what runs it.
-        own_db: signal to noise of the results when this operation alone is quantized, on held-out or calibration inputs.
-        accumulated_db: the same with everything before it quantized as well.
+        own_db: signal to noise of the results when this operation alone is quantized, inputs too; None: not measured.
+        accumulated_db: the same with everything before it quantized as well; None: not measured.
         notes: what was decided on the way, and why it stays in float.
     """
 
@@ -89,12 +89,14 @@ class Report:
 
     def __str__(self) -> str:
         rows = [list(HEADS), *(cells(line) for line in self.lines)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+        said = [i for i in range(len(HEADS)) if i == 0 or any(row[i] not in ("", "-") for row in rows[1:])]
+        rows = [[row[i] for i in said] for row in rows]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(said))]
+        is_text = [HEADS[i] in _TEXT for i in said]
         rows.insert(1, ["-" * width for width in widths])
         table = "\n".join(
             "  ".join(
-                cell.ljust(w) if i in (0, 1, 2, len(HEADS) - 1) else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(w) if left else cell.rjust(w) for cell, w, left in zip(row, widths, is_text, strict=True)
             ).rstrip()
             for row in rows
         )
@@ -110,6 +112,7 @@ HEADS = (
     "operation", "weight", "inputs", "bits", "weight dB", "output dB", "x nearest", "clipped", "own dB", "so far dB",
     "kernel", "notes",
 )  # fmt: skip
+_TEXT = ("operation", "weight", "inputs", "notes")
 
 
 def cells(line: Line) -> list[str]:

@@ -38,6 +38,12 @@ def loss(y, x):
     return float(np.sum((np.asarray(y, np.float64) - np.asarray(x, np.float64)) ** 2))
 
 
+def served(report, plan, qparams, *args):
+    """Executed, where the recipe rewrote the model as rewritten."""
+    lead = () if report.state is None else (report.state,)
+    return lb.execute(report.fn, plan)(qparams, *lead, *args)
+
+
 @pytest.fixture(scope="module")
 def nearest_loss(case):
     params, batches, x = case
@@ -50,7 +56,7 @@ def test_every_recipe_beats_nearest_on_data_it_has_not_seen(name, case, nearest_
     params, batches, x = case
     before = jax.tree.map(np.asarray, params)
     qparams, plan, report = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe=name)
-    got = loss(lb.execute(network, plan)(qparams, x), network(params, x))
+    got = loss(served(report, plan, qparams, x), network(params, x))
     assert got == nearest_loss if name == "rtn" else got < 0.8 * nearest_loss
     jax.tree.map(np.testing.assert_array_equal, before, params)  # left as they are
     assert str(report).startswith(f"{name}:")
@@ -162,6 +168,8 @@ def test_wrong_requests_say_what_is_allowed(case):
         lb.quantize(network, params, {"**": "w4"}, batches=batches, recipe=4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="window must be a positive number"):
         lb.quantize(network, params, {"**": "w4"}, batches=batches, window=0)
+    with pytest.raises(ValueError, match="mean_batches must be at least 1, got 0"):
+        Recipe("none", GPTQ(), mean_batches=0)
     with pytest.raises(ValueError, match="value must be one of"):
         GPTQ(value="hessian")
 
@@ -219,8 +227,7 @@ def test_a_recipe_rewrites_the_model_and_corrects_biases():
     y, losses, off = np.asarray(fn(params, x)), {}, {}
     for recipe in (plain, mended):
         qparams, plan, report = lb.quantize(fn, params, {"**": "w4/tensor"}, batches=[(x,)], recipe=recipe)
-        lead = () if report.state is None else (report.state,)
-        got = np.asarray(lb.execute(report.fn, plan)(qparams, *lead, x))
+        got = np.asarray(served(report, plan, qparams, x))
         losses[recipe.name], off[recipe.name] = loss(got, y), np.abs((got - y).mean(axis=0)).max()
     assert losses["mended"] < 0.2 * losses["plain"]
     assert off["mended"] < 1e-3 * np.abs(y).max() < off["plain"]
@@ -237,3 +244,33 @@ def test_a_look_up_takes_the_nearest_levels_and_says_so():
     _, _, report = lb.quantize(fn, params, {"**": "w4"}, batches=[(i,)], recipe="search")
     assert "look-up" in report.lines[0].notes[0]
     assert report.lines[0].ratio < 1.0  # searched scales, every entry alike
+
+
+def test_batches_of_an_iterator_reach_the_rewrite(case):
+    """An iterator is used up by whoever reads it first: the rewrite must see the same batches as the solver."""
+    params, batches, x = case
+    recipe = dataclasses.replace(named("rtn"), rewrite=lb.chain(equalize(bounds=True)))
+    (one, _, _), (two, plan, report) = (
+        lb.quantize(network, params, {"**": "w4"}, batches=given, recipe=recipe) for given in (batches, iter(batches))
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert report.batches == len(batches)
+    assert np.isfinite(np.asarray(served(report, plan, two, x))).all()
+
+
+def test_noise_so_far_is_that_of_executed_results(case):
+    """Diagnosed: decibels of the results of both products, against the executed model up to each, in float64."""
+    params, batches, _ = case
+    qparams, _, report = lb.quantize(
+        network, params, {"**": "w3"}, batches=batches[:1], recipe="gptq", diagnose=True
+    )  # fmt: skip
+    first, second = (np.asarray(qparams.weights()[k].dequantize(), np.float64) for k in ("first/w", "second/w"))
+    x = np.asarray(batches[0][0], np.float64)
+    w, v = (np.asarray(params[k]["w"], np.float64) for k in ("first", "second"))
+    pairs = (x @ w, x @ first), (np.maximum(x @ w, 0) @ v, np.maximum(x @ first, 0) @ second)
+    for line, (y, q) in zip(report.lines, pairs, strict=True):
+        assert line.accumulated_db == pytest.approx(10 * np.log10(np.sum(y**2) / np.sum((y - q) ** 2)), abs=1e-2)
+    assert "so far dB" in str(report)
+    _, _, plain = lb.quantize(network, params, {"**": "w3"}, batches=batches[:1], recipe="gptq")
+    assert "own dB" not in str(plain)
+    assert "so far dB" not in str(plain)
