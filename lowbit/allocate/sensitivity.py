@@ -108,7 +108,9 @@ def sensitivity(
     for count, each in enumerate(offered):
         column = kept.read(_file(each.name))
         if column is None:
-            found = work.of(each) if each.fits else {}
+            found = dict.fromkeys(each.fits, 0.0)  # what stays in float costs nothing
+            if any(row.path in each.fits for row in each.plan.quantized):
+                found |= work.of(each)
             column = {"score": np.array([found.get(row.path, math.inf) for row in rows], np.float64)}
             kept.write(_file(each.name), column)
         columns.append(column["score"])
@@ -173,7 +175,7 @@ class _Work:
         for i, batch in enumerate(self.batches):
             found = jax.device_get(run(self.params, qstate, self._floats(i), batch, {}))
             for path in sums:
-                sums[path] += float(found[path]) / len(self.batches)
+                sums[path] += float(found.get(path, 0.0)) / len(self.batches)
         return sums
 
     def _floats(self, i: int) -> Any:
@@ -209,7 +211,7 @@ class _Work:
 
     def _curved(self, candidate: Candidate) -> dict[str, float]:
         if self.numbers is None:
-            self.numbers = self._numbers(candidate)
+            self.numbers = self._numbers()
         numbers = self.numbers
         if self.method == "fisher":
             return self._summed(candidate, lambda key, w, error: jnp.sum(numbers[key] * jnp.square(error)))
@@ -217,9 +219,9 @@ class _Work:
             return self._summed(candidate, lambda key, w, error: numbers[key] * jnp.sum(jnp.square(error)))
         return self._summed(candidate, lambda key, w, error: numbers[key] * jnp.sum(jnp.square(error)) / _power(w))
 
-    def _numbers(self, candidate: Candidate) -> dict[str, Any]:
+    def _numbers(self) -> dict[str, Any]:
         """What is known of every weight before any candidate: squared gradients, traces or slopes."""
-        weights = curvature.weights_of(candidate.plan, self.params)
+        weights = curvature.weights_of(self.plan, self.params)
         total: Any = None
         loss = _fixed(self.loss) if isinstance(self.loss, str) else self.loss
         for i, batch in enumerate(self.batches):
