@@ -2,6 +2,10 @@
 
 from .adapters.linen import linen as linen
 from .adapters.nnx import nnx as nnx
+from .allocate.budget import budget as budget
+from .allocate.choose import allocate as allocate
+from .allocate.choose import pareto as pareto
+from .allocate.sensitivity import sensitivity as sensitivity
 from .calibrate.fold import calibrate as calibrate
 from .calibrate.fold import init as init
 from .calibrate.rebind import rebind as rebind

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from . import allocate as _allocate
 from . import check as _check
 from . import commands as _commands
 from . import quantize as _quantize
@@ -120,6 +121,8 @@ def parser() -> argparse.ArgumentParser:
     quantize.add_argument("--report", action="store_true", help="also write report.html")
     quantize.add_argument("--traceback", action="store_true", help="show where an error came from")
     quantize.set_defaults(do=_quantize.quantize)
+
+    _allocate.add(words)
 
     laws = words.add_parser(
         "check",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.calibrate.fold import calibrate
+from lowbit.core.kept import Kept
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.ranges import Full
@@ -23,7 +24,6 @@ from lowbit.quantizers.rtn import RTN
 from lowbit.rewrites.bias_correction import bias_correction
 from lowbit.rewrites.given import given as with_batches
 
-from .kept import Kept
 from .lookup import named
 from .noise import accumulated
 from .recipe import Recipe

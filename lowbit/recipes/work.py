@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.core.kept import Kept
 from lowbit.core.moments import Gram
 from lowbit.core.paths import flatten
 from lowbit.interpret.state import get, quantizer_of
@@ -15,7 +16,6 @@ from lowbit.observe.observe import observe
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.quantizers.rtn import RTN
 
-from .kept import Kept
 from .recipe import Recipe
 from .solve import Solved, solve
 

@@ -1,0 +1,95 @@
+"""``lowbit allocate``: bits for every operation of a float model in a Python file, under a budget."""
+
+import argparse
+import json
+from pathlib import Path
+
+from .errors import UsageError
+from .quantize import _function, _model, _rules, _screen
+
+UNITS = ("bits", "bytes", "macs", "bops", "milliseconds", "flash", "ram")
+
+
+def add(words: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command."""
+    parser = words.add_parser(
+        "allocate",
+        help="choose bits for every operation of a float model under a budget",
+        description=(
+            "Score every candidate at every operation of the model that a function of a Python file builds, as lowbit quantize "
+            "takes it, and choose exactly under all budgets given. The folder gets packed.safetensors (rounded to nearest), "
+            "rules.json (for lowbit.quantize), scores.json, front.json and, where asked for, report.html. Running again after a "
+            "stop goes on."
+        ),
+        epilog="example: lowbit allocate model.py:build --data model.py:batches --candidate w2/g32 --candidate w4 --bits 3.5 --out out",
+    )
+    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="what builds the model")
+    parser.add_argument("--data", metavar="FILE.py:FUNCTION", required=True, help="what yields calibration batches")
+    parser.add_argument(
+        "--candidate", metavar="RULE", action="append", required=True, help="such as w4; may be repeated"
+    )
+    parser.add_argument(
+        "--rules", metavar="[GLOB=]RULE", action="append",
+        help="what is quantized at all, such as head/*=keep; may be repeated (default: everything)",
+    )  # fmt: skip
+    parser.add_argument("--method", metavar="NAME", default="taylor", help="of lowbit.sensitivity (default: taylor)")
+    parser.add_argument(
+        "--loss", metavar="FILE.py:FUNCTION|mse|kl", help="of the model's result (default for taylor and fisher: mse, without labels)"
+    )  # fmt: skip
+    for unit in UNITS:
+        parser.add_argument(f"--{unit}", metavar="N", type=float, help=f"budget of {unit}")
+    parser.add_argument("--target", metavar="NAME", help="only what this target holds")
+    parser.add_argument("--integer", action="store_true", help="a full-integer plan")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
+    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    parser.set_defaults(do=allocate)
+
+
+def allocate(chosen: argparse.Namespace) -> None:
+    """Allocates bits in the model of ``FILE.py:FUNCTION``."""
+    import lowbit as lb
+    from lowbit.allocate.choose import allocation
+    from lowbit.core import atomic
+
+    budget = lb.budget(**{unit: value for unit in UNITS if (value := getattr(chosen, unit)) is not None})
+    rules = _rules(chosen.rules or [])
+    rules.setdefault("**", chosen.candidate[-1])
+    build, data = _function(chosen.model, "model"), _function(chosen.data, "--data")
+    fn, params, state = _model(build(), chosen.model)
+    lead = () if state is None else (state,)
+    batches = [(*lead, *batch) for batch in data()]
+    if not batches:
+        raise UsageError(f"{chosen.data} yields no batch")
+    out = Path(chosen.out)
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file: choose a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    loss = chosen.loss or ("mse" if chosen.method in ("taylor", "fisher") else None)
+    if loss not in (None, "mse", "kl"):
+        loss = _function(loss, "--loss")
+    plan = lb.bind(fn, rules, params, *batches[0], integer=chosen.integer)
+    with _screen() as progress:
+        scores = lb.sensitivity(
+            fn, plan, params, batches, candidates=chosen.candidate, method=chosen.method, loss=loss, cache=out / "scored",
+            progress=lambda done: progress("candidates", done, len(chosen.candidate)),
+        )  # fmt: skip
+        found = allocation(plan, scores, budget=budget, target=chosen.target)
+        unit = next(iter(budget.limits))
+        front = lb.pareto(
+            plan, scores, unit=unit, target=chosen.target, progress=lambda done: progress("front", done, 24)
+        )
+    qparams = lb.pack(found.plan, params, lb.calibrate(fn, found.plan, params, batches))
+    size = lb.save(out / "packed.safetensors", found.plan, qparams)
+    atomic.write(out / "scores.json", scores.json() + "\n")
+    atomic.write(out / "front.json", front.json() + "\n")
+    atomic.write(out / "rules.json", json.dumps(found.choice, indent=1) + "\n")
+    print(found)
+    for path, name in found.choice.items():
+        print(f"  {path}={name}")
+    print(f"\n{out / 'packed.safetensors'}: {size:,} bytes")
+    if chosen.report:
+        from lowbit.report.allocation import allocation_page
+
+        atomic.write(out / "report.html", allocation_page(found, scores, front, title=chosen.model))
+        print(out / "report.html")
