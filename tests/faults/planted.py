@@ -352,4 +352,11 @@ FAULTS = (
         "before |= {equation}",
         ("tests/observe/test_segment.py::test_a_residual_block_is_what_numpy_says",),
     ),
+    Fault(
+        "operations that read one value are not tied",
+        "lowbit/allocate/ties.py",
+        "return id(_origin(row.operation.equation.ins[index]))",
+        "return row.path",
+        ("tests/allocate/test_allocate.py::test_what_reads_one_input_has_one_grid_for_it",),
+    ),
 )
