@@ -16,7 +16,7 @@ from experiments.post_training_table import markdown
 def subject() -> Subject:
     rng = np.random.default_rng(0)
     params = {k: jnp.asarray(rng.standard_t(4, size=(12, 12)), jnp.float32) for k in ("first", "second")}
-    x = np.float32(rng.normal(size=(256, 12)))
+    x = rng.normal(size=(256, 12)).astype(np.float32)
 
     def fn(p, s, x):
         return jax.nn.relu(x @ p["first"]) @ p["second"]
