@@ -35,8 +35,8 @@ def _with_arrays(*packages: str) -> Iterator[str]:
 # Shapes and dtypes in annotations are enforced in tests only, and this is the whole switch.
 install_import_hook(list(_with_arrays("lowbit", "lowbit_kernels")), "beartype.beartype")
 
-# Emulators and cross compilers: `make test-edge` names that folder, which runs it.
-collect_ignore = ["edge"]
+# Emulators and cross compilers, and public models: `make test-edge` and `make test-models` run these, with packages of their own.
+collect_ignore = ["edge", "models"]
 
 # A promotion that lowbit did not write is a bug: see STYLE "Numerics" in CONTRIBUTING.md.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

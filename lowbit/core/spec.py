@@ -165,10 +165,11 @@ class Spec:
             )
         if self.format.low >= 0:
             raise ValueError(
-                f"{what}: a negative scale would turn {self.format.name}, which has no negative levels, around"
+                f"{what} needs a format whose levels a negative scale can turn around, got {self.format.name}, which has no "
+                f"negative levels"
             )
         if self.format.is_mirrored:
             instead = "" if self.signed else f"; use /u{self.scale.name}"
             raise ValueError(
-                f"{what}: {self.format.name} is its own mirror image, so that the sign of a scale would be wasted{instead}"
+                f"{what} would waste the sign of a scale: got {self.format.name}, which is its own mirror image{instead}"
             )

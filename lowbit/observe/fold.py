@@ -72,9 +72,11 @@ def check_batch(states: Mapping[str, Any], batch: int, ignored: str = "") -> Non
 
 
 def unseen(states: Mapping[str, Any]) -> list[str]:
-    """Returns the operands that no batch had a value for, in a layer at least. Not under jit."""
+    """Returns the operands that statistics are wanted of and no batch had a value for, in a layer at least. Not under jit."""
     counts = {
-        f"the {role} of {path!r}": each["not_finite"][1] for path, role, each in names(states) if "not_finite" in each
+        f"the {role} of {path!r}": each["not_finite"][1]
+        for path, role, each in names(states)
+        if "not_finite" in each and len(each) > 1  # a range of its own at run time needs no value before
     }
     known = {name: count for name, count in counts.items() if not is_traced(count)}
     return [name for name, count in jax.device_get(known).items() if not np.all(count)]

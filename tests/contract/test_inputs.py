@@ -90,7 +90,7 @@ def found():
     makers |= {name: lambda text, name=name: lb.rtn(text, rounding=name) for name in ROUNDINGS}
     made = {}
     for n, (name, make) in enumerate(makers.items()):
-        for text in (*TEXTS, *MORE[n % 2 :: 2]):
+        for text in (*TEXTS, *MORE[n % 2 :: 2], *([MORE[3]] if name == "PowerOfTwo" else [])):
             try:
                 made[f"{name}({text})"] = make(text).input
             except ValueError:

@@ -76,7 +76,7 @@ OWN = {
         lambda fn, plan, qstate, _: functools.partial(lb.simulate(fn, plan, train=True), P, qstate, X),
     ),
     "lowbit.explain": (
-        ("implementation",),
+        ("implementation", "platform"),
         lambda fn, plan, _, qparams: functools.partial(lb.explain, fn, plan, qparams, X),
     ),
 }

@@ -171,7 +171,7 @@ def test_specs_are_consistent():
     with pytest.raises(ValueError, match="stored as one of"):
         storage_named("float64", format_named)
     refused("int4/int5", "an integer per group of a channel, got /channel")
-    refused("int4n/g8/int5", "own mirror image, so that the sign of a scale would be wasted; use /uint5")
+    refused("int4n/g8/int5", "would waste the sign of a scale: got .*, which is its own mirror image; use /uint5")
     refused("int4n/signed", "own mirror image")
     refused("fp4_e2m1/g16/e4m3/signed", "own mirror image")
     refused("uint4/signed/sym", "no negative levels")

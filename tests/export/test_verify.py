@@ -13,7 +13,7 @@ from lowbit import cli
 from lowbit.export import installed, iree, stablehlo, verify
 from lowbit.export.manifest import encoded
 from lowbit.export.runners import Ran, runners
-from lowbit.export.storage import Stored, widened
+from lowbit.export.storage import Stored, stored_width, widened
 from lowbit.packed.files import decode_tensors, encode_tensors
 from lowbit.targets.table import TARGETS
 
@@ -214,6 +214,7 @@ def test_the_widths_of_a_target_are_data():
         (three | {"bits": 4, "has_zero_points": True}, (4, 8), 8),
         (three | {"bits": 2}, (4, 8), 4),
     ):
+        entry = entry | {"stored_bits": stored_width(entry["bits"])}
         target = dataclasses.replace(TARGETS["c"], widths=widths)
         for width, stored in found.items():
             assert bool(widened({"weights": [entry]}, target, stored)) == (width > allowed)

@@ -109,13 +109,13 @@ def test_rules_of_a_wrong_type_raise(rules):
 
 def test_disagreeing_shared_weight_names_both():
     params = {"w": normal(0, 6, 6)}
-    with pytest.raises(ValueError, match=r"w@0 and w@1 share the weight w but contract different axes"):
+    with pytest.raises(ValueError, match=r"w@0 .* and w@1 .* share the weight w but contract different axes"):
         lb.bind(lambda p, x: (x @ p["w"]) @ p["w"].T, {"**": "w8,a8"}, params, normal(1, 3, 6))
     lb.bind(lambda p, x: (x @ p["w"]) @ p["w"].T, {"**": "w8/tensor,a8"}, params, normal(1, 3, 6))
 
 
 def test_shared_weight_with_two_rules_raises():
-    with pytest.raises(ValueError, match="embedding@0 and embedding@1 share the weight"):
+    with pytest.raises(ValueError, match=r"embedding@0 .* and embedding@1 .* share the weight"):
         _plan("tied_embedding", {"embedding@1": "w8,a8", "**": "w4,a8"})
 
 

@@ -122,7 +122,7 @@ def test_pact_golden():
     np.testing.assert_array_equal(value, [0, 0, 2, 3, 3])
     np.testing.assert_array_equal(to["clip"], [0, 0, 0, 1, 1])
     np.testing.assert_array_equal(to_x, [0, 1, 1, 0, 0])
-    with pytest.raises(ValueError, match="dorefa"):
+    with pytest.raises(ValueError, match=r"pact is for inputs, got 'w4,a4'"):
         pact("w4,a4")
 
 
