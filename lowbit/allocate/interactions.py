@@ -58,7 +58,8 @@ def interactions(
         raise ValueError(f"candidate {offered.name!r} does not fit {', '.join(missing)}")
     given = [arguments.batch_of(batch, i) for i, batch in enumerate(arguments.iterated(batches))]
     qstate = calibrate(fn, offered.plan, params, given)
-    sets = [(i,) for i in range(len(rows))] + list(itertools.combinations(range(len(rows)), 2))
+    both = list(itertools.combinations(range(len(rows)), 2))
+    sets = [*((i,) for i in range(len(rows))), *both]
     masks = {row.path: np.zeros(len(sets), np.float32) for row in offered.plan.quantized}
     for k, some in enumerate(sets):
         for i in some:
@@ -66,7 +67,7 @@ def interactions(
     run = one_at_a_time(fn, offered.plan, measure)
     cost = np.mean([np.asarray(run(params, qstate, masks, batch, {}), np.float64) for batch in given], axis=0)
     found = np.diag(cost[: len(rows)])
-    for (i, j), value in zip(sets[len(rows) :], cost[len(rows) :], strict=True):
+    for (i, j), value in zip(both, cost[len(rows) :], strict=True):
         found[i, j] = found[j, i] = value - cost[i] - cost[j]
     return found
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from .errors import UsageError
 from .quantize import _function, _model, _rules, _screen
@@ -10,7 +11,7 @@ from .quantize import _function, _model, _rules, _screen
 UNITS = ("bits", "bytes", "macs", "bops", "milliseconds", "flash", "ram")
 
 
-def add(words: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(words: "argparse._SubParsersAction[Any]") -> None:
     """Adds the command."""
     parser = words.add_parser(
         "allocate",

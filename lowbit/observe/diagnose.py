@@ -239,6 +239,8 @@ def diagnose(
 
     states = fold(step, fn, params, batches, kwargs, progress)
     found = jax.device_get(states)
+    if not any(np.any(found[row.path][OUTPUT]["not_finite"][1]) for row in plan.quantized):
+        raise ValueError("batches hold no data: every batch was empty, or no quantized operation was computed")
     args, keywords = first[0]
     kernels = _kernels(plan, explain(fn, plan, qparams, *args, kwargs=keywords))
     weights = _weights(plan, params, qparams)

@@ -149,6 +149,44 @@ def check_call(
         raise TypeError(f"{name} do not fit fn{signature}: {error}, after the parameters") from None
 
 
+def check_runs(fn: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> None:
+    """Raises where a function cannot look up in parameters what it looks up: there is no plan yet that says what it reads.
+
+    Raises:
+        ValueError: for a key, index or attribute that is not there.
+        TypeError: for another error of type; both name the parameters that there are and show the function's own error.
+    """
+    try:
+        jax.eval_shape(fn, params, *args)
+    except jax.errors.JAXTypeError:  # it says itself what it is: a value that is asked for under a trace
+        raise
+    except (LookupError, AttributeError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        paths = flatten(params)[0]
+        raise kind(
+            f"fn(params, *batches[0]) fails with {type(error).__name__}: {error}; params hold "
+            f"{', '.join(paths[:8]) or 'nothing'}"
+        ) from error
+
+
+def callable_batches(batches: Any) -> Callable[[], Iterable[Any]]:
+    """Returns a function that iterates over batches from the first one, of such a function or of an iterable.
+
+    Raises:
+        TypeError: for what is neither.
+    """
+    if not callable(batches):
+        held = list(iterated(batches))
+        return lambda: held
+    try:
+        inspect.signature(batches).bind()
+    except ValueError:  # it does not say
+        pass
+    except TypeError as error:
+        raise TypeError(f"batches must be a list, or a function of no arguments: {error}") from None
+    return lambda: iterated(batches())
+
+
 def batch_of(value: Any, index: int) -> tuple[Any, ...]:
     """Returns a batch of calibration data as the arguments that it is.
 

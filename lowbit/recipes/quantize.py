@@ -82,7 +82,7 @@ def quantize(
         >>> [(line.path, line.weight) for line in report.lines]
         [('w', 'int4/channel/sym')]
     """
-    arguments.check(fn=fn, params=params)
+    arguments.check(fn=fn, params=params, diagnose=diagnose, progress=progress)
     chosen = named(recipe) if isinstance(recipe, str) else recipe
     if not isinstance(chosen, Recipe):
         raise TypeError(f"recipe must be a name or a Recipe, got {recipe!r:.40} ({type(recipe).__name__})")
@@ -92,24 +92,26 @@ def quantize(
     seconds: dict[str, float] = {}
     clock = _Clock(seconds)
     lead = () if state is None else (state,)
-    given = batches if callable(batches) else list(batches)
+    given = arguments.callable_batches(batches)
 
+    def calls() -> Iterator[tuple[Any, ...]]:
+        for i, batch in enumerate(given()):
+            yield (*lead, *arguments.batch_of(batch, i))
+
+    first = next(calls(), None)
+    if first is None:
+        raise ValueError("batches is empty: a recipe needs at least one batch of calibration data")
+    arguments.check_call(fn, params, first, {}, "batches[0]")
+    arguments.check_runs(fn, params, first)
     if chosen.rewrite is not None:
         original = fn
         with_state = fn if state is not None else (lambda p, s, *a: original(p, *a))
         rewritten, params, new_state = with_batches(chosen.rewrite, given)(
             with_state, params, {} if state is None else state
         )
+        first = (new_state, *first[len(lead) :])
         fn, lead = rewritten, (new_state,)
         clock.done("rewrite")
-
-    def calls() -> Iterator[tuple[Any, ...]]:
-        for i, batch in enumerate(given() if callable(given) else given):
-            yield (*lead, *arguments.batch_of(batch, i))
-
-    first = next(calls(), None)
-    if first is None:
-        raise ValueError("batches is empty: a recipe needs at least one batch of calibration data")
     count = sum(1 for _ in calls())
     plan = bind(fn, rules, params, *first)
     plan = _with_input_ranges(plan, chosen)

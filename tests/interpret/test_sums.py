@@ -11,6 +11,7 @@ from jax import lax
 import lowbit as lb
 from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.sums import exact_sum
+from lowbit.packed import native
 from lowbit.packed.bits import unpack
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -157,12 +158,21 @@ def test_what_int32_has_no_room_for_is_refused_by_name():
     assert len(lb.bind(fn, {"**": "w4,a8"}, params, x)) == 1
 
 
-def test_what_the_kernel_cannot_sum_runs_in_xla_and_says_so():
-    """600 depthwise taps in its float32, and 70000 products with 4-bit inputs that it takes for 8-bit ones."""
+def test_depthwise_taps_past_a_float32_sum_run_in_the_kernel_of_grouped_convolutions():
+    """600 taps are too many for the depthwise body, which sums in float32: the other one sums in int32."""
     fn, kernel, shape, rule = LONG["long depthwise"]
     params, x = {"w": _bright(kernel, 0)}, _bright(shape, 1)
     plan = lb.bind(fn, {"**": rule}, params, x)
-    assert "258 taps" in lb.explain(fn, plan, lb.pack(plan, params, lb.init(fn, plan, params, x)), x)
+    qstate = lb.init(fn, plan, params, x)
+    qparams = lb.prepare(plan, lb.pack(plan, params, qstate), platform="cpu")
+    if native.status() is None:
+        assert lb.explain(fn, plan, qparams, x).split()[1] == "cpu"
+        assert not qparams.params["w"].matrix.depthwise
+    np.testing.assert_array_equal(lb.execute(fn, plan)(qparams, x), lb.simulate(fn, plan)(params, qstate, x))
+
+
+def test_what_the_kernel_cannot_sum_runs_in_xla_and_says_so():
+    """70000 products with 4-bit inputs, which the kernel takes for 8-bit ones."""
     params, x = {"w": _bright((70000, 2), 0)}, _bright((1, 70000), 1)
     fn = lambda p, x: x @ p["w"]  # noqa: E731
     plan = lb.bind(fn, {"**": "w8,a4"}, params, x)
