@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float32, Real
 
 from lowbit_kernels.layout import pack_codes, unpack_codes
 from lowbit_kernels.matrix import PackedMatrix, check_matrix
@@ -199,7 +199,7 @@ def restore(matrix: KMinorMatrix) -> PackedMatrix:
 
 
 def matmul(
-    x: Float[Array, "rows in"],
+    x: Real[Array, "rows in"],
     matrix: KMinorMatrix,
     *,
     activation: StaticActivation | str | None = None,
