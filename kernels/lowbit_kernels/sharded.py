@@ -104,6 +104,8 @@ def matmul(run: Run, x: Array, packed: PackedMatrix | KMinorMatrix, activation: 
         activation: None, "int8" or a `StaticActivation`.
         out_dtype: of the result.
     """
+    if getattr(run.config, "is_ordered", False):
+        return run(x, packed, activation, out_dtype)
     is_static = isinstance(activation, StaticActivation)
     scale, zero = (activation.scale, activation.zero) if is_static else (1.0, 0)
     static = Static(
@@ -159,7 +161,7 @@ def _mapped(static: Static) -> Callable[..., Array]:
     whole = jax.custom_batching.custom_vmap(functools.partial(_call.bind, static=static))
 
     @whole.def_vmap
-    def _(axis_size: int, in_batched: Any, *args: Array) -> tuple[Array, bool]:
+    def _(axis_size: int, in_batched: Any, *args: Any) -> tuple[Array, bool]:
         axes = tuple(0 if batched else None for batched in in_batched)
         return jax.vmap(functools.partial(_local, static), axes, axis_size=axis_size)(*args), True
 

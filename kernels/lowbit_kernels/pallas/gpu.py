@@ -60,6 +60,11 @@ class GpuConfig:
         """Where the kernel is asked to run, if not on the default platform."""
         return "interpret" if self.interpret else None
 
+    @property
+    def is_ordered(self) -> bool:
+        """Whether a call has effects in an order, as the interpreter's have: it cannot be split over devices."""
+        return self.interpret
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
