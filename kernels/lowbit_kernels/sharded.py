@@ -20,11 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_mesh, reshard
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array
 
 from lowbit_kernels.matrix import PackedMatrix
@@ -158,7 +155,7 @@ def _parts(static: Static, mesh: Any, shapes: Any) -> _Parts:
 @functools.lru_cache(maxsize=512)
 def _mapped(static: Static) -> Callable[..., Array]:
     """The call: partitioned, and under `vmap`, of which there is no partition, as it is."""
-    whole = jax.custom_batching.custom_vmap(functools.partial(_call.bind, static=static))
+    whole = jax.custom_batching.custom_vmap(_partitioned(static))
 
     @whole.def_vmap
     def _(axis_size: int, in_batched: Any, *args: Any) -> tuple[Array, bool]:
@@ -166,31 +163,6 @@ def _mapped(static: Static) -> Callable[..., Array]:
         return jax.vmap(functools.partial(_local, static), axes, axis_size=axis_size)(*args), True
 
     return whole
-
-
-_call = Primitive("lowbit_sharded_call")
-"""The call, partitioned where the devices are known when it is lowered. An export knows none: the call as it is."""
-
-
-@_call.def_impl
-def _(*args, static):
-    return jax.jit(functools.partial(_call.bind, static=static))(*args)
-
-
-@_call.def_abstract_eval
-def _(x, codes, scales, *rest, static):
-    if not get_abstract_mesh().empty:  # the result varies along axes as tracing says
-        return jax.make_jaxpr(functools.partial(_local, static))(x, codes, scales, *rest).out_avals[0]
-    return ShapedArray((x.shape[0], scales.shape[1]), jnp.dtype(static.out_dtype))
-
-
-def _lowered(ctx, *args, static):
-    is_export = getattr(ctx.module_context.axis_context, "device_assignment", ()) is None
-    function = functools.partial(_local, static) if is_export else _partitioned(static)
-    return mlir.lower_fun(function, multiple_results=False)(ctx, *args)
-
-
-mlir.register_lowering(_call, _lowered)
 
 
 def _partitioned(static: Static) -> Callable[..., Array]:
