@@ -4,6 +4,7 @@ A function is traced once and may be lowered for another machine than this one, 
 compilation). `by_platform` keeps a function for each platform and traces the one that is lowered, when it is lowered.
 """
 
+import contextvars
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -125,9 +126,25 @@ def _(*avals, branches, default, like):
     return [ShapedArray(shape, dtype) for shape, dtype in like]
 
 
+_has_devices: contextvars.ContextVar[bool] = contextvars.ContextVar("has_devices", default=True)
+
+
+def has_devices() -> bool:
+    """Whether the branch that is traced now is lowered for devices: an export for several platforms knows none.
+
+    jax lowers `custom_partitioning` only where it knows them, so such an export holds the calls as they are.
+    """
+    return _has_devices.get()
+
+
 def _lowering(platform: str | None) -> Callable[..., Any]:
     def rule(ctx, *args, branches, default, like):
-        return mlir.lower_fun(dict(branches).get(platform, default), multiple_results=True)(ctx, *args)
+        known = getattr(ctx.module_context.axis_context, "device_assignment", ()) is not None
+        before = _has_devices.set(known and _has_devices.get())
+        try:
+            return mlir.lower_fun(dict(branches).get(platform, default), multiple_results=True)(ctx, *args)
+        finally:
+            _has_devices.reset(before)
 
     return rule
 

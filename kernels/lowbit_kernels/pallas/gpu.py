@@ -205,7 +205,7 @@ def matmul(
     activation: StaticActivation | str | None = None,
     config: GpuConfig = GpuConfig(),
     is_scaled: bool = True,
-) -> Float32[Array, "rows out"]:
+) -> Real[Array, "rows out"]:
     """`x @ W` in float32.
 
     Args:
