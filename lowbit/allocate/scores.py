@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.core.aligned import aligned
+
 from .candidates import name_of
 
 
@@ -69,8 +71,4 @@ class Scores:
     def __str__(self) -> str:
         head = ["operation", *self.names]
         lines = [head, *([p, *(f"{v:.3e}" for v in row)] for p, row in zip(self.paths, self.values, strict=True))]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        )
+        return "\n".join(aligned(lines))

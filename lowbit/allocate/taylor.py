@@ -16,17 +16,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from lowbit.core.spec import Operand
-from lowbit.core.statistics import Statistic
+from lowbit.core.statistics import Statistic, Total
 from lowbit.interpret import observe as walk
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
-from lowbit.interpret.state import get, layer_operand, quantizer_of, walked_sites
+from lowbit.interpret.state import carried_states
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.observe import besides
 from lowbit.plan.rows import Plan
 
 
 @dataclasses.dataclass(frozen=True)
-class Weighted(Statistic):
+class Weighted(Total):
     """``sum (g (x - y))^2`` of a result ``x``, beside the stack of the float one, ``y``, and the gradient, ``g``."""
 
     @property
@@ -52,9 +52,6 @@ class Weighted(Statistic):
         assert beside is not None
         right, slope = beside[0].astype(jnp.float32), beside[1].astype(jnp.float32)
         return state + jnp.sum(jnp.square(slope * (x.astype(jnp.float32) - right)))
-
-    def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:
-        return jax.lax.psum(state, axis_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,20 +108,16 @@ def candidate_pass(fn: Model, plan: Plan) -> Callable[..., Any]:
     def run(params: Any, qstate: Any, floats: Any, args: Any, kwargs: Any) -> Any:
         traced = trace(fn, params, args, dict(kwargs))
         check_same_operations(traced.graph, plan)
-        carried: dict[str, Any] = {}
+        carried = carried_states(plan, qstate)
         beside: dict[str, Any] = {}
         for row in plan.quantized:
             roles = floats[row.path]
             pair = [roles[OUTPUT]["float"], roles[OUTPUT]["gradient"].astype(roles[OUTPUT]["float"].dtype)]
             beside[row.path] = {OUTPUT: {"pair": jnp.stack(pair, axis=len(row.stack))}}
-            carried[row.path] = {"float": {role: each["float"] for role, each in roles.items() if role != OUTPUT}}
-        for row, site in walked_sites(plan):
-            carried[row.path][site.role] = get(qstate, site.key, site.role)
-        grids = Grids(
-            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
-            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
-            lambda site, value, state: state.get("float", {}).get(site.role, value),
-        )
+            carried.setdefault(row.path, {})["float"] = {
+                role: each["float"] for role, each in roles.items() if role != OUTPUT
+            }
+        grids = Grids.of(qstate).forced()
         start = walk.empty(watch, plan, traced)
         found = walk.observation(plan, traced, watch, start, grids=grids, carried=carried, beside=beside)
         return {path: jnp.sum(roles[OUTPUT]["weighted"]) for path, roles in found.items()}

@@ -1,5 +1,6 @@
 """`init` and `calibrate`: from parameters and batches to the state of every site."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -18,7 +19,6 @@ from lowbit.interpret.state import (
     QState,
     empty_statistics,
     finished,
-    get,
     initial_state,
     layer_operand,
     quantizer_of,
@@ -153,9 +153,7 @@ def _so_far(qstate: QState) -> Grids:
         state = quantizer_of(site).init(layer, finished(site, seen), jax.random.key(0))
         return quantizer_of(site).quantize(state, x, layer)
 
-    return Grids(
-        lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand), operand
-    )
+    return dataclasses.replace(Grids.of(qstate), operand=operand)
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,14 +8,14 @@ from jax import lax
 from jaxtyping import Array, Shaped
 
 from .spec import Operand
-from .statistics import State, Statistic
+from .statistics import State, Total
 
 _BITS = 12
 """Sign, exponent and three bits of mantissa: bins an eighth of an octave wide, whatever the range."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Histogram(Statistic):
+class Histogram(Total):
     """Counts of values in bins that never move: a bin is the sign, the exponent and three bits of mantissa of float32.
 
     Finished, ``{"low", "counts"}``: the smallest magnitude of every bin with the sign of its values, ascending (float32
@@ -32,12 +32,6 @@ class Histogram(Statistic):
     def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         bits = lax.bitcast_convert_type(x.astype(jnp.float32).reshape(-1), jnp.uint32)
         return state.at[bits >> (32 - _BITS)].add(jnp.uint32(1))
-
-    def merge(self, state: State, other: State) -> State:
-        return state + other
-
-    def across(self, state: State, axis_names: tuple[str, ...]) -> State:
-        return lax.psum(state, axis_names)
 
     def finish(self, state: State) -> dict[str, Array]:
         half = 2 ** (_BITS - 1)

@@ -1,5 +1,7 @@
 """How far a quantized array is from the original."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -29,6 +31,18 @@ def sqnr_db(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:
         6.99
     """
     return -10.0 * jnp.log10(nmse(x, y))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Returns ``10 log10(signal / noise)`` of two sums of squares: inf without noise, NaN without a signal to be heard.
+
+    Example:
+        >>> decibels(100.0, 1.0), decibels(1.0, 0.0), decibels(0.0, 1.0)
+        (20.0, inf, nan)
+    """
+    if signal <= 0.0:
+        return math.nan
+    return math.inf if noise <= 0.0 else 10.0 * math.log10(signal / noise)
 
 
 def cosine(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, ""]:

@@ -113,6 +113,17 @@ class NotFinite(Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
+class Total(Statistic):
+    """A sum over all values, an array: subclasses say of what. Of counts it is exact, of floats they say that it is not."""
+
+    def merge(self, state: State, other: State) -> State:
+        return state + other
+
+    def across(self, state: State, axis_names: tuple[str, ...]) -> State:
+        return lax.psum(state, axis_names)
+
+
+@dataclasses.dataclass(frozen=True)
 class Extremes(Statistic):
     """Smallest and largest value per block: ``(low, high)``, each of the scale's shape. Subclasses say how batches are joined."""
 

@@ -19,7 +19,7 @@ from lowbit.plan.views import result_view, row_view
 
 from .operations import Operation
 from .simulate import compute
-from .state import has_no_values, layer_operand
+from .state import QState, get, has_no_values, layer_operand, quantizer_of
 from .trace import Trace
 from .walk import Walk, plain
 
@@ -66,6 +66,20 @@ class Grids:
     leaf: Callable[[Site, Any], QTensor]
     operand: Callable[[Site, Any, Any, Any], QTensor]
     arriving: Callable[[Site, Any, Any], Any] | None = None
+
+    @classmethod
+    def of(cls, qstate: QState) -> "Grids":
+        """Returns the grids of a state: parameters by it, other operands by what the walk carries of it, by role."""
+        return cls(
+            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
+            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
+        )
+
+    def forced(self) -> "Grids":
+        """Returns the same where operands that are data arrive as the float model has them: what the walk carries as ``float``."""
+        return dataclasses.replace(
+            self, arriving=lambda site, value, state: state.get("float", {}).get(site.role, value)
+        )
 
 
 def observed(op: Operation, row: Row, role: str, value: Any = None) -> Observed:

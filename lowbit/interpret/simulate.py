@@ -23,6 +23,7 @@ from .operations import Operation
 from .sides import weight_right
 from .state import (
     QState,
+    carried_states,
     check_state,
     get,
     has_no_values,
@@ -32,7 +33,6 @@ from .state import (
     quantized_sites,
     quantizer_of,
     site_key,
-    walked_sites,
 )
 from .switch import watched
 from .trace import Model, Trace, check_same_operations, trace
@@ -155,9 +155,7 @@ def simulated_trace(
                 updates[path] = _updated(site, state, {"values": leaves[i]})
             leaves[i] = forward(site, state, leaves[i], site.operand)
     rows = {row.path: row for row in plan.rows}
-    sites: dict[str, Any] = {}
-    for row, site in walked_sites(plan):
-        sites.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+    sites = carried_states(plan, qstate)
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         after = dict(states or {})

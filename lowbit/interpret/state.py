@@ -192,6 +192,14 @@ def statistics_of(site: Site) -> tuple[Statistic, ...]:
     return (*wanted, NotFinite())
 
 
+def carried_states(plan: Plan, qstate: QState) -> dict[str, dict[str, Any]]:
+    """Returns what a walk carries of a state: ``{path: {role: state}}`` of the operands that are no parameters."""
+    found: dict[str, dict[str, Any]] = {}
+    for row, site in walked_sites(plan):
+        found.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+    return found
+
+
 def empty_statistics(plan: Plan) -> dict[str, Any]:
     """Returns the statistics of every walked site before the first batch: ``{path: {role: {name: state}}}``."""
     found: dict[str, Any] = {}

@@ -11,20 +11,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
+from lowbit.core.aligned import aligned
 from lowbit.core.blocks import join, split, spread
 from lowbit.core.keywords import check_keywords
+from lowbit.core.metrics import decibels
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import rounded_product
-from lowbit.core.spec import Operand
-from lowbit.core.statistics import NotFinite, Statistic
+from lowbit.core.statistics import NotFinite
 from lowbit.interpret import observe as walk
 from lowbit.interpret.execute import explain
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.packing import pack
-from lowbit.interpret.state import QState, check_state, get, layer_operand, quantizer_of, walked_sites
+from lowbit.interpret.state import QState, carried_states, check_state
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
@@ -32,6 +33,7 @@ from lowbit.plan.rows import Plan, Row
 
 from .besides import Captured
 from .fold import fold
+from .noise import Beyond, Noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +105,7 @@ class Diagnosis:
             "kernel",
         ]
         lines = [head, *(_cells(f) for f in self.findings)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                c.ljust(w) if i < 2 or i == len(head) - 1 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return "\n".join(aligned(lines, (0, 1, len(head) - 1)))
 
 
 def _cells(f: Finding) -> list[str]:
@@ -126,69 +121,6 @@ def _cells(f: Finding) -> list[str]:
         "-" if math.isnan(f.bits) else f"{f.bits:.2f}",
         f.kernel,
     ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise(Statistic):
-    """Sums of squares: of the float values, and of how far the quantized ones are from them."""
-
-    @property
-    def name(self) -> str:
-        return "noise"
-
-    @property
-    def is_of_product(self) -> bool:
-        return True
-
-    @property
-    def is_exact(self) -> bool:
-        return False
-
-    @property
-    def beside(self) -> str:
-        return "float"
-
-    def init(self, operand: Operand) -> Any:
-        return jnp.zeros((2,), jnp.float32)
-
-    def update(self, state: Any, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> Any:
-        assert beside is not None
-        right, wrong = beside.astype(jnp.float32), x.astype(jnp.float32)
-        return state + jnp.stack([jnp.sum(jnp.square(right)), jnp.sum(jnp.square(right - wrong))])
-
-    def merge(self, state: Any, other: Any) -> Any:
-        return state + other
-
-    def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:
-        return jax.lax.psum(state, axis_names)
-
-
-@dataclasses.dataclass(frozen=True)
-class Beyond(Statistic):
-    """How many values lie beyond the ends of a grid by more than half a step, and how many there are."""
-
-    @property
-    def name(self) -> str:
-        return "beyond"
-
-    @property
-    def beside(self) -> str:
-        return "ends"
-
-    def init(self, operand: Operand) -> Any:
-        return jnp.zeros((2,), jnp.float32)
-
-    def update(self, state: Any, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> Any:
-        assert beside is not None
-        wide = x.astype(jnp.float32)
-        outside = (wide < beside[0]) | (wide > beside[1])
-        return state + jnp.stack([jnp.sum(outside.astype(jnp.float32)), jnp.float32(x.size)])
-
-    def merge(self, state: Any, other: Any) -> Any:
-        return state + other
-
-    def across(self, state: Any, axis_names: tuple[str, ...]) -> Any:
-        return jax.lax.psum(state, axis_names)
 
 
 def diagnose(
@@ -298,18 +230,11 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
         }
         for path, role, _ in watches[2].places:
             beside[path][role]["ends"] = _ends(plan[path], role, served[path][role])
-        carried: dict[str, Any] = {}
-        for row, site in walked_sites(plan):
-            carried.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+        carried = carried_states(plan, qstate)
         for path, roles in beside.items():
             carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
-        grids = Grids(
-            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
-            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
-        )
-        forced = dataclasses.replace(
-            grids, arriving=lambda site, value, state: state.get("float", {}).get(site.role, value)
-        )
+        grids = Grids.of(qstate)
+        forced = grids.forced()
         given = {"carried": carried, "beside": beside}
         accumulated = walk.observation(plan, traced, watches[1], starts[1], grids=grids, **given)
         alone = walk.observation(plan, traced, watches[1], starts[1], grids=forced, **given)
@@ -342,9 +267,7 @@ def _ends(row: Row, role: str, served: Mapping[str, Any]) -> Array:
 
 def _decibels(sums: Any) -> float:
     signal, noise = (float(x) for x in np.asarray(sums, np.float64).reshape(-1, 2).sum(0))
-    if signal == 0.0:
-        return math.nan
-    return math.inf if noise == 0.0 else 10.0 * math.log10(signal / noise)
+    return decibels(signal, noise)
 
 
 def _finding(row: Row, states: Mapping[str, Any], weight: Mapping[str, Any] | None, kernel: str) -> Finding:

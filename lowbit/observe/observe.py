@@ -14,7 +14,7 @@ from lowbit.core.paths import is_match, nearest
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret import observe as walk
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
-from lowbit.interpret.state import QState, check_state, get, layer_operand, quantizer_of, walked_sites
+from lowbit.interpret.state import QState, carried_states, check_state
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
@@ -124,14 +124,8 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         beside, turns = besides.values(fn, plan, traced, watch, loss, params, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
-        carried: dict[str, Any] = {}
-        for row, site in walked_sites(plan):
-            carried.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
-        grids = Grids(
-            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
-            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
-        )
-        after = walk.observation(plan, traced, watch, states, grids=grids, carried=carried, beside=beside)
+        given = {"carried": carried_states(plan, qstate), "beside": beside}
+        after = walk.observation(plan, traced, watch, states, grids=Grids.of(qstate), **given)
         return after, turns
 
     return step

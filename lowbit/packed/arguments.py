@@ -180,8 +180,8 @@ def callable_batches(batches: Any) -> Callable[[], Iterable[Any]]:
         return lambda: held
     try:
         inspect.signature(batches).bind()
-    except ValueError:  # it does not say
-        pass
+    except ValueError:  # it does not say what it takes
+        return lambda: iterated(batches())
     except TypeError as error:
         raise TypeError(f"batches must be a list, or a function of no arguments: {error}") from None
     return lambda: iterated(batches())

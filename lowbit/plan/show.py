@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lowbit.core.aligned import aligned
+
 from .costs import weight_bits
 from .rows import Plan, Row, Site, Uncovered
 
@@ -59,10 +61,9 @@ def cells(row: Row) -> dict[str, Any]:
 def table(plan: Plan) -> str:
     """Returns the plan as text: a line per operation, then totals and everything that is not quantized."""
     lines = [cells(row) for row in plan.rows]
-    widths = {head: max([len(head), *(len(str(line[head])) for line in lines)]) for head in _HEADS}
-    rule = "  ".join("-" * widths[head] for head in _HEADS)
-    text = ["  ".join(head.ljust(widths[head]) for head in _HEADS).rstrip(), rule]
-    text += ["  ".join(str(line[head]).ljust(widths[head]) for head in _HEADS).rstrip() for line in lines]
+    cut = [_HEADS, *([str(line[head]) for head in _HEADS] for line in lines)]
+    text = aligned(cut, range(len(_HEADS)), ruled=True)
+    rule = text[1]
     weights = {site.key: site for row in plan.rows for site in row.sites if site.is_weight}.values()
     stored = sum(weight_bits(site) for site in weights)
     elements = sum(math.prod(site.operand.shape) for site in weights)
@@ -131,14 +132,5 @@ def _steps(plan: Plan) -> list[str]:
         )
         for step in plan.steps
     ]
-    widths = [max(len(line[i]) for line in (heads, *lines)) for i in range(len(heads))]
-    text = [
-        "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
-        for line in (heads, *lines)
-    ]
-    return [
-        text[0],
-        "  ".join("-" * width for width in widths),
-        *text[1:],
-        f"{len(grids)} grids, rounding {plan.rounding}",
-    ]
+    text = aligned([heads, *lines], range(len(heads)), ruled=True)
+    return [*text, f"{len(grids)} grids, rounding {plan.rounding}"]

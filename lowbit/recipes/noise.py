@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from lowbit.core.metrics import decibels
 from lowbit.interpret.observe import OUTPUT
 from lowbit.observe.besides import Captured
 from lowbit.observe.observe import observe
 from lowbit.plan.rows import Plan
-
-from .report import decibels
 
 
 def accumulated(

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowbit.calibrate.fold import calibrate
 from lowbit.core.kept import Kept
+from lowbit.core.metrics import decibels
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.ranges import Full
@@ -27,7 +28,7 @@ from lowbit.rewrites.given import given as with_batches
 from .lookup import named
 from .noise import accumulated
 from .recipe import Recipe
-from .report import Line, Report, decibels
+from .report import Line, Report
 from .work import Progress, Work
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lowbit.core.aligned import aligned
+
 
 @dataclasses.dataclass(frozen=True)
 class Line:
@@ -21,8 +23,7 @@ class Line:
         ratio: error of the results over that of rounding to nearest on absmax scales.
         clipped: share of the weight's entries beyond the range.
         kernel: what runs it.
-        own_db: signal to noise of the results when this operation alone is quantized, inputs too; None: not measured.
-        accumulated_db: the same with everything before it quantized as well; None: not measured.
+        accumulated_db: signal to noise of the results with everything before it quantized as well; None: not measured.
         notes: what was decided on the way, and why it stays in float.
     """
 
@@ -35,7 +36,6 @@ class Line:
     ratio: float | None = None
     clipped: float | None = None
     kernel: str = ""
-    own_db: float | None = None
     accumulated_db: float | None = None
     notes: tuple[str, ...] = ()
 
@@ -91,15 +91,7 @@ class Report:
         rows = [list(HEADS), *(cells(line) for line in self.lines)]
         said = [i for i in range(len(HEADS)) if i == 0 or any(row[i] not in ("", "-") for row in rows[1:])]
         rows = [[row[i] for i in said] for row in rows]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(said))]
-        is_text = [HEADS[i] in _TEXT for i in said]
-        rows.insert(1, ["-" * width for width in widths])
-        table = "\n".join(
-            "  ".join(
-                cell.ljust(w) if left else cell.rjust(w) for cell, w, left in zip(row, widths, is_text, strict=True)
-            ).rstrip()
-            for row in rows
-        )
+        table = "\n".join(aligned(rows, [at for at, i in enumerate(said) if HEADS[i] in _TEXT], ruled=True))
         spent = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
         guilty = ", ".join(f"{line.path} ({_number(_loss(line))} dB)" for line in self.guilty)
         return (
@@ -109,7 +101,7 @@ class Report:
 
 
 HEADS = (
-    "operation", "weight", "inputs", "bits", "weight dB", "output dB", "x nearest", "clipped", "own dB", "so far dB",
+    "operation", "weight", "inputs", "bits", "weight dB", "output dB", "x nearest", "clipped", "so far dB",
     "kernel", "notes",
 )  # fmt: skip
 _TEXT = ("operation", "weight", "inputs", "notes")
@@ -126,22 +118,14 @@ def cells(line: Line) -> list[str]:
         _number(line.output_db),
         "-" if line.ratio is None else f"{line.ratio:.3f}",
         "-" if line.clipped is None else f"{100 * line.clipped:.2f} %",
-        _number(line.own_db),
         _number(line.accumulated_db),
         line.kernel,
         "; ".join(line.notes),
     ]
 
 
-def decibels(signal: float, noise: float) -> float:
-    """Returns ``10 log10(signal / noise)``: inf where there is no noise, NaN where there is no signal either."""
-    if noise <= 0:
-        return math.inf if signal > 0 else math.nan
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
 def _loss(line: Line) -> float | None:
-    value = line.own_db if line.own_db is not None else line.output_db
+    value = line.output_db
     return value if value is not None and not math.isnan(value) else None
 
 

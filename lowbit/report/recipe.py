@@ -52,7 +52,7 @@ def bars(lines: Sequence[Line], marked: Sequence[str]) -> str:
         lines: of a report; operations without a number have no bar.
         marked: paths of bars in another colour.
     """
-    known = [(line.path, value) for line in lines if (value := _decibels(line)) is not None]
+    known = [(line.path, value) for line in lines if (value := _bounded(line.output_db)) is not None]
     top = max([value for _, value in known], default=1.0)
     height = _BAR * len(known) + 8
     parts = []
@@ -68,8 +68,8 @@ def bars(lines: Sequence[Line], marked: Sequence[str]) -> str:
 
 
 def curve(lines: Sequence[Line]) -> str:
-    """Returns, as SVG, noise by operation: alone as dots, accumulated as a line."""
-    alone = [_bounded(line.own_db) for line in lines]
+    """Returns, as SVG, noise by operation: of its weight alone as dots, accumulated as a line."""
+    alone = [_bounded(line.output_db) for line in lines]
     through = [_bounded(line.accumulated_db) for line in lines]
     known = [x for x in (*alone, *through) if x is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
@@ -95,11 +95,6 @@ def curve(lines: Sequence[Line]) -> str:
 def _svg(height: int, parts: Sequence[str]) -> str:
     head = f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" font-size="11" fill="{_INK}"'
     return f'{head} xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-
-
-def _decibels(line: Line) -> float | None:
-    value = line.own_db if line.own_db is not None else line.output_db
-    return _bounded(value)
 
 
 def _bounded(value: float | None) -> float | None:

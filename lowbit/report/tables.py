@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from lowbit.core.aligned import aligned
+
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
@@ -55,14 +57,7 @@ def text(table: Table) -> str:
         w4       4.5
     """
     lines = [list(table.columns), *[list(row) for row in table.rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    return "\n".join(aligned(lines, ruled=True))
 
 
 def width(table: Table) -> int:
