@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,14 @@ def sensitivity(
         if not any(row.path in each.fits for each in offered):
             raise ValueError(f"no candidate of {', '.join(each.name for each in offered)} fits {row.path!r}")
     said = loss if isinstance(loss, str) else "" if loss is None else getattr(loss, "__qualname__", "loss")
-    kept = Kept(cache, f"{ordinary.fingerprint} {method} {said}", params, given)
+
+    def content() -> Iterator[Any]:
+        yield params
+        for batch in given:
+            y = jax.jit(fn)(params, *batch)
+            yield batch, y, loss(y) if callable(loss) else None
+
+    kept = Kept(cache, f"{ordinary.fingerprint} {method} {said}", content)
     work = _Work(fn, ordinary, params, given, method, loss)
     columns = []
     for count, each in enumerate(offered):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from lowbit.calibrate.fold import calibrate
 from lowbit.core.kept import Kept
 from lowbit.core.metrics import decibels
@@ -119,7 +121,12 @@ def quantize(
     clock.done("bind")
     qstate = calibrate(fn, plan, params, calls(), progress=lambda n: say("ranges", n, count))
     clock.done("ranges")
-    kept = Kept(cache, f"{plan.fingerprint} {chosen}", params, [first])
+
+    def content() -> Iterator[Any]:
+        yield params, jax.jit(fn)(params, *first)
+        yield from calls()
+
+    kept = Kept(cache, f"{plan.fingerprint} {chosen}", content)
     work = Work(fn, plan, chosen, calls, count, kept, say)
     before = params
     solved, qstate, codes, notes, results = work.run(params, qstate, window)

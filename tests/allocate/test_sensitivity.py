@@ -1,5 +1,6 @@
 """Scores against float64 numpy, closed forms and measured losses."""
 
+import functools
 import math
 
 import jax
@@ -185,6 +186,9 @@ def test_a_run_that_was_stopped_goes_on(plan, tmp_path):
     found = lb.sensitivity(chain, plan, PARAMS, [(X,)], progress=done.append, **given)
     assert done == [1, 2, 3]
     assert found.values == lb.sensitivity(chain, plan, PARAMS, [(X,)], candidates=WORDS, loss=loss).values
+    louder = functools.wraps(loss)(lambda y: 3.0 * loss(y))  # of the same name
+    got = lb.sensitivity(chain, plan, PARAMS, [(X,)], **(given | {"loss": louder}))
+    np.testing.assert_allclose(got.values, 9.0 * np.array(found.values), rtol=1e-5)  # sum (g . dy)^2
 
 
 def test_bad_input_is_answered(plan):

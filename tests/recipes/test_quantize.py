@@ -115,12 +115,15 @@ def test_a_run_that_was_stopped_goes_on(case, tmp_path):
     assert "inputs of window 1" in again
     jax.tree.map(np.testing.assert_array_equal, whole, got)
     other = {**params, "second": {"w": params["second"]["w"] * 2}}
-    fresh: list[str] = []
-    lb.quantize(
-        network, other, {"**": "w3"}, batches=batches, recipe="gptq", cache=tmp_path,
-        progress=lambda what, done, of: fresh.append(what),
-    )  # fmt: skip
-    assert "inputs of window 0" in fresh  # other parameters are another run
+    later = [*batches[:-1], (batches[-1][0] * 2,)]
+    twice = lambda p, x: network(p, x * 2)  # noqa: E731
+    for run in ((network, other, batches), (network, params, later), (twice, params, batches)):
+        fresh: list[str] = []
+        lb.quantize(
+            run[0], run[1], {"**": "w3"}, batches=run[2], recipe="gptq", cache=tmp_path,
+            progress=lambda what, done, of, fresh=fresh: fresh.append(what),
+        )  # fmt: skip
+        assert "inputs of window 0" in fresh  # other parameters, a later batch, another function: another run
 
 
 def test_inputs_are_those_that_solved_weights_leave(case):
