@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.matrix_table import block
-from lowbit.core import atomic
+from experiments.matrix_table import write_block
 from lowbit.report import tables
 
 RESULT = Path(__file__).parent / "results" / "demo.json"
@@ -35,11 +34,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Writes the table into the documents named."""
-    found = json.loads(RESULT.read_text())
-    for name in arguments:
-        text = Path(name).read_text()
-        start, end = block(text, MARKS)
-        atomic.write(name, text[:start] + markdown(found) + text[end:])
+    write_block(arguments, markdown(json.loads(RESULT.read_text())), MARKS)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,14 @@ def block(text: str, marks: tuple[str, str] = MARKS) -> tuple[int, int]:
     return text.index(marks[0]) + len(marks[0]) + 1, text.index(marks[1])
 
 
+def write_block(documents: Sequence[str], content: str, marks: tuple[str, str] = MARKS) -> None:
+    """Puts a text between the marks of every document."""
+    for name in documents:
+        text = Path(name).read_text()
+        start, end = block(text, marks)
+        atomic.write(name, text[:start] + content + text[end:])
+
+
 def finish(
     config: Matrix,
     folder: RunFolder,
@@ -141,11 +149,7 @@ def finish(
 
 def main(arguments: Sequence[str]) -> None:
     """Writes the table into the documents named."""
-    found = json.loads(RESULT.read_text())
-    for name in arguments:
-        text = Path(name).read_text()
-        start, end = block(text)
-        atomic.write(name, text[:start] + markdown(found) + text[end:])
+    write_block(arguments, markdown(json.loads(RESULT.read_text())))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jax.sharding import SingleDeviceSharding, use_abstract_mesh
 import lowbit as lb
 from experiments.aot.networks import CASES
 from lowbit_kernels.aot import cuda, tpu
-from lowbit_kernels.aot.report import Backend, Report, failed
+from lowbit_kernels.aot.report import Backend, Report, compiled, failed
 
 CALLS = {"tpu": '"tpu_custom_call"', "cuda": '"mosaic_gpu'}
 KERNELS = {"tpu": "pallas_tpu", "cuda": "mosaic_gpu"}
@@ -48,15 +48,10 @@ def compiled_case(platform: str, sharding: SingleDeviceSharding, name: str) -> R
     arrays = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), (qparams, *args)
     )
-    try:
-        lowered = jax.jit(lb.execute(fn, plan, platform=platform)).lower(*arrays)
-    except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the finding)
-        return failed("lower", error)
-    try:
-        compiled = lowered.compile()
-    except Exception as error:  # noqa: BLE001 (the same)
-        return failed("compile", error)
-    text = compiled.as_text() or ""
+    found = compiled(lb.execute(fn, plan, platform=platform), arrays)
+    if isinstance(found, Report):
+        return found
+    text = found.as_text() or ""
     weights = {row.path: row.weight for row in plan.quantized if row.weight is not None}
     metrics = {
         "kernels": text.count(f"custom_call_target={CALLS[platform]}"),
@@ -65,7 +60,7 @@ def compiled_case(platform: str, sharding: SingleDeviceSharding, name: str) -> R
         "macs": sum(row.macs for row in plan.rows),
         "packed": sum(math.prod(site.operand.shape) * _bits(site) // 8 for site in weights.values()),
     }
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    memory, cost = found.memory_analysis(), found.cost_analysis()
     metrics["temp"] = memory.temp_size_in_bytes if memory else -1
     metrics["bytes"] = int(cost["bytes accessed"]) if cost and "bytes accessed" in cost else -1
     problem = complaint(text, metrics, list(weights.values()))

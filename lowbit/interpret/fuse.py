@@ -185,7 +185,7 @@ class _Run:
             low, high = (_number(equation.ins[i]) for i in (0, 2))
             if (low, high) == (-_LARGEST, _LARGEST) and (not chain.steps or chain.steps[-1].kind == "mul"):
                 return [], equation  # a product is saturated already
-            if low and high:
+            if low is not None and high is not None:
                 return [Step("max", equation.ins[0], (), 0), Step("min", equation.ins[2], (), 0)], equation
             return None
         if name not in ("add", "sub", "mul", "max", "min") or len(equation.ins) != 2:

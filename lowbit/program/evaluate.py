@@ -15,6 +15,16 @@ def again(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     return compat.rebind(equation.eqn, values)
 
 
+def needed(equations: Sequence[Equation], outs: Sequence[Value]) -> list[Equation]:
+    """Returns the equations that some results need, or that have effects, in order."""
+    wanted, found = set(outs), []
+    for equation in reversed(equations):
+        if equation.eqn.effects or any(v in wanted for v in equation.outs):
+            found.append(equation)
+            wanted.update(equation.ins)
+    return found[::-1]
+
+
 def written(value: Value) -> Any:
     """Returns a written constant as it is."""
     return value.value

@@ -16,6 +16,7 @@ from . import primitives
 from .axes import is_widened
 from .channels import Channels, Labels, Reason, deeper, embedded, reshaped, transposed
 from .constants import written_value
+from .evaluate import needed
 from .read import Equation, Program, Value
 
 INLINED = ("jit", "remat", "custom_jvp")
@@ -95,14 +96,7 @@ class Flow:
 
     def run(self, equations: Sequence[Equation], outs: Sequence[Value], lead: int) -> None:
         """Reads equations, those that the results need."""
-        wanted, needed = set(outs), set()
-        for equation in reversed(equations):
-            if equation.eqn.effects or any(v in wanted for v in equation.outs):
-                needed.add(equation)
-                wanted.update(equation.ins)
-        for equation in equations:
-            if equation not in needed:
-                continue
+        for equation in needed(equations, outs):
             if not equation.is_data:
                 for value in equation.outs:
                     self.depths[value] = lead

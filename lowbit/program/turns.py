@@ -9,6 +9,7 @@ import numpy as np
 from . import primitives
 from .axes import is_widened
 from .channels import Reason
+from .evaluate import needed
 from .read import Equation, Program, Value
 
 Label = tuple[str, int]
@@ -146,13 +147,8 @@ class Turns:
 
     def run(self, equations: Sequence[Equation], outs: Sequence[Value]) -> None:
         """Reads equations, those that the results need."""
-        wanted, needed = set(outs), set()
-        for equation in reversed(equations):
-            if equation.eqn.effects or any(v in wanted for v in equation.outs):
-                needed.add(equation)
-                wanted.update(equation.ins)
-        for equation in equations:
-            if equation in needed and equation.is_data:
+        for equation in needed(equations, outs):
+            if equation.is_data:
                 made = self.rules.get(equation.name, self.stopped)(self, equation)
                 if made is not None:
                     self.labels[equation.outs[0]] = made

@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stopped_at(monkeypatch, step: int):
+def stopped_at(monkeypatch, step: int, names: tuple[str, ...] = STEPS):
     """Every function of the file system raises from its ``step``-th call on: no handler can clean up, as after a kill."""
     left = [step]
 
@@ -37,7 +37,7 @@ def stopped_at(monkeypatch, step: int):
         return call
 
     with monkeypatch.context() as patch:
-        for name in STEPS:
+        for name in names:
             patch.setattr(os, name, counted(getattr(os, name)))
         patch.setattr(atomic, "_exchanged", counted(atomic._exchanged))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))

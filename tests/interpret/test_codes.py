@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
+from lowbit.interpret.codes import marked_codes
 from tests.values import normal
 
 
@@ -43,3 +44,34 @@ def test_given_codes_are_what_is_packed_and_executed(rule):
     if rule != "w8":
         np.testing.assert_array_equal(*served.values())
     assert np.abs(np.asarray(served[None]) - np.asarray(lb.execute(model, plan)(nearest, X))).max() > 1e-3
+
+
+def test_a_weight_of_given_codes_is_their_levels_times_its_scales():
+    """Weight-only, so that the result is that of float64 arithmetic within float32's."""
+    plan = lb.bind(model, {"**": "w4"}, PARAMS, X)
+    qstate = lb.init(model, plan, PARAMS, X)
+    codes = shifted(plan, PARAMS, qstate)
+    given = lb.pack(plan, PARAMS, qstate, codes=codes)
+    scales = {key: np.asarray(weight.scale_values, np.float64) for key, weight in given.weights().items()}
+    a, b = (np.asarray(codes[key], np.float64) * scales[key] for key in ("a", "b"))
+    hidden = np.maximum(np.asarray(X, np.float64) @ a, 0)
+    magnitude = (np.abs(np.asarray(X, np.float64)) @ np.abs(a)) @ np.abs(b)
+    error = np.abs(np.asarray(lb.execute(model, plan)(given, X), np.float64) - hidden @ b)
+    assert (error <= 8 * 2.0**-24 * np.sqrt(16 + 8) * magnitude).all()
+
+
+def test_codes_that_do_not_belong_are_refused():
+    plan, other = (lb.bind(model, {"**": rule}, PARAMS, X) for rule in ("w4,a8", "w8,a8"))
+    qstate = lb.init(model, plan, PARAMS, X)
+    codes = shifted(plan, PARAMS, qstate)
+    packed = lb.pack(plan, PARAMS, qstate, codes=marked_codes(plan, codes))
+    jax.tree.map(np.testing.assert_array_equal, packed.params, lb.pack(plan, PARAMS, qstate, codes=codes).params)
+    for wrong, error, says in (
+        (marked_codes(other, codes), ValueError, "codes are another plan's"),
+        (codes | {"a": codes["a"].at[0, 0].set(8)}, ValueError, r"codes\['a'\]: 8 is no code of int4"),
+        (codes | {"a": codes["a"].T}, ValueError, r"codes\['a'\] must have the weight's shape \(16, 8\)"),
+        (codes | {"a": codes["a"].astype(jnp.float32)}, TypeError, r"codes\['a'\] must be an array of integers"),
+        (codes | {"c": codes["a"]}, ValueError, r"codes\['c'\]: the plan quantizes no such weight"),
+    ):
+        with pytest.raises(error, match=says):
+            lb.pack(plan, PARAMS, qstate, codes=wrong)

@@ -159,6 +159,21 @@ def test_factors_clips_and_differences_are_steps():
     np.testing.assert_array_equal(run(qparams, x), lb.simulate(steps_model, plan)(params, qstate, x))
 
 
+@pytest.mark.parametrize("low", [0.0, -0.5])
+def test_a_clamp_between_two_numbers_is_two_steps(low):
+    def clamped(p, x):
+        return lax.clamp(low, x @ p["a"] + p["b"], 6.0) @ p["d"]
+
+    params = {"a": normal(0, 24, 40), "b": normal(2, 40), "d": normal(4, 40, 8)}
+    x = heavy_tailed(5, 7, 24).at[3, 1].set(jnp.nan)
+    plan, _, qparams = packed(clamped, "w8,a8/dynamic", params, jnp.nan_to_num(x))
+    run = lb.execute(clamped, plan, implementation="cpu")
+    assert [steps for _, steps, _ in calls(run, lb.prepare(plan, qparams), x)] == [("add", "max", "min"), ()]
+    got, want = run(qparams, x), lb.execute(clamped, plan, implementation="reference")(qparams, x)
+    np.testing.assert_array_equal(got, want)
+    assert np.isnan(got).any(axis=1).tolist() == [i == 3 for i in range(7)]
+
+
 def read_twice(p, x):
     h = jax.nn.relu(x @ p["a"] + p["b"])
     return h @ p["c"] + h.sum(-1, keepdims=True), h @ p["d"]

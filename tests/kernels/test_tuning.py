@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import json
-import os
 import re
 
 import jax
@@ -15,6 +14,7 @@ from lowbit_kernels import CpuConfig, quant_matmul, tuning
 from lowbit_kernels.api import matmul_spec
 from lowbit_kernels.implementations import IMPLEMENTATIONS
 from lowbit_kernels.shapes import SMALL
+from tests.core.test_atomic import Stopped, stopped_at
 from tests.kernels.cases import inputs, matrix
 
 CPU = next(each for each in IMPLEMENTATIONS if each.name == "cpu")
@@ -76,28 +76,12 @@ def test_a_write_adds_to_the_file_and_a_failed_one_leaves_it_whole(cache):
     assert [p.name for p in cache.iterdir()] == [path.name]
 
 
-class Stopped(BaseException):
-    """What a kill looks like from inside."""
-
-
 @pytest.mark.parametrize("step", range(8))
 def test_a_writer_that_is_stopped_anywhere_leaves_a_whole_table(cache, monkeypatch, step):
     """Every call of the file system raises from the ``step``-th on, so that no handler cleans up; the next writer does."""
-    path, left = tuning.user_path(KEY.device), [step]
+    path = tuning.user_path(KEY.device)
     tuning.write(path, table(1))
-
-    def counted(function):
-        def call(*args, **kwargs):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Stopped
-            return function(*args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for name in ("listdir", "unlink", "fdopen", "fsync", "replace"):
-            patch.setattr(os, name, counted(getattr(os, name)))
+    with stopped_at(monkeypatch, step, ("listdir", "unlink", "fdopen", "fsync", "replace")) as left:
         try:
             tuning.write(path, {"other": {"config": {}}})
         except Stopped:

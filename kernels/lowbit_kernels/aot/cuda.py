@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding, use_abstract_mesh
 
 from lowbit_kernels import xla
-from lowbit_kernels.aot.report import Backend, Report, failed
+from lowbit_kernels.aot.report import Backend, Report, compiled, failed
 from lowbit_kernels.layout import packed_length
 from lowbit_kernels.matrix import PackedMatrix
 from lowbit_kernels.pallas import gpu
@@ -110,15 +110,10 @@ def compile_case(target: str, case: str, folder: str) -> Report:
     described = _BY_NAME[case]
     function, arguments = program(described, SingleDeviceSharding(topology.devices[0]))
     with use_abstract_mesh(gpu_kernel.abstract_hopper()):
-        try:
-            lowered = jax.jit(function).lower(*arguments)
-        except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the finding)
-            return failed("lower", error)
-        try:
-            compiled = lowered.compile()
-        except Exception as error:  # noqa: BLE001 (the same)
-            return failed("compile", error)
-    memory = compiled.memory_analysis()
+        found = compiled(function, arguments)
+    if isinstance(found, Report):
+        return found
+    memory = found.memory_analysis()
     metrics = {"temp_bytes": memory.temp_size_in_bytes if memory else -1}
     if described.wgmma:
         metrics |= read_dump(pathlib.Path(folder))

@@ -8,8 +8,10 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax
 
 STAGES = ("lower", "compile", "process")
 
@@ -65,6 +67,18 @@ def failed(stage: str, error: BaseException | str) -> Report:
     """The report of a failure; `stage` is one of `STAGES`."""
     text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     return Report(ok=False, stage=stage, error=text.strip().split("\n")[0][:300])
+
+
+def compiled(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """What a function compiles to for arguments, or the report of the stage that failed."""
+    try:
+        lowered = jax.jit(function).lower(*arguments)
+    except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the finding)
+        return failed("lower", error)
+    try:
+        return lowered.compile()
+    except Exception as error:  # noqa: BLE001 (the same)
+        return failed("compile", error)
 
 
 def isolated(backend: Backend, target: str, case: str, seconds: float) -> Report:

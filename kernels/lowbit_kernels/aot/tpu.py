@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from lowbit_kernels.aot.report import Backend, Report, failed
+from lowbit_kernels.aot.report import Backend, Report, compiled
 from lowbit_kernels.layout import packed_length
 from lowbit_kernels.matrix import PackedMatrix
 from lowbit_kernels.numerics import StaticActivation
@@ -94,15 +94,10 @@ def compile_case(target: str, case: str, folder: str) -> Report:
     """The report of one case; this process must have been started with one of `environments(target, folder)`."""
     description = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[target])
     function, arguments = program(_BY_NAME[case], SingleDeviceSharding(description.devices[0]))
-    try:
-        lowered = jax.jit(function).lower(*arguments)
-    except Exception as error:  # noqa: BLE001 (whatever the compiler raises is the finding)
-        return failed("lower", error)
-    try:
-        compiled = lowered.compile()
-    except Exception as error:  # noqa: BLE001 (the same)
-        return failed("compile", error)
-    return Report(ok=True, metrics=metrics(compiled, pathlib.Path(folder)))
+    found = compiled(function, arguments)
+    if isinstance(found, Report):
+        return found
+    return Report(ok=True, metrics=metrics(found, pathlib.Path(folder)))
 
 
 def program(
