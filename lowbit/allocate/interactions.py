@@ -84,7 +84,7 @@ def solve_pairs(pairs: np.ndarray, saved: np.ndarray, needed: float) -> tuple[np
         Infeasible: if all together save less.
 
     Example:
-        >>> pairs = np.array([[1.0, 5.0, 0.0], [5.0, 1.0, 0.0], [0.0, 0.0, 2.0]])
+        >>> pairs = np.array([[1.0, 5.0, 0.0], [5.0, 1.5, 0.0], [0.0, 0.0, 2.0]])
         >>> narrow, cost = solve_pairs(pairs, np.ones(3), 2.0)
         >>> narrow.tolist(), cost
         ([True, False, True], 3.0)
