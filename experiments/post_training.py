@@ -4,10 +4,11 @@ A piece is one recipe on one plan of one network; it is finished when its ``resu
 stopped run goes on. Every number is of `lowbit.execute` on packed parameters, on data that no calibration has seen.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Plan:
     name: str
     rules: Mapping[str, str]
     bar: float | None = None
-    recipes: tuple[str, ...] = ("rtn", "gptq", "adaround", "equalized")
+    recipes: tuple[str, ...] = ("rtn", "auto", "gptq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,11 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
         DataError: if a network or its data is not installed.
     """
     folder = RunFolder(out, config, fresh=fresh)
+    with _compiled_kept(folder.path / "compiled"):
+        return _run(config, folder)
+
+
+def _run(config: PostTraining, folder: RunFolder) -> Path:
     terminal = console()
     networks = []
     for network in config.networks:
@@ -129,9 +135,29 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     return folder.path
 
 
+@contextlib.contextmanager
+def _compiled_kept(path: Path) -> Iterator[None]:
+    """Compiled programs are kept beside the run: the pieces of a network have most of theirs in common."""
+    wanted = {
+        "jax_compilation_cache_dir": str(path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 def _pieces(network: Network) -> list[tuple[Plan, str]]:
     whole = Plan(FLOAT, {})
-    return [(whole, FLOAT), *((plan, recipe) for plan in network.plans for recipe in plan.recipes)]
+    order = list(dict.fromkeys(recipe for plan in network.plans for recipe in plan.recipes))
+    asked = [(plan, recipe) for recipe in order for plan in network.plans if recipe in plan.recipes]
+    return [(whole, FLOAT), *asked]
 
 
 def _piece(folder: RunFolder, name: str, subject: Subject, plan: Plan, recipe: str) -> dict[str, Any]:

@@ -178,6 +178,23 @@ class ChannelMean(RowSum):
 
 
 @dataclasses.dataclass(frozen=True)
+class FloatMean(ChannelMean):
+    """The mean of every entry of an operation's input rows in the float model: float32 ``[matrix, K]``."""
+
+    @property
+    def name(self) -> str:
+        return "float_mean"
+
+    @property
+    def beside(self) -> str:
+        return "float"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        assert beside is not None
+        return jnp.sum(row_view(operand, type(self).__name__).rows(beside).astype(jnp.float32), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class ChannelMax(Statistic):
     """The largest magnitude of every entry of an operation's input rows: float32 ``[matrix, K]``, exact."""
 

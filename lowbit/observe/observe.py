@@ -35,6 +35,7 @@ def observe(
     *,
     qstate: QState | None = None,
     loss: Callable[[Any], Any] | None = None,
+    beside: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
@@ -55,6 +56,8 @@ def observe(
             operand on its own grid, the others as what precedes leaves it. None: the model in float.
         loss: from the result of ``fn`` to a scalar, for statistics beside gradients; None: ``fn`` returns one. Gradients are
             those of the float model.
+        beside: parameters of the float model that statistics beside the float operand see: those before rounding, where
+            ``params`` are rounded. None: ``params``.
         kwargs: keyword arguments of ``fn``, the same for every batch.
         progress: called with the number of batches done.
 
@@ -98,7 +101,7 @@ def observe(
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
         run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
-        states, turns = run(params, qstate, states, args, keywords)
+        states, turns = run(params, qstate, states, args, keywords, beside)
         besides.check_turns(turns)
         return states
 
@@ -118,10 +121,13 @@ def observe(
 @functools.lru_cache(maxsize=64)
 def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bool) -> Callable[..., Any]:
     @jax.jit
-    def step(params, qstate, states, args, kwargs):
+    def step(params, qstate, states, args, kwargs, other):
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
         check_same_operations(traced.graph, plan)
-        beside, turns = besides.values(fn, plan, traced, watch, loss, params, args, kwargs)
+        floats, given = (traced, params)
+        if other is not None:
+            floats, given = trace(fn, other, args, dict(kwargs), has_picks=not plan.is_full_integer), other
+        beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
         given = {"carried": carried_states(plan, qstate), "beside": beside}
