@@ -25,7 +25,7 @@ def _decibels(outputs: np.ndarray, before: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(before**2) / max(np.sum((outputs - before) ** 2), 1e-30)))
 
 
-def mobilenet(calibration: int = 64, agreement: int = 100) -> Subject:
+def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
     """Returns MobileNetV2: top-1 of 200 crops of 20 labelled photographs, agreement on crops of others.
 
     Args:
