@@ -94,4 +94,4 @@ def test_another_pass_is_not_taken_for_it(tmp_path):
     with pytest.raises(ValueError, match=r"outside jax\.jit"):
         jax.jit(lambda p: observed(model, p, DATA))(PARAMS)
     with pytest.raises(TypeError, match="cache must be"):
-        lb.observe(model, plan, PARAMS, DATA, WANTED, cache=7)
+        lb.observe(model, plan, PARAMS, DATA, WANTED, cache=7)  # pyright: ignore[reportArgumentType] (what is tested)
