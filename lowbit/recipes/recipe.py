@@ -160,6 +160,7 @@ class Recipe:
         inputs: the range rule of static inputs whose rule text names none (those of `lowbit.rtn`); None: as they are.
         passes: how often, at least, inputs are observed while weights are solved in program order: with more, more
             operations see their inputs as those before them, already solved, leave them.
+        most_rows: of every batch's input rows that second moments are taken over, about, evenly spaced; 0: all.
         is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
         mean_batches: that those means are measured on, at most: every operation runs the model on them once.
         is_remeasured: whether input ranges are measured again once weights are solved.
@@ -173,6 +174,7 @@ class Recipe:
     rewrite: Rewrite | None = None
     inputs: RangeRule | None = None
     passes: int = 1
+    most_rows: int = 4096
     is_corrected: bool = False
     mean_batches: int = 2
     is_remeasured: bool = True
@@ -189,12 +191,15 @@ class Recipe:
             raise TypeError(f"solver must be a Solver such as lowbit.recipes.gptq.GPTQ(), got {self.solver!r:.60}")
         if self.passes < 1:
             raise ValueError(f"passes must be at least 1, got {self.passes}")
+        if self.most_rows < 0:
+            raise ValueError(f"most_rows must be zero or positive, got {self.most_rows}")
         if self.mean_batches < 1:
             raise ValueError(f"mean_batches must be at least 1, got {self.mean_batches}")
 
     def __str__(self) -> str:
         rewrite = "" if self.rewrite is None else f"rewrite={self.rewrite}, "
         text = f"{self.name}: {rewrite}inputs={self.inputs}, solver={self.solver}, passes={self.passes}"
+        text += f", most_rows={self.most_rows}"
         text += f", is_corrected={self.is_corrected}"
         text += f", mean_batches={self.mean_batches}" if self.is_corrected else ""
         text += f", is_remeasured={self.is_remeasured}"

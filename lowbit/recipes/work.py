@@ -136,8 +136,9 @@ class Work:
         ]
         if not any(row.weight is not None and row.weight.key in some for row in rows):
             return {}
-        statistics = (Gram(), *((Cross(),) if solver.alpha else ()))
-        means = (ChannelMean(), FloatMean())
+        most = self.recipe.most_rows
+        statistics = (Gram(most), *((Cross(most),) if solver.alpha else ()))
+        means = (ChannelMean(most), FloatMean(most))
         wanted = {row.path: {_input_role(row): (*statistics, *(means if self._behind(row) else ()))} for row in rows}
         seen = observe(
             self.fn, bare, params, self.calls(), wanted, qstate=_carried(bare, qstate), beside=before,
