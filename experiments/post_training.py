@@ -52,12 +52,14 @@ class Plan:
         rules: as `lowbit.bind` takes them.
         bar: what the best recipe should reach, or None.
         recipes: that are run on it.
+        tried: what was tried where the bar is missed, for a reader of the table.
     """
 
     name: str
     rules: Mapping[str, str]
     bar: float | None = None
     recipes: tuple[str, ...] = ("rtn", "auto", "gptq")
+    tried: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _summary(network: Network, pieces: Mapping[str, Any]) -> dict[str, Any]:
             "rules": dict(plan.rules),
             "bar": plan.bar,
             "asked": plan.recipes,
+            "tried": plan.tried,
             "recipes": pieces.get(plan.name, {}),
         }
         for plan in network.plans

@@ -53,7 +53,7 @@ def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
     return Subject(model, _batched(data.train.images[:calibration], 8), inputs, score)
 
 
-def faces(calibration: int = 128) -> Subject:
+def faces(calibration: int = 64) -> Subject:
     """Returns BlazeFace: 200 labelled crops; calibration sees photographs that are none of them."""
     data = lfw_faces.load()
     others = photographs.pixels(photographs.crops("calibration")[:calibration], 128) * 2 - 1

@@ -61,7 +61,24 @@ def markdown(found: Mapping[str, Any]) -> str:
             bar = "-" if plan["bar"] is None else f"{plan['bar']:g}"
             lines.append("| " + " | ".join([title, plan["name"], bits, *cells, bar]) + " |")
             title = ""
-    return "\n".join([*lines, "", NOTE]) + "\n"
+    return "\n".join([*lines, "", NOTE, *missed(found)]) + "\n"
+
+
+def missed(found: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every plan whose bar no recipe reaches: by how much, and what was tried."""
+    lines = []
+    for network in found["networks"]:
+        for plan in network["plans"]:
+            scores = {name: each["score"] for name, each in plan["recipes"].items()}
+            if plan["bar"] is None or not scores or max(scores.values()) >= plan["bar"]:
+                continue
+            best = max(scores, key=lambda name: scores[name])
+            tried = plan.get("tried") or "nothing else was tried"
+            digits = network["digits"]
+            lines.append(
+                f"* Missed: {network['title']}, {plan['name']}: {scores[best]:.{digits}f} by `{best}`, of {plan['bar']:g}. {tried}"
+            )
+    return ["", *lines] if lines else []
 
 
 def main(arguments: Sequence[str]) -> None:
