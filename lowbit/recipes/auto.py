@@ -1,13 +1,18 @@
 """The recipe that picks by plan: what comes before ``qronos``, as the specs of the plan ask for it.
 
-A scale that serves a whole weight needs channels of one range: they are equalized, relu6 with bounds by channel. Else
-nothing comes before. What is picked is said in the report.
+* 8-bit weights with static input ranges per tensor: what is lost is lost by the inputs, whose channels differ in range; half of that
+  moves into the weights (`lowbit.rewrites.smooth`), which have bits to spare.
+* Else, weights with one scale for all channels: channels are equalized, relu6 with bounds by channel (`lowbit.rewrites.equalize`).
+* Else nothing: every channel has its own scale, and the solver takes care of the rest.
+
+What is picked is said in the report.
 """
 
-from lowbit.core.spec import Tensor
+from lowbit.core.spec import Spec, Tensor
 from lowbit.plan.rows import Plan
 from lowbit.rewrites.chain import chain
 from lowbit.rewrites.equalize import equalize
+from lowbit.rewrites.smooth import smooth
 
 from .qronos import recipe as qronos
 from .recipe import Recipe
@@ -17,10 +22,18 @@ def pick(plan: Plan) -> Recipe:
     """Returns what is run on a plan."""
     found = qronos()
     weights = [row.weight.spec for row in plan.rows if row.weight is not None and row.weight.spec is not None]
+    inputs = [site.spec for row in plan.rows for site in row.sites if not site.is_weight and site.spec is not None]
+    static = [spec for spec in inputs if not spec.dynamic and isinstance(spec.granularity, Tensor)]
+    if static and all(_has_bits_to_spare(spec) for spec in weights):
+        return found.named("auto", f"{len(static)} inputs have one static range", rewrite=chain(smooth(0.5)))
     shared = sum(isinstance(spec.granularity, Tensor) for spec in weights)
     if shared:
         return found.named("auto", f"{shared} weights have one scale", rewrite=chain(equalize(bounds=True)))
     return found.named("auto", "every channel has its own scales")
+
+
+def _has_bits_to_spare(spec: Spec) -> bool:
+    return spec.format.is_integer and spec.format.bits >= 8
 
 
 def recipe() -> Recipe:

@@ -7,6 +7,7 @@ import pytest
 
 import lowbit as lb
 from lowbit.recipes.inputs import Inputs
+from lowbit.recipes.lookup import named
 
 
 def network(params, x):
@@ -78,3 +79,18 @@ def test_a_constant_input_is_no_direction():
     np.testing.assert_array_equal(h[0, 0], 0)
     np.testing.assert_array_equal(c[0, 0], 0)
     assert h[0, 1, 1] == pytest.approx(np.var(x[:, 1]), rel=1e-5)
+
+
+def test_auto_picks_by_plan_and_says_so(case):
+    params, batches, _ = case
+    said = {}
+    for rule in ("w4", "w4/tensor", "w8,a8"):
+        plan = lb.bind(network, {"**": rule}, params, batches[0][0])
+        pick = named("auto").pick
+        assert pick is not None
+        said[rule] = str(pick(plan))
+    assert "rewrite" not in said["w4"]
+    assert "equalize" in said["w4/tensor"]
+    assert "3 weights have one scale" in said["w4/tensor"]
+    assert "smooth" in said["w8,a8"]
+    assert "3 inputs have one static range" in said["w8,a8"]
