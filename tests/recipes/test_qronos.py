@@ -89,8 +89,8 @@ def test_auto_picks_by_plan_and_says_so(case):
         pick = named("auto").pick
         assert pick is not None
         said[rule] = str(pick(plan))
-    assert "rewrite" not in said["w4"]
-    assert "equalize" in said["w4/tensor"]
+    assert "rewrite=" not in said["w4"]
+    assert "Equalize" in said["w4/tensor"]
     assert "3 weights have one scale" in said["w4/tensor"]
-    assert "smooth" in said["w8,a8"]
+    assert "Smooth" in said["w8,a8"]
     assert "3 inputs have one static range" in said["w8,a8"]
