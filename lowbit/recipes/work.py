@@ -153,9 +153,7 @@ class Work:
             at = seen.get(weight.key, {}).get("input", {})
             at = at if "gram" in at else seen[row.path][_input_role(row)]
             if "gram" in at:
-                given = {name: np.asarray(x).reshape(-1, *x.shape[-depth:]) for name, depth, x in (
-                    (name, 2 if name in ("gram", "cross") else 1, at.get(name)) for name in _MOMENTS) if x is not None}  # fmt: skip
-                found[weight.key] = Inputs(*(given.get(name) for name in _MOMENTS))
+                found[weight.key] = _inputs(at)
         return found
 
     def _behind(self, row: Row) -> Behind | None:
@@ -180,7 +178,7 @@ class Work:
     def _one(self, row: Row, site: Site, leaf: Any, inputs: Inputs | None, qstate: Any) -> Solved:
         assert site.spec is not None
         quantizer, state = quantizer_of(site), get(qstate, site.key, site.role)
-        is_plain = type(quantizer) is RTN
+        is_plain = type(quantizer) is RTN and not site.spec.dynamic
         if is_plain:  # its grid stands in its state
             scale, zero = state["fixed"]["scale"], state["fixed"].get("zero")
         else:
@@ -223,8 +221,16 @@ def _carried(bare: Plan, qstate: Any) -> Any:
     return marked(bare, parts)
 
 
-_MOMENTS = ("gram", "cross", "channel_mean", "float_mean")
+_MOMENTS = {"gram": 2, "cross": 2, "channel_mean": 1, "float_mean": 1}
+"""What `lowbit.recipes.inputs.Inputs` is made of, in its order, and how many axes each has behind its matrices."""
 _NUMBERS = ("error", "nearest", "power", "noise", "size", "clipped", "loose")
+
+
+def _inputs(seen: Mapping[str, Any]) -> Inputs:
+    """Moments out of finished statistics, layers in front as matrices."""
+    arrays = {name: np.asarray(seen[name]) for name in _MOMENTS if name in seen}
+    shaped = {name: x.reshape(-1, *x.shape[x.ndim - _MOMENTS[name] :]) for name, x in arrays.items()}
+    return Inputs(*(shaped.get(name) for name in _MOMENTS))  # pyright: ignore[reportArgumentType]  # there is a gram
 
 
 def _arrays(found: Solved) -> dict[str, Any]:
