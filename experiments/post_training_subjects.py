@@ -66,7 +66,7 @@ def faces(calibration: int = 64) -> Subject:
     return Subject(blazeface.load(), _batched(others, 32), _batched(data.test.images, 50), score)
 
 
-def tiny(name: str, calibration: int = 256, scored: int = 2000) -> Subject:
+def tiny(name: str, calibration: int = 128, scored: int = 2000) -> Subject:
     """Returns one of MLPerf Tiny's: agreement with float's class, or the correlation of anomaly scores."""
     seen, asked = tiny_inputs.load(name, calibration, scored)
 
@@ -82,7 +82,7 @@ def tiny(name: str, calibration: int = 256, scored: int = 2000) -> Subject:
     return Subject(model, _batched(seen, 64), _batched(asked, 250), score)
 
 
-def sentences(calibration: int = 128, scored: int = 300, length: int = 64) -> Subject:
+def sentences(calibration: int = 64, scored: int = 300, length: int = 64) -> Subject:
     """Returns MiniLM: mean cosine to float's vectors on sentences of texts that calibration has not seen."""
 
     def batches(count: int, first: int) -> list[tuple[Any, ...]]:
