@@ -5,7 +5,6 @@ operation: of a dot the axes that are contracted, of a convolution the patches t
 """
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -42,19 +41,16 @@ class Window:
     def patches(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """Returns ``[feature group, example, *position, channel, *kernel]``."""
         canonical = jnp.transpose(x, self.image)
-        edges = [(low, high, d - 1) for (low, high), d in zip(self.padding, self.image_dilation, strict=True)]
-        padded = lax.pad(canonical, jnp.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
-        reach = [(k - 1) * d for k, d in zip(self.kernel, self.kernel_dilation, strict=True)]
-        counts = [max(0, (n - r - 1) // s + 1) for n, r, s in zip(padded.shape[2:], reach, self.strides, strict=True)]
-        # A slice for every element of the kernel: the grouped convolution of jax's own patches is many times slower on a CPU.
-        taps = []
-        for tap in itertools.product(*map(range, self.kernel)):
-            starts = [i * d for i, d in zip(tap, self.kernel_dilation, strict=True)]
-            ends = [i + (n - 1) * s + 1 for i, n, s in zip(starts, counts, self.strides, strict=True)]
-            ends = [max(i, end) for i, end in zip(starts, ends, strict=True)]
-            taps.append(lax.slice(padded, (0, 0, *starts), (*padded.shape[:2], *ends), (1, 1, *self.strides)))
-        found = jnp.stack(taps, axis=2)
-        examples, _, _, *positions = found.shape
+        found = lax.conv_general_dilated_patches(
+            canonical,
+            filter_shape=self.kernel,
+            window_strides=self.strides,
+            padding=self.padding,
+            lhs_dilation=self.image_dilation,
+            rhs_dilation=self.kernel_dilation,
+            precision=lax.Precision.HIGHEST,
+        )
+        examples, _, *positions = found.shape
         channels = canonical.shape[1] // self.feature_groups
         cut = found.reshape(examples, self.feature_groups, channels, *self.kernel, *positions)
         inner = 1 + len(self.kernel)
