@@ -16,6 +16,7 @@ from lowbit.interpret.state import PARTS, get, marked, put, quantized_sites, qua
 from lowbit.interpret.with_quantizers import with_quantizers
 from lowbit.observe.observe import observe
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.around import around
 from lowbit.quantizers.rtn import RTN
 from lowbit.rewrites.bias_correction import Behind
 
@@ -92,6 +93,10 @@ class Work:
                     notes.setdefault(site.key, []).append(
                         "a look-up has no inputs to weigh by: searched scales, nearest"
                     )
+                elif (self.recipe.solver.alpha or self.recipe.solver.is_centered) and self._is_turned(row):
+                    notes.setdefault(site.key, []).append(
+                        "in a loop over time: aimed at its own weight, not at results"
+                    )
                 elif said := self.recipe.solver.picks(site.spec.format, row.matrix.size[1:]):
                     notes.setdefault(site.key, []).append(said)
         return found
@@ -139,7 +144,12 @@ class Work:
         most = self.recipe.most_rows
         statistics = (Gram(most), *((Cross(most),) if solver.alpha else ()))
         means = (ChannelMean(most), FloatMean(most))
-        wanted = {row.path: {_input_role(row): (*statistics, *(means if self._behind(row) else ()))} for row in rows}
+        wanted = {
+            row.path: {_input_role(row): (Gram(most),)}
+            if self._is_turned(row)
+            else {_input_role(row): (*statistics, *(means if self._behind(row) else ()))}
+            for row in rows
+        }
         seen = observe(
             self.fn, bare, params, self.calls(), wanted, qstate=_carried(bare, qstate), beside=before,
             progress=lambda n: self.say(f"inputs of window {number}", n, self.batches),
@@ -157,7 +167,15 @@ class Work:
         return found
 
     def _behind(self, row: Row) -> Behind | None:
-        return self.biases.get(row.path) if self.recipe.solver.is_centered else None
+        is_asked = self.recipe.solver.is_centered and not self._is_turned(row)
+        return self.biases.get(row.path) if is_asked else None
+
+    def _is_turned(self, row: Row) -> bool:
+        """Whether an operation is computed several times a batch: it then has no one input of the float model beside it."""
+        assert self.plan.program is not None
+        assert row.operation is not None
+        inside = around(self.plan.program.jaxpr, row.operation.address)
+        return sum(call in ("scan", "while") for call in inside) > len(row.stack) or "shard_map" in inside
 
     def _shifted(
         self, params: Any, some: Mapping[str, tuple[Row, Site]], kept: Mapping[str, Any], notes: dict[str, list[str]]

@@ -94,3 +94,24 @@ def test_auto_picks_by_plan_and_says_so(case):
     assert "3 weights have one scale" in said["w4/tensor"]
     assert "Smooth" in said["w8,a8"]
     assert "3 inputs have one static range" in said["w8,a8"]
+
+
+def test_a_weight_in_a_loop_over_time_has_its_own_target_and_says_so():
+    rng = np.random.default_rng(6)
+    params = {
+        "in": jnp.asarray(rng.normal(size=(4, 8)), jnp.float32),
+        "own": jnp.asarray(rng.normal(size=(8, 8)) / 4, jnp.float32),
+    }
+
+    def fn(p, x):
+        def turn(h, now):
+            return jnp.tanh(now + h @ p["own"]), None
+
+        return jax.lax.scan(turn, jnp.zeros((x.shape[0], 8)), jnp.swapaxes(x @ p["in"], 0, 1))[0]
+
+    x = np.float32(rng.normal(size=(64, 3, 4)))
+    qparams, plan, report = lb.quantize(fn, params, {"**": "w4"}, batches=[(x,)], recipe="qronos")
+    notes = {line.path: line.notes for line in report.lines}
+    assert any("loop over time" in note for note in notes["own"])
+    assert not any("loop over time" in note for note in notes["in"])
+    assert np.isfinite(np.asarray(lb.execute(fn, plan)(qparams, x))).all()
