@@ -1,4 +1,4 @@
-"""The results of the float model taught to a rounded one: `distilled` beside `qronos`, where it starts.
+"""The results of the float model taught to a rounded one: `distilled` beside `centered`, where it starts.
 
 Command::
 
@@ -12,7 +12,7 @@ from experiments.post_training import Network, Plan, PostTraining
 from experiments.post_training import run as run
 from experiments.post_training_subjects import TINY
 
-_PLAN = Plan("W4A8", {"**": "w4,a8"}, None, ("rtn", "qronos", "distilled"))
+_PLAN = Plan("W4A8", {"**": "w4,a8"}, None, ("rtn", "centered", "distilled"))
 
 config = PostTraining(
     name="distilled_tiny",

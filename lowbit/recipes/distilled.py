@@ -1,4 +1,4 @@
-"""`qronos`, then distillation: the float model's results are taught to the rounded one, on the calibration inputs, without labels.
+"""`centered`, then distillation: the float model's results are taught to the rounded one, on the calibration inputs, without labels.
 
 Reference: NVIDIA, Quantization-Aware Distillation, 2026, https://arxiv.org/abs/2601.20088 (the float model as the only teacher);
 Li et al., BRECQ, ICLR 2021, https://arxiv.org/abs/2102.05426 (reconstruction after rounding layer by layer; here the block is
@@ -24,7 +24,7 @@ from lowbit.core.paths import flatten
 from lowbit.interpret.simulate import simulate
 from lowbit.interpret.state import get, quantizer_of
 
-from .qronos import recipe as qronos
+from .centered import recipe as centered
 from .recipe import Finish, Finished, Recipe
 
 _OTHERS = 0.05
@@ -114,4 +114,4 @@ def _units(given: Finished) -> Any:
 
 def recipe() -> Recipe:
     """Returns the recipe ``distilled``."""
-    return qronos().named("distilled", "", finish=Distill())
+    return centered().named("distilled", "", finish=Distill())

@@ -5,16 +5,16 @@ Reference: Nagel, van Baalen, Blankevoort, Welling, Data-Free Quantization Throu
 so that one scale serves all of them; GPTQ rounds, layer by layer, and each bias takes the mean back (`lowbit.recipes.inputs`). Fold
 batch norms before (`lowbit.rewrites.batch_norm.fold`).
 
-Differs from the paper: means are those of calibration inputs, not of the norms; rounding is GPTQ's, aimed at the float model.
+Differs from the paper: means are those of calibration inputs, not of the norms; rounding is GPTQ's.
 """
 
 from lowbit.rewrites.chain import chain
 from lowbit.rewrites.equalize import equalize
 
-from .qronos import recipe as qronos
+from .centered import recipe as centered
 from .recipe import Recipe
 
 
 def recipe() -> Recipe:
     """Returns the recipe ``equalized``."""
-    return qronos().named("equalized", "", rewrite=chain(equalize(bounds=True)))
+    return centered().named("equalized", "", rewrite=chain(equalize(bounds=True)))

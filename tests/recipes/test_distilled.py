@@ -22,7 +22,7 @@ def test_it_is_never_worse_than_its_start_and_better_where_there_is_room():
     params = {name: jnp.asarray(rng.standard_t(4, size=shape), jnp.float32) for name, shape in sizes.items()}
     batches = [(np.float32(rng.normal(size=(256, 12))),) for _ in range(2)]
     (held,) = batches[-1]
-    start = named("qronos")
+    start = named("centered")
     lost = {}
     for name, rate in (("start", None), ("wild", 1e4), ("distilled", 0.02)):
         finish = None if rate is None else Distill(steps=100, rate=rate)
