@@ -51,14 +51,20 @@ class Work:
         sites = self._sites(notes)
         bare = bare_plan(self.plan, frozenset(sites))
         before, done = params, 0
+        floats: dict[str, Any] = {}
         for number, (some, watched) in enumerate(self._windows(sites, window)):
             kept = self.kept.read(f"window-{number}")
             found: dict[str, Solved] = {}
             moments = {} if kept is not None else self._moments(bare, before, params, qstate, some, watched, number)
+            if moments and not floats:
+                floats = self._float_means(bare, before, sites)
             leaves = dict(zip(*flatten(params)[:2], strict=True))
             for key, (row, site) in some.items():
                 if kept is None:
-                    found[key] = self._one(row, site, leaves[key], moments.get(key), qstate)
+                    inputs = moments.get(key)
+                    if inputs is not None and key in floats:
+                        inputs = dataclasses.replace(inputs, float_mean=floats[key])
+                    found[key] = self._one(row, site, leaves[key], inputs, qstate)
                     _check(key, found[key], self.recipe, notes)
                 done += 1
                 self.say("weights", done, len(sites))
@@ -143,7 +149,7 @@ class Work:
             return {}
         most = self.recipe.most_rows
         statistics = (Gram(most), *((Cross(most),) if solver.alpha else ()))
-        means = (ChannelMean(most), FloatMean(most))
+        means = (ChannelMean(most), *((FloatMean(most),) if solver.alpha else ()))
         wanted = {
             row.path: {_input_role(row): (Gram(most),)}
             if self._is_turned(row)
@@ -151,7 +157,7 @@ class Work:
             for row in rows
         }
         seen = observe(
-            self.fn, bare, params, self.calls(), wanted, qstate=_carried(bare, qstate), beside=before,
+            self.fn, bare, params, self.calls(), wanted, qstate=_carried(bare, qstate), beside=before if solver.alpha else None,
             progress=lambda n: self.say(f"inputs of window {number}", n, self.batches),
         )  # fmt: skip
         found = {}
@@ -165,6 +171,16 @@ class Work:
             if "gram" in at:
                 found[weight.key] = _inputs(at)
         return found
+
+    def _float_means(self, bare: Plan, params: Any, sites: Mapping[str, tuple[Row, Site]]) -> dict[str, Any]:
+        """Means of the inputs in the float model, by weight, where biases take means back; `FloatMean` sees them beside targets."""
+        rows = {key: row for key, (row, _) in sites.items() if row.primitive != "gather" and self._behind(row)}
+        if not rows or self.recipe.solver.alpha:
+            return {}
+        wanted = {row.path: {_input_role(row): (ChannelMean(self.recipe.most_rows),)} for row in rows.values()}
+        seen = observe(self.fn, bare, params, self.calls(), wanted)
+        means = {key: np.asarray(seen[row.path][_input_role(row)]["channel_mean"]) for key, row in rows.items()}
+        return {key: x.reshape(-1, x.shape[-1]) for key, x in means.items()}
 
     def _behind(self, row: Row) -> Behind | None:
         is_asked = self.recipe.solver.is_centered and not self._is_turned(row)
