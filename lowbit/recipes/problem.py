@@ -124,13 +124,22 @@ class Problem:
         if is_tied:
             losses = np.zeros((len(tried), count))
             for i, loss in enumerate(found):
-                np.add.at(losses[i], self.index, loss)
+                np.add.at(losses[i], self.index, loss / self.energy(aimed, np.asarray(weighs)))
             multiple = tried[np.argmin(losses, axis=0)]
         else:
             multiple = np.zeros(count, np.float32)
             multiple[self.index] = found
         shape = self.scales.scale_shape
         return stored(jnp.asarray((whole * multiple).reshape(shape)), self.spec, self.operand)
+
+    def energy(self, w: np.ndarray, weighs: np.ndarray) -> np.ndarray:
+        """Returns what every output is worth in the search of a scale that outputs share, ``[matrix, 1, N]``: its own power.
+
+        Its error counts relative to that: an output that calibration inputs hardly move would else be clipped away.
+        """
+        matrices, inner, _ = self.w.shape
+        power = np.sum(weighs[:matrices, :inner, None] * np.square(w), axis=1, keepdims=True)
+        return np.where(power > 0, power, 1.0)
 
     def rounded(
         self, solver: Solver, aimed: np.ndarray, known: Factor | None, scale: Any, *, is_free: bool
