@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lowbit.calibrate.fold import calibrate
 from lowbit.core.kept import Kept
 from lowbit.core.metrics import decibels
-from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.ranges import Full
@@ -21,7 +19,6 @@ from lowbit.core.spec import Tensor
 from lowbit.interpret.bind import bind
 from lowbit.interpret.execute import explain
 from lowbit.interpret.packing import pack
-from lowbit.interpret.state import get, quantizer_of
 from lowbit.interpret.with_quantizers import with_quantizers
 from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
@@ -32,7 +29,7 @@ from lowbit.rewrites.given import given as with_batches
 
 from .lookup import named
 from .noise import accumulated
-from .recipe import Finished, Recipe
+from .recipe import Recipe
 from .report import Line, Report
 from .work import Progress, Work, bare_plan
 
@@ -153,13 +150,6 @@ def quantize(
             notes.setdefault(keys.get(path, path), []).append(f"{bias} moved by up to {most:.3g}")
             solved = params
         clock.done("biases")
-    if chosen.finish is not None:
-        params, said = chosen.finish(Finished(fn, plan, before, solved, qstate, calls, say))
-        solved, codes = params, None
-        for key, found in results.items():
-            results[key] = {"noise": _noise(before, plan, qstate, params, key), "size": found["size"]}
-            notes.setdefault(key, []).append(said)
-        clock.done("finish")
     carried = accumulated(fn, plan, before, solved, qstate, first) if diagnose else {}
     if diagnose:
         clock.done("diagnose")
@@ -222,14 +212,6 @@ def _takes_rule(quantizer: Any) -> bool:
     return not quantizer.spec.dynamic and isinstance(quantizer.spec.granularity, Tensor)
 
 
-def _noise(before: Any, plan: Plan, qstate: Any, params: Any, key: str) -> float:
-    """The squared error of a weight that is rounded to the nearest of other parameters."""
-    site = plan.leaf_sites()[key]
-    old, new = (dict(zip(*flatten(tree)[:2], strict=True))[key] for tree in (before, params))
-    q = quantizer_of(site).quantize(get(qstate, site.key, site.role), new, site.operand)
-    return float(jnp.sum(jnp.square(q.dequantize() - old.astype(jnp.float32))))
-
-
 def _kernels(fn: Any, plan: Plan, qparams: QParams, args: Sequence[Any]) -> dict[str, str]:
     lines = [line.split(None, 2) for line in explain(fn, plan, qparams, *args).splitlines()]
     return {words[0]: words[1] for words in lines if len(words) > 1}
@@ -254,11 +236,12 @@ def _line(
     numbers: dict[str, float] = {}
     if found is not None:
         f = {name: float(value) for name, value in found.items()}
-        numbers = {"weight_db": decibels(f["size"], f["noise"])}
-        if "error" in f:
-            numbers["output_db"] = decibels(f["power"], f["error"])
-            numbers["ratio"] = f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0
-            numbers["clipped"] = f["clipped"]
+        numbers = {
+            "weight_db": decibels(f["size"], f["noise"]),
+            "output_db": decibels(f["power"], f["error"]),
+            "ratio": f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0,
+            "clipped": f["clipped"],
+        }
     return Line(
         path=row.path,
         weight="-" if weight is None else "" if weight.spec is None else weight.spec.text,

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -117,38 +117,6 @@ class Solver(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a finish starts from.
-
-    Attributes:
-        fn: the function of the plan.
-        plan: of the model.
-        params: in float.
-        solved: weights on their grids, biases corrected.
-        qstate: ranges and scales.
-        calls: the calibration batches, gone through anew at every call.
-        say: called with what is done, how many of how many.
-    """
-
-    fn: Callable[..., Any]
-    plan: Plan
-    params: Any
-    solved: Any
-    qstate: Any
-    calls: Callable[[], Iterator[tuple[Any, ...]]]
-    say: Callable[[str, int, int], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Finish(abc.ABC):
-    """What is done with all weights together once they are solved. Subclasses are final, frozen dataclasses."""
-
-    @abc.abstractmethod
-    def __call__(self, given: Finished) -> tuple[Any, str]:
-        """Returns parameters, whose weights are rounded to the nearest on their grids, and what the report says of it."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Recipe:
     """A post-training method from end to end.
 
@@ -164,7 +132,6 @@ class Recipe:
         is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
         mean_batches: that those means are measured on, at most: every operation runs the model on them once.
         is_remeasured: whether input ranges are measured again once weights are solved.
-        finish: what is done with all weights together once they are solved; None: nothing.
         why: said in the report: why it was picked.
         pick: from a plan to the recipe that is run on it in place of this one; None: this one.
     """
@@ -178,7 +145,6 @@ class Recipe:
     is_corrected: bool = False
     mean_batches: int = 2
     is_remeasured: bool = True
-    finish: Finish | None = None
     why: str = ""
     pick: Callable[[Plan], "Recipe"] | None = dataclasses.field(default=None, repr=False)
 
@@ -203,5 +169,4 @@ class Recipe:
         text += f", is_corrected={self.is_corrected}"
         text += f", mean_batches={self.mean_batches}" if self.is_corrected else ""
         text += f", is_remeasured={self.is_remeasured}"
-        text += f", finish={self.finish}" if self.finish is not None else ""
         return f"{text} ({self.why})" if self.why else text

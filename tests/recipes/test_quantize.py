@@ -98,7 +98,7 @@ def test_codes_of_a_weight_that_is_filled_up_are_those_of_the_rounding_written_o
     """37 inputs, one of them dead, and 990 outputs, in float64: what a shape is filled up with changes no code."""
     rng = np.random.default_rng(4)
     size, columns, rows = 37, 990, 300
-    x = np.float32(rng.normal(size=(rows, size)) @ rng.normal(size=(size, size)))
+    x = np.float32(rng.normal(size=(rows, size)) @ (np.eye(size) + 0.1 * rng.normal(size=(size, size))))
     x[:, 5] = 0
     w = np.float32(rng.normal(size=(size, columns)))
     plain = Recipe("law", GPTQ(value="none", rounds=0, damping=0.0))
