@@ -15,12 +15,12 @@ import jax
 import numpy as np
 
 import lowbit as lb
-from experiments.config import fingerprint
-from experiments.models.model import Model
-from experiments.progress import console
-from experiments.run_folder import TIMES, RunFolder, write_json
 from lowbit.core import atomic
 from lowbit.recipes.lookup import named
+from lowbit.run import Model
+from lowbit.run.folder import TIMES, RunFolder, write_json
+from lowbit.run.identity import fingerprint
+from lowbit.run.screen import console
 
 FLOAT = "float"
 

@@ -4,20 +4,21 @@ A row is called ``<method>_<setting>``; the seeds of all rows share their float 
 methods are compared seed by seed.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 
-from experiments.config import FLOAT, Config
-from experiments.progress import Screen
-from experiments.run_folder import TIMES, RunFolder, write_json
-from experiments.summary import Row
 from lowbit.core import atomic
 from lowbit.report import tables
+
+from .experiment import FLOAT
+from .folder import TIMES, write_json
+from .report import show
+from .results import Results, Row
 
 LABELS = {
     "ptq": "RTN, not trained", "rtn": "STE, absmax", "dorefa": "DoReFa", "pact": "PACT + DoReFa", "lsq": "LSQ",
@@ -59,17 +60,18 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def grid(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
-    """Returns accuracies in percent, one per seed, by setting and method; both in the order of the rows."""
+    """Returns the metric, one value per seed, by setting and method; both in the order of the rows."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if row.name != FLOAT:
             method, _, setting = row.name.rpartition("_")
-            found.setdefault(setting, {})[method] = percent(row)
+            found.setdefault(setting, {})[method] = metric_of(row)
     return found
 
 
-def percent(row: Row) -> list[float]:
-    return [100 * value for value in row.values("accuracy", "execute")]
+def metric_of(row: Row) -> list[float]:
+    """Returns the metric of the packed weights, one value per seed."""
+    return row.values("metric", "execute")
 
 
 def order(values: Mapping[str, Sequence[float]]) -> str:
@@ -94,62 +96,51 @@ def table(rows: Sequence[Row], title: str) -> tables.Table:
     found = grid(rows)
     names = list(dict.fromkeys(name for values in found.values() for name in values))
     float_row = next(row for row in rows if row.name == FLOAT)
-    lines = [[FLOAT, *[interval(percent(float_row)).text] * len(found)]]
+    lines = [[FLOAT, *[interval(metric_of(float_row)).text] * len(found)]]
     for name in names:
         cells = [interval(values[name]).text if name in values else "-" for values in found.values()]
         lines.append([LABELS.get(name, name), *cells])
     return tables.Table(title, ["method", *found], lines)
 
 
-def record(config: Config, environment: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """Returns what is kept of a study: every accuracy, the intervals, the orders, and what they depend on."""
-    made = {key: environment[key] for key in ("commit", "dirty", "versions", "device")}
-    seconds = sum(result[TIMES] for row in rows for result in row.results)
-    lines = {row.name: {"accuracy": [round(x, 2) for x in percent(row)], **_rounded(percent(row))} for row in rows}
-    orders = {setting: order(values) for setting, values in grid(rows).items()}
+def record(results: Results) -> dict[str, Any]:
+    """Returns what is kept of a study: every value, the intervals, the orders, and what they depend on."""
+    rows, made = results.rows, results.experiment
+    seconds = sum(result[TIMES] for row in rows for result in row.results.values())
+    lines = {row.name: {"values": [round(x, 2) for x in metric_of(row)], **_rounded(metric_of(row))} for row in rows}
+    orders = {setting: order(found) for setting, found in grid(rows).items()}
     return {
-        "config": config.name,
-        "command": f"lowbit run experiments/configs/{config.name}.py",
-        "seeds": list(config.seeds),
+        "config": made.name,
+        "command": f"lowbit run experiments/configs/{made.name}.py",
+        "metric": made.metric.name,
+        "seeds": list(made.seeds),
         "minutes": round(seconds / 60, 1),
         "interval": "95 %, Student's t over seeds",
         "rows": lines,
         "order": orders,
-        **made,
+        **results.made,
     }
 
 
-def _rounded(values: Sequence[float]) -> dict[str, float | None]:
-    found = interval(values)
+def _rounded(given: Sequence[float]) -> dict[str, float | None]:
+    found = interval(given)
     return {"mean": round(found.mean, 3), "half": None if found.half is None else round(found.half, 3)}
 
 
-def finish(
-    config: Config,
-    folder: RunFolder,
-    terminal: Console,
-    rows: Sequence[Row],
-    trained: Mapping[str, Callable[[], Any]],
-    batches: Sequence[np.ndarray],
-    *,
-    screen: Screen,
-    minutes: float,
-) -> None:
-    """Writes ``table.txt``, ``study.json`` and ``study.png``, and prints the table; see `experiments.summary.finish`."""
-    found = table(rows, f"{config.name}: accuracy %, mean ± 95 % interval of {len(config.seeds)} seed(s)")
+def compared(results: Results) -> None:
+    """Writes ``table.txt``, ``study.json`` and ``study.png``, and prints the table: the report of a study."""
+    made, folder = results.experiment, results.folder
+    rows = [row for row in results.rows if len(row.results) == len(made.seeds)]  # the order pairs the seeds
+    found = table(rows, f"{made.name}: {made.metric.name}, mean ± 95 % interval of {len(made.seeds)} seed(s)")
     orders = [f"{setting:<8} {order(values)}" for setting, values in grid(rows).items()]
     atomic.write(folder.path / "table.txt", "\n".join([tables.text(found), "", *orders, ""]))
-    write_json(folder.path / "study.json", record(config, folder.environment, rows))
-    plot(rows, folder.path / "study.png")
-    terminal.width = max(terminal.width, tables.width(found))
-    terminal.print(tables.rich_table(found))
-    for line in orders:
-        terminal.print(line, highlight=False, soft_wrap=True)
-    terminal.print("a > b: better by more than the 95 % interval of the paired difference; a ~ b: not", style="dim")
-    terminal.print(f"{folder.path}/study.png is the plot; {minutes:.1f} minutes", highlight=False, soft_wrap=True)
+    write_json(folder.path / "study.json", record(dataclasses.replace(results, rows=tuple(rows))))
+    plot(rows, folder.path / "study.png", made.metric.name)
+    said = "a > b: better by more than the 95 % interval of the paired difference; a ~ b: not"
+    show(found, "\n".join([*orders, said]), results)
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path, metric: str) -> None:
     """Writes a PNG: a panel per setting, a line per method with its seeds, mean and interval; float is the dashed line.
 
     What is not trained may lie far below a panel: then its number stands at the edge.
@@ -159,7 +150,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
     found = grid(rows)
     names = list(dict.fromkeys(name for values in found.values() for name in values))
-    level = float(np.mean(percent(next(row for row in rows if row.name == FLOAT))))
+    level = float(np.mean(metric_of(next(row for row in rows if row.name == FLOAT))))
     figure = Figure(figsize=(2.0 + 2.1 * len(found), 1.2 + 0.3 * len(names)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
@@ -182,7 +173,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     panels[0].set_yticks(range(len(names)), [LABELS.get(name, name) for name in names])
     panels[0].invert_yaxis()
     figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown), frameon=False, fontsize=8)
-    figure.supxlabel("test accuracy, %  (every panel has its own axis)", size=9)
+    figure.supxlabel(f"{metric}  (every panel has its own axis)", size=9)
     with atomic.replacing(path) as part:
         figure.savefig(part, format="png", metadata={"Software": None})
 

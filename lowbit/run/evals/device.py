@@ -1,8 +1,10 @@
 """A full-integer model on a device: exported with integer codes at both ends, compiled, and run on an emulator."""
 
+import dataclasses
+import functools
 import json
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +18,69 @@ from lowbit.export.runners import runners
 from lowbit.export.runners.c import TOOLCHAINS, run_cases
 from lowbit.interpret.integer.interpretations import quantized
 from lowbit.plan import serial
+from lowbit.run.measure import difference
+from lowbit.run.pieces import Piece, PromiseError
 from lowbit.targets.table import TARGETS
+
+from .column import Column, Eval, size, spread
 
 _PROGRAM_BYTES = 2_500_000
 """Of samples that one program of C holds: an emulated board has 4 MB of flash for them and the model."""
+
+
+def device(target: str, *, samples: int | None = None, digits: int = 2) -> Eval:
+    """Returns an eval: a full-integer model on a device, every output beside that of `lowbit.execute`.
+
+    Args:
+        target: what runs it, such as ``cortex-m4``.
+        samples: test samples that the device runs, at most; None: all.
+        digits: of the metric.
+    """
+    columns = (
+        Column(f"on {target}", ("metric", "device"), spread(digits)),
+        Column("differ", ("difference", "device", "share"), _percent),
+        Column("flash", ("device", "flash_bytes"), size),
+        Column("RAM", ("device", "ram_bytes"), size),
+    )
+    return Eval(
+        "device",
+        _Device(target, samples),
+        columns,
+        functools.partial(require, target),
+        functools.partial(version, target),
+    )
+
+
+def _percent(values: Sequence[float], base: Sequence[float]) -> str:
+    return f"{100 * float(np.mean(values)):.3g} %" if values else "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    target: str
+    samples: int | None
+
+    def __call__(self, piece: Piece) -> Mapping[str, Any]:
+        if piece.is_float:
+            return {}
+        some, target = piece.test[: self.samples], self.target
+        targets = (target, *(("c",) if is_c(target) else ()), "iree")
+        bundle = exported(piece.fn, piece.plan, piece.qparams, piece.state, some[:1], piece.folder / "export", targets)
+        if not is_c(target):
+            whole = piece.folder / "all"
+            bundle = exported(piece.fn, piece.plan, piece.qparams, piece.state, some, whole, (target,))
+        bar = piece.job.screen.start(f"{piece.name} {target}", len(some))
+        ran, executed = run(bundle, target, some, progress=bar), piece.executed[: len(some)]
+        found = difference(executed, ran.outputs)
+        if found["max"] and is_c(target):
+            raise PromiseError(
+                f"{target} differs from lowbit.execute in {100 * found['share']:.3g} % of outputs: it must be exact"
+            )
+        return {
+            "metric": {"device": piece.score(ran.outputs), "execute_same_samples": piece.score(executed)},
+            "difference": {"device": found},
+            "device": {**ran.measured, "target": target, "samples": len(some), "compiler": version(target)},
+        }
 
 
 class Found(NamedTuple):
@@ -46,7 +107,7 @@ def require(target: str) -> None:
     known = TARGETS[target]
     if needed := missing(known):
         raise ImportError(
-            f"the device {target!r} needs {needed}: {known.install}; or choose another with --set device=c"
+            f"the device {target!r} needs {needed}: {known.install}; or leave it out with --without device"
         )
 
 

@@ -12,11 +12,11 @@ import numpy as np
 T = TypeVar("T")
 
 
-def outputs(call: Callable[[np.ndarray], Any], images: np.ndarray, batch: int) -> np.ndarray:
-    """Returns ``call``'s outputs on all images, ``batch`` at a time; a short last batch is filled up and cut."""
+def outputs(call: Callable[[np.ndarray], Any], inputs: np.ndarray, batch: int) -> np.ndarray:
+    """Returns ``call``'s outputs on all inputs, ``batch`` at a time; a short last batch is filled up and cut."""
     found = []
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
+    for start in range(0, len(inputs), batch):
+        part = inputs[start : start + batch]
         full = part if len(part) == batch else np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
         found.append(np.asarray(call(full))[: len(part)])
     return np.concatenate(found)

@@ -4,14 +4,26 @@ An emulator has no clock of its own. QEMU's ``-icount shift=0`` lets virtual tim
 the board's system timer, which counts at 25 MHz, tells instructions in steps of 40. A real Cortex-M4 needs at least one cycle an instruction.
 """
 
+import dataclasses
+import functools
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from lowbit.export.bundle import Bundle
+import lowbit as lb
+from lowbit.export.bundle import Bundle, read
 from lowbit.export.c.types import c_type
 from lowbit.export.runners.c import built, called
+from lowbit.run.measure import latencies
+from lowbit.run.pieces import Piece
+
+from . import iree
+from .column import Column, Eval
+from .device import codes, is_c
 
 _ROUNDS = 50
 _INSTRUCTIONS_PER_TICK = 40
@@ -45,6 +57,56 @@ _BOARD = """volatile uint32_t *timer = (volatile uint32_t *)0xE000E010u; /* cont
     {name}_run(in, out);
     uint32_t after = timer[2];
     printf("%lu %lu\\n", (unsigned long)((before - after) & 0xFFFFFFu), (unsigned long)((timer[0] >> 16) & 1u));"""
+
+
+def device_time(target: str, *, rounds: int = 200) -> Eval:
+    """Returns an eval: time of one sample on one core of this machine, of what `device` exported, which must be asked for too.
+
+    Through the C compiler, where the target takes C, and through IREE, every model in turn; instructions on a Cortex-M4.
+
+    Args:
+        target: of `device`.
+        rounds: calls per model in IREE.
+    """
+    instructions = (Column("M4 Minstr", ("latency", "instructions"), _millions),) if target == "cortex-m4" else ()
+    columns = (*instructions, Column("C us", ("latency", "c"), _whole), Column("IREE us", ("latency", "iree"), _whole))
+    return Eval("device_time", _DeviceTime(target, rounds), columns, iree.require, is_together=True)
+
+
+def _millions(values: Sequence[float], base: Sequence[float]) -> str:
+    return f"{np.mean(values) / 1e6:.2f}" if values else "-"
+
+
+def _whole(values: Sequence[float], base: Sequence[float]) -> str:
+    return f"{np.mean(values):.0f}" if values else "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class _DeviceTime:
+    target: str
+    rounds: int
+
+    def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
+        found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
+        calls = {}
+        for name, piece in pieces.items():
+            x = piece.test[:1]
+            if piece.is_float:
+                example = (piece.state, jnp.asarray(x))
+                bundle = lb.export(piece.fn, piece.plan, piece.qparams, example, piece.folder / "export")
+                given = x
+            else:
+                bundle = read(piece.folder / "export")
+                given = codes(x, bundle)
+                if is_c(self.target):
+                    found[name]["c"] = microseconds(bundle, given)
+                if self.target == "cortex-m4":
+                    found[name]["instructions"] = instructions(bundle, given)
+            target = iree.compiled(bundle.artifact, piece.folder / "model.vmfb")
+            calls[name] = functools.partial(iree.loaded(target), given)
+        for name, values in latencies(calls, self.rounds).items():
+            found[name]["iree"] = 1e3 * values["median"]
+        return {name: {"latency": values} for name, values in found.items()}
 
 
 def microseconds(bundle: Bundle, x: np.ndarray) -> float:

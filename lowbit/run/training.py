@@ -2,21 +2,18 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
 
-from experiments.checkpoint import load_tree, read_meta, save_tree
-from experiments.config import Around, Fit
-from experiments.data.dataset import Split
+from .experiment import Around, Fit, Split
+from .states import State
 
-Loss = Callable[[Any, Any, Array, Array, Array, Array], tuple[Array, Any]]
-"""``loss(tree, rest, images, labels, key, step) -> (mean loss, rest')``: ``tree`` gets gradients, ``rest`` does not."""
+Trainable = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+"""``loss(tree, rest, inputs, labels, key, step) -> (mean loss, rest')``: ``tree`` gets gradients, ``rest`` does not."""
 
 
 class Watch(Protocol):
@@ -30,7 +27,9 @@ def optimizer(fit: Fit, steps: int, around: Around | None = None) -> optax.Gradi
     """Returns Adam with two learning rates: ``tree["learn"]`` gets ``fit.step_lr`` and its decay, the rest ``fit.lr``."""
 
     def adam(lr: float) -> optax.GradientTransformation:
-        def cosine(count: Any) -> Array:  # optax's own multiplies integers with floats, which strict promotion refuses
+        def cosine(
+            count: Any,
+        ) -> jax.Array:  # optax's own multiplies integers with floats, which strict promotion refuses
             done = jnp.minimum(jnp.asarray(count, jnp.float32) / np.float32(steps), np.float32(1))
             return np.float32(lr / 2) * (np.float32(1) + jnp.cos(np.float32(np.pi) * done))
 
@@ -49,8 +48,8 @@ def optimizer(fit: Fit, steps: int, around: Around | None = None) -> optax.Gradi
 
 @functools.lru_cache(maxsize=64)
 def stepper(
-    loss: Loss, fit: Fit, steps: int, around: Around | None = None
-) -> Callable[..., tuple[Any, Any, Any, Array]]:
+    loss: Trainable, fit: Fit, steps: int, around: Around | None = None
+) -> Callable[..., tuple[Any, Any, Any, jax.Array]]:
     """Returns the jitted step, cached so that every seed shares one compilation.
 
     Steps are called from Python, not scanned: XLA runs a convolution inside a loop on one core and without its fast
@@ -59,9 +58,9 @@ def stepper(
     update = optimizer(fit, steps, around).update
 
     @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(tree, rest, moments, images, labels, key, index):
+    def step(tree, rest, moments, inputs, labels, key, index):
         (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(
-            tree, rest, images, labels, jax.random.fold_in(key, index), index
+            tree, rest, inputs, labels, jax.random.fold_in(key, index), index
         )
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its step counts with floats
             change, moments = update(gradient, moments, tree)
@@ -71,51 +70,50 @@ def stepper(
 
 
 def train(
-    loss: Loss,
+    loss: Trainable,
     tree: Mapping[str, Any],
     rest: Any,
     data: Split,
     fit: Fit,
     *,
     seed: int,
-    path: Path,
-    key: str,
+    state: State,
     watch: Watch,
     around: Around | None = None,
     evaluate: Callable[[Any, Any], float] | None = None,
 ) -> tuple[Any, Any]:
     """Returns ``tree`` and ``rest`` after ``fit.epochs`` epochs.
 
-    The state after every epoch is kept at ``path``; a loop that was killed goes on from there and ends with the same
+    The state after every epoch is kept; a loop that was killed goes on from there and ends with the same
     bits as one that was not.
 
     Args:
-        loss: see `Loss`. The same function object for every seed, so that it compiles once.
+        loss: see `Trainable`. The same function object for every seed, so that it compiles once.
         tree: what is trained; ``tree["learn"]`` has its own learning rate.
         rest: what the loss carries along without a gradient.
-        data: training images and labels.
+        data: training samples and labels.
         fit: epochs, batch size, learning rates.
-        seed: of the order of images and of the loss's random keys.
-        path: where the state is kept.
-        key: what the run depends on; a state with another key is not continued.
+        seed: of the order of samples and of the loss's random keys.
+        state: where the state is kept; one that depends on something else, or is damaged, is not continued.
         watch: told about every step and epoch.
         around: makes the parameters' optimizer out of Adam, or None.
-        evaluate: accuracy of ``tree, rest``, logged with every epoch.
+        evaluate: the metric of ``tree, rest``, logged with every epoch.
 
     Raises:
-        ValueError: if there are fewer images than one batch holds.
+        ValueError: if there are fewer samples than one batch holds.
         FloatingPointError: if the loss is no longer finite.
     """
     steps = len(data.labels) // fit.batch
     if steps == 0:
         raise ValueError(
-            f"{len(data.labels)} training images do not fill one batch of {fit.batch}: set a smaller batch"
+            f"{len(data.labels)} training samples do not fill one batch of {fit.batch}: set a smaller batch"
         )
     total = steps * fit.epochs
     step = stepper(loss, fit, total, around)
     moments = optimizer(fit, total, around).init(tree)
     carry = jax.tree.map(jnp.array, (tree, rest, moments))  # copies: the step donates its arguments
-    start, carry = _resume(path, key, carry)
+    kept = state.load(carry)
+    carry, start = (carry, 0) if kept is None else kept
     noise = jax.random.key(seed)
     for epoch in range(start, fit.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(data.labels))
@@ -123,7 +121,7 @@ def train(
         for i in range(steps):
             ids = order[i * fit.batch : (i + 1) * fit.batch]
             index = np.int32(epoch * steps + i)
-            *carry, value = step(*carry, data.images[ids], data.labels[ids], noise, index)
+            *carry, value = step(*carry, data.inputs[ids], data.labels[ids], noise, index)
             losses.append(value)
             if i % 20 == 19:
                 jax.block_until_ready(value)  # the bar tells what is done, not what is queued
@@ -133,15 +131,7 @@ def train(
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}: lower the learning rate")
         values = {"loss": mean}
         if evaluate is not None:
-            values["accuracy"] = evaluate(carry[0], carry[1])
-        save_tree(path, tuple(carry), key=key, epochs=epoch + 1)
+            values["metric"] = evaluate(carry[0], carry[1])
+        state.save(tuple(carry), epoch + 1)
         watch.epoch(epoch, values)
     return carry[0], carry[1]
-
-
-def _resume(path: Path, key: str, carry: Any) -> tuple[int, Any]:
-    meta = read_meta(path) or {}
-    if meta.get("key") != key:
-        return 0, carry
-    stored = load_tree(path, carry, **meta)
-    return (0, carry) if stored is None else (int(meta["epochs"]), stored)

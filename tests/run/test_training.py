@@ -7,9 +7,9 @@ import optax
 import pytest
 
 import lowbit as lb
-from experiments.config import Fit, Method
-from experiments.job import _cross_entropy, _quantized_loss
-from experiments.train import optimizer
+from lowbit.run import Fit, Method, cross_entropy
+from lowbit.run.losses import quantized_loss
+from lowbit.run.training import optimizer
 
 TREE = {"params": {"w": jnp.array([2.0, -3.0])}, "learn": {"clip": jnp.array([4.0])}}
 
@@ -56,15 +56,18 @@ def test_a_penalty_is_added_to_the_loss():
     qstate = lb.init(fn, plan, params, {}, x)
     tree, rest = {"params": params, "learn": qstate["learn"]}, {"state": {}, "fixed": qstate["fixed"]}
     arguments = (tree, rest, x, labels, jax.random.key(0), jnp.int32(0))
-    plain, _ = _quantized_loss(fn, None, plan, None, None)(*arguments)
-    both, _ = _quantized_loss(fn, None, plan, penalty, None)(*arguments)
-    assert float(plain) == float(_cross_entropy(lb.simulate(fn, plan)(params, qstate, {}, x), labels))
+    plain, _ = quantized_loss(fn, None, plan, cross_entropy, None, None)(*arguments)
+    both, _ = quantized_loss(fn, None, plan, cross_entropy, penalty, None)(*arguments)
+    assert float(plain) == float(cross_entropy(lb.simulate(fn, plan)(params, qstate, {}, x), labels))
     assert float(both) == float(plain + jnp.float32(3.0 * 1.875))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"fit": None, "rounding": "gemmlowp_double"}, "set integer=True"),
+        ({"recipe": "gptq"}, "a recipe does all"),
+        ({"rewrites": lambda x: ()}, "give one of them"),
         ({"fit": None, "penalty": lambda *a: jnp.zeros(())}, "give it a fit"),
         ({"fit": None, "around": lambda adam, steps: adam}, "give it a fit"),
         ({"penalty": lambda *a: jnp.zeros(()), "around": lambda adam, steps: adam}, "give one of them"),

@@ -1,41 +1,35 @@
 """The matrix: what runs is verified, what is refused or missing says why, and the table holds all of it."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
 
-from experiments import matrix_job, matrix_table
-from experiments.config import Method
-from experiments.configs import matrix as configured
-from experiments.matrix import Case, Matrix, Variant
+from experiments import matrix_table
 from lowbit.export import installed
-from lowbit.export.runners import runners
+from lowbit.run import Method, Suite, run_suite, verify
 
-from .test_story import STORY
+from .test_device import STORY
 
-CASE = Case(
-    "tiny net",
-    dataclasses.replace(STORY, methods=()),
-    (
-        Variant(Method("w8a8", {"**": "w8,a8"})),
-        Variant(Method("w2a8", {"**": "w2,a8"}), rounding="gemmlowp_double"),
-        Variant(Method("w4", {"**": "w4"}), is_integer=False),
-    ),
-    batch=8,
-)
 TARGETS = ("xla", "iree-vmvx", "c", "c-aarch64")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     patch = pytest.MonkeyPatch()
-    patch.setattr(matrix_job, "runners", lambda: {name: runners()[name] for name in TARGETS})
     missing = installed.missing
     patch.setattr(installed, "missing", lambda t: "a compiler" if t.name == "c-aarch64" else missing(t))
+    methods = (
+        Method("w8a8", {"**": "w8,a8"}, integer=True),
+        Method("w2a8", {"**": "w2,a8"}, integer=True, rounding="gemmlowp_double"),
+        Method("w4", {"**": "w4"}),
+    )
+    story = dataclasses.replace(STORY, methods=methods, evals=(verify(TARGETS, batch=8),), baseline=None)
+    config = Suite("tiny", (story,), functools.partial(matrix_table.report, {"tiny": "tiny net"}))
     out = tmp_path_factory.mktemp("matrix")
     for _ in range(2):  # the second takes the pieces of the first
-        matrix_job.run(Matrix("tiny", (CASE,)), out)
+        run_suite(config, out)
     patch.undo()
     return out
 
@@ -60,7 +54,7 @@ def test_every_plan_meets_every_target(folder):
     assert "a compiler is not installed: apt install" in plans["w8a8"]["targets"]["c-aarch64"]["detail"]
     assert plans["w2a8"]["targets"]["c"]["bits_per_weight"] == 2.0
     assert abs(model["float"]["metric"] - plans["w8a8"]["metric"]) < 5
-    assert {"commits", "dirty", "versions", "tools", "command"} <= set(found)
+    assert {"commit", "dirty", "versions", "tools", "command"} <= set(found)
 
 
 @pytest.mark.slow
@@ -96,17 +90,3 @@ def test_targets_that_did_the_same_share_a_column():
     plans = [{"targets": {"a": exact, "b": b, "c": exact}} for b in (other, exact)]
     found = {"targets": ["a", "b", "c"], "models": [{"plans": plans}]}
     assert matrix_table.grouped(found) == [("a", "c"), ("b",)]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seeds": (0, 1)}, "of one seed"),
-        ({"cases": (CASE, CASE)}, "names of stories must differ"),
-        ({"cases": (dataclasses.replace(CASE, variants=(CASE.variants[0],) * 2),)}, "names of plans must differ"),
-        ({"cases": (dataclasses.replace(CASE, batch=0),)}, "batch must be at least 1"),
-    ],
-)
-def test_checks(change, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(configured.config, **change)

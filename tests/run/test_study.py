@@ -1,22 +1,22 @@
 """The arithmetic of a study, and what it writes."""
 
+import dataclasses
 import json
 
 import matplotlib.image
 import numpy as np
 import pytest
-from rich.console import Console
 
-from experiments import study
-from experiments.run_folder import RunFolder
-from experiments.summary import Row
-from tests.experiments import tiny
+from lowbit.run import study
+from lowbit.run.folder import RunFolder
+from lowbit.run.results import Results, Row
+from tests.run import tiny
 
 FLOAT = [0.935, 0.940, 0.930]
 
 
 def row(name: str, *accuracies: float) -> Row:
-    return Row(name, [{"accuracy": {"execute": a}, "seconds": 2.0} for a in accuracies], {})
+    return Row(name, {i: {"metric": {"execute": 100 * a}, "seconds": 2.0} for i, a in enumerate(accuracies)}, {})
 
 
 ROWS = [
@@ -58,10 +58,11 @@ def test_grid_and_table():
 
 def test_writes_table_record_and_plot(tmp_path):
     folder = RunFolder(tmp_path, tiny.config)
-    study.finish(tiny.config, folder, Console(quiet=True), ROWS, {}, [], screen=None, minutes=1.0)
+    config = dataclasses.replace(tiny.config, seeds=(0, 1, 2))
+    study.compared(Results(config, folder, tuple(ROWS), "bumps", None, 1.0))
     record = json.loads((tmp_path / "study.json").read_text())
     assert record["minutes"] == 0.5  # 15 pieces of 2 seconds
-    assert record["rows"]["lsq_plus_binary"]["accuracy"] == [80.0, 90.0, 85.0]
+    assert record["rows"]["lsq_plus_binary"]["values"] == [80.0, 90.0, 85.0]
     assert record["order"]["w2a2"] == "lsq_plus > rtn > ptq"
     assert {"commit", "dirty", "versions", "device", "seeds", "command"} <= set(record)
     assert "lsq_plus > rtn > ptq" in (tmp_path / "table.txt").read_text()
