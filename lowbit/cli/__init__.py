@@ -14,6 +14,7 @@ from . import check as _check
 from . import commands as _commands
 from . import quantize as _quantize
 from . import running as _running
+from . import runs as _runs
 from .changes import changed as changed
 from .errors import UsageError as UsageError
 
@@ -137,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     quantize.add_argument("--traceback", action="store_true", help="show where an error came from")
     quantize.set_defaults(do=_quantize.quantize)
 
+    _runs.add(words)
     _allocate.add(words)
 
     laws = words.add_parser(

@@ -24,7 +24,7 @@ from .errors import UsageError
 def run(chosen: argparse.Namespace) -> int:
     """Runs the experiment of a config file; returns 1 where a piece failed."""
     avoid_wrong_pooling()
-    path = _config_path(chosen.config)
+    path = config_path(chosen.config)
     module = _executed(path)
     config = asked(path, module, chosen.changes)
     out = Path(chosen.out) if chosen.out else Path("runs") / config.name
@@ -148,7 +148,12 @@ def avoid_wrong_pooling() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}=-LIBRARY_FUSION_TYPE_REDUCE".strip()
 
 
-def _config_path(given: str) -> Path:
+def config_path(given: str) -> Path:
+    """Returns the path of a config file that is there.
+
+    Raises:
+        UsageError: naming those that are near, where it is not.
+    """
     path = Path(given)
     if path.is_file():
         if path.suffix != ".py":

@@ -1,0 +1,70 @@
+"""lowbit as another project has it: by wheel alone, in an empty folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+import dataclasses
+from lowbit.run import iree
+from mine import config as made
+config = dataclasses.replace(made, name="own", evals=(*made.evals, iree(samples=20)))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with both wheels unpacked, the kernels' without its native library, as where no compiler is."""
+    dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(dist)]
+    subprocess.run([*build, "-C", "wheel.cmake=false", str(ROOT / "kernels")], check=True)
+    subprocess.run([*build, str(ROOT)], check=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", str(site), *map(str, dist.glob("*.whl"))], check=True
+    )
+    return site
+
+
+def called(site, folder, *words):
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_an_experiment_of_ones_own(installed, tmp_path):
+    """A network with batch norm and dropout, its data, QAT, folded norms, IREE and a report; two processes share the pieces."""
+    place = called(
+        installed, tmp_path, "-c", "import lowbit, lowbit_kernels as k; print(lowbit.__file__, k.__file__, sep='\\n')"
+    )
+    assert [line.startswith(str(installed)) for line in place.stdout.splitlines()] == [True, True], place.stderr
+    assert called(installed, tmp_path, "-m", "lowbit.cli", "new", "mine").returncode == 0
+    (tmp_path / "own.py").write_text(CONFIG)
+    done = called(installed, tmp_path, "-m", "lowbit.cli", "run", "own.py", "--jobs", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = tmp_path / "runs/own"
+    rows = json.loads((out / "summary.json").read_text())["rows"]
+    assert set(rows) == {"float", "w8a8", "rtn_w4a4", "lsq_w4a4", "folded_w4a4"}
+    assert rows["float"]["mean"] > 80
+    assert rows["folded_w4a4"]["mean"] > rows["float"]["mean"] - 15
+    for name in rows:
+        found = json.loads((out / f"seed-0/{name}/result.json").read_text())["result"]
+        assert found["difference"]["execute"]["max"] == 0
+        assert found["difference"]["iree"]["max"] < 1e-4
+        assert found["bytes"]["vmfb"] > 0
+    assert (out / "report.html").read_text().count("<svg") == 5
+    assert json.loads((out / "run.json").read_text())["commit"] is None
+    again = called(installed, tmp_path, "-m", "lowbit.cli", "run", "own.py")
+    assert "5 of 5 pieces were finished" in again.stdout
+
+
+def test_importing_lowbit_imports_little():
+    code = "import sys, lowbit; print([m for m in ('flax', 'optax', 'rich', 'matplotlib', 'scipy.optimize', 'lowbit.run') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
