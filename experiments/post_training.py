@@ -103,7 +103,7 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     Raises:
         DataError: if a network or its data is not installed.
     """
-    folder = RunFolder(out, config, fresh=fresh)
+    folder = RunFolder(out, config, fresh=fresh, accept_stale=True)  # hours of them: known by rules and recipe alone
     terminal = console()
     networks = []
     for network in config.networks:

@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,12 @@ def environment() -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **_commit(),
     }
+
+
+def command() -> str:
+    """Returns the command that this process runs, as one types it."""
+    words = sys.argv[1:] if Path(sys.argv[0]).name in ("lowbit", "__main__.py") else sys.argv
+    return shlex.join(words if words is sys.argv else ["lowbit", *words])
 
 
 def _version(name: str) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from lowbit.core import atomic
 from lowbit.report import figures, page, tables
 
+from .environment import command
 from .evals.column import Column, gap, mean, size, spread, worst
 from .evals.grids import GRIDS
 from .experiment import FLOAT, Experiment
@@ -136,7 +137,7 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
     seconds = sum(result[TIMES] for row in results.rows for result in row.results.values())
     return {
         "config": results.experiment.name,
-        "command": f"lowbit run experiments/configs/{results.experiment.name}.py",
+        "command": command(),
         "metric": results.experiment.metric.name,
         "seeds": list(results.experiment.seeds),
         "baseline": None if results.guess is None else {"name": results.guess[0], "value": round(results.guess[1], 4)},

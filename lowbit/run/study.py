@@ -15,6 +15,7 @@ import numpy as np
 from lowbit.core import atomic
 from lowbit.report import tables
 
+from .environment import command
 from .experiment import FLOAT
 from .folder import TIMES, write_json
 from .report import show
@@ -111,7 +112,7 @@ def record(results: Results) -> dict[str, Any]:
     orders = {setting: order(found) for setting, found in grid(rows).items()}
     return {
         "config": made.name,
-        "command": f"lowbit run experiments/configs/{made.name}.py",
+        "command": command(),
         "metric": made.metric.name,
         "seeds": list(made.seeds),
         "minutes": round(seconds / 60, 1),

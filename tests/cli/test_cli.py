@@ -128,6 +128,7 @@ def test_changes_are_typed():
     assert config.name == "other"
     assert demo.config == dataclasses.replace(demo.config)
     assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
+    assert cli.changed(demo.config, ["train_samples=600"]).train_samples == 600  # None until it is set
 
 
 def test_run_and_show(capsys, tmp_path):
