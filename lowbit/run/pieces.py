@@ -46,6 +46,11 @@ class Job:
         """Of the test split."""
         return digest(tuple(self.data.test))
 
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
+        return {}
+
     @property
     def methods(self) -> tuple[Method, ...]:
         """Float first."""
@@ -153,6 +158,13 @@ _FOLDERS: tuple[tuple[str, Callable[[Method], Any]], ...] = (
 
 def key_of(job: Job, method: Method, seed: int) -> str:
     """Returns what the result of a piece depends on."""
+    name = name_of(method, seed)
+    if name not in job.keys:
+        job.keys[name] = _key_of(job, method, seed)
+    return job.keys[name]
+
+
+def _key_of(job: Job, method: Method, seed: int) -> str:
     made = job.experiment
     evals = [each for each in made.evals if not each.is_together]
     measured = (

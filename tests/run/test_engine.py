@@ -119,18 +119,22 @@ def test_a_broken_promise_fails(tmp_path, monkeypatch):
         return lambda *args: execute(fn, plan)(*args) + (0.5 if plan.quantized else 0.0)
 
     monkeypatch.setattr(pieces.lb, "execute", wrong)
-    config = dataclasses.replace(PLAIN, fit=None, methods=tiny.config.methods[:1], loss=None)
-    results = run(config, tmp_path)
-    assert list(results.failed) == ["seed-0/w8a8"]
-    assert "simulate - execute is 0.5 in 100 % of outputs" in results.failed["seed-0/w8a8"]
+    results = run(untrained(), tmp_path)
+    assert list(results.failed) == ["seed-0/w8"]
+    assert "simulate - execute is 0.5 in 100 % of outputs" in results.failed["seed-0/w8"]
+
+
+def quiet(results):
+    """A report that draws nothing."""
 
 
 def untrained(**changes):
     return dataclasses.replace(
-        PLAIN, **{"fit": None, "loss": None, "methods": (Method("w8", {"**": "w8,a8"}),), **changes}
+        PLAIN, **{"fit": None, "loss": None, "report": quiet, "methods": (Method("w8", {"**": "w8,a8"}),), **changes}
     )
 
 
+@pytest.mark.slow
 def test_methods_may_rewrite_solve_and_allocate(tmp_path):
     def rewrites(x):
         from lowbit.rewrites.equalize import equalize
@@ -158,8 +162,9 @@ def test_other_commits_are_stale_and_damage_is_seen(tmp_path, monkeypatch, capsy
     commit = ["one"]
     true = engine.RunFolder.__init__.__globals__["environment"]
     monkeypatch.setattr("lowbit.run.folder.environment", lambda: true() | {"commit": commit[0]})
-    calls = []
-    config = untrained(evals=(Eval("mine", lambda piece: calls.append(piece.name) or {"mine": 1.0}),))
+    calls, measured = [], engine.measured
+    monkeypatch.setattr(engine, "measured", lambda piece: calls.append(piece.name) or measured(piece))
+    config = untrained(evals=(Eval("mine", lambda piece: {"mine": 1.0}),))
     run(config, tmp_path)
     run(config, tmp_path)
     assert calls == ["seed-0/float", "seed-0/w8"]
@@ -188,7 +193,7 @@ def test_a_suite_has_one_report(tmp_path):
     ((results, folder),) = seen
     assert [each.experiment.name for each in results] == ["a", "b"]
     assert folder.path == tmp_path
-    assert (tmp_path / "b/summary.json").is_file()
+    assert (tmp_path / "b/seed-0/w8/result.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +213,12 @@ def test_a_suite_has_one_report(tmp_path):
 def test_config_checks(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(tiny.config, **change)
+
+
+def test_a_row_is_there_though_an_eval_changes_what_it_holds(tmp_path):
+    seen = []
+    config = untrained(methods=(), evals=(Eval("mine", lambda piece: seen.append(1) or {"mine": len(seen)}),))
+    assert run(config, tmp_path).rows[0].values("mine") == [1.0]
 
 
 def test_only_must_fit(tmp_path):
