@@ -17,7 +17,7 @@ from . import report
 from .experiment import FLOAT, Experiment, Method, Suite
 from .folder import TIMES, RunFolder
 from .identity import fingerprint
-from .pieces import Job, Piece, key_of, made, measured, name_of
+from .pieces import Job, Piece, check_rules, key_of, made, measured, name_of
 from .results import Results, Row
 from .screen import Screen, console
 
@@ -45,7 +45,7 @@ def run(
     Raises:
         ImportError: if an optional package that an eval needs is missing, before anything is computed.
         OSError: if the data set cannot be had.
-        ValueError: if ``only`` fits nothing.
+        ValueError: if ``only`` fits nothing, or rules do not fit the network.
     """
     started = time.time()
     for each in config.evals:
@@ -65,6 +65,7 @@ def run(
     job = Job(config, data, folder, screen)
     if not is_worker:
         _introduce(job)
+    check_rules(job, [m for m in config.methods if any(m is each and not _is_done(job, m, s) for s, each in chosen)])
     with screen.shown():
         _work(job, chosen, since=started)
         if is_worker:
@@ -90,6 +91,10 @@ def run_suite(config: Suite, out: Path, *, fresh: bool = False, **options: Any) 
 
 def _is_chosen(name: str, only: Sequence[str]) -> bool:
     return not only or any(fnmatch(name, glob) or fnmatch(name.partition("/")[2], glob) for glob in only)
+
+
+def _is_done(job: Job, method: Method, seed: int) -> bool:
+    return job.folder.finished(name_of(method, seed), key_of(job, method, seed)) is not None
 
 
 def _introduce(job: Job) -> None:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lowbit.core.kept import digest
 from lowbit.core.quantizer import Quantizer
 
 _OURS = ("lowbit", "lowbit_kernels")
@@ -59,16 +60,6 @@ def modules_of(value: Any) -> frozenset[str]:
     describer = _Describer()
     describer.of(value)
     return frozenset(describer.modules)
-
-
-def digest(tree: Any) -> str:
-    """Returns a hash of arrays: dtypes, shapes and every bit."""
-    found = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{array.dtype} {array.shape}".encode())
-        found.update(array.data if array.size else b"")
-    return found.hexdigest()
 
 
 def numerics(modules: Iterable[str] = (), folders: Iterable[str] = ()) -> str:
@@ -144,7 +135,7 @@ class _Describer:
         if isinstance(value, bytes):
             return ["bytes", hashlib.sha256(value).hexdigest()]
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            return ["key", digest(jax.random.key_data(value))]
+            return ["key", digest(value)]
         if isinstance(value, np.ndarray | np.generic | jax.Array):
             return ["array", digest(value)]
         if isinstance(value, types.CodeType):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
+from lowbit.core.kept import digest
 from lowbit.rewrites import batch_norm
 
 from .environment import NUMERIC
 from .experiment import FLOAT, Dataset, Experiment, Method, Model
 from .folder import RunFolder, plain
-from .identity import described, digest, fingerprint, modules_of, numerics
+from .identity import described, fingerprint, modules_of, numerics
 from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
 from .screen import Screen, Training
@@ -228,6 +229,29 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
     return model._replace(params=tree["params"], state=rest["state"])
 
 
+def check_rules(job: Job, methods: Sequence[Method]) -> None:
+    """Raises where the rules of a method do not fit the network: before anything is trained.
+
+    Rules of a rewritten network, whose paths are known only then, are left to its piece.
+
+    Raises:
+        ValueError: as `lowbit.bind` says it, after the method's name.
+    """
+    made, x = job.experiment, calibration(job)[0]
+    model = made.model(made.seeds[0])
+    for method in methods:
+        if method.rewrites is None and method.rules:
+            fn, params = _served(method, model, x)
+            try:
+                lb.bind(fn, method.rules, params, model.state, jnp.asarray(x), **_options(method))
+            except ValueError as error:
+                raise ValueError(f"{method.name}: {error}") from error
+
+
+def _options(method: Method) -> dict[str, Any]:
+    return {"integer": True, "rounding": method.rounding} if method.integer else {}
+
+
 def made(job: Job, method: Method, seed: int) -> Piece:
     """Returns a piece packed, saved and read back, trained where the method says so, or its training read back."""
     fn, plan, params, state, qstate, qparams = (_solved if method.recipe else _bound)(job, method, seed)
@@ -262,8 +286,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
         fn, params, state = lb.chain(*method.rewrites(batches[0]), batches=given)(model.fn, model.params, model.state)
         model = Model(fn, params, state)
     fn, params = _served(method, model, batches[0])
-    options: dict[str, Any] = {"integer": True, "rounding": method.rounding} if method.integer else {}
-    plan = lb.bind(fn, method.rules, params, model.state, batches[0], **options)
+    plan = lb.bind(fn, method.rules, params, model.state, batches[0], **_options(method))
     pairs = [(model.state, x) for x in batches]
     if method.allocate is not None:
         asked = method.allocate
@@ -296,7 +319,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     return fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]}, None
 
 
-def _served(method: Method, model: Model, x: jax.Array) -> tuple[Callable[..., Any], Any]:
+def _served(method: Method, model: Model, x: Any) -> tuple[Callable[..., Any], Any]:
     """The function that is quantized and its parameters: the model's, with batch norms folded where the method says so."""
     if method.freeze_norms is None:
         return model.fn, model.params

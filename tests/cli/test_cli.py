@@ -102,20 +102,40 @@ def test_errors_of_the_job_are_one_line(capsys, tmp_path):
     assert failed(capsys, "run", str(path)) == "lowbit: data.gz: No such file\n"
 
 
-def test_rules_that_match_nothing_are_a_row(capsys, tmp_path):
+def test_rules_that_match_nothing_are_one_line_before_anything_is_trained(capsys, tmp_path):
     path = tmp_path / "job.py"
     path.write_text(
         textwrap.dedent("""
         import dataclasses
         from lowbit.run import Method
         from tests.run import tiny
-        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),), fit=None, evals=())
+        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),))
+        """)
+    )
+    assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "m: " in err
+    assert "hed/*" in err
+    assert not (tmp_path / "out/seed-0").exists()
+
+
+def test_a_failed_piece_is_a_status(capsys, tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(
+        textwrap.dedent("""
+        import dataclasses
+        from lowbit.run import Method
+        from tests.run import tiny
+        def wrong(x):
+            raise ValueError("no such rewrite")
+        methods = (Method("m", {"**": "w8"}, rewrites=wrong),)
+        config = dataclasses.replace(tiny.config, methods=methods, fit=None, evals=())
         """)
     )
     assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 1
     out, err = capsys.readouterr()
-    assert "seed-0/m failed: ValueError" in out
-    assert "hed/*" in out
+    assert "seed-0/m failed: ValueError: no such rewrite" in out
     assert err == ""
 
 

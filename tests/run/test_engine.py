@@ -93,14 +93,17 @@ def test_what_fails_is_a_row_and_the_others_go_on(tmp_path, capsys):
     def wrong(plan, params, qstate):
         raise OSError("no such penalty")
 
+    def unwanted(x):
+        raise ValueError("no such rewrite")
+
     methods = (
-        Method("bad", {"hed/*": "w8"}),
+        Method("bad", {"**": "w4"}, rewrites=unwanted),
         tiny.config.methods[0],
         Method("worse", {"**": "w4,a4"}, tiny.FIT, wrong),
     )
     results = run(dataclasses.replace(PLAIN, methods=methods), tmp_path)
     assert set(results.failed) == {"seed-0/bad", "seed-0/worse"}
-    assert "hed/*" in results.failed["seed-0/bad"]
+    assert results.failed["seed-0/bad"] == "ValueError: no such rewrite"
     assert results.failed["seed-0/worse"] == "OSError: no such penalty"
     table = (tmp_path / "table.txt").read_text().splitlines()
     assert [line.split()[:2] for line in table[2:]] == [
