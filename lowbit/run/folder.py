@@ -89,7 +89,9 @@ class Seeded(Protocol):
     """A config: a frozen dataclass with seeds."""
 
     @property
-    def seeds(self) -> tuple[int, ...]: ...
+    def seeds(self) -> tuple[int, ...]:
+        """One whole repetition each."""
+        ...
 
 
 class RunFolder:

@@ -39,6 +39,7 @@ class Screen:
 
     @contextmanager
     def shown(self) -> Iterator["Screen"]:
+        """Shows the bars until the end of the block."""
         with self._bars:
             yield self
 
@@ -47,6 +48,7 @@ class Screen:
         self._bars.console.print(escape(line), style=style, highlight=False, soft_wrap=True)
 
     def piece(self, done: int) -> None:
+        """Sets the first bar."""
         self._bars.update(self._all, completed=done)
 
     def start(self, name: str, total: int | None = None) -> Callable[[int], None]:
@@ -63,9 +65,11 @@ class Training:
         self._screen, self._name, self._log = screen, name, log
 
     def step(self, done: int, total: int) -> None:
+        """Moves the bar."""
         if self._bar is None:
             self._bar = self._screen.start(self._name, total)
         self._bar(done)
 
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Keeps the epoch's numbers."""
         self._log(epoch, values)

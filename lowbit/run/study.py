@@ -37,10 +37,12 @@ class Interval(NamedTuple):
 
     @property
     def text(self) -> str:
+        """With two digits."""
         return f"{self.mean:.2f}" if self.half is None else f"{self.mean:.2f} ± {self.half:.2f}"
 
     @property
     def is_above_zero(self) -> bool:
+        """Whether all of it is."""
         return self.half is not None and self.mean - self.half > 0
 
 

@@ -19,8 +19,13 @@ Trainable = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], tup
 class Watch(Protocol):
     """What the loop tells the outside: after every step, and after every epoch."""
 
-    def step(self, done: int, total: int) -> None: ...
-    def epoch(self, epoch: int, values: Mapping[str, float]) -> None: ...
+    def step(self, done: int, total: int) -> None:
+        """After every step."""
+        ...
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        """After every epoch."""
+        ...
 
 
 def optimizer(fit: Fit, steps: int, around: Around | None = None) -> optax.GradientTransformation:
