@@ -72,9 +72,10 @@ def diff(one: Path, other: Path) -> tuple[tables.Table, tables.Table]:
     rows = []
     for name in names:
         before, after = (_values(found["rows"].get(name, {})) for found in (left, right))
-        is_same = before == after and before
-        means = [sum(found) / len(found) if found else None for found in (before, after)]
-        change = "same" if is_same else "-" if None in means else f"{means[1] - means[0]:+.3f}"
+        if not before or not after:
+            change = "-"
+        else:
+            change = "same" if before == after else f"{sum(after) / len(after) - sum(before) / len(before):+.3f}"
         rows.append([name, tables.spread(before, 3), tables.spread(after, 3), change])
     return (
         tables.Table("asked", ["what", one.name, other.name], asked),

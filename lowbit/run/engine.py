@@ -171,8 +171,7 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(one)
     for key, value in other.items():
         before = found.get(key)
-        is_nested = isinstance(before, Mapping) and isinstance(value, Mapping)
-        found[key] = merged(before, value) if is_nested else value
+        found[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     return found
 
 
