@@ -18,35 +18,39 @@ config = dataclasses.replace(made, name="own", evals=(*made.evals, iree(samples=
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder with both wheels unpacked, the kernels' without its native library, as where no compiler is."""
-    dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
+def python(tmp_path_factory):
+    """An interpreter that has both wheels, the kernels' without its native library as where no compiler is, and what they need."""
+    dist, place = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("place")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    (site,) = place.glob("lib/python*/site-packages")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(dist)]
     subprocess.run([*build, "-C", "wheel.cmake=false", str(ROOT / "kernels")], check=True)
     subprocess.run([*build, str(ROOT)], check=True)
-    subprocess.run(
-        [*pip, "install", "--no-deps", "--no-index", "--target", str(site), *map(str, dist.glob("*.whl"))], check=True
-    )
-    return site
+    wheels = map(str, dist.glob("*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(site), *wheels], check=True)
+    needed = [path for path in sys.path if path.endswith("site-packages")]  # their editable installs are not followed
+    (site / "needed.pth").write_text("\n".join(needed))
+    return place / "bin/python"
 
 
-def called(site, folder, *words):
-    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def called(python, folder, *words):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
+    return subprocess.run([str(python), *words], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_an_experiment_of_ones_own(installed, tmp_path):
+def test_an_experiment_of_ones_own(python, tmp_path):
     """A network with batch norm and dropout, its data, QAT, folded norms, IREE and a report; two processes share the pieces."""
     place = called(
-        installed, tmp_path, "-c", "import lowbit, lowbit_kernels as k; print(lowbit.__file__, k.__file__, sep='\\n')"
+        python, tmp_path, "-c", "import lowbit, lowbit_kernels as k; print(lowbit.__file__, k.__file__, sep='\\n')"
     )
-    assert [line.startswith(str(installed)) for line in place.stdout.splitlines()] == [True, True], place.stderr
-    assert called(installed, tmp_path, "-m", "lowbit.cli", "new", "mine").returncode == 0
+    assert [Path(line).is_relative_to(python.parents[1]) for line in place.stdout.splitlines()] == [True, True], (
+        place.stderr
+    )
+    assert called(python, tmp_path, "-m", "lowbit.cli", "new", "mine").returncode == 0
     (tmp_path / "own.py").write_text(CONFIG)
-    done = called(installed, tmp_path, "-m", "lowbit.cli", "run", "own.py", "--jobs", "2")
+    done = called(python, tmp_path, "-m", "lowbit.cli", "run", "own.py", "--jobs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     out = tmp_path / "runs/own"
     rows = json.loads((out / "summary.json").read_text())["rows"]
@@ -60,7 +64,7 @@ def test_an_experiment_of_ones_own(installed, tmp_path):
         assert found["bytes"]["vmfb"] > 0
     assert (out / "report.html").read_text().count("<svg") == 5
     assert json.loads((out / "run.json").read_text())["commit"] is None
-    again = called(installed, tmp_path, "-m", "lowbit.cli", "run", "own.py")
+    again = called(python, tmp_path, "-m", "lowbit.cli", "run", "own.py")
     assert "5 of 5 pieces were finished" in again.stdout
 
 
