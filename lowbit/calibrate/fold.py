@@ -114,15 +114,16 @@ def calibrate(
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE)
     _check_statistics(statistics)
     made = initializer(plan)(params, statistics, key)
-    spans.check(plan, statistics, made)
+    made = spans.kept(plan, statistics, made) if plan.is_full_integer else made
+    spans.check(plan, made)
     return made
 
 
 def _start(plan: Plan) -> dict[str, Any]:
     statistics = empty_statistics(plan)
     for step in plan.steps:
-        if step.kind in spans.JOINS:
-            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(step)
+        if spans.is_looked_at(step):
+            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(plan, step)
     return statistics
 
 

@@ -33,6 +33,7 @@ from .state import (
     quantized_sites,
     quantizer_of,
     site_key,
+    with_spans_from,
 )
 from .switch import watched
 from .trace import Model, Trace, check_same_operations, trace
@@ -142,7 +143,7 @@ def simulated_trace(
             plan, traced, qstate, train=train, key=key, step=step, updated=_updated
         )
         result = jax.tree.unflatten(traced.out_tree, outs)
-        return result, (_collected(plan, changed, sites) if train else qstate)
+        return result, (with_spans_from(_collected(plan, changed, sites), qstate) if train else qstate)
     forward = _forward(key, step, train=train)
     leaf_sites = plan.leaf_sites()
     leaves = list(traced.leaves)
