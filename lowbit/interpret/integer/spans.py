@@ -107,7 +107,7 @@ def check(plan: Plan, qstate: QState) -> None:
     Raises:
         ValueError: naming the step, its source line, all spans, and the ways out.
     """
-    sites, grids = plan.grids(), _grids(plan)
+    sites = plan.grids()
     steps: dict[str, float] = {}
 
     def scale_of(grid: str) -> float:
