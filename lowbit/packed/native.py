@@ -95,6 +95,8 @@ def why_not(row: Row, site: Site) -> str | None:
     spec = site.spec
     if spec is None:
         return "not quantized"
+    if (moved := _why_not_whole(row, site)) is not None:
+        return moved
     if row.primitive == "conv_general_dilated":
         return _why_not_conv(row, site)
     if row.primitive != "dot_general":
@@ -122,6 +124,20 @@ def why_not(row: Row, site: Site) -> str | None:
     ):
         return f"the kernel sums at most {most} products under one scale of {spec.text}, this one {group}"
     return None
+
+
+MOVED = "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+
+
+def _why_not_whole(row: Row, site: Site) -> str | None:
+    """Why what an operation takes of a leaf is never in the kernels' order, which is one of whole leaves; None where it may be."""
+    atoms = [atom for axis in site.axes for atom in axis]
+    if any(axis < 0 for axis, _ in atoms):
+        return "data picks a part of the weight, and the kernel's order is one of whole weights"
+    whole = [(i, n) for i, n in enumerate(site.operand.shape) if n > 1 and i >= len(row.stack)]
+    lengths = {i: math.prod(n for axis, n in atoms if axis == i) for i, _ in whole}
+    is_cut = bool(site.axes) and lengths != dict(whole)
+    return MOVED if is_cut or site.flipped else None
 
 
 def _why_not_conv(row: Row, site: Site) -> str | None:

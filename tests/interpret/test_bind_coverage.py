@@ -49,6 +49,33 @@ def test_products_of_integers_are_left_as_they_are():
         lb.bind(fn, {"dot_0": "w8,a8", "**": "w8"}, P, x, mask)
 
 
+def test_complex_parameters_are_named_and_left_as_they_are():
+    """A product, a factor and a table of complex numbers; what is made real of one is a weight again."""
+
+    def fn(p, x):
+        h = jnp.fft.ifft(jnp.fft.fft(x) * p["filter"]).real @ p["w"]
+        return h + jnp.abs(h.astype(jnp.complex64) @ p["c"]) + p["table"][jnp.argmax(x, 1)].imag + h @ p["c"].real
+
+    c = lax.complex(normal(5, 8, 8), normal(6, 8, 8))
+    params, x = {**P, "c": c, "filter": c[0], "table": c[1:4]}, normal(1, 3, 8)
+    got, plan = _served(fn, {"**": "w8"}, params, x)
+    assert {row.path: row.rule.split(": ")[-1] for row in plan if not row.is_quantized} == {
+        "c@0": "not for complex64",
+        "table": "not for complex64",
+    }
+    (leaf,) = plan.uncovered
+    assert (leaf.path, leaf.nbytes) == ("filter", 64)
+    assert leaf.uses[0].startswith("mul test_bind_coverage.py")
+    with pytest.raises(ValueError, match=r"c@0 .*only float operands can be quantized"):
+        lb.bind(fn, {"c": "w8", "**": "keep"}, params, x)
+    h = np.fft.ifft(np.fft.fft(np.asarray(x, np.float64)) * np.asarray(c[0])).real @ _quantized(P["w"])
+    table = np.asarray(c[1:4])[np.argmax(np.asarray(x), 1).clip(0, 2)].imag
+    truth = h + np.abs(h @ np.asarray(c)) + table + h @ _quantized(c.real)
+    np.testing.assert_allclose(got, truth, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"integer=True cannot place real \(test_bind_coverage.py:\d+\)"):
+        lb.bind(fn, {"**": "w8,a8"}, params, x, integer=True)
+
+
 @pytest.mark.parametrize("rules", ["w8,a8", "w4/g4", "w4/g4,a8/dynamic"])
 def test_products_without_a_contraction_are_left_in_float(rules):
     """The mask of heads that Hugging Face's Flax models multiply with, and an outer product of activations."""

@@ -13,6 +13,7 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.interpret.lookup import lookup
+from lowbit.packed import native
 from tests.values import heavy_tailed, normal
 
 TABLE = heavy_tailed(0, 11, 6)
@@ -273,6 +274,8 @@ def test_experts_multiply_integers(rule):
         np.testing.assert_array_equal(
             want, lb.execute(fn, plan, implementation=implementation)(qparams, CHOSEN, TOKENS)
         )
+    assert native.candidates(plan, qparams) == {}, "what data picks is in no kernel's order"
+    assert "data picks a part of the weight" in lb.explain(fn, plan, qparams, CHOSEN, TOKENS)
     grads = jax.grad(lambda p: jnp.sum(lb.simulate(fn, plan)(p, qstate, CHOSEN[:2], TOKENS[:2])))(EXPERTS)
     assert set(np.flatnonzero(np.asarray(grads["e"]).any((1, 2)))) == {1, 3}
 

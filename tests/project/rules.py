@@ -198,6 +198,20 @@ def loops_over_jaxprs(root: Path) -> list[str]:
     return found
 
 
+def constant_nan(root: Path) -> list[str]:
+    """A select between values and the constant NaN: LLVM computes what follows for the constant; `nan_where` takes bits."""
+    found = []
+    for path in sources(root):
+        if path.relative_to(root).parts[0] not in ("lowbit", "kernels"):
+            continue
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call) and _dotted(node.func) in {"jnp.where", "lax.select", "jax.numpy.where"}:
+                inner = [n for arg in node.args[1:] for n in ast.walk(arg)]
+                if any(isinstance(n, ast.Attribute) and n.attr == "nan" for n in inner):
+                    found.append(f"{path.relative_to(root)}:{node.lineno}: {_dotted(node.func)} with NaN")
+    return found
+
+
 def bare_arguments(root: Path) -> list[str]:
     """Public functions and methods of the two distributions with an argument or result that is not annotated."""
     found = []
