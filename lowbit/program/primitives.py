@@ -99,11 +99,14 @@ HIDDEN = frozenset(
         "cudnn_fusion", "custom_partitioning", "dot_product_attention_bwd", "dot_product_attention_bwd_wrapper",
         "dot_product_attention_fp8_bwd", "dot_product_attention_fp8_bwd_wrapper", "dot_product_attention_fp8_fwd",
         "dot_product_attention_fp8_fwd_wrapper", "dot_product_attention_fwd", "dot_product_attention_fwd_wrapper",
-        "ffi_call", "mpmd_map", "pallas_call", "ragged_dot_general", "scaled_dot", "scaled_matmul",
+        "ffi_call", "mpmd_map", "pallas_call", "scaled_dot", "scaled_matmul",
         "scaled_matmul_wrapper", "symmetric_product",
     )
 )  # fmt: skip
 """May hold a product of matrices that cannot be read."""
+
+RAGGED = frozenset(("ragged_dot_general",))
+"""Multiply rows with the matrix of their group: read as a loop over groups (`lowbit.program.ragged`), other forms hidden."""
 
 LINEAR_ALGEBRA = frozenset(
     (
@@ -209,6 +212,7 @@ MEANINGS: dict[str, frozenset[str]] = {
     "reduction": REDUCTIONS,
     "product": PRODUCTS,
     "hidden": HIDDEN,
+    "ragged": RAGGED,
     "linear algebra": LINEAR_ALGEBRA,
     "indexed": INDEXED,
     "constant": CONSTANTS,
