@@ -69,6 +69,14 @@ ADDITIONS = frozenset(("add", "add_any", "sub"))
 ARITHMETIC = ADDITIONS | {"div", "max", "min", "mul"}
 """Of two operands, elementwise."""
 
+COMPARISONS = frozenset(("eq", "ge", "gt", "le", "lt", "ne"))
+"""Compare two operands, elementwise."""
+
+WINDOWED = frozenset(
+    ("conv_general_dilated", "reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
+)
+"""Slide a window over an operand."""
+
 EXTREMES = frozenset(
     ("cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
 )  # fmt: skip
