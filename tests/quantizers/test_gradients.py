@@ -341,22 +341,16 @@ def test_fake_quant_widens_where_tensorflow_shifts():
 
 @pytest.mark.parametrize(("text", "parts", "top"), [("wternary", 1.5, 1), ("w2", 4.0, 3), ("wternary/tensor", 1.5, 1)])
 def test_seq(text, parts, top):
-    """Liu et al., 2025, section 3.2, in the paper's letters: ``alpha`` is the range, ``k`` its parts.
-
-    W_Q = alpha (round(clip(W / alpha, -1, 1) k / 2 - 1 / 2) + 1 / 2) 2 / k for 2 bits, without the halves for ternary; the authors
-    clip at 0.99, so that nothing is rounded out of the range. dW_Q / dW = [|W / alpha| < 1], dW_Q / dalpha = W_Q / alpha - W /
-    alpha [|W / alpha| < 1]. Learned here is ``alpha`` divided by the levels per half range, so that its gradient is as much larger.
-    """
+    """Liu et al., 2025, section 3.2, clipped at 0.99 as the authors do; learned is alpha over its levels, so the gradient grows."""
     q = seq(text).weight
     per_row, shape = "tensor" not in text, (1, 1) if "tensor" in text else (2, 1)
     x, g = rows(), rng().normal(size=(2, STEPS.size))
     to_x, to, value = pulled(q, {"step": np.full(shape, S)}, x, g)
-    alpha, k, shift = (parts * S, 3, 0.0) if top == 1 else (parts * S, 4, 0.5)
+    alpha, (k, shift) = parts * S, (3, 0.0) if top == 1 else (4, 0.5)
     w = x / alpha
     w_q = alpha * (np.round(np.clip(w, -0.99, 0.99) * k / 2 - shift) + shift) * 2 / k
     np.testing.assert_allclose(value, w_q, rtol=1e-6)
-    inside = np.abs(w) < 1
-    to_alpha = g * (w_q / alpha - w * inside)
+    to_alpha = g * (w_q / alpha - w * (inside := np.abs(w) < 1))
     count = STEPS.size if per_row else x.size
     close(to_x, g * inside)
     close(to["step"], parts * summed(to_alpha, per_row) / np.sqrt(count * top), np.abs(g).sum())
@@ -364,21 +358,13 @@ def test_seq(text, parts, top):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_statsq(bits):
-    """Liu, Liu, Cheng, 2023, Eq. (7): s = 2 E|W| of a row, n = 2 ** (b - 1), W_q = s (round(clip(W / s, -1, 1) n - 1 / 2) + 1 / 2) / n.
-
-    The authors' clip ends 1e-6 below 1, so that nothing is rounded out of the grid. dW_q / dW = 1 everywhere, clipped or not, and
-    s is held: as in their training code.
-    """
-    w, g = rng().standard_t(3, size=(4, 33)).astype(np.float32), rng().normal(size=(4, 33))
-    s = 2 * np.abs(w.astype(np.float64)).mean(1, keepdims=True)
-    n = 2 ** (bits - 1)
+    """Liu, Liu, Cheng, 2023, Eq. (7), and their training code: s held, dW_q / dW = 1 everywhere, clipped or not."""
+    w = rng().standard_t(3, size=(4, 33)).astype(np.float32)
+    s, n = 2 * np.abs(w.astype(np.float64)).mean(1, keepdims=True), 2 ** (bits - 1)
     w_q = s * (np.round(np.clip(w / s, -1, 1 - 1e-6) * n - 0.5) + 0.5) / n
-    q = statsq(f"w{bits}").weight
-    fixed = q.init(Operand(w.shape, contract=(1,)), {"values": jnp.asarray(w)}, jax.random.key(0))["fixed"]
-    for train in (False, True):
-        to_x, _, value = pulled(q, {}, w, g, fixed, train=train)
-        np.testing.assert_allclose(value, w_q, rtol=1e-6)
-        close(to_x, g)
+    to_x, _, value = pulled(statsq(f"w{bits}").weight, {}, w, 3 * w_q, {"scale": s / (2 * n)})
+    np.testing.assert_allclose(value, w_q, rtol=1e-6)
+    close(to_x, 3 * w_q)
 
 
 @pytest.mark.parametrize("factory", [bitnet, twn, statsq], ids=lambda f: f.__name__)
