@@ -15,6 +15,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
 from lowbit.interpret.integer.interpretations import observation as integer_observation
 from lowbit.interpret.observe import Grids, Watch, observation
+from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import (
     QState,
     empty_statistics,
@@ -141,7 +142,8 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
         check_same_operations(traced.graph, plan)
         if plan.is_full_integer:
             return integer_observation(plan, traced, statistics)
-        return observation(plan, traced, watch, statistics, grids=_so_far(qstate) if sequential else None)
+        fit, grids = fitted(plan, traced.graph), _so_far(qstate) if sequential else None
+        return with_axes(fit, plan, observation(fit, traced, watch, with_axes(plan, fit, statistics), grids=grids))
 
     return step
 

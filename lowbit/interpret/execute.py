@@ -27,6 +27,7 @@ from .lookup import lookup
 from .native_route import float_weight, native_result
 from .operations import Operation
 from .poison import poisoned
+from .ranks import fitted, with_axes
 from .served import Served
 from .sides import weight_right
 from .trace import Model, check_same_operations, trace
@@ -240,7 +241,8 @@ def execution(
         if report is not None:
             report += [(row.path, how, why) for row in plan]
         return jax.tree.unflatten(traced.out_tree, outs)
-    rows = {row.path: row for row in plan.rows}
+    fit = fitted(plan, traced.graph)
+    rows = {row.path: row for row in fit.rows}
     prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
@@ -289,7 +291,7 @@ def execution(
         return result
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
-    outs, _ = walk.run(traced.leaves, qparams.sites)
+    outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
     return jax.tree.unflatten(traced.out_tree, outs)
 
 

@@ -20,6 +20,7 @@ from .arithmetic import is_integer_pair, result_dtype, simulated
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
 from .operations import Operation
+from .ranks import fitted, with_axes
 from .sides import weight_right
 from .state import (
     QState,
@@ -155,8 +156,9 @@ def simulated_trace(
             if train:
                 updates[path] = _updated(site, state, {"values": leaves[i]})
             leaves[i] = forward(site, state, leaves[i], site.operand)
-    rows = {row.path: row for row in plan.rows}
-    sites = carried_states(plan, qstate)
+    fit = fitted(plan, traced.graph)
+    rows = {row.path: row for row in fit.rows}
+    sites = with_axes(plan, fit, carried_states(plan, qstate))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         after = dict(states or {})
@@ -184,7 +186,7 @@ def simulated_trace(
     )
     outs, sites = walk.run(leaves, sites)
     result = jax.tree.unflatten(traced.out_tree, outs)
-    return result, (_collected(plan, updates, sites) if train else qstate)
+    return result, (_collected(plan, updates, with_axes(fit, plan, sites)) if train else qstate)
 
 
 def compute(op: Operation, left: Any, right: Any) -> Any:
