@@ -6,6 +6,7 @@ A full-integer plan's has ``"spans of <step>"`` too, arrays in ``"fixed"``: what
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -269,6 +270,25 @@ def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: A
     return marked(plan, parts)
 
 
-def abstract_state(plan: Plan, params: Any) -> QState:
-    """Returns a state of the right structure and shapes; its values mean nothing. For tracing."""
-    return initial_state(plan, params, empty_statistics(plan), jax.random.key(0))
+def abstract_state(plan: Plan) -> QState:
+    """Returns the shapes and dtypes of a state. For tracing: layers alike are traced once, in all plans."""
+    parts: QState = {"learn": {}, "fixed": {}}
+    for row, site in quantized_sites(plan):
+        is_leaf = site.kind == "leaf"
+        operand, stack = (site.operand, ()) if is_leaf else (layer_operand(site), row.stack)
+        shapes = _abstract(quantizer_of(site), operand, is_weight=site.is_weight)
+        stacked = jax.tree.map(lambda x, stack=stack: jax.ShapeDtypeStruct((*stack, *x.shape), x.dtype), shapes)
+        put(parts, site.key, site.role, stacked)
+    return parts
+
+
+@functools.lru_cache(maxsize=4096)
+def _abstract(quantizer: Any, operand: Operand, *, is_weight: bool) -> QState:
+    def start() -> QState:
+        if is_weight:
+            stats: dict[str, Any] = {"values": jnp.zeros(operand.shape, operand.dtype)}
+        else:
+            stats = {s.name: s.finish(s.init(operand)) for s in quantizer.needs(operand)}
+        return quantizer.init(operand, stats, jax.random.key(0))
+
+    return jax.eval_shape(start)
