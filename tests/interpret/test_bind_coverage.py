@@ -1,5 +1,6 @@
 """What a rule for all layers passes over, what no rule can be about, and that the plan shows both."""
 
+import ast
 import warnings
 
 import jax
@@ -250,3 +251,37 @@ def test_functions_with_gradients_of_their_own_are_found_at_bind():
     assert from_json(to_json(plan))["w"].own_gradient == plan["w"].own_gradient
     kept = lb.bind(lambda p, x: fixed_point(p["w"], x) @ p["out"], {"w": "keep", "**": "w8,a8"}, params, x)
     assert "custom_vjp" not in str(kept)
+
+
+def test_every_refusal_of_one_bind_has_its_path_and_line():
+    """A sort and two layers left in float in one error, each with both; rules to paste where rules help, and they bind."""
+
+    def fn(p, x):
+        return jnp.sort(x @ p["w"], -1) @ p["v"] @ p["u"]
+
+    params = {**P, "v": normal(2, 8, 4), "u": normal(4, 4, 4)}
+    rules, x = {"v": "keep", "u": "w4", "**": "w8,a8"}, normal(3, 3, 8)
+    with pytest.raises(ValueError, match="3 operations are refused:") as error:
+        lb.bind(fn, rules, params, x, integer=True)
+    lines = str(error.value).splitlines()[1:]
+    assert len(lines) == 3, "rules do not help with the sort, so there are none to paste"
+    assert all("test_bind_coverage.py:" in line for line in lines), lines
+    for word in ("sort", "of v ", "of u "):
+        assert sum(word in line for line in lines) == 1, (word, lines)
+
+    def placed(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"] @ p["u"]
+
+    with pytest.raises(ValueError, match="With these rules it binds:") as error:
+        lb.bind(placed, rules, params, x, integer=True)
+    pasted = ast.literal_eval(str(error.value).splitlines()[-1].strip())
+    assert pasted == {"v": "w8,a8", "u": "w8,a8", "**": "w8,a8"}
+    lb.bind(placed, pasted, params, x, integer=True)
+
+    def image(p, x):
+        return lax.conv_general_dilated(p["i"], x, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    with pytest.raises(
+        ValueError, match=r"^i: integer=True \(test_bind_coverage.py:\d+\): a weight's scale may differ"
+    ):
+        lb.bind(image, {"**": "w8,a8"}, {"i": normal(1, 2, 4, 4, 3)}, normal(3, 3, 3, 3, 8), integer=True)
