@@ -102,7 +102,7 @@ class Graph:
         for i, layer in enumerate(self.layers):
             p = params.get(f"{i}")
             x = ACTIVATIONS[layer.activation](_apply(layer, p, x))
-        return x.reshape(len(x), -1)
+        return x.reshape(len(x), math.prod(x.shape[1:]))
 
     def __call__(self, params: Any, x: jax.Array, row: jax.Array | None = None) -> jax.Array:
         x = params["table"][x] + params["row"][row] if self.rows else x
@@ -127,8 +127,8 @@ def _apply(layer: Layer, p: Any, x: jax.Array) -> jax.Array:
         return x @ _moved(p["w"]) + p["b"]
     if layer.kind == "batched":
         parts = _parts(x.shape[-1])
-        y = jnp.einsum("bpi,pio->bpo", x.reshape(len(x), parts, -1), p["w"]) + p["b"]
-        return y.reshape(len(x), -1)
+        y = jnp.einsum("bpi,pio->bpo", x.reshape(len(x), parts, x.shape[-1] // parts), p["w"]) + p["b"]
+        return y.reshape(len(x), parts * layer.features)
     window, strides = (1, *layer.window, 1), (1, *layer.stride, 1)
     if layer.kind == "max":
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, layer.padding)
