@@ -20,7 +20,7 @@ from .operations import Graph, Operation
 def fitted(plan: Plan, graph: Graph) -> Plan:
     """Returns the plan with its inputs in the axes of a traced call; the same object where they have them."""
     operations = {op.path: op for op in graph.operations}
-    rows = tuple(_fitted(row, operations[row.path]) for row in plan.rows)
+    rows = tuple(_fitted(row, operations[row.path]) if row.path in operations else row for row in plan.rows)
     is_same = all(a is b for a, b in zip(rows, plan.rows, strict=True))
     return plan if is_same else dataclasses.replace(plan, rows=rows)
 
