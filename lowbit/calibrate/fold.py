@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from lowbit.core.checks import not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
-from lowbit.core.paths import flatten
 from lowbit.core.meshes import automatic
+from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
 from lowbit.interpret.integer.interpretations import observation as integer_observation
