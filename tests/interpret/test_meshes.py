@@ -1,5 +1,12 @@
 """Models spread over eight devices, automatic and explicit meshes, against one device: integers to the bit."""
 
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,3 +163,25 @@ def test_other_networks(name, kind):
     y = lb.simulate(fn, plan)(params, qstate, x)
     np.testing.assert_allclose(np.asarray(y), np.asarray(want), rtol=1e-5, atol=1e-6)
     assert equal(lb.execute(fn, plan)(lb.pack(plan, params, qstate), x), y)
+
+
+@pytest.mark.slow
+def test_two_processes_that_hold_no_array_whole():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = pathlib.Path(__file__).parent / "two_processes.py"
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, here, str(rank), port], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for rank in (0, 1)
+    ]
+    for run in runs:
+        out, err = run.communicate(timeout=300)
+        assert run.returncode == 0, err.decode()[-2000:]
+        steps = [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
+        assert [s["step"] for s in steps] == ["bind", "calibrate", "simulate", "gradient", "pack", "execute"]
+        assert all(s["is_equal"] for s in steps), steps
+        assert steps[0]["addressable"] is False
