@@ -20,14 +20,9 @@ def explicit_mesh(arrays: Any) -> AbstractMesh | None:
     """
     for x in jax.tree.leaves(arrays):
         mesh = getattr(getattr(_type_of(x), "sharding", None), "mesh", None)
-        if mesh is not None and is_explicit(mesh):
+        if mesh is not None and AxisType.Explicit in mesh.axis_types:
             return mesh
     return None
-
-
-def is_explicit(mesh: Any) -> bool:
-    """Returns whether an axis of a mesh is explicit."""
-    return AxisType.Explicit in mesh.axis_types
 
 
 def automatic(function: Callable[..., Any], *operands: Any, like: Any = None) -> Any:

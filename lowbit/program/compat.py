@@ -11,8 +11,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend import core as jex
-
-from lowbit.core.meshes import is_explicit
+from jax.sharding import AxisType
 
 from . import primitives
 
@@ -102,11 +101,15 @@ def rebind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
     mesh, traced_on = jax.sharding.get_abstract_mesh(), getattr(eqn.ctx, "cur_abstract_mesh", None)
     with contextlib.ExitStack() as inside:
         inside.enter_context(eqn.ctx.manager)
-        if traced_on is not None and not mesh.empty and is_explicit(traced_on) and not is_explicit(mesh):
+        if not mesh.empty and AxisType.Explicit not in mesh.axis_types and AxisType.Explicit in _axis_types(traced_on):
             inside.enter_context(jax.sharding.use_abstract_mesh(mesh))
             changes = {**{name: None for name in _SHARDINGS if eqn.params.get(name) is not None}, **changes}
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params({**eqn.params, **changes}))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _axis_types(mesh: Any) -> Sequence[AxisType]:
+    return () if mesh is None else mesh.axis_types
 
 
 _SHARDINGS = ("out_sharding", "sharding")
