@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import NotFinite, Statistic
@@ -264,7 +265,8 @@ def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: A
     for row, site in quantized_sites(plan):
         quantizer, now = quantizer_of(site), site_key(key, f"{site.key}/{site.role}")
         if site.kind == "leaf":
-            state = quantizer.init(site.operand, {"values": leaves[site.key]}, now)
+            start = functools.partial(quantizer.init, site.operand)
+            state = automatic(start, {"values": leaves[site.key]}, now, like=leaves[site.key])
         else:
             operand = layer_operand(site)
 
