@@ -85,8 +85,10 @@ __attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t
       }
     }
   }
-  for (int m = 0; m < kRows && m < valid; ++m) {
-    for (int t = 0; t < kTiles; ++t) FinishTile(p, row + m, tile + t, total[m][t], p.row_scales[row + m]);
+  for (int t = 0; t < kTiles; ++t) {
+    Vec::F column[kRows];
+    for (int m = 0; m < kRows; ++m) column[m] = total[m][t];
+    FinishRows<kRows>(p, row, valid, tile + t, column);
   }
 }
 
@@ -154,9 +156,9 @@ __attribute__((noinline)) void FactorTile(const Matmul& p, int64_t row, int64_t 
   }
   for (int t = 0; t < kTiles; ++t) {
     const Vec::F scale = LoadScales(p, (tile + t) * kLanes);
-    for (int m = 0; m < kRows && m < valid; ++m) {
-      FinishTile(p, row + m, tile + t, Vec::MulF(Vec::Convert(total[m][t]), scale), p.row_scales[row + m]);
-    }
+    Vec::F column[kRows];
+    for (int m = 0; m < kRows; ++m) column[m] = Vec::MulF(Vec::Convert(total[m][t]), scale);
+    FinishRows<kRows>(p, row, valid, tile + t, column);
   }
 }
 

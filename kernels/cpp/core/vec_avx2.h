@@ -91,6 +91,20 @@ struct Vec {
     return {Dot1<kBits>(acc.a, w.a, v), Dot1<kBits>(acc.b, w.b, v)};
   }
 
+  // The same, in registers: the compiler would load a word again for every row.
+  static W Held(W w) {
+    asm("" : "+x"(w.a), "+x"(w.b));
+    return w;
+  }
+  // acc += of each channel two int16 products; of the first 8 channels alone with kHalf.
+  template <bool kHalf>
+  static I DotPairs(I acc, W w, int32_t x) {
+    const __m256i v = _mm256_set1_epi32(x);
+    acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, v));
+    if constexpr (!kHalf) acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, v));
+    return acc;
+  }
+
   template <int kBits, bool kBook>
   struct Decoder {
     __m256 low, high;  // codebook entries 0..7, 8..15

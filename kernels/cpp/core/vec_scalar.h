@@ -70,6 +70,18 @@ struct Vec {
     });
   }
 
+  static W Held(W w) { return w; }
+  template <bool kHalf>
+  static I DotPairs(I acc, W w, int32_t x) {
+    int16_t v[2], pairs[32];
+    __builtin_memcpy(v, &x, 4);
+    __builtin_memcpy(pairs, w.v, 64);
+    return Each<I>([&](int i) {
+      const uint32_t sum = uint32_t(int32_t{pairs[2 * i]} * v[0]) + uint32_t(int32_t{pairs[2 * i + 1]} * v[1]);
+      return Wrap(uint32_t(acc.v[i]) + sum);
+    });
+  }
+
   template <int kBits, bool kBook>
   struct Decoder {
     float offset;
