@@ -245,9 +245,10 @@ void TestWeightOnly(Pool* pool) {
 
 // A convolution of small integers: x on a grid of step 1 is its own code, so the expected sums are exact.
 void TestConv(Pool* pool) {
-  for (bool depthwise : {false, true}) {
+  for (int kind = 0; kind < 6; ++kind) {  // few images and many, of five channels and of one
+    const bool depthwise = kind % 2 == 1;
     Conv c;
-    c.batch = 2, c.height = 6, c.width = 7, c.channels = 5, c.out = depthwise ? 5 : 19;
+    c.batch = kind < 2 ? 2 : 9, c.height = 6, c.width = 7, c.channels = kind < 4 ? 5 : 1, c.out = depthwise ? c.channels : 19;
     c.kernel_height = 3, c.kernel_width = 2, c.stride_height = 2, c.dilation_width = 2, c.pad_top = 1, c.pad_left = 1;
     c.out_height = 3, c.out_width = 6, c.depthwise = depthwise, c.offset = 128, c.x_zero = 4;
     const int64_t tap = c.channels, tiles = (c.out + kLanes - 1) / kLanes, inputs = depthwise ? 1 : c.channels;
