@@ -82,7 +82,9 @@ def kernel_result(
     return Found(sides.restore(result), name, reason)
 
 
-_CARRIED = "full-integer plans rescale in fixed point, and the native kernels in float32: the same integers in XLA's float32"
+_CARRIED = (
+    "full-integer plans rescale in fixed point, and the native kernels in float32: the same integers in XLA's float32"
+)
 _INTEGER = (
     "full-integer plans are XLA's own, codes by codes into int32: weights of fewer bits are unpacked in every call"
 )
