@@ -9,6 +9,8 @@
 namespace lowbit {
 namespace {
 
+constexpr int64_t kManyCodes = 1 << 10;  // of one output position: inputs times tiles
+
 int64_t Stride(const Conv& c) { return Plus(RoundUp(Times(c.blocks(), c.span()), 64), 64); }
 
 int64_t PaddedBytes(const Conv& c, int64_t size) {  // of `size` bytes each; whole vectors are read at the end: 64 bytes more
@@ -170,7 +172,9 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   }
   uint32_t found = 0;
   c.found = &found;
-  if (!c.depthwise && body.direct_rows != nullptr) return RunDirect(c, body, at, pool, threads);
+  // Codes of 4 bits and fewer multiply faster than pairs of 16: with many of them, gathering a window is the smaller part.
+  const bool many = c.bits < 8 && Times(c.inputs(), c.group_tiles()) >= kManyCodes;
+  if (!c.depthwise && body.direct_rows != nullptr && !many) return RunDirect(c, body, at, pool, threads);
   at += PaddedBytes(c, c.depthwise ? 4 : 1);
 
   const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;

@@ -60,6 +60,8 @@ struct Vec {
     return w;
   }
   template <int kBits>
+  static constexpr int kNarrowFields = 0;
+  template <int kBits>
   static I Dot(I acc, W w, int32_t x) {
     int8_t v[4];
     __builtin_memcpy(v, &x, 4);
