@@ -16,6 +16,7 @@ from . import quantize as _quantize
 from . import running as _running
 from .changes import changed as changed
 from .errors import UsageError as UsageError
+from .errors import shown
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
 """What bad input, missing data and missing packages raise; anything else is a defect and keeps its traceback."""
@@ -239,7 +240,7 @@ def _fail(error: BaseException) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody listens: the status says it
-        print(f"lowbit: {text}", file=sys.stderr)
+        print(f"lowbit: {shown(text)}", file=sys.stderr)
 
 
 def _silence() -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .errors import UsageError
+from .errors import UsageError, shown
 
 
 def show(chosen: argparse.Namespace) -> None:
@@ -22,10 +22,10 @@ def show(chosen: argparse.Namespace) -> None:
         )
     plan, qparams = load(path)
     rows = [
-        [name, q.spec.text, "x".join(map(str, q.shape)), size(q.nbytes), f"{q.bits_per_element:.3f}"]
+        [shown(name), q.spec.text, "x".join(map(str, q.shape)), size(q.nbytes), f"{q.bits_per_element:.3f}"]
         for name, q in qparams.weights().items()
     ]
-    print(plan)
+    print("\n".join(shown(line) for line in str(plan).split("\n")))
     print()
     print(text(Table("weights", ["packed weight", "spec", "shape", "bytes", "bits/w"], rows)))
     packed = sum(q.nbytes for q in qparams.weights().values())
@@ -65,8 +65,10 @@ def verify(chosen: argparse.Namespace) -> int:
             "-" if row.bytes is None else size(row.bytes),
             "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
             row.version,
-            "; ".join(
-                [*(f"{number:,.6g} {name}" for name, number in row.measured.items()), *filter(None, [row.detail])]
+            shown(
+                "; ".join(
+                    [*(f"{number:,.6g} {name}" for name, number in row.measured.items()), *filter(None, [row.detail])]
+                )
             ),
         ]
         for row in certificate.rows

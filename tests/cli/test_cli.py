@@ -4,11 +4,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+import lowbit as lb
 from experiments.configs import demo
 from lowbit import cli
-from tests.experiments import tiny
 
 DEMO = "experiments/configs/demo.py"
 
@@ -109,13 +110,14 @@ def test_rules_that_match_nothing_are_one_line(capsys, tmp_path):
         from experiments.config import Method
         from tests.experiments import tiny
         from tests.experiments.tiny import run as run
-        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),), fit=None)
+        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),))
         """)
     )
     assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "hed/*" in err
+    assert not list((tmp_path / "out").rglob("train.safetensors"))  # said before anything is trained
 
 
 def test_changes_are_typed():
@@ -130,22 +132,33 @@ def test_changes_are_typed():
 
 
 def test_run_and_show(capsys, tmp_path):
-    words = [
-        "run",
-        tiny.__file__,
-        "--out",
-        str(tmp_path),
-        "--set",
-        "methods.lsq_w4a4.fit.epochs=1",
-        "--set",
-        "fit.epochs=1",
-    ]
-    assert cli.main(words) == 0
+    path = tmp_path / "job.py"
+    path.write_text(
+        textwrap.dedent("""
+        import dataclasses
+        from tests.experiments import tiny
+        from tests.experiments.tiny import run as run
+        config = dataclasses.replace(tiny.config, methods=tiny.config.methods[1:])
+        """)
+    )
+    changes = ["--set", "methods.lsq_w4a4.fit.epochs=1", "--set", "fit.epochs=1", "--set", "latency_rounds=0"]
+    assert cli.main(["run", str(path), "--out", str(tmp_path), *changes]) == 0
     assert "lsq_w4a4" in capsys.readouterr().out
     assert cli.main(["show", str(tmp_path / "seed-0/lsq_w4a4/packed.safetensors")]) == 0
     out = capsys.readouterr().out
     assert "conv_0/kernel" in out
     assert "bits each, scales included" in out
+
+
+def test_a_terminal_obeys_no_checkpoint(capsys, tmp_path):
+    params, x = {"a\x1b[2J\n0 errors": jnp.ones((4, 4))}, jnp.ones((1, 4))
+    fn = lambda p, x: x @ next(iter(p.values()))  # noqa: E731
+    plan = lb.bind(fn, {"**": "w8"}, params, x)
+    lb.save(tmp_path / "m.lowbit", plan, lb.pack(plan, params, lb.init(fn, plan, params, x)))
+    assert cli.main(["show", str(tmp_path / "m.lowbit")]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"a\x1b[2J\n0 errors" in out
 
 
 def test_help_needs_no_plots():

@@ -342,6 +342,24 @@ def test_what_is_no_manifest(folder, content):
         bundles.read(folder)
 
 
+def test_what_no_machine_holds_is_not_read(folder, monkeypatch):
+    """A file with holes takes no room on the disk, and its checksum may be right."""
+    size = json.loads((folder / "manifest.json").read_text())["files"]["vectors.safetensors"]["bytes"]
+    monkeypatch.setattr("lowbit.export.reading._MOST_BYTES", size - 1)
+    with pytest.raises(
+        ValueError, match=rf"has {size:,} bytes, more than the {size - 1:,} that are read on this machine"
+    ):
+        bundles.read(folder)
+
+
+def test_a_terminal_obeys_no_bundle(folder, capsys):
+    planted(folder, CALL.replace("{name}", '"\\1B[2J\\07no_such_call"'))
+    assert cli.main(["verify", str(folder), "--target", "xla"]) == 1
+    out = capsys.readouterr().out
+    assert r"calls \x1b[2J\x07no_such_call" in out
+    assert "\x1b" not in out
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         file.truncate(1 << 40)
