@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lowbit.core.aligned import shown
+
 from . import allocate as _allocate
 from . import check as _check
 from . import commands as _commands
@@ -16,7 +18,6 @@ from . import quantize as _quantize
 from . import running as _running
 from .changes import changed as changed
 from .errors import UsageError as UsageError
-from .errors import shown
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
 """What bad input, missing data and missing packages raise; anything else is a defect and keeps its traceback."""

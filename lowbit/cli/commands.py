@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .errors import UsageError, shown
+from .errors import UsageError
 
 
 def show(chosen: argparse.Namespace) -> None:
@@ -22,10 +22,10 @@ def show(chosen: argparse.Namespace) -> None:
         )
     plan, qparams = load(path)
     rows = [
-        [shown(name), q.spec.text, "x".join(map(str, q.shape)), size(q.nbytes), f"{q.bits_per_element:.3f}"]
+        [name, q.spec.text, "x".join(map(str, q.shape)), size(q.nbytes), f"{q.bits_per_element:.3f}"]
         for name, q in qparams.weights().items()
     ]
-    print("\n".join(shown(line) for line in str(plan).split("\n")))
+    print(plan)
     print()
     print(text(Table("weights", ["packed weight", "spec", "shape", "bytes", "bits/w"], rows)))
     packed = sum(q.nbytes for q in qparams.weights().values())
@@ -65,10 +65,8 @@ def verify(chosen: argparse.Namespace) -> int:
             "-" if row.bytes is None else size(row.bytes),
             "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
             row.version,
-            shown(
-                "; ".join(
-                    [*(f"{number:,.6g} {name}" for name, number in row.measured.items()), *filter(None, [row.detail])]
-                )
+            "; ".join(
+                [*(f"{number:,.6g} {name}" for name, number in row.measured.items()), *filter(None, [row.detail])]
             ),
         ]
         for row in certificate.rows

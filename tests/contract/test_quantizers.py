@@ -20,6 +20,7 @@ from lowbit.core.spec import Format, Granularity
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import spec_from_text
 from tests.contract.cases import bits, carries, cases, factories, some
+from tests.values import normal
 
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
 HALF, LOOP, LIMIT, SPECIAL = (
@@ -72,7 +73,7 @@ def test_cases_are_found():
 def _check_bits(case, dtype, *, eagerly):
     q, operand = case.quantizer, dataclasses.replace(case.operand, dtype=dtype)
     x, state = case.start(dtype)
-    other = jax.random.normal(jax.random.key(9), x.shape)
+    other = normal(9, *x.shape)
 
     def both(x):
         fake = q.fake(state, x, operand)
@@ -150,7 +151,7 @@ def test_gradients(case):
     q, operand = case.quantizer, case.operand
     x, state = case.start()
     x = x * 1.25  # some values lie outside the range, where trained ranges get their gradient
-    weights = jax.random.normal(jax.random.key(3), x.shape)
+    weights = normal(3, *x.shape)
 
     def loss(x, learn, key):
         now = {"learn": learn, "fixed": state["fixed"]}
