@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from lowbit.interpret.state import (
 )
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.observe.fold import fold, unseen
+from lowbit.observe.resumed import Resumed
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Site
 
@@ -75,6 +77,7 @@ def calibrate(
     key: Array | None = None,
     kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
+    cache: str | Path | None = None,
 ) -> QState:
     """Returns the state of every site, inputs measured over ``batches``.
 
@@ -87,6 +90,8 @@ def calibrate(
         key: a typed key; `jax.random.key(0)` by default.
         kwargs: keyword arguments of ``fn``, the same for every batch.
         progress: called with the number of batches done.
+        cache: a folder where states are kept: every 8 batches, and when all are done. A pass that was killed goes on there,
+            one that is repeated costs its first batch; batches must then be the same ones in the same order. Outside `jax.jit`.
 
     Returns:
         ``{"learn": ..., "fixed": ...}``.
@@ -111,7 +116,8 @@ def calibrate(
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         return observe_batch(params, qstate, _start(plan) if states is None else states, args, keywords)
 
-    statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE)
+    resumed = Resumed(cache, f"calibrate {plan.fingerprint} {sequential}", (params, qstate))
+    statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
     made = initializer(plan)(params, statistics, key)
     spans.check(plan, statistics, made)

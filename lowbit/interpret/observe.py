@@ -17,9 +17,10 @@ from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.plan.views import result_view, row_view
 
+from .codes import with_codes
 from .operations import Operation
 from .simulate import compute
-from .state import QState, get, has_no_values, layer_operand, quantizer_of
+from .state import CODES, QState, get, has_no_values, layer_operand, quantizer_of
 from .trace import Trace
 from .walk import Walk, plain
 
@@ -68,12 +69,25 @@ class Grids:
     arriving: Callable[[Site, Any, Any], Any] | None = None
 
     @classmethod
-    def of(cls, qstate: QState) -> "Grids":
-        """Returns the grids of a state: parameters by it, other operands by what the walk carries of it, by role."""
-        return cls(
-            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
-            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
-        )
+    def of(cls, qstate: QState, codes: Mapping[str, Any] | None = None) -> "Grids":
+        """Returns the grids of a state: parameters by it, other operands by what the walk carries of it, by role.
+
+        Args:
+            qstate: the state.
+            codes: chosen for weights, checked; those of derived ones are read from what the walk carries
+                (`lowbit.interpret.state.carried_states`).
+        """
+        chosen = codes or {}
+
+        def leaf(site: Site, x: Any) -> QTensor:
+            q = quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand)
+            return with_codes(q, chosen.get(site.key))
+
+        def operand(site: Site, x: Any, state: Any, _: Any) -> QTensor:
+            q = quantizer_of(site).quantize(state[site.role], x, layer_operand(site))
+            return with_codes(q, state.get(CODES)) if site.is_weight else q
+
+        return cls(leaf, operand)
 
     def forced(self) -> "Grids":
         """Returns the same where operands that are data arrive as the float model has them: what the walk carries as ``float``."""

@@ -17,11 +17,13 @@ from lowbit.plan.rows import Plan, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import is_integer_pair, result_dtype, simulated
+from .codes import checked_codes, with_codes
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
 from .operations import Operation
 from .sides import weight_right
 from .state import (
+    CODES,
     QState,
     carried_states,
     check_state,
@@ -39,7 +41,14 @@ from .trace import Model, Trace, check_same_operations, trace
 from .walk import Walk, plain
 
 
-def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "raise") -> Callable[..., Any]:
+def simulate(
+    fn: Model,
+    plan: Plan,
+    *,
+    train: bool = False,
+    custom_vjp: str = "raise",
+    codes: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
     """Returns ``run(params, qstate, *args, **kwargs)``: ``fn`` with every planned operation on its grid.
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
@@ -55,26 +64,37 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
             state while training.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
+        codes: what a solver chose in place of the nearest codes, as for `lowbit.pack`: ``run`` is then what
+            ``lowbit.execute`` of ``lowbit.pack(plan, params, qstate, codes)`` is. Gradients reach parameters straight through,
+            and scales as the chosen levels have them. Other codes of the same plan compile nothing.
 
     Returns:
         A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
 
     Raises:
-        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`).
-        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's.
+        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`); for codes that are
+            not integers.
+        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's; for codes that
+            `lowbit.pack` refuses, or codes beside ``train=True``.
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
     arguments.check(fn=fn, plan=plan, train=train)
-    return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
+    if codes is None:
+        return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
+    if train:
+        raise ValueError("codes= are fixed, and train=True rounds anew: leave one of the two out")
+    return functools.partial(
+        _simulator(fn, plan, train=False, custom_vjp=custom_vjp, has_codes=True), checked_codes(plan, codes)
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callable[..., Any]:
+def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str, has_codes: bool = False) -> Callable[..., Any]:
     @jax.jit
-    def compiled(params, qstate, args, kwargs, key, step):
+    def compiled(params, qstate, args, kwargs, key, step, codes):
         y, after = simulation(
-            fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp
+            fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes
         )
         return (y if train else watched(plan, y)), after
 
@@ -92,14 +112,23 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callab
             arguments.check(key=key)
             given = checked(params, qstate, args, merged(keywords, kwargs))
             step = None if step is None else jnp.asarray(step, jnp.int32)
-            return compiled(params, qstate, args, given, key, step)
+            return compiled(params, qstate, args, given, key, step, {})
 
         return run_train
+
+    if has_codes:
+
+        @shares_keywords("lowbit.simulate", fn)
+        def run_chosen(codes, params, qstate, /, *args, kwargs=None, **keywords):
+            given = checked(params, qstate, args, merged(keywords, kwargs))
+            return compiled(params, qstate, args, given, None, None, codes)[0]
+
+        return run_chosen
 
     @shares_keywords("lowbit.simulate", fn)
     def run(params, qstate, /, *args, kwargs=None, **keywords):
         given = checked(params, qstate, args, merged(keywords, kwargs))
-        return compiled(params, qstate, args, given, None, None)[0]
+        return compiled(params, qstate, args, given, None, None, {})[0]
 
     return run
 
@@ -116,6 +145,7 @@ def simulation(
     key: Array | None = None,
     step: Array | None = None,
     custom_vjp: str = "raise",
+    codes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
@@ -123,7 +153,7 @@ def simulation(
     check_same_operations(traced.graph, plan)
     if not plan.quantized:
         return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
-    return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp)
+    return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes)
 
 
 def simulated_trace(
@@ -135,11 +165,13 @@ def simulated_trace(
     key: Array | None = None,
     step: Array | None = None,
     custom_vjp: str = "raise",
+    codes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Returns `simulation` of a call that is traced already, and has a quantized operation."""
+    """Returns `simulation` of a call that is traced already, and has a quantized operation; ``codes`` are checked."""
+    codes = codes or {}
     if plan.is_full_integer:
         outs, changed, sites = integer_simulation(
-            plan, traced, qstate, train=train, key=key, step=step, updated=_updated
+            plan, traced, qstate, train=train, key=key, step=step, updated=_updated, codes=codes
         )
         result = jax.tree.unflatten(traced.out_tree, outs)
         return result, (_collected(plan, changed, sites) if train else qstate)
@@ -153,9 +185,9 @@ def simulated_trace(
             state = get(qstate, site.key, site.role)
             if train:
                 updates[path] = _updated(site, state, {"values": leaves[i]})
-            leaves[i] = forward(site, state, leaves[i], site.operand)
+            leaves[i] = with_codes(forward(site, state, leaves[i], site.operand), codes.get(path))
     rows = {row.path: row for row in plan.rows}
-    sites = carried_states(plan, qstate)
+    sites = carried_states(plan, qstate, codes)
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         after = dict(states or {})
@@ -169,7 +201,8 @@ def simulated_trace(
                 x, operand = plain(value), layer_operand(site)
                 if train:
                     after[site.role] = _updated(site, states[site.role], None, x)
-                operands.append(forward(site, states[site.role], x, operand))
+                q = forward(site, states[site.role], x, operand)
+                operands.append(with_codes(q, states.get(CODES)) if site.is_weight else q)
         return compute(op, *operands), after
 
     walk = Walk(

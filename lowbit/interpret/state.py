@@ -21,6 +21,8 @@ from lowbit.plan.rows import Plan, Row, Site, Step
 QState = dict[str, Any]
 
 PARTS = ("learn", "fixed")
+CODES = "codes"
+"""Where a walk carries the codes of a derived weight that a solver chose."""
 _MARK = "plan "
 
 
@@ -192,11 +194,19 @@ def statistics_of(site: Site) -> tuple[Statistic, ...]:
     return (*wanted, NotFinite())
 
 
-def carried_states(plan: Plan, qstate: QState) -> dict[str, dict[str, Any]]:
-    """Returns what a walk carries of a state: ``{path: {role: state}}`` of the operands that are no parameters."""
+def carried_states(plan: Plan, qstate: QState, codes: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Returns what a walk carries of a state: ``{path: {role: state}}`` of the operands that are no parameters.
+
+    Args:
+        plan: the plan.
+        qstate: its state.
+        codes: chosen for weights; those of derived ones stand under `CODES`.
+    """
     found: dict[str, dict[str, Any]] = {}
     for row, site in walked_sites(plan):
         found.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+        if site.is_weight and codes is not None and site.key in codes:
+            found[row.path][CODES] = codes[site.key]
     return found
 
 

@@ -95,6 +95,7 @@ def simulation(
     key: Array | None,
     step: Array | None,
     updated: Callable[..., Any],
+    codes: Mapping[str, Any],
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Returns flat results, the new states of weight leaves and those of grids and derived weights.
 
@@ -109,6 +110,7 @@ def simulation(
         key: for them.
         step: for them.
         updated: ``(site, state, statistics or None, value) -> state`` after a training batch.
+        codes: chosen for weights, by key.
     """
     program, sites = program_for(plan, traced), plan.grids()
     states = {path: get(qstate, path, "output") for path in sites}
@@ -116,7 +118,8 @@ def simulation(
     def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
-            return quantizer.quantize(state, x, operand)
+            q = quantizer.quantize(state, x, operand)
+            return with_codes(q, codes.get(site.key)) if site.is_weight else q
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
         return quantizer.train(state, x, operand, key=now, step=step)
 
