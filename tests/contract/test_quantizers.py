@@ -19,14 +19,9 @@ from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Format, Granularity
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import spec_from_text
-from tests.contract.cases import bits, carries, cases, factories, some
-from tests.values import normal
+from tests.contract.cases import bits, carries, cases, factories
 
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
-HALF, LOOP, LIMIT, SPECIAL = (
-    pytest.mark.parametrize("case", some(turn), ids=lambda case: case.label) for turn in range(4)
-)
-"""What the code of a method decides, whatever the format: a weight and the input of every factory, others for each test."""
 
 
 def test_classes_are_abstract_or_final():
@@ -73,7 +68,7 @@ def test_cases_are_found():
 def _check_bits(case, dtype, *, eagerly):
     q, operand = case.quantizer, dataclasses.replace(case.operand, dtype=dtype)
     x, state = case.start(dtype)
-    other = normal(9, *x.shape)
+    other = jax.random.normal(jax.random.key(9), x.shape)
 
     def both(x):
         fake = q.fake(state, x, operand)
@@ -108,7 +103,7 @@ def test_bits(case):
     _check_bits(case, "float32", eagerly=True)
 
 
-@HALF
+@CASES
 def test_bits_of_half_precision(case):
     """The same for bfloat16 or float16, in turn: computed in float32, cast once."""
     _check_bits(case, "bfloat16" if cases().index(case) % 2 else "float16", eagerly=False)
@@ -151,7 +146,7 @@ def test_gradients(case):
     q, operand = case.quantizer, case.operand
     x, state = case.start()
     x = x * 1.25  # some values lie outside the range, where trained ranges get their gradient
-    weights = normal(3, *x.shape)
+    weights = jax.random.normal(jax.random.key(3), x.shape)
 
     def loss(x, learn, key):
         now = {"learn": learn, "fixed": state["fixed"]}
@@ -184,7 +179,7 @@ def test_state_is_stable(case):
     assert hash(q) == hash(dataclasses.replace(q))
 
 
-@LOOP
+@CASES
 def test_vmap_is_a_loop(case):
     q, operand = case.quantizer, case.operand
     x, state = case.start()
@@ -195,7 +190,7 @@ def test_vmap_is_a_loop(case):
     assert (np.asarray(mapped[0]) != np.asarray(mapped[1])).any()
 
 
-@LIMIT
+@CASES
 def test_train_has_a_limit(case):
     """In the limit that a method declares, `train` is `quantize` to the last bit; before it, a method that overrides
     `train` does something else."""
@@ -212,7 +207,7 @@ def test_train_has_a_limit(case):
         assert (np.asarray(now) != np.asarray(q.fake(state, y, operand))).any()
 
 
-@SPECIAL
+@CASES
 def test_special_values(case):
     """Zeros stay finite, infinities saturate (dynamic: their block is NaN), NaN stays, tiny values do not vanish."""
     q, operand, x = case.quantizer, case.operand, case.data()
