@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 import lowbit_kernels
 from lowbit.core.checks import is_traced
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Tensor
 from lowbit.plan.rows import Plan, Row, Site
@@ -93,6 +94,8 @@ def why_not(row: Row, site: Site) -> str | None:
     spec = site.spec
     if spec is None:
         return "not quantized"
+    if (moved := _why_not_whole(row, site)) is not None:
+        return moved
     if row.primitive == "conv_general_dilated":
         return _why_not_conv(row, site)
     if row.primitive != "dot_general":
@@ -120,6 +123,20 @@ def why_not(row: Row, site: Site) -> str | None:
     ):
         return f"the kernel sums at most {most} products under one scale of {spec.text}, this one {group}"
     return None
+
+
+MOVED = "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+
+
+def _why_not_whole(row: Row, site: Site) -> str | None:
+    """Why what an operation takes of a leaf is never in the kernels' order, which is one of whole leaves; None where it may be."""
+    atoms = [atom for axis in site.axes for atom in axis]
+    if any(axis < 0 for axis, _ in atoms):
+        return "data picks a part of the weight, and the kernel's order is one of whole weights"
+    whole = [(i, n) for i, n in enumerate(site.operand.shape) if n > 1 and i >= len(row.stack)]
+    lengths = {i: math.prod(n for axis, n in atoms if axis == i) for i, _ in whole}
+    is_cut = bool(site.axes) and lengths != dict(whole)
+    return MOVED if is_cut or site.flipped else None
 
 
 def _why_not_conv(row: Row, site: Site) -> str | None:
@@ -304,15 +321,16 @@ def order_of(q: QTensor, row: Row, site: Site, platform: str = "cpu") -> Order:
     with contextlib.nullcontext() if is_waiting else jax.ensure_compile_time_eval():
         if row.primitive == "conv_general_dilated":
             return _conv_order(q, row, site, axes)
-        return Order(_builder(None, contract, batch, site.operand.stack, platform)(q), contract, batch, axes)
+        build = _builder(None, contract, batch, site.operand.stack, platform)
+        return Order(automatic(build, q), contract, batch, axes)
 
 
 def _conv_order(q: QTensor, row: Row, site: Site, axes: Axes) -> Order:
     """The weight of a convolution: its contraction is spatial axes, inputs and outputs; in float where its input is."""
     if row.sites[0].spec is None:
-        return Order(_dequantized(q), (), (), axes)
+        return Order(automatic(_dequantized, q), (), (), axes)
     order = _kernel_order(site) or ()
-    return Order(_builder(row.feature_groups, order, (), 0)(q), order, (), axes)
+    return Order(automatic(_builder(row.feature_groups, order, (), 0), q), order, (), axes)
 
 
 @jax.jit
