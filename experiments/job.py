@@ -72,6 +72,7 @@ def run(config: Config, out: Path, *, fresh: bool = False, finish: Finish = stan
     if folder.is_changed:
         screen.say("the config differs from the last run here: pieces that it changes are done again", style="yellow")
     job = _Job(config, data, folder, screen)
+    _check_rules(job, methods)
     with screen.shown():
         results = _results(job, methods)
         times = _timed(job, methods)
@@ -93,6 +94,16 @@ class _Job:
     data: Dataset
     folder: RunFolder
     screen: Screen
+
+
+def _check_rules(job: _Job, methods: tuple[Method, ...]) -> None:
+    """Raises where the rules of a method that is to be done do not fit the network: before anything is trained."""
+    seed, batches = job.config.seeds[0], _calibration(job.config, job.data)
+    for method in methods:
+        if method.rules and not job.folder.is_finished(_name(method, seed)):
+            model = _untrained(job, seed)
+            fn, params = _served(method, model, batches[0])
+            lb.bind(fn, method.rules, params, model.state, jax.ShapeDtypeStruct(batches[0].shape, batches[0].dtype))
 
 
 def _results(job: _Job, methods: tuple[Method, ...]) -> dict[tuple[str, int], dict[str, Any]]:
@@ -149,10 +160,15 @@ def _calibration(config: Config, data: Dataset) -> list[np.ndarray]:
 
 
 @functools.lru_cache(maxsize=8)
+def _untrained(job: _Job, seed: int) -> Model:
+    return job.config.model(seed)
+
+
+@functools.lru_cache(maxsize=8)
 def _float_model(job: _Job, seed: int) -> Model:
     """The float model of a seed, trained or read back."""
     config = job.config
-    model = config.model(seed)
+    model = _untrained(job, seed)
     if config.fit is None:
         return model
     here = f"seed-{seed}/{FLOAT}"

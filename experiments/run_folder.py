@@ -127,6 +127,10 @@ class RunFolder:
         self.reused.append(name)
         return stored["result"]
 
+    def is_finished(self, name: str) -> bool:
+        """Whether a piece was finished once, with whatever key."""
+        return (self.path / name / "result.json").exists()
+
     def finish(self, name: str, key: str, result: Mapping[str, Any]) -> None:
         """Keeps the result of a piece; it is finished once this returns."""
         write_json(self.path / name / "result.json", {"key": key, "result": dict(result)})

@@ -31,12 +31,7 @@ class Kept:
             return
         found = hashlib.sha256(text.encode())
         for tree in content():
-            found.update(str(jax.tree.structure(tree)).encode())
-            for leaf in jax.tree.leaves(tree):
-                is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-                array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-                found.update(f"{array.dtype} {array.shape}".encode())
-                found.update(array.tobytes())
+            _add(found, tree)
         self.folder = Path(folder) / found.hexdigest()[:24]
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
@@ -50,3 +45,19 @@ class Kept:
         if self.folder is not None:
             content = save({key: np.array(value, order="C") for key, value in arrays.items()})
             atomic.write(self.folder / f"{name}.safetensors", content)
+
+
+def digest(tree: Any) -> str:
+    """Returns hexadecimal digits that stand for a tree of arrays: structure, shapes, dtypes and values."""
+    found = hashlib.sha256()
+    _add(found, tree)
+    return found.hexdigest()[:24]
+
+
+def _add(found: Any, tree: Any) -> None:
+    found.update(str(jax.tree.structure(tree)).encode())
+    for leaf in jax.tree.leaves(tree):
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(array.tobytes())

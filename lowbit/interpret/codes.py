@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
 from lowbit.core.checks import is_traced
+from lowbit.core.gradients import straight_through
 from lowbit.core.paths import nearest
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Format
@@ -72,8 +73,13 @@ def checked_codes(plan: Plan, codes: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def with_codes(q: QTensor, codes: Any) -> QTensor:
-    """Returns a tensor of levels with those of the codes in place of its own; the tensor itself where there are none."""
-    return q if codes is None else dataclasses.replace(q, codes=q.spec.format.decode(codes))
+    """Returns a tensor of levels with those of the codes in place of its own; the tensor itself where there are none.
+
+    Gradients pass straight through to what its own levels came from.
+    """
+    if codes is None:
+        return q
+    return dataclasses.replace(q, codes=straight_through(q.codes, q.spec.format.decode(codes)))
 
 
 def _wrong(codes: Shaped[Array, "..."], numbers: Format, stored: Any) -> Bool[Array, "..."]:

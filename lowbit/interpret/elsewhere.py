@@ -131,7 +131,7 @@ def _why_not(platform: str, op: Operation, row: Row, values: Sequence[Any]) -> s
     sides = weight_right(op.eqn, op.weight)
     (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
     if not isinstance(weight, native.NativeTensor) or not isinstance(weight, QTensor):
-        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+        return native.MOVED
     if 0 in x.aval.shape or 0 in op.eqn.outvars[0].aval.shape:
         return "nothing to compute"
     for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):

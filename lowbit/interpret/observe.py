@@ -4,12 +4,14 @@ One walk serves them all: `lowbit.observe` watches what the user asks for, `lowb
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rows import Observed
 from lowbit.core.spec import Operand
@@ -17,9 +19,10 @@ from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.plan.views import result_view, row_view
 
+from .codes import with_codes
 from .operations import Operation
 from .simulate import compute
-from .state import QState, get, has_no_values, layer_operand, quantizer_of
+from .state import CODES, QState, get, has_no_values, layer_operand, quantizer_of
 from .trace import Trace
 from .walk import Walk, plain
 
@@ -68,12 +71,25 @@ class Grids:
     arriving: Callable[[Site, Any, Any], Any] | None = None
 
     @classmethod
-    def of(cls, qstate: QState) -> "Grids":
-        """Returns the grids of a state: parameters by it, other operands by what the walk carries of it, by role."""
-        return cls(
-            lambda site, x: quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand),
-            lambda site, x, state, seen: quantizer_of(site).quantize(state[site.role], x, layer_operand(site)),
-        )
+    def of(cls, qstate: QState, codes: Mapping[str, Any] | None = None) -> "Grids":
+        """Returns the grids of a state: parameters by it, other operands by what the walk carries of it, by role.
+
+        Args:
+            qstate: the state.
+            codes: chosen for weights, checked; those of derived ones are read from what the walk carries
+                (`lowbit.interpret.state.carried_states`).
+        """
+        chosen = codes or {}
+
+        def leaf(site: Site, x: Any) -> QTensor:
+            q = quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand)
+            return with_codes(q, chosen.get(site.key))
+
+        def operand(site: Site, x: Any, state: Any, _: Any) -> QTensor:
+            q = quantizer_of(site).quantize(state[site.role], x, layer_operand(site))
+            return with_codes(q, state.get(CODES)) if site.is_weight else q
+
+        return cls(leaf, operand)
 
     def forced(self) -> "Grids":
         """Returns the same where operands that are data arrive as the float model has them: what the walk carries as ``float``."""
@@ -176,12 +192,13 @@ def observation(
     if grids is not None:
         for path, site in plan.leaf_sites().items():
             i = traced.paths.index(path)
-            on_grid[path] = leaves[i] = grids.leaf(site, leaves[i])
+            on_grid[path] = leaves[i] = automatic(functools.partial(grids.leaf, site), leaves[i], like=leaves[i])
     for path, roles in wanted.items():
         for site in rows[path].sites:
             if site.kind == "leaf" and site.role in roles:
                 given, used = values[site.key], plain(on_grid.get(site.key, values[site.key]))
-                after[path][site.role] = _of_leaf(site, roles[site.role], after[path][site.role], given, used)
+                update = functools.partial(_of_leaf, site, roles[site.role])
+                after[path][site.role] = automatic(update, after[path][site.role], given, used)
 
     def at(op: Operation, given: list[Any], state: Any) -> tuple[Any, Any]:
         row, roles = rows[op.path], wanted.get(op.path, {})

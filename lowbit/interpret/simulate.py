@@ -1,5 +1,6 @@
 """`simulate`: the model on the grid it will be served on, differentiable."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.keywords import merged, shares_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
@@ -17,11 +19,14 @@ from lowbit.plan.rows import Plan, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import is_integer_pair, result_dtype, simulated
+from .codes import checked_codes, with_codes
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
 from .operations import Operation
+from .ranks import fitted, with_axes
 from .sides import weight_right
 from .state import (
+    CODES,
     QState,
     carried_states,
     check_state,
@@ -33,13 +38,21 @@ from .state import (
     quantized_sites,
     quantizer_of,
     site_key,
+    with_spans_from,
 )
 from .switch import watched
 from .trace import Model, Trace, check_same_operations, trace
 from .walk import Walk, plain
 
 
-def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "raise") -> Callable[..., Any]:
+def simulate(
+    fn: Model,
+    plan: Plan,
+    *,
+    train: bool = False,
+    custom_vjp: str = "raise",
+    codes: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
     """Returns ``run(params, qstate, *args, **kwargs)``: ``fn`` with every planned operation on its grid.
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
@@ -55,26 +68,37 @@ def simulate(fn: Model, plan: Plan, *, train: bool = False, custom_vjp: str = "r
             state while training.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
             differentiate the body instead.
+        codes: what a solver chose in place of the nearest codes, as for `lowbit.pack`: ``run`` is then what
+            ``lowbit.execute`` of ``lowbit.pack(plan, params, qstate, codes)`` is. Gradients reach parameters straight through,
+            and scales as the chosen levels have them. Other codes of the same plan compile nothing.
 
     Returns:
         A function, jitted inside and cached by ``(fn, plan)`` and shapes: a second call compiles nothing.
 
     Raises:
-        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`).
-        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's.
+        TypeError: at the call, for a keyword that could be lowbit's and the model's (`lowbit.core.keywords`); for codes that are
+            not integers.
+        ValueError: at the call, if the traced operations differ from the plan, or ``qstate`` is another plan's; for codes that
+            `lowbit.pack` refuses, or codes beside ``train=True``.
     """
     if custom_vjp not in ("raise", "body"):
         raise ValueError(f"custom_vjp must be 'raise' or 'body', got {custom_vjp!r}")
     arguments.check(fn=fn, plan=plan, train=train)
-    return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
+    if codes is None:
+        return _simulator(fn, plan, train=train, custom_vjp=custom_vjp)
+    if train:
+        raise ValueError("codes= are fixed, and train=True rounds anew: leave one of the two out")
+    return functools.partial(
+        _simulator(fn, plan, train=False, custom_vjp=custom_vjp, has_codes=True), checked_codes(plan, codes)
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callable[..., Any]:
+def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str, has_codes: bool = False) -> Callable[..., Any]:
     @jax.jit
-    def compiled(params, qstate, args, kwargs, key, step):
+    def compiled(params, qstate, args, kwargs, key, step, codes):
         y, after = simulation(
-            fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp
+            fn, plan, params, qstate, args, kwargs, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes
         )
         return (y if train else watched(plan, y)), after
 
@@ -92,14 +116,23 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str) -> Callab
             arguments.check(key=key)
             given = checked(params, qstate, args, merged(keywords, kwargs))
             step = None if step is None else jnp.asarray(step, jnp.int32)
-            return compiled(params, qstate, args, given, key, step)
+            return compiled(params, qstate, args, given, key, step, {})
 
         return run_train
+
+    if has_codes:
+
+        @shares_keywords("lowbit.simulate", fn)
+        def run_chosen(codes, params, qstate, /, *args, kwargs=None, **keywords):
+            given = checked(params, qstate, args, merged(keywords, kwargs))
+            return compiled(params, qstate, args, given, None, None, codes)[0]
+
+        return run_chosen
 
     @shares_keywords("lowbit.simulate", fn)
     def run(params, qstate, /, *args, kwargs=None, **keywords):
         given = checked(params, qstate, args, merged(keywords, kwargs))
-        return compiled(params, qstate, args, given, None, None)[0]
+        return compiled(params, qstate, args, given, None, None, {})[0]
 
     return run
 
@@ -116,6 +149,7 @@ def simulation(
     key: Array | None = None,
     step: Array | None = None,
     custom_vjp: str = "raise",
+    codes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
@@ -123,7 +157,7 @@ def simulation(
     check_same_operations(traced.graph, plan)
     if not plan.quantized:
         return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
-    return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp)
+    return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes)
 
 
 def simulated_trace(
@@ -135,14 +169,20 @@ def simulated_trace(
     key: Array | None = None,
     step: Array | None = None,
     custom_vjp: str = "raise",
+    codes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Returns `simulation` of a call that is traced already, and has a quantized operation."""
+    """Returns `simulation` of a call that is traced already, and has a quantized operation; ``codes`` are checked."""
+    codes = codes or {}
     if plan.is_full_integer:
-        outs, changed, sites = integer_simulation(
-            plan, traced, qstate, train=train, key=key, step=step, updated=_updated
-        )
+        like = list(traced.jaxpr.out_avals), None, None
+
+        def run(leaves: list[Any], qstate: QState, codes: Any, key: Array | None, step: Array | None) -> Any:
+            now = dataclasses.replace(traced, leaves=leaves)
+            return integer_simulation(plan, now, qstate, train=train, key=key, step=step, updated=_updated, codes=codes)
+
+        outs, changed, sites = automatic(run, traced.leaves, qstate, codes, key, step, like=like)
         result = jax.tree.unflatten(traced.out_tree, outs)
-        return result, (_collected(plan, changed, sites) if train else qstate)
+        return result, (with_spans_from(_collected(plan, changed, sites), qstate) if train else qstate)
     forward = _forward(key, step, train=train)
     leaf_sites = plan.leaf_sites()
     leaves = list(traced.leaves)
@@ -152,10 +192,13 @@ def simulated_trace(
             site = leaf_sites[path]
             state = get(qstate, site.key, site.role)
             if train:
-                updates[path] = _updated(site, state, {"values": leaves[i]})
-            leaves[i] = forward(site, state, leaves[i], site.operand)
-    rows = {row.path: row for row in plan.rows}
-    sites = carried_states(plan, qstate)
+                updates[path] = automatic(
+                    functools.partial(_updated, site), state, {"values": leaves[i]}, like=leaves[i]
+                )
+            leaves[i] = with_codes(forward(site, state, leaves[i], site.operand), codes.get(path))
+    fit = fitted(plan, traced.graph)
+    rows = {row.path: row for row in fit.rows}
+    sites = with_axes(plan, fit, carried_states(plan, qstate, codes))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         after = dict(states or {})
@@ -169,7 +212,8 @@ def simulated_trace(
                 x, operand = plain(value), layer_operand(site)
                 if train:
                     after[site.role] = _updated(site, states[site.role], None, x)
-                operands.append(forward(site, states[site.role], x, operand))
+                q = forward(site, states[site.role], x, operand)
+                operands.append(with_codes(q, states.get(CODES)) if site.is_weight else q)
         return compute(op, *operands), after
 
     walk = Walk(
@@ -183,7 +227,7 @@ def simulated_trace(
     )
     outs, sites = walk.run(leaves, sites)
     result = jax.tree.unflatten(traced.out_tree, outs)
-    return result, (_collected(plan, updates, sites) if train else qstate)
+    return result, (_collected(plan, updates, with_axes(fit, plan, sites)) if train else qstate)
 
 
 def compute(op: Operation, left: Any, right: Any) -> Any:
@@ -201,9 +245,9 @@ def _forward(key: Array | None, step: Array | None, *, train: bool) -> Callable[
     def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
-            return _quantized(quantizer, operand, state, x)
+            return automatic(functools.partial(_quantized, quantizer, operand), state, x, like=x)
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
-        return _trained(quantizer, operand, state, x, now, step)
+        return automatic(functools.partial(_trained, quantizer, operand), state, x, now, step, like=x)
 
     return forward
 

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import rounded_product
 from lowbit.core.statistics import NotFinite
 from lowbit.interpret import observe as walk
+from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.execute import explain
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.packing import pack
@@ -34,6 +36,7 @@ from lowbit.plan.rows import Plan, Row
 from .besides import Captured
 from .fold import fold
 from .noise import Beyond, Noise
+from .resumed import Resumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +133,10 @@ def diagnose(
     qstate: QState,
     batches: Iterable[Any],
     *,
+    codes: Mapping[str, Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
+    cache: str | Path | None = None,
 ) -> Diagnosis:
     """Returns a row per quantized operation: what it loses alone, and with everything before it quantized.
 
@@ -144,8 +149,11 @@ def diagnose(
         params: float parameters.
         qstate: from `lowbit.init`, `lowbit.calibrate` or training.
         batches: argument tuples; all operands of one batch are in memory at a time.
+        codes: of weights, as a solver chose them (`lowbit.pack`), in place of the nearest.
         kwargs: keyword arguments of ``fn``.
         progress: called with the number of batches done.
+        cache: a folder where states are kept: every 8 batches, and when all are done. A pass that was killed goes on there,
+            one that is repeated costs its first batch; batches must then be the same ones in the same order. Outside `jax.jit`.
 
     Raises:
         ValueError: for a full-integer plan, a plan without a quantized operation, a state of another plan, no batch, or NaN.
@@ -158,18 +166,21 @@ def diagnose(
         check_keywords("lowbit.diagnose", None, ("kwargs",), {"kwargs": kwargs})
     if plan.is_full_integer or not plan.quantized:
         raise ValueError(
-            "plan must be an ordinary plan with a quantized operation: full-integer ones have no float operations"
+            "plan must be an ordinary plan with a quantized operation: operations of a full-integer one absorb what follows "
+            "them; bind the same rules without integer=True, and diagnose that"
         )
-    qparams = pack(plan, params, qstate)
+    chosen = checked_codes(plan, codes)
+    qparams = pack(plan, params, qstate, chosen)
     first: list[Any] = []
 
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not first:
             first.append((args, keywords))
-        made = _stepper(fn, plan)(params, qstate, qparams.sites, args, keywords)
+        made = _stepper(fn, plan)(params, qstate, qparams.sites, args, keywords, chosen)
         return made if states is None else jax.tree.map(_joined, states, made)
 
-    states = fold(step, fn, params, batches, kwargs, progress)
+    resumed = Resumed(cache, f"diagnose {plan.fingerprint}", (params, qstate, qparams))
+    states = fold(step, fn, params, batches, kwargs, progress, resumed=resumed)
     found = jax.device_get(states)
     if not any(np.any(found[row.path][OUTPUT]["not_finite"][1]) for row in plan.quantized):
         raise ValueError("batches hold no data: every batch was empty, or no quantized operation was computed")
@@ -201,7 +212,7 @@ def _joined(before: Array, now: Array) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
-    """Returns ``(params, qstate, served inputs, args, kwargs) -> {path: {role: {name: state}}}`` of one batch."""
+    """Returns ``(params, qstate, served inputs, args, kwargs, codes) -> {path: {role: {name: state}}}`` of one batch."""
     captured: dict[str, dict[str, Any]] = {}
     noisy: dict[str, dict[str, Any]] = {}
     clipped: dict[str, dict[str, Any]] = {}
@@ -219,7 +230,7 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
     watches = [Watch.of(each) for each in (captured, noisy, clipped)]
 
     @jax.jit
-    def step(params, qstate, served, args, kwargs):
+    def step(params, qstate, served, args, kwargs, codes):
         traced = trace(fn, params, args, dict(kwargs))
         check_same_operations(traced.graph, plan)
         starts = [walk.empty(watch, plan, traced) for watch in watches]
@@ -230,10 +241,10 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
         }
         for path, role, _ in watches[2].places:
             beside[path][role]["ends"] = _ends(plan[path], role, served[path][role])
-        carried = carried_states(plan, qstate)
+        carried = carried_states(plan, qstate, codes)
         for path, roles in beside.items():
             carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
-        grids = Grids.of(qstate)
+        grids = Grids.of(qstate, codes)
         forced = grids.forced()
         given = {"carried": carried, "beside": beside}
         accumulated = walk.observation(plan, traced, watches[1], starts[1], grids=grids, **given)

@@ -10,6 +10,8 @@ from lowbit.core.checks import is_traced
 from lowbit.interpret.observe import names
 from lowbit.packed import arguments
 
+from .resumed import Resumed
+
 Step = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """``(states or None, args, kwargs) -> states``"""
 
@@ -23,6 +25,7 @@ def fold(
     progress: Callable[[int], None] | None,
     *,
     ignored: str = "",
+    resumed: Resumed | None = None,
 ) -> Any:
     """Returns the states after all batches.
 
@@ -34,21 +37,29 @@ def fold(
         kwargs: keyword arguments, the same for all.
         progress: called with the number of batches done.
         ignored: a role whose states do not say whether they are finite.
+        resumed: what keeps the states; by default nothing does.
 
     Raises:
-        ValueError: if there is no batch, or NaN or infinity in one, by name and number.
+        ValueError: if there is no batch, or NaN or infinity in one, by name and number; or other batches than the states that
+            were kept are of.
         TypeError: if a batch is not a tuple of arguments.
     """
-    states = None
-    for count, given in enumerate(arguments.iterated(batches)):
-        batch = arguments.batch_of(given, count)
-        arguments.check_call(fn, params, batch, dict(kwargs or {}), f"batches[{count}]")
-        states = step(states, batch, dict(kwargs or {}))
-        check_batch(states, count, ignored)
+    states, count = None, 0
+    resumed = Resumed(None, "", ()) if resumed is None else resumed
+    for count, given in enumerate(arguments.iterated(batches), 1):
+        batch, keywords = arguments.batch_of(given, count - 1), dict(kwargs or {})
+        arguments.check_call(fn, params, batch, keywords, f"batches[{count - 1}]")
+        if count == 1 or not resumed.is_done(count - 1, batch):
+            is_first, states = states is None, step(states, batch, keywords)
+            check_batch(states, count - 1, ignored)
+            states = resumed.first((batch, keywords), states) if is_first else states
+            resumed.after(count, states)
         if progress is not None:
-            progress(count + 1)
+            progress(count)
     if states is None:
         raise ValueError("batches is empty: input ranges need at least one batch")
+    resumed.check_end(count)
+    resumed.keep(states)
     return states
 
 

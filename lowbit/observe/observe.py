@@ -4,6 +4,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ from lowbit.core.keywords import check_keywords
 from lowbit.core.paths import is_match, nearest
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret import observe as walk
+from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
+from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
@@ -21,6 +24,7 @@ from lowbit.plan.rows import Plan, Row
 
 from . import besides
 from .fold import fold, unseen
+from .resumed import Resumed
 
 Wanted = Mapping[str, Mapping[str, Sequence[Statistic]]]
 """``{glob over operations: {role: statistics}}``"""
@@ -34,9 +38,11 @@ def observe(
     wanted: Wanted,
     *,
     qstate: QState | None = None,
+    codes: Mapping[str, Any] | None = None,
     loss: Callable[[Any], Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
+    cache: str | Path | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns the statistics that are wanted of operands and results of operations: ``{path: {role: {name: value}}}``.
 
@@ -53,10 +59,13 @@ def observe(
         qstate: from `lowbit.init` or `lowbit.calibrate`: the model is then computed as `lowbit.simulate` does. Statistics
             of the product (`lowbit.core.statistics.Statistic.is_of_product`), such as `lowbit.core.moments.Gram`, see an
             operand on its own grid, the others as what precedes leaves it. None: the model in float.
+        codes: of weights, as a solver chose them (`lowbit.pack`), in place of the nearest; beside ``qstate``.
         loss: from the result of ``fn`` to a scalar, for statistics beside gradients; None: ``fn`` returns one. Gradients are
             those of the float model.
         kwargs: keyword arguments of ``fn``, the same for every batch.
         progress: called with the number of batches done.
+        cache: a folder where states are kept: every 8 batches, and when all are done. A pass that was killed goes on there,
+            one that is repeated costs its first batch; batches must then be the same ones in the same order. Outside `jax.jit`.
 
     Returns:
         Finished values by operation path, role and the statistic's name. Of an operation in a scan over layers they have
@@ -85,7 +94,13 @@ def observe(
     if qstate is not None:
         check_state(plan, qstate)
         if plan.is_full_integer:
-            raise ValueError("qstate= is not for full-integer plans: observe them in float, or an ordinary plan")
+            raise ValueError(
+                "qstate= is not for full-integer plans, whose operations absorb what follows them: leave qstate= out to "
+                "observe in float, or bind the same rules without integer=True and observe that"
+            )
+    if codes is not None and qstate is None:
+        raise ValueError("codes are of a quantized model: give its qstate= too")
+    chosen = checked_codes(plan, codes)
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a function of the result of fn, got {loss!r:.40} ({type(loss).__name__})")
     watch: Watch | None = None
@@ -98,11 +113,13 @@ def observe(
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
         run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
-        states, turns = run(params, qstate, states, args, keywords)
+        states, turns = run(params, qstate, states, args, keywords, chosen)
         besides.check_turns(turns)
         return states
 
-    states = fold(step, fn, params, batches, kwargs, progress)
+    content = params, {} if qstate is None else qstate, chosen
+    resumed = Resumed(cache, f"observe {plan.fingerprint} {wanted}", content)
+    states = fold(step, fn, params, batches, kwargs, progress, resumed=resumed)
     assert watch is not None
     lost = unseen(states)
     if len(lost) == len(watch.places):
@@ -118,14 +135,15 @@ def observe(
 @functools.lru_cache(maxsize=64)
 def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bool) -> Callable[..., Any]:
     @jax.jit
-    def step(params, qstate, states, args, kwargs):
+    def step(params, qstate, states, args, kwargs, codes):
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
         check_same_operations(traced.graph, plan)
         beside, turns = besides.values(fn, plan, traced, watch, loss, params, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
-        given = {"carried": carried_states(plan, qstate), "beside": beside}
-        after = walk.observation(plan, traced, watch, states, grids=Grids.of(qstate), **given)
+        fit = fitted(plan, traced.graph)
+        given = {"carried": with_axes(plan, fit, carried_states(plan, qstate, codes)), "beside": beside}
+        after = walk.observation(fit, traced, watch, states, grids=Grids.of(qstate, codes), **given)
         return after, turns
 
     return step

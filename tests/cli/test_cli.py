@@ -8,7 +8,6 @@ import pytest
 
 from experiments.configs import demo
 from lowbit import cli
-from tests.experiments import tiny
 
 DEMO = "experiments/configs/demo.py"
 
@@ -109,13 +108,14 @@ def test_rules_that_match_nothing_are_one_line(capsys, tmp_path):
         from experiments.config import Method
         from tests.experiments import tiny
         from tests.experiments.tiny import run as run
-        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),), fit=None)
+        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),))
         """)
     )
     assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "hed/*" in err
+    assert not list((tmp_path / "out").rglob("train.safetensors"))  # said before anything is trained
 
 
 def test_changes_are_typed():
@@ -130,17 +130,17 @@ def test_changes_are_typed():
 
 
 def test_run_and_show(capsys, tmp_path):
-    words = [
-        "run",
-        tiny.__file__,
-        "--out",
-        str(tmp_path),
-        "--set",
-        "methods.lsq_w4a4.fit.epochs=1",
-        "--set",
-        "fit.epochs=1",
-    ]
-    assert cli.main(words) == 0
+    path = tmp_path / "job.py"
+    path.write_text(
+        textwrap.dedent("""
+        import dataclasses
+        from tests.experiments import tiny
+        from tests.experiments.tiny import run as run
+        config = dataclasses.replace(tiny.config, methods=tiny.config.methods[1:])
+        """)
+    )
+    changes = ["--set", "methods.lsq_w4a4.fit.epochs=1", "--set", "fit.epochs=1", "--set", "latency_rounds=0"]
+    assert cli.main(["run", str(path), "--out", str(tmp_path), *changes]) == 0
     assert "lsq_w4a4" in capsys.readouterr().out
     assert cli.main(["show", str(tmp_path / "seed-0/lsq_w4a4/packed.safetensors")]) == 0
     out = capsys.readouterr().out

@@ -55,15 +55,8 @@ def test_writes_the_run_folder(first):
     assert "<svg" in (first / "accuracy.svg").read_text()
 
 
-def test_twice_gives_the_same_bits(first, tmp_path):
-    second = tiny.run(tiny.config, tmp_path)
-    assert numbers(second) == numbers(first)
-    for name in ("float", "w8a8", "lsq_w4a4"):
-        path = f"seed-0/{name}/packed.safetensors"
-        assert (second / path).read_bytes() == (first / path).read_bytes()
-
-
-def test_goes_on_after_a_kill(first, tmp_path, monkeypatch):
+def test_again_it_gives_the_same_bits_a_kill_between(first, tmp_path, monkeypatch):
+    """Two pieces are done anew from start to end, the third goes on in the middle of its training."""
     steps = []
     made = train.stepper
 
@@ -87,6 +80,9 @@ def test_goes_on_after_a_kill(first, tmp_path, monkeypatch):
     assert numbers(tmp_path) == numbers(first)
     ours, theirs = (load_file(f / "seed-0/lsq_w4a4/train.safetensors") for f in (tmp_path, first))
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("float", "w8a8", "lsq_w4a4"):
+        path = f"seed-0/{name}/packed.safetensors"
+        assert (tmp_path / path).read_bytes() == (first / path).read_bytes()
 
 
 @pytest.mark.slow

@@ -75,3 +75,75 @@ def test_codes_that_do_not_belong_are_refused():
     ):
         with pytest.raises(error, match=says):
             lb.pack(plan, PARAMS, qstate, codes=wrong)
+
+
+def shared_and_derived(params, x):
+    x = jax.nn.relu(x @ params["a"])
+    x = jax.nn.relu(x @ (params["b"] * params["gain"]))
+    return x @ params["a"] + params["bias"]
+
+
+def layers(params, x):
+    def layer(x, p):
+        return jax.nn.relu(x @ (p["w"] * p["gain"])) + x, None
+
+    return jax.lax.scan(layer, x, {"w": params["w"], "gain": params["gain"]})[0] @ params["head"]
+
+
+SQUARE = {"a": normal(8, 8, 8), "b": normal(9, 8, 8), "gain": jnp.abs(normal(10, 8)), "bias": normal(11, 8)}
+STACKED = {"w": normal(12, 3, 8, 8), "gain": jnp.abs(normal(13, 3, 8)), "head": normal(14, 8, 5)}
+
+
+@pytest.mark.parametrize(
+    ("fn", "params", "rule", "integer"),
+    [
+        (shared_and_derived, SQUARE, "w4,a8", False),
+        (shared_and_derived, SQUARE, "w4,a8", True),
+        (layers, STACKED, "w4/g4,a8", False),
+    ],
+    ids=["ordinary", "full-integer", "scan"],
+)
+def test_simulate_of_codes_is_execute_of_them(fn, params, rule, integer):
+    x = normal(15, 6, 8)
+    plan = lb.bind(fn, {"**": rule}, params, x, integer=integer)
+    qstate = lb.init(fn, plan, params, x)
+    codes = shifted(plan, params, qstate)
+    assert set(codes) == {row.weight.key for row in plan}
+    served = lb.execute(fn, plan, implementation="reference")(lb.pack(plan, params, qstate, codes), x)
+    simulated = lb.simulate(fn, plan, codes=codes)(params, qstate, x)
+    np.testing.assert_array_equal(np.asarray(simulated), np.asarray(served))
+    assert np.abs(np.asarray(simulated - lb.simulate(fn, plan)(params, qstate, x))).max() > 1e-3
+
+
+def test_gradients_of_codes_pass_straight_through_and_other_codes_compile_nothing():
+    traces = 0
+
+    def counted(params, x):
+        nonlocal traces
+        traces += 1
+        return x @ params["a"]
+
+    params = {"a": PARAMS["a"]}
+    plan = lb.bind(counted, {"**": lb.lsq("w4")}, params, X)
+    qstate = lb.init(counted, plan, params, X)
+    codes = shifted(plan, params, qstate)
+
+    def total(params, learn, codes):
+        return jnp.sum(lb.simulate(counted, plan, codes=codes)(params, {**qstate, "learn": learn}, X))
+
+    slopes = jax.grad(total, (0, 1))(params, qstate["learn"], codes)
+    sums = np.asarray(X, np.float64).sum(0)
+    place = np.asarray(params["a"] / qstate["learn"]["a"]["weight"]["step"])
+    inside = (place > -8) & (place < 7)
+    np.testing.assert_allclose(np.asarray(slopes[0]["a"])[inside], np.outer(sums, np.ones(8))[inside], rtol=1e-5)
+    step = np.asarray(slopes[1]["a"]["weight"]["step"], np.float64).reshape(-1)
+    exact = sums @ (np.asarray(codes["a"]) - place * inside)
+    np.testing.assert_allclose(step, exact / np.sqrt(16 * 7), rtol=1e-3, atol=1e-3)  # LSQ's gradient scale
+    total(params, qstate["learn"], codes)
+    before = traces
+    total(params, qstate["learn"], {"a": jnp.maximum(codes["a"] - 1, -8)})
+    assert traces == before
+    with pytest.raises(ValueError, match="train=True rounds anew"):
+        lb.simulate(counted, plan, train=True, codes=codes)
+    with pytest.raises(ValueError, match=r"codes\['c'\]"):
+        lb.simulate(counted, plan, codes={"c": codes["a"]})

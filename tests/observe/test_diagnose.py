@@ -3,11 +3,14 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lowbit as lb
+from lowbit.core.spec import Tensor
+from lowbit.core.statistics import MinMax
 from tests.values import heavy_tailed, normal
 
 
@@ -71,3 +74,40 @@ def test_a_layer_on_one_level_is_a_warning():
         found = lb.diagnose(two_layers, plan, params, qstate, DATA)
     assert math.isnan(found["b"].weight)
     assert json.loads(found.json())[1]["weight"] is None
+
+
+def test_codes_of_a_solver_are_what_is_diagnosed_and_observed():
+    plan = lb.bind(two_layers, {"**": "w4,a6"}, PARAMS, *DATA[0])
+    qstate = lb.calibrate(two_layers, plan, PARAMS, CALIBRATION)
+    nearest = lb.pack(plan, PARAMS, qstate).weights()
+    codes = {key: jnp.maximum(q.unpacked_codes(), 0) for key, q in nearest.items()}
+    found = lb.diagnose(two_layers, plan, PARAMS, qstate, DATA, codes=codes)
+    for key, w in PARAMS.items():
+        q = np.asarray(codes[key], np.float64) * np.asarray(nearest[key].scale_values, np.float64)
+        assert found[key].weight == pytest.approx(decibels(np.asarray(w, np.float64), q), rel=1e-4)
+        assert found[key].levels == len(np.unique(codes[key]))
+    packed = lb.pack(plan, PARAMS, qstate, codes)
+    arriving = [np.asarray(lb.execute(two_layers, plan)(packed, x)) for (x,) in DATA]
+    seen = lb.observe(
+        two_layers, plan, PARAMS, DATA, {"b": {"output": (MinMax(Tensor()),)}}, qstate=qstate, codes=codes
+    )
+    low, high = (np.asarray(x).item() for x in jax.tree.leaves(seen["b"]["output"]["minmax"]))
+    assert (low, high) == (min(y.min() for y in arriving), max(y.max() for y in arriving))
+    with pytest.raises(ValueError, match="give its qstate="):
+        lb.observe(two_layers, plan, PARAMS, DATA, {"b": {"output": (MinMax(Tensor()),)}}, codes=codes)
+
+
+def test_full_integer_plans_are_refused_with_the_way_out():
+    plan = lb.bind(two_layers, {"**": "w4,a8"}, PARAMS, *DATA[0], integer=True)
+    qstate = lb.init(two_layers, plan, PARAMS, *DATA[0])
+    wanted = {"b": {"input": (MinMax(Tensor()),)}}
+    found = lb.observe(two_layers, plan, PARAMS, DATA, wanted)["b"]["input"]["minmax"]
+    exact = np.tanh(np.concatenate([np.asarray(x, np.float64) for (x,) in DATA]) @ np.asarray(PARAMS["a"], np.float64))
+    for got, want in zip(jax.tree.leaves(found), (exact.min(), exact.max()), strict=True):
+        assert np.asarray(got).item() == pytest.approx(want, abs=1e-6)
+    for call in (
+        lambda: lb.observe(two_layers, plan, PARAMS, DATA, wanted, qstate=qstate),
+        lambda: lb.diagnose(two_layers, plan, PARAMS, qstate, DATA),
+    ):
+        with pytest.raises(ValueError, match="bind the same rules without integer=True"):
+            call()

@@ -171,3 +171,18 @@ def test_memory_does_not_grow_and_nothing_compiles_twice():
     traces = 0
     lb.observe(counted, plan, PARAMS, batches, {"**": {"input": (Gram(),)}})
     assert traces <= 2  # for shapes, and once compiled
+
+
+def test_batches_split_over_eight_devices_say_the_same():
+    """Exact statistics to the last bit; a second moment within float32's bound of the float64 one."""
+    plan = lb.bind(two_layers, {}, PARAMS, *DATA[0])
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = heavy_tailed(9, 16, 6)
+    split = jax.device_put(x, jax.NamedSharding(mesh, PartitionSpec("batch")))
+    wanted = {"a": {"input": (MinMax(Tensor()), Histogram(), Gram())}}
+    whole, parts = (lb.observe(two_layers, plan, PARAMS, [(each,)], wanted)["a"]["input"] for each in (x, split))
+    assert len(split.sharding.device_set) == 8
+    for name in ("minmax", "histogram"):
+        jax.tree.map(np.testing.assert_array_equal, whole[name], parts[name])
+    wide = np.asarray(x, np.float64)
+    close(parts["gram"][0], wide.T @ wide / 16, np.abs(wide).T @ np.abs(wide) / 16, 16)

@@ -49,9 +49,10 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         if node.kind == "index":
             return indices(node, values, env, known.value), states
         outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
-        if node.kind in spans.JOINS:
-            roles = states[node.path]
-            states = {**states, node.path: {**roles, spans.ROLE: spans.updated(roles[spans.ROLE], values)}}
+        if spans.ROLE in states.get(node.path, {}):
+            joined = values if node.kind in spans.JOINS else []
+            operands = [x for v, x in zip(node.ins, joined, strict=False) if v in program.grids]
+            states = measured(node, [*operands, *(known.value(bound) for _, bound in node.clips)], states)
         if node.kind in ("move", "concatenate", "select"):
             return outs, states
         path = program.grids[node.out]
@@ -60,9 +61,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         folded = {s.name: s.update(states[path]["output"][s.name], outs[0], operand) for s in statistics_of(site)}
         return outs, {**states, path: {**states[path], "output": folded}}
 
+    def measured(node: Node, values: list[Any], states: Any) -> Any:
+        roles = states[node.path]
+        return {**states, node.path: {**roles, spans.ROLE: spans.updated(roles[spans.ROLE], values)}}
+
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     _warm(program, known)
-    found = {**statistics, **evaluate(program.nodes, env, at, walked)}
+    found = {**statistics, **evaluate(program.nodes, env, at, walked, measured)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
             before, x = found[node.path]["weight"], known.value(var)
@@ -95,6 +100,7 @@ def simulation(
     key: Array | None,
     step: Array | None,
     updated: Callable[..., Any],
+    codes: Mapping[str, Any],
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Returns flat results, the new states of weight leaves and those of grids and derived weights.
 
@@ -109,6 +115,7 @@ def simulation(
         key: for them.
         step: for them.
         updated: ``(site, state, statistics or None, value) -> state`` after a training batch.
+        codes: chosen for weights, by key.
     """
     program, sites = program_for(plan, traced), plan.grids()
     states = {path: get(qstate, path, "output") for path in sites}
@@ -116,7 +123,8 @@ def simulation(
     def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
-            return quantizer.quantize(state, x, operand)
+            q = quantizer.quantize(state, x, operand)
+            return with_codes(q, codes.get(site.key)) if site.is_weight else q
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
         return quantizer.train(state, x, operand, key=now, step=step)
 
