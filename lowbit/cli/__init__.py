@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lowbit.core.aligned import shown
+
 from . import allocate as _allocate
 from . import check as _check
 from . import commands as _commands
@@ -256,7 +258,7 @@ def _fail(error: BaseException) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody listens: the status says it
-        print(f"lowbit: {text}", file=sys.stderr)
+        print(f"lowbit: {shown(text)}", file=sys.stderr)
 
 
 def _silence() -> None:
