@@ -5,6 +5,7 @@ stopped run goes on. Every number is of `lowbit.execute` on packed parameters, o
 """
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,7 @@ import lowbit as lb
 from lowbit.core import atomic
 from lowbit.recipes.lookup import named
 from lowbit.run import Model
-from lowbit.run.folder import TIMES, RunFolder, write_json
-from lowbit.run.identity import fingerprint
+from lowbit.run.folder import TIMES, RunFolder, plain, write_json
 from lowbit.run.screen import console
 
 FLOAT = "float"
@@ -112,7 +112,7 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
         for plan, recipe in _pieces(network):
             name = f"{network.name}/{plan.name}/{recipe}".replace(" ", "_")
             how = recipe if recipe == FLOAT else str(named(recipe))
-            key = fingerprint({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
+            key = _key({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
             result = folder.finished(name, key)
             if result is None and (not config.only or network.name in config.only):
                 subject = network.subject() if subject is None else subject
@@ -127,6 +127,11 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     found = {"config": config.name, "command": f"lowbit run experiments/configs/{config.name}.py", "networks": networks}
     write_json(folder.path / "summary.json", found | made)
     return folder.path
+
+
+def _key(what: dict[str, Any]) -> str:
+    """What a piece is known by: what is asked, as text; its hours are kept over other versions of the code."""
+    return hashlib.sha256(json.dumps([plain(what)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pieces(network: Network) -> list[tuple[Plan, str]]:

@@ -176,7 +176,8 @@ class RunFolder:
         stored = read_json(self.path / name / RESULT)
         if not isinstance(stored, dict) or stored.get("key") != key or "result" not in stored:
             return None
-        if stored.get("seal") != _seal(stored) or not self._is_whole(name, stored.get("files", {})):
+        is_sealed = "seal" in stored  # results of earlier versions are not; few keys are as they were then
+        if (is_sealed and stored["seal"] != _seal(stored)) or not self._is_whole(name, stored.get("files", {})):
             self._note(self.damaged, name)
             return None
         if stored.get("commit") != self.environment.get("commit") and not self.accept_stale:
