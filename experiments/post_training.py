@@ -6,6 +6,7 @@ stopped run goes on. Every number is of `lowbit.execute` on packed parameters, o
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +17,11 @@ import jax
 import numpy as np
 
 import lowbit as lb
-from experiments.config import fingerprint
-from experiments.models.model import Model
-from experiments.progress import console
-from experiments.run_folder import TIMES, RunFolder, write_json
 from lowbit.core import atomic
 from lowbit.recipes.lookup import named
+from lowbit.run import Model
+from lowbit.run.folder import TIMES, RunFolder, plain, write_json
+from lowbit.run.screen import console
 
 FLOAT = "float"
 
@@ -106,7 +106,7 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     Raises:
         DataError: if a network or its data is not installed.
     """
-    folder = RunFolder(out, config, fresh=fresh)
+    folder = RunFolder(out, config, fresh=fresh, accept_stale=True)  # hours of them: known by rules and recipe alone
     with _compiled_kept(folder.path / "compiled"):
         return _run(config, folder)
 
@@ -120,7 +120,7 @@ def _run(config: PostTraining, folder: RunFolder) -> Path:
         for plan, recipe in _pieces(network):
             name = f"{network.name}/{plan.name}/{recipe}".replace(" ", "_")
             how = recipe if recipe == FLOAT else str(named(recipe))
-            key = fingerprint({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
+            key = _key({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
             result = folder.finished(name, key)
             if result is None and (not config.only or network.name in config.only):
                 subject = network.subject() if subject is None else subject
@@ -153,6 +153,11 @@ def _compiled_kept(path: Path) -> Iterator[None]:
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def _key(what: dict[str, Any]) -> str:
+    """What a piece is known by: what is asked, as text; its hours are kept over other versions of the code."""
+    return hashlib.sha256(json.dumps([plain(what)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pieces(network: Network) -> list[tuple[Plan, str]]:

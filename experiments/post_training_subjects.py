@@ -8,9 +8,9 @@ import numpy as np
 import lowbit as lb
 from experiments.data import brown, lfw_faces, photographs, tiny_inputs
 from experiments.models import blazeface, minilm, mlperf_tiny, mobilenet_v2
-from experiments.models.model import Model
 from experiments.post_training import Subject, interval
 from lowbit.rewrites.batch_norm import fold
+from lowbit.run import Model
 
 
 def _batched(x: np.ndarray, size: int) -> list[tuple[np.ndarray]]:
@@ -35,7 +35,7 @@ def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
     data = photographs.load()
     labels, photo = data.test.labels, photographs.photograph_of("scored")
     others = photographs.agreement()[:: 500 // agreement][:agreement]
-    model = _folded(mobilenet_v2.load(), data.test.images[:1])
+    model = _folded(mobilenet_v2.load(), data.test.inputs[:1])
 
     def score(outputs: np.ndarray, before: np.ndarray) -> dict[str, float]:
         right = mobilenet_v2.top_1(outputs[:200]) == labels
@@ -49,8 +49,8 @@ def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
             "logits dB": _decibels(rest, base),
         }
 
-    inputs = _batched(np.concatenate([data.test.images, others]), 50)
-    return Subject(model, _batched(data.train.images[:calibration], 8), inputs, score)
+    inputs = _batched(np.concatenate([data.test.inputs, others]), 50)
+    return Subject(model, _batched(data.train.inputs[:calibration], 8), inputs, score)
 
 
 def faces(calibration: int = 64) -> Subject:
@@ -63,7 +63,7 @@ def faces(calibration: int = 64) -> Subject:
         low, high = interval(right, np.arange(len(right)))
         return {"right %": float(np.mean(right)), "low": low, "high": high, "outputs dB": _decibels(outputs, before)}
 
-    return Subject(blazeface.load(), _batched(others, 32), _batched(data.test.images, 50), score)
+    return Subject(blazeface.load(), _batched(others, 32), _batched(data.test.inputs, 50), score)
 
 
 def tiny(name: str, calibration: int = 128, scored: int = 2000) -> Subject:

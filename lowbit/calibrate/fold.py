@@ -11,11 +11,13 @@ from jaxtyping import Array
 
 from lowbit.core.checks import not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
 from lowbit.interpret.integer.interpretations import observation as integer_observation
 from lowbit.interpret.observe import Grids, Watch, observation
+from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import (
     QState,
     empty_statistics,
@@ -120,15 +122,16 @@ def calibrate(
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
     made = initializer(plan)(params, statistics, key)
-    spans.check(plan, statistics, made)
+    made = spans.kept(plan, statistics, made) if plan.is_full_integer else made
+    spans.check(plan, made)
     return made
 
 
 def _start(plan: Plan) -> dict[str, Any]:
     statistics = empty_statistics(plan)
     for step in plan.steps:
-        if step.kind in spans.JOINS:
-            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(step)
+        if spans.is_looked_at(step):
+            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(plan, step)
     return statistics
 
 
@@ -145,8 +148,13 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
         check_same_operations(traced.graph, plan)
         if plan.is_full_integer:
-            return integer_observation(plan, traced, statistics)
-        return observation(plan, traced, watch, statistics, grids=_so_far(qstate) if sequential else None)
+
+            def look(leaves, seen):
+                return integer_observation(plan, dataclasses.replace(traced, leaves=leaves), seen)
+
+            return automatic(look, traced.leaves, statistics)
+        fit, grids = fitted(plan, traced.graph), _so_far(qstate) if sequential else None
+        return with_axes(fit, plan, observation(fit, traced, watch, with_axes(plan, fit, statistics), grids=grids))
 
     return step
 

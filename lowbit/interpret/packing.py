@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.packed import arguments
 from lowbit.packed.belongs import checked
@@ -18,6 +19,7 @@ from lowbit.plan.rows import Plan, Row, Site, Step
 
 from .codes import checked_codes, with_codes
 from .derive import derivation, has_derived
+from .integer import spans
 from .integer.interpretations import freezer
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 from .trace import Model, check_same_operations, trace
@@ -49,7 +51,8 @@ def pack(
     Raises:
         TypeError: for other types, or parameters that are packed already.
         ValueError: if ``codes`` are not those of a grid (no such weight, another shape, no code of the format), the state is
-            another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
+            another plan's, a weight or a state holds NaN or infinity, a trained grid leaves a tensor that shares it hardly a
+            level, or a scale is smaller than
             2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
     """
     arguments.check(plan=plan, params=params, kwargs=kwargs)
@@ -65,6 +68,7 @@ def pack(
             f"the state of {key!r} holds NaN or infinity: training diverged; go back to a state that is finite"
         )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
+    spans.check(plan, qstate)
     made = _packer(plan)(weights, states, chosen)
     sites = plan.leaf_sites()
 
@@ -131,8 +135,11 @@ def _as_served(plan: Plan, params: Any, qstate: QState, codes: Mapping[str, Any]
         site = sites.get(path)
         if site is None:
             return x
-        q = quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand)
-        return with_codes(q, codes.get(path)).dequantize()
+
+        def served(state: QState, x: Any, codes: Any) -> Any:
+            return with_codes(quantizer_of(site).quantize(state, x, site.operand), codes).dequantize()
+
+        return automatic(served, get(qstate, site.key, site.role), x, codes.get(path), like=x)
 
     paths, leaves, tree = flatten(params)
     return jax.tree.unflatten(tree, [value(path, x) for path, x in zip(paths, leaves, strict=True)])
@@ -164,9 +171,13 @@ def _weight(row: Row | Step, site: Site, state: QState, x: Any, codes: Any) -> A
 
     for _ in stack:
         encode = jax.vmap(encode)
-    encoded = encode(state, x)
-    encoded = encoded if codes is None else dataclasses.replace(encoded, codes=codes)
-    return pack_tensor(encoded, site.operand.contract, site.operand.stack)
+
+    def packed(state: QState, x: Any, codes: Any) -> Any:
+        encoded = encode(state, x)
+        encoded = encoded if codes is None else dataclasses.replace(encoded, codes=codes)
+        return pack_tensor(encoded, site.operand.contract, site.operand.stack)
+
+    return automatic(packed, state, x, codes, like=x)
 
 
 def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret import observe as walk
 from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
+from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
@@ -146,8 +147,9 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
-        given = {"carried": carried_states(plan, qstate, codes), "beside": beside}
-        after = walk.observation(plan, traced, watch, states, grids=Grids.of(qstate, codes), **given)
+        fit = fitted(plan, traced.graph)
+        given = {"carried": with_axes(plan, fit, carried_states(plan, qstate, codes)), "beside": beside}
+        after = walk.observation(fit, traced, watch, states, grids=Grids.of(qstate, codes), **given)
         return after, turns
 
     return step

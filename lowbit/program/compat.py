@@ -1,5 +1,6 @@
 """The one file that knows how primitives' parameters differ between jax versions (0.10 to 0.12)."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -10,8 +11,9 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend import core as jex
+from jax.sharding import AxisType
 
-from . import primitives
+from . import primitives, ragged
 
 INLINED = ("jit", "remat")
 """Calls (`kind`) that are their body: what is only moved in there is only moved. Others compute what they return."""
@@ -40,6 +42,8 @@ _KINDS = (
 def kind(eqn: Any) -> str | None:
     """Returns what sort of call an equation is (``jit scan while cond remat custom_jvp custom_vjp shard_map``), or None."""
     name = eqn.primitive.name
+    if name in primitives.RAGGED:
+        return "jit" if ragged.is_read(eqn) else None
     if name not in primitives.READ_INTO:
         return None
     return next((word for word, names in _KINDS if name in names), name)
@@ -52,6 +56,8 @@ def bodies(eqn: Any) -> tuple[Body, ...]:
         return _body(params["cond_jaxpr"]), _body(params["body_jaxpr"])
     if what == "cond":
         return tuple(_body(branch) for branch in params["branches"])
+    if eqn.primitive.name in primitives.RAGGED:
+        return (_body(ragged.body(eqn)),)
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in params:
             return (_body(params[name]),)
@@ -72,14 +78,14 @@ def operands(eqn: Any, index: int) -> list[int]:
 
 def is_unseen(eqn: Any) -> bool:
     """Returns whether an equation may hide a matrix multiplication that cannot be read."""
-    if eqn.primitive.name in primitives.HIDDEN:
-        return True
     if kind(eqn) is not None:
         return False
+    if eqn.primitive.name in primitives.HIDDEN | primitives.RAGGED:
+        return True
     return any(_has_matmul(value) for value in eqn.params.values())
 
 
-_MAY_MULTIPLY = primitives.PRODUCTS | primitives.HIDDEN
+_MAY_MULTIPLY = primitives.PRODUCTS | primitives.HIDDEN | primitives.RAGGED
 
 
 def _has_matmul(value: Any) -> bool:
@@ -92,10 +98,26 @@ def _has_matmul(value: Any) -> bool:
 
 
 def rebind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
-    """Returns the results of an equation on other values, its custom derivative rules and parameters kept."""
-    with eqn.ctx.manager:
+    """Returns the results of an equation on other values, its custom derivative rules and parameters kept.
+
+    Inside `lowbit.core.meshes.automatic` an equation of an explicit mesh runs on the automatic one: it names no sharding.
+    """
+    mesh, traced_on = jax.sharding.get_abstract_mesh(), getattr(eqn.ctx, "cur_abstract_mesh", None)
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(eqn.ctx.manager)
+        if not mesh.empty and AxisType.Explicit not in mesh.axis_types and AxisType.Explicit in _axis_types(traced_on):
+            inside.enter_context(jax.sharding.use_abstract_mesh(mesh))
+            changes = {**{name: None for name in _SHARDINGS if eqn.params.get(name) is not None}, **changes}
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params({**eqn.params, **changes}))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _axis_types(mesh: Any) -> Sequence[AxisType]:
+    return () if mesh is None else mesh.axis_types
+
+
+_SHARDINGS = ("out_sharding", "sharding")
+"""Parameters that say how a result is spread."""
 
 
 def is_literal(var: Any) -> bool:

@@ -64,7 +64,7 @@ class Work:
                     inputs = moments.get(key)
                     if inputs is not None and key in floats:
                         inputs = dataclasses.replace(inputs, float_mean=floats[key])
-                    found[key] = self._one(row, site, leaves[key], inputs, qstate)
+                    found[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate)
                     _check(key, found[key], self.recipe, notes)
                 done += 1
                 self.say("weights", done, len(sites))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.models.model import Model
 from experiments.post_training import Network, Plan, PostTraining, Subject, interval, run
 from experiments.post_training_table import markdown
+from lowbit.run import Model
 
 
 def subject() -> Subject:

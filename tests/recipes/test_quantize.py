@@ -280,7 +280,7 @@ def test_a_look_up_takes_the_nearest_levels_and_says_so():
     i = jnp.asarray(rng.integers(0, 40, size=(64,)))
     _, _, report = lb.quantize(fn, params, {"**": "w4"}, batches=[(i,)], recipe="search")
     assert "look-up" in report.lines[0].notes[0]
-    product = lb.quantize(lambda p, x: (x @ p["head"]) @ (x @ p["head"]).T, params, {"head": "w4", "dot_*": "keep"},
+    product = lb.quantize(lambda p, x: (x @ p["head"]) @ (x @ p["head"]).T, params, {"head": "w4", "**": "keep"},
                           batches=[(jnp.ones((2, 8)),)], recipe="rtn")[2].lines[-1]  # fmt: skip
     assert cells(product)[1] == "-"  # a product of two activations has no weight, in float or otherwise
     assert report.lines[0].ratio < 1.0  # searched scales, every entry alike
