@@ -40,6 +40,8 @@ def harden(plan: Plan, qstate: QState) -> tuple[Plan, QState]:
     """
     arguments.check(plan=plan, qstate=qstate)
     check_state(plan, qstate)
+    if all(quantizer_of(site).is_hard for _, site in quantized_sites(plan)):
+        return plan, qstate
     made: dict[tuple[str, str], tuple[Quantizer, QState]] = {}
     for _, site in quantized_sites(plan):
         quantizer, state = quantizer_of(site), get(qstate, site.key, site.role)

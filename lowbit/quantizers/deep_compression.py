@@ -131,7 +131,7 @@ def _means(values: Float[Array, " values"], count: int) -> Float[Array, " levels
         zero = jnp.argmin(jnp.abs(whole))
         moved = jnp.where(size > 0, total / jnp.maximum(size, 1.0), whole)
         rest = jnp.arange(count - 1)
-        return moved[rest + (rest >= zero)], None  # zero stays where it is
+        return moved[jnp.where(rest < zero, rest, rest + 1)], None  # zero stays where it is
 
     return lax.scan(sweep, start, length=SWEEPS)[0]
 

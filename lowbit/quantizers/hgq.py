@@ -56,8 +56,8 @@ class HGQ(Quantizer):
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         x = stats["values"].astype(jnp.float32)
         reach = block_ops.reduce_blocks(x, self.spec.granularity.blocks(operand), largest_magnitude)
-        least = np.float32(smallest_scale(self.spec) * 2.0**MOST)
-        top = ceil_power_of_two(at_most(at_least(reach, least), np.float32(2.0**126)))
+        least = smallest_scale(self.spec) * 2.0**MOST
+        top = ceil_power_of_two(at_most(at_least(reach, least), 2.0**126))
         whole = jnp.where(jnp.isnan(reach), reach, exponent(top).astype(jnp.float32))
         fraction = np.float32(self.start - 1) - whole
         if self.is_fixed:
