@@ -84,7 +84,7 @@ def widths(plan: Plan, qstate: QState) -> dict[str, Float[Array, ""]]:
         >>> import jax, jax.numpy as jnp, lowbit as lb
         >>> fn, params, x = lambda p, x: x @ p["w"], {"w": jnp.ones((8, 4))}, jnp.ones((1, 8))
         >>> plan = lb.bind(fn, {"**": "w3"}, params, x)
-        >>> {key: float(bits) for key, bits in lb.widths(plan, lb.init(fn, plan, params, x)).items()}
+        >>> {key: float(bits) for key, bits in widths(plan, lb.init(fn, plan, params, x)).items()}
         {'w': 3.0}
     """
     arguments.check(plan=plan, qstate=qstate)

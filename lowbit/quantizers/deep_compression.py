@@ -101,8 +101,7 @@ class DeepCompression(Quantizer):
         def nearest(cut: Array, low: Array | float, high: Array | float) -> Array:
             del low, high  # the ends are learned
             fixed, place = lax.stop_gradient(levels), lax.stop_gradient(cut)
-            middle = 0.5 * (fixed[1:] + fixed[:-1])
-            index = sum((place > middle[i]).astype(jnp.int32) for i in range(len(middle)))
+            index = jnp.searchsorted(0.5 * (fixed[1:] + fixed[:-1]), place)  # half way: the lower, as a format has it
             value = levels[index]  # Eq. (3): the gradient of a level is the sum of those of its weights
             through = at_most(at_least(cut, fixed[0]), fixed[-1])
             return jnp.where(jnp.isnan(place), place, value + (through - lax.stop_gradient(through)))

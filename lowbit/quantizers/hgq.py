@@ -5,7 +5,7 @@ Neural Networks On-Chip, 2024, https://arxiv.org/abs/2405.00645, Eqs. (5) to (9)
 ``i``: integer bits, ``delta = x - x_q``: the error, whose derivative by ``f`` is ``-ln 2 delta``.
 
 Differs from the paper: the integer bits are those of the weights when training begins, and what grows beyond saturates (the
-paper follows the extremes of every batch); a code has 8 bits at most. The cost is the user's: `lowbit.widths` has the bits.
+paper follows the extremes of every batch); a code has 8 bits at most. The cost is the user's: `lowbit.learn.harden.widths` has the bits.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import pytest
 
 import lowbit as lb
 from lowbit.core.spec import Operand
+from lowbit.learn.harden import widths
 from lowbit.quantizers.deep_compression import deep_compression
 from lowbit.quantizers.hgq import hgq
 from tests.values import heavy_tailed, normal
@@ -99,7 +100,7 @@ def trained(rules, beta):
     @jax.jit
     def slope(learn):
         now = {**state, "learn": learn}
-        bits = lb.widths(plan, now)
+        bits = widths(plan, now)
         mean = sum(counts[key] * bits[key] for key in bits) / sum(counts.values())
         return jnp.mean((lb.simulate(model, plan)(PARAMS, now, INPUT) - right) ** 2) + beta * mean
 
@@ -115,7 +116,7 @@ def test_widths_follow_their_price_and_are_packed_as_learned():
     means = []
     for beta in (1e-4, 1.0):
         plan, state = trained({"a": hgq("w6/channel"), "b": hgq("w6/tensor")}, beta)
-        means.append(np.mean([float(bits) for bits in lb.widths(plan, state).values()]))
+        means.append(np.mean([float(bits) for bits in widths(plan, state).values()]))
     assert means[1] < means[0] - 1.0
     plan, state = trained({"a": hgq("w6/channel"), "b": hgq("w6/tensor")}, 0.02)
     with pytest.raises(ValueError, match=r"the weight of 'a' has learned widths .* lowbit\.harden"):
