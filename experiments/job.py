@@ -192,6 +192,7 @@ def _trained(job: _Job, method: Method, seed: int) -> Trained:
     key = jax.random.key(seed)
     qstate = lb.calibrate(fn, plan, params, [(model.state, x) for x in batches], key=key, progress=bar)
     if method.fit is None or method.around is not None:
+        plan, qstate = lb.harden(plan, qstate)
         return Trained(fn, plan, params, model.state, qstate)
     tree, rest = train(
         _quantized_loss(model.fn, model.train_fn, plan, method.penalty, method.freeze_norms),
@@ -205,7 +206,8 @@ def _trained(job: _Job, method: Method, seed: int) -> Trained:
         watch=_watch(job, name),
     )
     fn, params = _served(method, model._replace(params=tree["params"], state=rest["state"]), batches[0])
-    return Trained(fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]})
+    plan, qstate = lb.harden(plan, {"learn": tree["learn"], "fixed": rest["fixed"]})
+    return Trained(fn, plan, params, rest["state"], qstate)
 
 
 def _served(method: Method, model: Model, images: np.ndarray) -> tuple[Callable[..., Any], Any]:

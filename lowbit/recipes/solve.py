@@ -22,8 +22,11 @@ from lowbit.solvers.factor import Factor, error, factor
 
 from .recipe import Solver
 
-_SMALLEST, _LARGEST = 0.4, 1.1
-"""Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better."""
+_SMALLEST, _LARGEST, _LARGEST_UNEVEN = 0.4, 1.1, 1.6
+"""Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better.
+
+Where levels are not evenly spaced, the largest value may lie best on the second largest level: up to 1.6, nvfp4 loses 10 % less on
+normal weights, signed nf4 2 %."""
 
 
 @jax.tree_util.register_dataclass
@@ -205,7 +208,8 @@ def _searched(
         now = loss(multiple)
         return (jnp.minimum(least, now), jnp.where(now < least, multiple, kept)), None
 
-    tried = jnp.linspace(_SMALLEST, _LARGEST, solver.steps, dtype=jnp.float32)
+    largest = _LARGEST if spec.format.is_integer else _LARGEST_UNEVEN
+    tried = jnp.linspace(_SMALLEST, largest, solver.steps, dtype=jnp.float32)
     if spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
         tried = jnp.concatenate([tried, -tried])
     start = jnp.full(full.shape, jnp.inf), jnp.ones(full.shape)

@@ -28,6 +28,7 @@ from lowbit.quantizers.tqt import tqt
 from lowbit.quantizers.twn import twn
 from lowbit.quantizers.xnor import xnor
 from tests.contract.cases import factories
+from tests.quantizers import test_learned_specs
 
 S = 0.25
 """The step of most cases."""
@@ -386,4 +387,4 @@ def test_xnor(text):
 
 def test_every_method_is_here():
     """A new quantizer brings its equations."""
-    assert set(factories()) <= set(globals())
+    assert set(factories()) <= set(globals()) | set(vars(test_learned_specs))
