@@ -1,6 +1,7 @@
 """Evolution: the best of all choices where scores do not add up, and what it says of a model is what the model does."""
 
 import itertools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +67,8 @@ def test_a_model_s_choice_measures_what_it_says():
     )
     assert done == list(range(1, 7))
     assert found.measured <= found.start
-    assert [row.weight.spec.format.bits for row in found.plan] == [int(found.choice[k][1]) for k in "abc"]
+    rows: Any = found.plan.rows
+    assert [row.weight.spec.format.bits for row in rows] == [int(found.choice[k][1]) for k in "abc"]
     state = lb.calibrate(model, found.plan, PARAMS, BATCHES)
     packed = lb.pack(found.plan, PARAMS, state).weights()
     w = {k: np.asarray(q.dequantize(), np.float64) for k, q in packed.items()}

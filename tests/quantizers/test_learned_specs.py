@@ -1,6 +1,7 @@
 """Learned widths and levels: their gradients by the papers' equations, their cost, and what they become when hardened."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ def test_hgq_gradients():
 
 
 def test_hgq_has_one_to_eight_bits():
-    quantizer, whole = hgq("w6/tensor").weight, jnp.full((1, 1), 3.0)
+    quantizer: Any = hgq("w6/tensor").weight
+    whole = jnp.full((1, 1), 3.0)
     for fraction, bits in ((-9.0, 1.0), (1.4, 5.4), (40.0, 8.0)):
         state = {"learn": {"fraction": jnp.full((1, 1), fraction)}, "fixed": {"whole": whole}}
         assert float(quantizer.widths(state)[0, 0]) == pytest.approx(bits)
@@ -78,7 +80,7 @@ def test_trained_levels_start_below_the_error_of_even_ones():
     w = heavy_tailed(7, 128, 32)
     plan = lb.bind(lambda p, x: x @ p["w"], {"**": deep_compression("w3/g32")}, {"w": w}, jnp.ones((1, 128)))
     state = lb.init(lambda p, x: x @ p["w"], plan, {"w": w}, jnp.ones((1, 128)))
-    site = plan["w"].weight
+    site: Any = plan["w"].weight
     found = site.quantizer.fake({part: state[part]["w"]["weight"] for part in ("learn", "fixed")}, w, site.operand)
     even = lb.quantize_array(w, "int3/g32").dequantize()
     assert jnp.sum((found - w) ** 2) < 0.8 * jnp.sum((even - w) ** 2)
@@ -151,12 +153,14 @@ def test_a_trained_codebook_is_a_format(tmp_path):
     wanted = np.asarray(lb.execute(model, hard)(qparams, INPUT))
     np.testing.assert_array_equal(lb.execute(model, again)(its_params, INPUT), wanted)
     np.testing.assert_allclose(wanted, simulated, rtol=1e-5, atol=1e-5)
-    for key, q in qparams.weights().items():
+    formats: dict[str, Any] = {key: q.spec.format for key, q in qparams.weights().items()}
+    for key, form in formats.items():
         learned = np.asarray(state["learn"][key]["weight"]["levels"])
-        assert q.spec.format.bits == 3
-        assert q.spec.format.levels == tuple(np.unique(np.append(np.clip(np.round(learned), -127, 127), 0.0)))
+        assert form.bits == 3
+        assert form.levels == tuple(np.unique(np.append(np.clip(np.round(learned), -127, 127), 0.0)))
+    site: Any = plan["a"].weight
     with pytest.raises(ValueError, match="1 to 7 bits"):
-        dataclasses.replace(plan["a"].weight.quantizer, bits=8)
+        dataclasses.replace(site.quantizer, bits=8)
 
 
 @pytest.mark.parametrize("factory", [hgq, deep_compression])
