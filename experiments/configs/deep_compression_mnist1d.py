@@ -1,4 +1,4 @@
-"""Trained codebooks of 8 and 4 levels beside even levels of as many bits.
+"""Trained codebooks of 4 levels beside even levels of as many bits.
 
 Command::
 
@@ -21,9 +21,6 @@ LEVELS = Fit(epochs=QAT.epochs, batch=QAT.batch, lr=QAT.lr, step_lr=0.1)
 
 config = on_mnist1d(
     "deep_compression_mnist1d",
-    Method("rtn_w3", inner(lb.rtn("w3")), QAT),
-    Method("ptq_w3", inner(deep_compression("w3"))),
-    Method("codebook_w3", inner(deep_compression("w3")), LEVELS),
     Method("rtn_w2", inner(lb.rtn("w2")), QAT),
     Method("ptq_w2", inner(deep_compression("w2"))),
     Method("codebook_w2", inner(deep_compression("w2")), LEVELS),

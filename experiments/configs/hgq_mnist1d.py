@@ -10,6 +10,7 @@ and the last layer; inputs stay in float. ``cheap`` and ``dear``: 0.02 and 0.2 o
 RESULT
 """
 
+import math
 from typing import Any
 
 import jax
@@ -29,10 +30,10 @@ WIDTHS = Fit(epochs=QAT.epochs, batch=QAT.batch, lr=QAT.lr, step_lr=1e-2)
 
 def _mean(plan: Plan, qstate: Any) -> jax.Array:
     """The mean bits of the weights whose width is learned."""
-    sites = {row.weight.key: row.weight for row in plan.quantized if row.weight is not None}
-    bits = {k: b for k, b in widths(plan, qstate).items() if not sites[k].quantizer.is_hard}
-    counts = {k: float(jnp.zeros(sites[k].operand.shape).size) for k in bits}
-    return sum(counts[k] * bits[k] for k in bits) / sum(counts.values())
+    sites = [row.weight for row in plan.quantized if row.weight is not None]
+    counts = {s.key: math.prod(s.operand.shape) for s in sites if s.quantizer is not None and not s.quantizer.is_hard}
+    bits = widths(plan, qstate)
+    return sum((n * bits[key] for key, n in counts.items()), jnp.zeros(())) / sum(counts.values())
 
 
 def cheap(plan: Plan, params: Any, qstate: Any) -> jax.Array:
@@ -48,7 +49,6 @@ def dear(plan: Plan, params: Any, qstate: Any) -> jax.Array:
 config = on_mnist1d(
     "hgq_mnist1d",
     Method("lsq_w4", inner(lb.lsq("w4")), QAT),
-    Method("lsq_w2", inner(lb.lsq("w2")), QAT),
     Method("hgq_cheap", inner(hgq("w6/channel")), WIDTHS, penalty=cheap),
     Method("hgq_dear", inner(hgq("w6/channel")), WIDTHS, penalty=dear),
     Method("hgq_tensor", inner(hgq("w6/tensor")), WIDTHS, penalty=dear),
