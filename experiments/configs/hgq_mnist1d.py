@@ -1,4 +1,4 @@
-"""Widths learned by gradients: what a bit costs, and what uniform widths of as many bits give.
+"""Widths learned by gradients: what a bit costs, and what a uniform width gives.
 
 Command::
 
@@ -7,7 +7,9 @@ Command::
 Sun et al., Gradient-based Automatic Mixed Precision Quantization for Neural Networks On-Chip, 2024. Weights between the first
 and the last layer; inputs stay in float. ``cheap`` and ``dear``: 0.02 and 0.2 of loss for a bit of the mean width.
 
-Needs 4 minutes on 2 CPU cores; what it gives is in ``papers/hgq.md``.
+Gives in %, mean ± standard deviation of 3 seeds, in 5.6 minutes on 2 loaded CPU cores: float 93.70 ± 0.80, lsq_w4
+94.33 ± 0.91, hgq_cheap 93.80 ± 0.95, hgq_dear 93.47 ± 1.30, hgq_tensor 93.00 ± 2.00. Stored bits a weight, all layers and
+scales: 5.85, 6.97, 5.69 and 4.91.
 """
 
 import math
