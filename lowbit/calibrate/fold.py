@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from lowbit.core.checks import not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
@@ -145,7 +146,11 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
         check_same_operations(traced.graph, plan)
         if plan.is_full_integer:
-            return integer_observation(plan, traced, statistics)
+
+            def look(leaves, seen):
+                return integer_observation(plan, dataclasses.replace(traced, leaves=leaves), seen)
+
+            return automatic(look, traced.leaves, statistics)
         return observation(plan, traced, watch, statistics, grids=_so_far(qstate) if sequential else None)
 
     return step

@@ -36,7 +36,8 @@ class Matmul:
 
     @classmethod
     def of(cls, eqn: Any) -> "Matmul":
-        return cls(eqn.primitive, tuple(sorted(eqn.params.items(), key=lambda item: item[0])))
+        params = {**eqn.params, "out_sharding": None} if "out_sharding" in eqn.params else eqn.params
+        return cls(eqn.primitive, tuple(sorted(params.items(), key=lambda item: item[0])))
 
     @property
     def name(self) -> str:

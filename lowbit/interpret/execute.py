@@ -1,5 +1,6 @@
 """`execute`: the packed model."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ import jax
 
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.packed import arguments, native
 from lowbit.packed.belongs import check_belongs
@@ -236,9 +238,15 @@ def execution(
         return fn(qparams.params, *args, **kwargs)
     if is_integer:
         run = functools.partial(integer_execution, plan, has_integer_io=has_integer_io)
-        outs, how, why = integer_results(run, traced, qparams, implementation, platform)
-        if report is not None:
-            report += [(row.path, how, why) for row in plan]
+
+        def results(leaves: list[Any], qparams: QParams) -> list[Any]:
+            now = dataclasses.replace(traced, leaves=leaves)
+            outs, how, why = integer_results(run, now, qparams, implementation, platform)
+            if report is not None:
+                report.extend((row.path, how, why) for row in plan)
+            return outs
+
+        outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
         return jax.tree.unflatten(traced.out_tree, outs)
     rows = {row.path: row for row in plan.rows}
     prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))

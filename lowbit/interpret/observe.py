@@ -4,12 +4,14 @@ One walk serves them all: `lowbit.observe` watches what the user asks for, `lowb
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rows import Observed
 from lowbit.core.spec import Operand
@@ -190,12 +192,13 @@ def observation(
     if grids is not None:
         for path, site in plan.leaf_sites().items():
             i = traced.paths.index(path)
-            on_grid[path] = leaves[i] = grids.leaf(site, leaves[i])
+            on_grid[path] = leaves[i] = automatic(functools.partial(grids.leaf, site), leaves[i], like=leaves[i])
     for path, roles in wanted.items():
         for site in rows[path].sites:
             if site.kind == "leaf" and site.role in roles:
                 given, used = values[site.key], plain(on_grid.get(site.key, values[site.key]))
-                after[path][site.role] = _of_leaf(site, roles[site.role], after[path][site.role], given, used)
+                update = functools.partial(_of_leaf, site, roles[site.role])
+                after[path][site.role] = automatic(update, after[path][site.role], given, used)
 
     def at(op: Operation, given: list[Any], state: Any) -> tuple[Any, Any]:
         row, roles = rows[op.path], wanted.get(op.path, {})

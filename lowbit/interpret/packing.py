@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import not_finite
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.packed import arguments
 from lowbit.packed.belongs import checked
@@ -137,8 +138,11 @@ def _as_served(plan: Plan, params: Any, qstate: QState, codes: Mapping[str, Any]
         site = sites.get(path)
         if site is None:
             return x
-        q = quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand)
-        return with_codes(q, codes.get(path)).dequantize()
+
+        def served(state: QState, x: Any, codes: Any) -> Any:
+            return with_codes(quantizer_of(site).quantize(state, x, site.operand), codes).dequantize()
+
+        return automatic(served, get(qstate, site.key, site.role), x, codes.get(path), like=x)
 
     paths, leaves, tree = flatten(params)
     return jax.tree.unflatten(tree, [value(path, x) for path, x in zip(paths, leaves, strict=True)])
@@ -170,9 +174,13 @@ def _weight(row: Row | Step, site: Site, state: QState, x: Any, codes: Any) -> A
 
     for _ in stack:
         encode = jax.vmap(encode)
-    encoded = encode(state, x)
-    encoded = encoded if codes is None else dataclasses.replace(encoded, codes=codes)
-    return pack_tensor(encoded, site.operand.contract, site.operand.stack)
+
+    def packed(state: QState, x: Any, codes: Any) -> Any:
+        encoded = encode(state, x)
+        encoded = encoded if codes is None else dataclasses.replace(encoded, codes=codes)
+        return pack_tensor(encoded, site.operand.contract, site.operand.stack)
+
+    return automatic(packed, state, x, codes, like=x)
 
 
 def _input(row: Row | Step, site: Site, state: QState) -> dict[str, Any]:

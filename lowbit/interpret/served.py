@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import is_traced
+from lowbit.core.meshes import explicit_mesh
 from lowbit.packed import native
 from lowbit.packed.platforms import by_platform
 from lowbit.packed.trees import QParams
@@ -128,6 +129,10 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
     def products(*flat: Any) -> Any:
         return trace_of(*jax.tree.unflatten(tree, flat), is_fused=True)
 
+    if (
+        explicit_mesh(flat) is not None
+    ):  # there every product has its results spread in their types again: none joins another
+        return one_by_one(*flat)
     closed, shapes = jax.make_jaxpr(products, return_shape=True)(*flat)
     program = read(closed, fixed=count)
     if not fuse.has_product(program):

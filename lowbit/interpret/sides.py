@@ -48,7 +48,7 @@ def weight_right(eqn: Any, weight: int | None) -> Sides:
     """
     matmul = Matmul.of(eqn)
     params = dict(matmul.params)
-    if weight != 0 or matmul.name != "dot_general" or params.get("out_sharding") is not None:
+    if weight != 0 or matmul.name != "dot_general":
         return Sides(matmul, None)
     (lc, rc), (lb, rb) = params["dimension_numbers"]
     params["dimension_numbers"] = ((rc, lc), (rb, lb))

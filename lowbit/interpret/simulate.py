@@ -1,5 +1,6 @@
 """`simulate`: the model on the grid it will be served on, differentiable."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.keywords import merged, shares_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
@@ -170,9 +172,13 @@ def simulated_trace(
     """Returns `simulation` of a call that is traced already, and has a quantized operation; ``codes`` are checked."""
     codes = codes or {}
     if plan.is_full_integer:
-        outs, changed, sites = integer_simulation(
-            plan, traced, qstate, train=train, key=key, step=step, updated=_updated, codes=codes
-        )
+        like = list(traced.jaxpr.out_avals), None, None
+
+        def run(leaves: list[Any], qstate: QState, codes: Any, key: Array | None, step: Array | None) -> Any:
+            now = dataclasses.replace(traced, leaves=leaves)
+            return integer_simulation(plan, now, qstate, train=train, key=key, step=step, updated=_updated, codes=codes)
+
+        outs, changed, sites = automatic(run, traced.leaves, qstate, codes, key, step, like=like)
         result = jax.tree.unflatten(traced.out_tree, outs)
         return result, (_collected(plan, changed, sites) if train else qstate)
     forward = _forward(key, step, train=train)
@@ -184,7 +190,9 @@ def simulated_trace(
             site = leaf_sites[path]
             state = get(qstate, site.key, site.role)
             if train:
-                updates[path] = _updated(site, state, {"values": leaves[i]})
+                updates[path] = automatic(
+                    functools.partial(_updated, site), state, {"values": leaves[i]}, like=leaves[i]
+                )
             leaves[i] = with_codes(forward(site, state, leaves[i], site.operand), codes.get(path))
     rows = {row.path: row for row in plan.rows}
     sites = carried_states(plan, qstate, codes)
@@ -234,9 +242,9 @@ def _forward(key: Array | None, step: Array | None, *, train: bool) -> Callable[
     def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
-            return _quantized(quantizer, operand, state, x)
+            return automatic(functools.partial(_quantized, quantizer, operand), state, x, like=x)
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
-        return _trained(quantizer, operand, state, x, now, step)
+        return automatic(functools.partial(_trained, quantizer, operand), state, x, now, step, like=x)
 
     return forward
 

@@ -5,6 +5,7 @@ Beside the roles of every site stands ``"plan <fingerprint>": {}``: a key withou
 """
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import NotFinite, Statistic
@@ -234,7 +236,8 @@ def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: A
     for row, site in quantized_sites(plan):
         quantizer, now = quantizer_of(site), site_key(key, f"{site.key}/{site.role}")
         if site.kind == "leaf":
-            state = quantizer.init(site.operand, {"values": leaves[site.key]}, now)
+            start = functools.partial(quantizer.init, site.operand)
+            state = automatic(start, {"values": leaves[site.key]}, now, like=leaves[site.key])
         else:
             operand = layer_operand(site)
 

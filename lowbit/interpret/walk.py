@@ -6,6 +6,7 @@ with their scales, and leaves alone whatever holds no operation of interest.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import unfused
 from lowbit.packed.bits import unpack
@@ -125,7 +127,9 @@ class _Run:
         address = equation.address
         if address in self.operations:
             operation = self.operations[address]
-            out, state = self.walk.at(operation, operation.operands(values), sites.get(operation.path))
+            at = functools.partial(self.walk.at, operation)
+            like = equation.eqn.outvars[0].aval, None
+            out, state = automatic(at, operation.operands(values), sites.get(operation.path), like=like)
             return [out], ({**sites, operation.path: state} if self.walk.writes else sites)
         if self.looks_inside(equation, values):
             return getattr(self, "_" + str(equation.call))(equation, values, sites)

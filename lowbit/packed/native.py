@@ -19,6 +19,7 @@ from jaxtyping import Array
 import lowbit_kernels
 from lowbit.core.checks import is_traced
 from lowbit.core.matrix import MatrixView
+from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Tensor
 from lowbit.plan.rows import Plan, Row, Site
@@ -305,15 +306,16 @@ def order_of(q: QTensor, row: Row, site: Site, platform: str = "cpu") -> Order:
     with contextlib.nullcontext() if is_waiting else jax.ensure_compile_time_eval():
         if row.primitive == "conv_general_dilated":
             return _conv_order(q, row, site, axes)
-        return Order(_builder(None, contract, batch, site.operand.stack, platform)(q), contract, batch, axes)
+        build = _builder(None, contract, batch, site.operand.stack, platform)
+        return Order(automatic(build, q), contract, batch, axes)
 
 
 def _conv_order(q: QTensor, row: Row, site: Site, axes: Axes) -> Order:
     """The weight of a convolution: its contraction is spatial axes, inputs and outputs; in float where its input is."""
     if row.sites[0].spec is None:
-        return Order(_dequantized(q), (), (), axes)
+        return Order(automatic(_dequantized, q), (), (), axes)
     order = _kernel_order(site) or ()
-    return Order(_builder(row.feature_groups, order, (), 0)(q), order, (), axes)
+    return Order(automatic(_builder(row.feature_groups, order, (), 0), q), order, (), axes)
 
 
 @jax.jit

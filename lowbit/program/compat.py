@@ -1,5 +1,6 @@
 """The one file that knows how primitives' parameters differ between jax versions (0.10 to 0.12)."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.extend import core as jex
+from jax.sharding import AxisType
 
 from . import primitives
 
@@ -92,10 +94,26 @@ def _has_matmul(value: Any) -> bool:
 
 
 def rebind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
-    """Returns the results of an equation on other values, its custom derivative rules and parameters kept."""
-    with eqn.ctx.manager:
+    """Returns the results of an equation on other values, its custom derivative rules and parameters kept.
+
+    Inside `lowbit.core.meshes.automatic` an equation of an explicit mesh runs on the automatic one: it names no sharding.
+    """
+    mesh, traced_on = jax.sharding.get_abstract_mesh(), getattr(eqn.ctx, "cur_abstract_mesh", None)
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(eqn.ctx.manager)
+        if not mesh.empty and AxisType.Explicit not in mesh.axis_types and AxisType.Explicit in _axis_types(traced_on):
+            inside.enter_context(jax.sharding.use_abstract_mesh(mesh))
+            changes = {**{name: None for name in _SHARDINGS if eqn.params.get(name) is not None}, **changes}
         out = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params({**eqn.params, **changes}))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _axis_types(mesh: Any) -> Sequence[AxisType]:
+    return () if mesh is None else mesh.axis_types
+
+
+_SHARDINGS = ("out_sharding", "sharding")
+"""Parameters that say how a result is spread."""
 
 
 def is_literal(var: Any) -> bool:
