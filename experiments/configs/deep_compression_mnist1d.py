@@ -13,9 +13,8 @@ Gives in %, mean ± standard deviation of 3 seeds, in 3.7 minutes on 2 loaded CP
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Fit, Method
-from experiments.job import run as run
 from lowbit.quantizers.deep_compression import deep_compression
+from lowbit.run import Fit, Method
 
 LEVELS = Fit(epochs=QAT.epochs, batch=QAT.batch, lr=QAT.lr, step_lr=0.1)
 """The same with a rate for levels, which are numbers up to 127."""

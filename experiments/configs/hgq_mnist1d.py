@@ -20,11 +20,10 @@ import jax.numpy as jnp
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Fit, Method
-from experiments.job import run as run
 from lowbit.learn.harden import widths
 from lowbit.plan.rows import Plan
 from lowbit.quantizers.hgq import hgq
+from lowbit.run import Fit, Method
 
 WIDTHS = Fit(epochs=QAT.epochs, batch=QAT.batch, lr=QAT.lr, step_lr=1e-2)
 """The same with a rate for widths at which they can move by several bits."""

@@ -22,6 +22,7 @@ from lowbit_kernels.numerics import (
     StaticActivation,
     activation_codes,
     check_activation,
+    nan_where,
     quantize_dynamic,
     rounded_product,
 )
@@ -307,11 +308,11 @@ def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticA
     if scale.ndim == 3:  # marks: NaN in every window that holds one
         marked = jnp.isnan(scale).astype(jnp.int32)[..., None]
         found = convolution(marked, jnp.ones((*packed.kernel[:2], 1, 1), jnp.int32), 1)
-        scale = jnp.where(found > 0, jnp.float32(jnp.nan), jnp.nanmax(scale) if scale.size else jnp.float32(1))
+        scale = nan_where(found > 0, jnp.nanmax(scale) if scale.size else jnp.float32(1))
     value = rounded_product(rounded_product(acc.astype(jnp.float32), packed.scales), scale)
     if call.keeps_nan:
         marked = jnp.isnan(x).astype(jnp.int32)
         ones = jnp.ones((*packed.kernel[:3], packed.kernel[3]), jnp.int32)
-        value = jnp.where(convolution(marked, ones, call.groups) > 0, jnp.float32(jnp.nan), value)
+        value = nan_where(convolution(marked, ones, call.groups) > 0, value)
     value = value.astype(call.out_dtype)
     return jnp.moveaxis(value, -1, 1) if call.y_channels_first else value

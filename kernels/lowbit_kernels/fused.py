@@ -34,7 +34,7 @@ from lowbit_kernels.cpu import matmul as cpu_matmul
 from lowbit_kernels.cpu.conv import PreparedConv
 from lowbit_kernels.cpu.tail import KINDS, MOST_STEPS, NO_TAIL, Tail, grouped
 from lowbit_kernels.implementations import select
-from lowbit_kernels.numerics import StaticActivation, check_activation, quantize_static, rounded_product
+from lowbit_kernels.numerics import StaticActivation, check_activation, nan_where, quantize_static, rounded_product
 from lowbit_kernels.pallas.gpu import KMinorMatrix
 
 
@@ -185,7 +185,7 @@ def fused_matmul(
         )  # fmt: skip
         if keeps_nan and jnp.issubdtype(x.dtype, jnp.floating) and isinstance(activation, StaticActivation):
             has_nan = jnp.any(jnp.isnan(x), axis=0 if x_columns else -1)[..., None]
-            value = jnp.where(has_nan, jnp.float32(np.nan), value)
+            value = nan_where(has_nan, value)
         return _one_by_one(value, steps, emit, keep=keep, columns=y_columns)
     if isinstance(packed, KMinorMatrix):
         packed = canonical(packed)
@@ -310,6 +310,6 @@ def _one_by_one(
     if emit is not None:
         scale = jnp.asarray(emit.scale, jnp.float32)
         codes = quantize_static(value, emit)
-        marks = jnp.where(jnp.any(jnp.isnan(value), axis=-1), jnp.float32(np.nan), scale)
+        marks = nan_where(jnp.any(jnp.isnan(value), axis=-1), scale)
         codes = codes.T if columns else codes
     return Fused((value.T if columns else value) if keep else None, codes, marks)

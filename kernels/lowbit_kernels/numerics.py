@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Float32, Int8, Int32, Num, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int8, Int32, Num, UInt8
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
 FP8_MAX = 448.0  # of float8_e4m3fn
@@ -120,7 +120,18 @@ def scale_of_largest(absmax: Float32[Array, "..."], largest: float = 127.0) -> F
     """`dynamic_scale` of rows whose largest magnitude is known."""
     scale = jnp.maximum(absmax * jnp.float32(1 / largest), jnp.float32(TINY))
     scale = jnp.where(absmax == 0, jnp.ones_like(scale), scale)
-    return jnp.where(jnp.isfinite(absmax), scale, jnp.full_like(scale, jnp.nan))
+    # Infinity less infinity: of a select with the constant NaN, a compiler may compute what follows for the constant alone.
+    return jnp.where(jnp.isfinite(absmax), scale, absmax - absmax)
+
+
+def nan_where(mask: Bool[Array, "..."], x: Float32[Array, "..."]) -> Float32[Array, "..."]:
+    """`x` with NaN where the mask, which broadcasts against it, is true.
+
+    The NaN is made of the bits of `x`: of a select with the constant NaN, LLVM computes what follows for the constant alone,
+    and an exponential of it is undefined there.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.uint32)
+    return lax.bitcast_convert_type(jnp.where(mask, bits | jnp.uint32(0x7FC00000), bits), jnp.float32)
 
 
 def scale_groups(

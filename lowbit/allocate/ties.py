@@ -5,14 +5,12 @@ from typing import Any
 
 from lowbit.core.paths import is_match, nearest
 from lowbit.plan.rows import Plan, Row
+from lowbit.program import primitives
 
 KINDS = ("weights", "inputs", "sums")
 """Shared weights; operations that read one value (query, key and value); operations whose results are added."""
 
-_MOVES = (
-    "reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "convert_element_type", "copy", "stop_gradient",
-    "reduce_precision",
-)  # fmt: skip
+_MOVES = primitives.COPIES | primitives.CASTS | primitives.SHAPED | {"reduce_precision"}
 
 
 def tied(

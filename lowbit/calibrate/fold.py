@@ -17,6 +17,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.interpret.integer import spans
 from lowbit.interpret.integer.interpretations import observation as integer_observation
 from lowbit.interpret.observe import Grids, Watch, observation
+from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import (
     QState,
     empty_statistics,
@@ -121,15 +122,16 @@ def calibrate(
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
     made = initializer(plan)(params, statistics, key)
-    spans.check(plan, statistics, made)
+    made = spans.kept(plan, statistics, made) if plan.is_full_integer else made
+    spans.check(plan, made)
     return made
 
 
 def _start(plan: Plan) -> dict[str, Any]:
     statistics = empty_statistics(plan)
     for step in plan.steps:
-        if step.kind in spans.JOINS:
-            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(step)
+        if spans.is_looked_at(step):
+            statistics.setdefault(step.path, {})[spans.ROLE] = spans.empty(plan, step)
     return statistics
 
 
@@ -151,7 +153,8 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
                 return integer_observation(plan, dataclasses.replace(traced, leaves=leaves), seen)
 
             return automatic(look, traced.leaves, statistics)
-        return observation(plan, traced, watch, statistics, grids=_so_far(qstate) if sequential else None)
+        fit, grids = fitted(plan, traced.graph), _so_far(qstate) if sequential else None
+        return with_axes(fit, plan, observation(fit, traced, watch, with_axes(plan, fit, statistics), grids=grids))
 
     return step
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lowbit.core.keywords import merged, shares_keywords
 from lowbit.interpret.bind import bind
-from lowbit.interpret.state import QState, check_state, get, marked, put, quantized_sites
+from lowbit.interpret.state import QState, check_state, get, marked, put, quantized_sites, with_spans_from
 from lowbit.interpret.trace import Model
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
@@ -54,4 +54,4 @@ def rebind(
         old = before.get((site.key, site.role))
         fits = old is not None and (old.operand, old.quantizer) == (site.operand, site.quantizer)
         put(parts, site.key, site.role, get(qstate if fits else fresh, site.key, site.role))
-    return made, marked(made, parts)
+    return made, with_spans_from(marked(made, parts), fresh)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
-from .extremes import at_least, at_most, largest_magnitude, smaller
+from .extremes import at_least, at_most, largest_magnitude, nan_where, smaller
 from .powers import exponent, power_of_two
 from .ranges import RangeRule, ScaleZero, scale_zero
 from .spec import Operand, Spec, Tensor
@@ -58,7 +58,7 @@ class Clipping(RangeRule):
 
 def _scale_zero(low: Array, high: Array, is_nan: Array, spec: Spec) -> ScaleZero:
     """`scale_zero` of rows of bounds; NaN where the values had one: ``bounds`` cannot say, NaN is its "no value"."""
-    low, high = (jnp.where(is_nan, jnp.float32(jnp.nan), bound.reshape(is_nan.shape)) for bound in (low, high))
+    low, high = (nan_where(is_nan, bound.reshape(is_nan.shape)) for bound in (low, high))
     return scale_zero(low, high, spec)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from .extremes import at_most
+from .extremes import at_most, nan_where
 
 SCALE_RULES = ("floor", "ceil", "even")
 """Names of the rules of `power_of_two_scale`."""
@@ -51,7 +51,7 @@ def ceil_power_of_two(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     x = x.astype(jnp.float32)
     has_mantissa = (lax.bitcast_convert_type(x, jnp.int32) & 0x7FFFFF) != 0
-    return _keep_nan(x, power_of_two(exponent(x) + has_mantissa.astype(jnp.int32)))
+    return nan_where(jnp.isnan(x), power_of_two(exponent(x) + has_mantissa.astype(jnp.int32)))
 
 
 def power_of_two_scale(
@@ -97,14 +97,10 @@ def power_of_two_scale(
         top_mantissa = int((2.0 * top_fraction - 1.0) * 2**23)
         k = k + ((bits & 0x7FFFFF) > top_mantissa).astype(jnp.int32)
     scale = jnp.where(finite == 0, 1.0, power_of_two(k))
-    return _keep_nan(amax, scale.astype(jnp.float32))
+    return nan_where(jnp.isnan(amax), scale.astype(jnp.float32))
 
 
 def check_scale_rule(rule: str) -> None:
     """Raises ValueError unless ``rule`` is one of `SCALE_RULES`."""
     if rule not in SCALE_RULES:
         raise ValueError(f"the scale rule must be one of {', '.join(SCALE_RULES)}, got {rule!r}")
-
-
-def _keep_nan(x: Float[Array, "..."], result: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.where(jnp.isnan(x), jnp.float32(jnp.nan), result)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
-from .extremes import at_least, at_most, larger, largest, largest_magnitude, smallest
+from .extremes import at_least, at_most, larger, largest, largest_magnitude, nan_where, smallest
 from .powers import check_scale_rule
 from .qtensor import quantize_with
 from .scales.bounds import bounded, scale_of_zeros
@@ -59,7 +59,7 @@ def dynamic_range(rule: RangeRule, x: Float[Array, "..."], operand: Operand, spe
     x = jax.lax.stop_gradient(x)
     scale, zero = rule.of_values(x, operand, spec)
     reach = block_ops.reduce_blocks(x.astype(jnp.float32), spec.granularity.blocks(operand), largest_magnitude)
-    return jnp.where(jnp.isfinite(reach), scale, jnp.float32(jnp.nan)), zero
+    return nan_where(~jnp.isfinite(reach), scale), zero
 
 
 def check_range(rule: object, spec: Spec) -> None:

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from . import blocks as block_ops
-from .extremes import has_not_finite, larger, largest, smaller, smallest
+from .extremes import has_not_finite, larger, largest, nan_where, smaller, smallest
 from .spec import Granularity, Operand
 
 State = Any
@@ -260,7 +260,7 @@ class Sample(Statistic):
         total = count + flat.size
         is_nan = jnp.any(jnp.isnan(flat)) | jnp.isnan(kept[0])
         kept = jnp.where(takes * total < flat.size, flat[self._places(flat.size, where)], kept)
-        return jnp.where(is_nan, jnp.float32(jnp.nan), kept), total, batches + 1
+        return nan_where(is_nan, kept), total, batches + 1
 
     def _places(self, count: int, where: Float[Array, " size"]) -> Array:
         """One index of ``count`` for each place: within its stretch, as ``where`` (in [0, 1)) says."""
@@ -276,7 +276,7 @@ class Sample(Statistic):
         takes = jax.random.uniform(jax.random.fold_in(jax.random.key(_SEED + 1), batches + later), (self.size,))
         merged = jnp.where(takes * total < more, others, kept)
         is_nan = jnp.isnan(kept[0]) | jnp.isnan(others[0])
-        return jnp.where(is_nan, jnp.float32(jnp.nan), merged), total, batches + later
+        return nan_where(is_nan, merged), total, batches + later
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
         kept, count, batches = state
@@ -287,7 +287,7 @@ class Sample(Statistic):
         takes = jax.random.uniform(jax.random.fold_in(jax.random.key(_SEED + 2), batches), (self.size,)) * ends[-1]
         row = jnp.minimum(jnp.searchsorted(ends, takes, side="right"), shards - 1)
         is_nan = jnp.any(jnp.isnan(every[:, 0]))
-        mixed = jnp.where(is_nan, jnp.float32(jnp.nan), every[row, jnp.arange(self.size)])
+        mixed = nan_where(is_nan, every[row, jnp.arange(self.size)])
         return mixed, ends[-1], lax.pmax(batches, axis_names)
 
     def finish(self, state: State) -> Any:

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from . import blocks as block_ops
-from .extremes import at_most, largest_magnitude
+from .extremes import at_most, largest_magnitude, nan_where
 from .qtensor import QTensor
 from .quantizer import QState, Quantizer
 from .scales import check_positive, scale_of_zeros, stored_scale
@@ -108,7 +108,7 @@ class FromWeights(Quantizer):
         values = lax.stop_gradient(values).astype(jnp.float32)
         is_nan = jnp.isnan(block_ops.reduce_blocks(values, blocks, largest_magnitude))
         fixed = self.statistics(values, blocks)
-        return jax.tree.map(lambda x: lax.stop_gradient(jnp.where(is_nan, jnp.float32(jnp.nan), x)), fixed)
+        return jax.tree.map(lambda x: lax.stop_gradient(nan_where(is_nan, x)), fixed)
 
 
 def positive_scale(scale: Float[Array, "..."], spec: Spec) -> Float[Array, "..."]:

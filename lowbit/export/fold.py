@@ -37,7 +37,7 @@ _CHEAP = (
     | primitives.ADDITIONS
     | {"slice", "pad", "iota", "concatenate", "gather", "copy", "bitcast_convert_type"}
     | {"mul", "div", "neg", "clamp", "select_n", "reduce_precision", "and", "or", "shift_left"}
-    | {"eq", "ne", "lt", "le", "gt", "ge"}
+    | primitives.COMPARISONS
 )
 """What may stay in the program to save a wide constant: how every format decodes its codes, and what moves weights."""
 

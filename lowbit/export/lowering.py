@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowbit.program import compat
+from lowbit.program import compat, primitives
 
 
 def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
@@ -21,15 +21,13 @@ def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return compat.rebind(eqn, values)
 
 
-WINDOWED = ("conv_general_dilated", "reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
-
-REWRITTEN = ("div", *WINDOWED)
+REWRITTEN = primitives.WINDOWED | {"div"}
 """What this file writes in its own way; divisions are found by `lowbit.export.fold`."""
 
 
 def _single_steps(eqn: Any) -> dict[int, int]:
     """The axes of a windowed operation's result that have one element and yet a stride, and which stride that is."""
-    if eqn.primitive.name not in WINDOWED:
+    if eqn.primitive.name not in primitives.WINDOWED:
         return {}
     strides, shape = eqn.params["window_strides"], eqn.outvars[0].aval.shape
     axes = range(len(shape))

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
+from lowbit.core.extremes import nan_where
 from lowbit.core.powers import exponent, power_of_two
 from lowbit.core.rounding import clip_between, nearest_even
 from lowbit.core.spec import Format
@@ -113,9 +114,9 @@ class Minifloat(Format):
         value = jnp.where(is_small, magnitude.astype(jnp.float32) * np.float32(self.smallest), normal)
         if self.inf_code is not None:
             value = jnp.where(magnitude == self.inf_code, jnp.float32(jnp.inf), value)
-            value = jnp.where(magnitude > self.inf_code, jnp.float32(jnp.nan), value)
+            value = nan_where(magnitude > self.inf_code, value)
         elif self.nan_code is not None:
-            value = jnp.where(magnitude == self.nan_code, jnp.float32(jnp.nan), value)
+            value = nan_where(magnitude == self.nan_code, value)
         return jnp.where(code != magnitude, -value, value)
 
 

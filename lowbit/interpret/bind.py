@@ -111,12 +111,12 @@ def planned(
     """
     graph = traced.graph
     globs = {path: None if rule is None else rule.glob for path, rule in chosen.items()}
-    refused = Refusals(None if integer else rules, globs)
+    refused = Refusals(rules, globs)
     producers = producers_of(graph)
     rows: list[Row] = []
     for op in graph.operations:
         make = partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer)
-        row = refused.made(op.path, make, {op.path: "keep"}, source=op.source)
+        row = refused.made(op.path, make, {} if integer else {op.path: "keep"}, source=op.source)
         rows.append(_row(op, graph, traced, None, producers[op.path], integer=integer) if row is None else row)
     check_shared(rows, refused, rules or {}, globs)
     plan = Plan(tuple(rows), tuple(graph.unseen), program=traced.bare)

@@ -82,6 +82,9 @@ def kernel_result(
     return Found(sides.restore(result), name, reason)
 
 
+_CARRIED = (
+    "full-integer plans rescale in fixed point, and the native kernels in float32: the same integers in XLA's float32"
+)
 _INTEGER = (
     "full-integer plans are XLA's own, codes by codes into int32: weights of fewer bits are unpacked in every call"
 )
@@ -102,7 +105,7 @@ def integer_results(
     if implementation == "reference":
         return run(traced, qparams, carried=False), "reference", ""
     if platform == "cpu":
-        return run(traced, qparams, carried=True), "carried", ""
+        return run(traced, qparams, carried=True), "carried", _CARRIED
     if platform is not None:
         return run(traced, qparams, carried=False), "xla", _INTEGER
 
@@ -128,7 +131,7 @@ def _why_not(platform: str, op: Operation, row: Row, values: Sequence[Any]) -> s
     sides = weight_right(op.eqn, op.weight)
     (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
     if not isinstance(weight, native.NativeTensor) or not isinstance(weight, QTensor):
-        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+        return native.MOVED
     if 0 in x.aval.shape or 0 in op.eqn.outvars[0].aval.shape:
         return "nothing to compute"
     for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):

@@ -29,6 +29,7 @@ from .lookup import lookup
 from .native_route import float_weight, native_result
 from .operations import Operation
 from .poison import poisoned
+from .ranks import fitted, with_axes
 from .served import Served
 from .sides import weight_right
 from .trace import Model, check_same_operations, trace
@@ -248,7 +249,8 @@ def execution(
 
         outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
         return jax.tree.unflatten(traced.out_tree, outs)
-    rows = {row.path: row for row in plan.rows}
+    fit = fitted(plan, traced.graph)
+    rows = {row.path: row for row in fit.rows}
     prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
@@ -297,7 +299,7 @@ def execution(
         return result
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
-    outs, _ = walk.run(traced.leaves, qparams.sites)
+    outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
     return jax.tree.unflatten(traced.out_tree, outs)
 
 

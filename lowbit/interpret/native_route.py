@@ -110,7 +110,7 @@ def _why_not(op: Operation, row: Row, values: Sequence[Any], prepared: frozenset
     (x, _), (_, weight) = sides.operands(*op.eqn.invars), sides.operands(*values)
     params = dict(sides.matmul.params)
     if not isinstance(weight, native.NativeTensor):
-        return "the weight is cut, reversed or otherwise moved before use, out of the kernel's order"
+        return native.MOVED
     for dtype in (str(x.aval.dtype), str(result_dtype(op.eqn))):
         if dtype not in native_calls.FLOATS:
             return f"the kernels compute in {', '.join(native_calls.FLOATS)}, not in {dtype}"

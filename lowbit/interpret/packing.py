@@ -19,6 +19,7 @@ from lowbit.plan.rows import Plan, Row, Site, Step
 
 from .codes import checked_codes, with_codes
 from .derive import derivation, has_derived
+from .integer import spans
 from .integer.interpretations import freezer
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 from .trace import Model, check_same_operations, trace
@@ -50,7 +51,8 @@ def pack(
     Raises:
         TypeError: for other types, or parameters that are packed already.
         ValueError: for learned widths or levels before `lowbit.harden`; if ``codes`` are not those of a grid (no such weight, another shape, no code of the format), the state is
-            another plan's, a weight or a state holds NaN or infinity, or a scale is smaller than
+            another plan's, a weight or a state holds NaN or infinity, a trained grid leaves a tensor that shares it hardly a
+            level, or a scale is smaller than
             2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
     """
     arguments.check(plan=plan, params=params, kwargs=kwargs)
@@ -72,6 +74,7 @@ def pack(
             f"the state of {key!r} holds NaN or infinity: training diverged; go back to a state that is finite"
         )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
+    spans.check(plan, qstate)
     made = _packer(plan)(weights, states, chosen)
     sites = plan.leaf_sites()
 

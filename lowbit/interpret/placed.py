@@ -114,8 +114,7 @@ def _run(traced: Trace, plan: Plan) -> None:
     if not plan.quantized:
         return
 
-    def run(leaves: list[Any]) -> Any:
-        state = abstract_state(plan, jax.tree.unflatten(traced.param_tree, leaves[: traced.count]))
+    def run(leaves: list[Any], state: Any) -> Any:
         return simulated_trace(plan, dataclasses.replace(traced, leaves=leaves), state, custom_vjp="body")[0]
 
-    jax.eval_shape(run, traced.avals)
+    jax.eval_shape(run, traced.avals, abstract_state(plan))

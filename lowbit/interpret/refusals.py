@@ -1,6 +1,7 @@
 """Everything that a bind refuses, in one error: each with its path and line, and rules that can be pasted."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -53,9 +54,11 @@ class Refusals:
             instead: rules that would not be refused.
             source: the source line.
         """
-        where = f"{path} ({source})" if source else path
-        if source and source not in why:
-            why = where + why.removeprefix(path) if why.startswith(path) else f"{where}: {why}"
+        where = f"{path} ({source})" if source and source not in why else path
+        named = re.search(rf"(?<![\w/]){re.escape(path)}(?![\w/])", why)
+        if path and (named is None or where != path):
+            is_first = named is not None and named.start() == 0
+            why = where + why.removeprefix(path) if is_first else f"{where}: {why}"
         self.found.setdefault(path, Refusal(why, instead or {}))
 
     def made(

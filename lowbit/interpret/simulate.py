@@ -23,6 +23,7 @@ from .codes import checked_codes, with_codes
 from .integer.interpretations import simulation as integer_simulation
 from .lookup import lookup
 from .operations import Operation
+from .ranks import fitted, with_axes
 from .sides import weight_right
 from .state import (
     CODES,
@@ -37,6 +38,7 @@ from .state import (
     quantized_sites,
     quantizer_of,
     site_key,
+    with_spans_from,
 )
 from .switch import watched
 from .trace import Model, Trace, check_same_operations, trace
@@ -180,7 +182,7 @@ def simulated_trace(
 
         outs, changed, sites = automatic(run, traced.leaves, qstate, codes, key, step, like=like)
         result = jax.tree.unflatten(traced.out_tree, outs)
-        return result, (_collected(plan, changed, sites) if train else qstate)
+        return result, (with_spans_from(_collected(plan, changed, sites), qstate) if train else qstate)
     forward = _forward(key, step, train=train)
     leaf_sites = plan.leaf_sites()
     leaves = list(traced.leaves)
@@ -194,8 +196,9 @@ def simulated_trace(
                     functools.partial(_updated, site), state, {"values": leaves[i]}, like=leaves[i]
                 )
             leaves[i] = with_codes(forward(site, state, leaves[i], site.operand), codes.get(path))
-    rows = {row.path: row for row in plan.rows}
-    sites = carried_states(plan, qstate, codes)
+    fit = fitted(plan, traced.graph)
+    rows = {row.path: row for row in fit.rows}
+    sites = with_axes(plan, fit, carried_states(plan, qstate, codes))
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         after = dict(states or {})
@@ -224,7 +227,7 @@ def simulated_trace(
     )
     outs, sites = walk.run(leaves, sites)
     result = jax.tree.unflatten(traced.out_tree, outs)
-    return result, (_collected(plan, updates, sites) if train else qstate)
+    return result, (_collected(plan, updates, with_axes(fit, plan, sites)) if train else qstate)
 
 
 def compute(op: Operation, left: Any, right: Any) -> Any:

@@ -2,6 +2,7 @@
 
 Beside the roles of every site stands ``"plan <fingerprint>": {}``: a key without arrays, so that optimizers, `jax.tree.map`,
 `jax.vmap` and checkpoints carry it, and it is known under `jax.jit` too. `check_state` refuses the state of another plan.
+A full-integer plan's has ``"spans of <step>"`` too, arrays in ``"fixed"``: what was measured of tensors that share a grid.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ PARTS = ("learn", "fixed")
 CODES = "codes"
 """Where a walk carries the codes of a derived weight that a solver chose."""
 _MARK = "plan "
+_SPANS = "spans of "
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +133,31 @@ def marked(plan: Plan, qstate: Any) -> QState:
     return {part: {key: one(roles) for key, roles in qstate[part].items()} for part in PARTS}
 
 
+def with_spans(qstate: QState, spans: Mapping[str, tuple[str, Any]]) -> QState:
+    """Returns a state with the spans of steps, ``{step: (key, spans)}``, under keys that it has."""
+    parts = {part: dict(qstate[part]) for part in PARTS}
+    for step, (key, found) in spans.items():
+        for part, value in zip(PARTS, ({}, dict(found)), strict=True):
+            parts[part][key] = {**parts[part][key], _SPANS + step: value}
+    return parts
+
+
+def spans_of(qstate: QState) -> dict[str, Any]:
+    """Returns the spans in a state, by step; none of one that an older lowbit made."""
+    return {
+        role.removeprefix(_SPANS): x
+        for roles in qstate["fixed"].values()
+        for role, x in roles.items()
+        if role.startswith(_SPANS)
+    }
+
+
+def with_spans_from(qstate: QState, before: QState) -> QState:
+    """Returns a state with the spans of the one that it was made from."""
+    keys = {role.removeprefix(_SPANS): key for key, roles in before["fixed"].items() for role in roles}
+    return with_spans(qstate, {step: (keys[step], found) for step, found in spans_of(before).items()})
+
+
 def check_state(plan: Plan, qstate: Any) -> None:
     """Raises unless every site of a state is of this plan. Values are not looked at: it holds under `jax.jit` too.
 
@@ -165,7 +192,9 @@ def _check_sites(plan: Plan, qstate: Any) -> None:
     for _, site in quantized_sites(plan):
         wanted.setdefault(site.key, set()).add(site.role)
     for part in PARTS:
-        found = {key: {role for role in roles if not role.startswith(_MARK)} for key, roles in qstate[part].items()}
+        found = {
+            key: {role for role in roles if not role.startswith((_MARK, _SPANS))} for key, roles in qstate[part].items()
+        }
         if found != wanted:
             extra, missing = _pairs(found, wanted), _pairs(wanted, found)
             raise ValueError(
@@ -253,6 +282,25 @@ def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: A
     return marked(plan, parts)
 
 
-def abstract_state(plan: Plan, params: Any) -> QState:
-    """Returns a state of the right structure and shapes; its values mean nothing. For tracing."""
-    return initial_state(plan, params, empty_statistics(plan), jax.random.key(0))
+def abstract_state(plan: Plan) -> QState:
+    """Returns the shapes and dtypes of a state. For tracing: layers alike are traced once, in all plans."""
+    parts: QState = {"learn": {}, "fixed": {}}
+    for row, site in quantized_sites(plan):
+        is_leaf = site.kind == "leaf"
+        operand, stack = (site.operand, ()) if is_leaf else (layer_operand(site), row.stack)
+        shapes = _abstract(quantizer_of(site), operand, is_weight=site.is_weight)
+        stacked = jax.tree.map(lambda x, stack=stack: jax.ShapeDtypeStruct((*stack, *x.shape), x.dtype), shapes)
+        put(parts, site.key, site.role, stacked)
+    return parts
+
+
+@functools.lru_cache(maxsize=4096)
+def _abstract(quantizer: Any, operand: Operand, *, is_weight: bool) -> QState:
+    def start() -> QState:
+        if is_weight:
+            stats: dict[str, Any] = {"values": jnp.zeros(operand.shape, operand.dtype)}
+        else:
+            stats = {s.name: s.finish(s.init(operand)) for s in quantizer.needs(operand)}
+        return quantizer.init(operand, stats, jax.random.key(0))
+
+    return jax.eval_shape(start)

@@ -6,7 +6,7 @@ The file, little-endian, as safetensors has it::
     header    JSON: {"__metadata__": {"lowbit": CARD}, NAME: {"dtype", "shape", "data_offsets"}, ...}
     data      the tensors' bytes, widest dtype first, without gaps
 
-``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
+``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``writer`` (the lowbit that wrote it), ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
 (see `lowbit.packed.structure`), ``described``, the sha256 of all that is not data (plan, tree, names, dtypes and shapes),
 and, where the parameters carry it, the ``fingerprint`` of the plan. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
 byte. ``sha256`` is that of the whole file with its own 64 digits written as zeros, so every byte counts. The same model
@@ -14,6 +14,7 @@ gives the same bytes.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -91,7 +92,7 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         "params": structure.describe(qparams.params, "params", arrays),
         "sites": structure.describe(qparams.sites, "sites", arrays),
     }
-    card = {"format": FORMAT, "version": VERSION, "sha256": _ZEROS, "plan": plan_text, "tree": tree}
+    card = {"format": FORMAT, "version": VERSION, "writer": _here(), "sha256": _ZEROS, "plan": plan_text, "tree": tree}
     card["described"] = _described(
         card, {name: [list(x.shape), _DTYPES.get(str(x.dtype))] for name, x in arrays.items()}
     )
@@ -125,8 +126,8 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
     card = _card(source, content)
     if card["version"] > VERSION:
         raise ValueError(
-            f"{source} has version {card['version']} of the lowbit format; this lowbit reads up to version {VERSION}: "
-            f"install a newer lowbit"
+            f"{source} has version {card['version']} of the lowbit format, which {_writer(card)} wrote; lowbit {_here()} reads up to "
+            f"version {VERSION}: install a newer lowbit, that one or later"
         )
     digest = str(card.get("sha256"))
     mark = _mark(digest)
@@ -160,10 +161,27 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
         RecursionError,
         safetensors.SafetensorError,
     ) as error:
-        raise ValueError(f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error!s:.300}") from None
+        raise ValueError(
+            f"{source} is not a valid lowbit checkpoint: {type(error).__name__}: {error!s:.300}{_another(card)}"
+        ) from None
     except ValueError as error:
-        raise ValueError(f"{source} is not a valid lowbit checkpoint: {error}") from None
+        raise ValueError(f"{source} is not a valid lowbit checkpoint: {error}{_another(card)}") from None
     return plan, qparams
+
+
+def _here() -> str:
+    return importlib.metadata.version("lowbit")
+
+
+def _writer(card: Mapping[str, Any]) -> str:
+    return f"lowbit {card['writer']!s:.40}" if "writer" in card else "an early lowbit"
+
+
+def _another(card: Mapping[str, Any]) -> str:
+    """What to say of a file that another version wrote, and this one cannot read."""
+    if card.get("writer") == _here():
+        return ""
+    return f"; {_writer(card)} wrote it: load it there, and save it again from here with lowbit.pack"
 
 
 def _check(plan: Plan, qparams: QParams) -> None:

@@ -13,7 +13,7 @@ from jax import lax
 from jax.extend import core as jex
 from jax.sharding import AxisType
 
-from . import primitives
+from . import primitives, ragged
 
 INLINED = ("jit", "remat")
 """Calls (`kind`) that are their body: what is only moved in there is only moved. Others compute what they return."""
@@ -42,6 +42,8 @@ _KINDS = (
 def kind(eqn: Any) -> str | None:
     """Returns what sort of call an equation is (``jit scan while cond remat custom_jvp custom_vjp shard_map``), or None."""
     name = eqn.primitive.name
+    if name in primitives.RAGGED:
+        return "jit" if ragged.is_read(eqn) else None
     if name not in primitives.READ_INTO:
         return None
     return next((word for word, names in _KINDS if name in names), name)
@@ -54,6 +56,8 @@ def bodies(eqn: Any) -> tuple[Body, ...]:
         return _body(params["cond_jaxpr"]), _body(params["body_jaxpr"])
     if what == "cond":
         return tuple(_body(branch) for branch in params["branches"])
+    if eqn.primitive.name in primitives.RAGGED:
+        return (_body(ragged.body(eqn)),)
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in params:
             return (_body(params[name]),)
@@ -74,14 +78,14 @@ def operands(eqn: Any, index: int) -> list[int]:
 
 def is_unseen(eqn: Any) -> bool:
     """Returns whether an equation may hide a matrix multiplication that cannot be read."""
-    if eqn.primitive.name in primitives.HIDDEN:
-        return True
     if kind(eqn) is not None:
         return False
+    if eqn.primitive.name in primitives.HIDDEN | primitives.RAGGED:
+        return True
     return any(_has_matmul(value) for value in eqn.params.values())
 
 
-_MAY_MULTIPLY = primitives.PRODUCTS | primitives.HIDDEN
+_MAY_MULTIPLY = primitives.PRODUCTS | primitives.HIDDEN | primitives.RAGGED
 
 
 def _has_matmul(value: Any) -> bool:

@@ -69,6 +69,14 @@ ADDITIONS = frozenset(("add", "add_any", "sub"))
 ARITHMETIC = ADDITIONS | {"div", "max", "min", "mul"}
 """Of two operands, elementwise."""
 
+COMPARISONS = frozenset(("eq", "ge", "gt", "le", "lt", "ne"))
+"""Compare two operands, elementwise."""
+
+WINDOWED = frozenset(
+    ("conv_general_dilated", "reduce_window", "reduce_window_max", "reduce_window_min", "reduce_window_sum")
+)
+"""Slide a window over an operand."""
+
 EXTREMES = frozenset(
     ("cummax", "cummin", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min")
 )  # fmt: skip
@@ -99,11 +107,14 @@ HIDDEN = frozenset(
         "cudnn_fusion", "custom_partitioning", "dot_product_attention_bwd", "dot_product_attention_bwd_wrapper",
         "dot_product_attention_fp8_bwd", "dot_product_attention_fp8_bwd_wrapper", "dot_product_attention_fp8_fwd",
         "dot_product_attention_fp8_fwd_wrapper", "dot_product_attention_fwd", "dot_product_attention_fwd_wrapper",
-        "ffi_call", "mpmd_map", "pallas_call", "ragged_dot_general", "scaled_dot", "scaled_matmul",
+        "ffi_call", "mpmd_map", "pallas_call", "scaled_dot", "scaled_matmul",
         "scaled_matmul_wrapper", "symmetric_product",
     )
 )  # fmt: skip
 """May hold a product of matrices that cannot be read."""
+
+RAGGED = frozenset(("ragged_dot_general",))
+"""Multiply rows with the matrix of their group: read as a loop over groups (`lowbit.program.ragged`), other forms hidden."""
 
 LINEAR_ALGEBRA = frozenset(
     (
@@ -209,6 +220,7 @@ MEANINGS: dict[str, frozenset[str]] = {
     "reduction": REDUCTIONS,
     "product": PRODUCTS,
     "hidden": HIDDEN,
+    "ragged": RAGGED,
     "linear algebra": LINEAR_ALGEBRA,
     "indexed": INDEXED,
     "constant": CONSTANTS,

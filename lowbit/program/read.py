@@ -108,8 +108,13 @@ class Equation:
     @functools.cached_property
     def source(self) -> str:
         """Where it was written, or the call that it is in."""
-        line = compat.source_line(self.eqn)
+        line = "" if self.is_made else compat.source_line(self.eqn)
         return line or ("" if self.caller is None else self.caller.source)
+
+    @functools.cached_property
+    def is_made(self) -> bool:
+        """Whether it stands for a part of an equation that is no call as it was traced: a user never wrote it."""
+        return self.caller is not None and (self.caller.is_made or self.caller.name in primitives.RAGGED)
 
     @functools.cached_property
     def is_unseen(self) -> bool:

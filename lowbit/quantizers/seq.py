@@ -4,9 +4,13 @@ Reference: Liu et al., ParetoQ: Scaling Laws in Extremely Low-bit LLM Quantizati
 https://arxiv.org/abs/2502.02631, section 3.2. ``alpha``: the learned range, ``W``: weights; ``[-alpha, alpha]`` is cut
 into 3 (ternary) or 4 (2 bits) equal parts, each represented by its middle.
 
-Differs from the paper: ``alpha`` is kept as the distance that one level counts for, so it is LSQ's step with a wider
-gradient mask: values up to the end of the outer parts still get a gradient, where LSQ stops at the outer levels. The step
-gets ``level - W / step`` within the range and the outer level beyond it, scaled by ``1 / sqrt(N Qp)`` as in LSQ.
+``W`` gets ``[|W / alpha| < 1]``, ``alpha`` gets ``W_Q / alpha - W / alpha [|W / alpha| < 1]``: values up to the end of the outer
+parts still get a gradient, where LSQ stops at the outer levels.
+
+Differs from the paper: ``alpha`` is kept as the distance that one level counts for, 2 / 3 (ternary) or 1 / 4 (2 bits) of it, whose
+gradient is as many times larger. It is scaled by ``1 / sqrt(N Qp)``, LSQ's rule for the weights that share the step and the
+largest level, 1 or 3; the authors' code divides by the root of all weights of the matrix, whatever shares ``alpha``. Their code
+also clips at 0.99 of the range, values and gradients; here values end on the outer level, and gradients with the range.
 """
 
 import dataclasses

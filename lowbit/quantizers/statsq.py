@@ -23,7 +23,10 @@ from lowbit.formats.signs import MidRise, mid_rise_of
 
 @dataclasses.dataclass(frozen=True)
 class StatsQ(FromWeights):
-    """Mid-rise grid whose clip is twice the mean magnitude; the gradient passes straight through, clipped or not."""
+    """Mid-rise grid whose clip is twice the mean magnitude; the gradient passes straight through, clipped or not.
+
+    As in the authors' training code; Eq. (7) says only what the value is. The clip is held: no gradient goes through it.
+    """
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Random small networks: dots, convolutions, pools, residuals, activations, odd shapes."""
+"""Random small networks: dots of every layout, look-ups, convolutions, pools, residuals, activations, odd shapes."""
 
 import dataclasses
 import math
@@ -24,7 +24,9 @@ class Layer:
     """One step of a network.
 
     Attributes:
-        kind: ``dense``, ``conv``, ``depthwise``, ``residual``, ``max``, ``average``.
+        kind: ``dense``, ``left`` (the weight is the left operand), ``moved`` (it is transposed and reversed in a jitted call),
+            ``batched`` (one for each of two parts of the features, or for the one there is), ``conv``, ``depthwise``,
+            ``residual``, ``max``, ``average``.
         features: that it makes; those that come in for the kinds that keep them.
         window: of a convolution or pool.
         stride: likewise.
@@ -44,11 +46,23 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """A network, and the shape of its input: (batch, features) or (batch, height, width, channels)."""
+    """A network, and the shape of its input: (batch, features) or (batch, height, width, channels).
+
+    Where ``rows`` is positive the input is integers below it, ``shape`` is that of what they pick from a table, and the second
+    argument is one integer, which picks a row that is added: look-ups of many rows and of one.
+    """
 
     shape: tuple[int, ...]
     layers: tuple[Layer, ...]
     head: int
+    rows: int = 0
+
+    def args(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Returns arguments made of normal values in the network's shape."""
+        if not self.rows:
+            return (x,)
+        tokens = (jnp.abs(x[:, 0]) * 1e4).astype(jnp.int32) % self.rows
+        return tokens, tokens.sum() % self.rows if len(x) else jnp.int32(0)
 
     def params(self, seed: int) -> dict[str, Any]:
         """Returns random parameters."""
@@ -59,8 +73,17 @@ class Graph:
             return jnp.asarray(rng.standard_normal(shape) * fan**-0.5, jnp.float32)
 
         params, width = {}, self.shape[-1]
+        if self.rows:
+            params["table"], params["row"] = normal(self.rows, width), normal(self.rows, width)
         for i, layer in enumerate(self.layers):
-            if layer.kind == "dense":
+            if layer.kind in ("left", "moved"):
+                params[f"{i}"] = {"w": normal(width, layer.features).T, "b": 0.1 * normal(layer.features)}
+            elif layer.kind == "batched":
+                parts = _parts(width)
+                params[f"{i}"] = {"w": normal(parts, width // parts, layer.features), "b": 0.1 * normal(layer.features)}
+                width = parts * layer.features
+                continue
+            elif layer.kind == "dense":
                 params[f"{i}"] = {"w": normal(width, layer.features), "b": 0.1 * normal(layer.features)}
             elif layer.kind in ("conv", "residual"):
                 params[f"{i}"] = {
@@ -79,15 +102,33 @@ class Graph:
         for i, layer in enumerate(self.layers):
             p = params.get(f"{i}")
             x = ACTIVATIONS[layer.activation](_apply(layer, p, x))
-        return x.reshape(len(x), -1)
+        return x.reshape(len(x), math.prod(x.shape[1:]))
 
-    def __call__(self, params: Any, x: jax.Array) -> jax.Array:
+    def __call__(self, params: Any, x: jax.Array, row: jax.Array | None = None) -> jax.Array:
+        x = params["table"][x] + params["row"][row] if self.rows else x
         return self.body(params, x) @ params["head"]["w"]
+
+
+def _parts(width: int) -> int:
+    return 2 - width % 2
+
+
+@jax.jit
+def _moved(w: jax.Array) -> jax.Array:
+    return jnp.flip(w.T, 0)
 
 
 def _apply(layer: Layer, p: Any, x: jax.Array) -> jax.Array:
     if layer.kind == "dense":
         return x @ p["w"] + p["b"]
+    if layer.kind == "left":
+        return (p["w"] @ x.T).T + p["b"]
+    if layer.kind == "moved":
+        return x @ _moved(p["w"]) + p["b"]
+    if layer.kind == "batched":
+        parts = _parts(x.shape[-1])
+        y = jnp.einsum("bpi,pio->bpo", x.reshape(len(x), parts, x.shape[-1] // parts), p["w"]) + p["b"]
+        return y.reshape(len(x), parts * layer.features)
     window, strides = (1, *layer.window, 1), (1, *layer.stride, 1)
     if layer.kind == "max":
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, layer.padding)
@@ -106,6 +147,18 @@ def dense_graphs(draw) -> Graph:
     layers = draw(st.lists(st.tuples(st.integers(1, 19), st.sampled_from(sorted(ACTIVATIONS))), min_size=1, max_size=3))
     shape = (draw(st.integers(1, 5)), draw(st.integers(2, 33)))
     return Graph(shape, tuple(Layer("dense", n, activation=a) for n, a in layers), draw(st.integers(1, 7)))
+
+
+@st.composite
+def turned_graphs(draw) -> Graph:
+    """One to three dots of every layout, some behind look-ups, axes of length 1 among them."""
+    kinds = st.tuples(
+        st.sampled_from(["left", "moved", "batched"]), st.integers(1, 9), st.sampled_from(sorted(ACTIVATIONS))
+    )
+    layers = draw(st.lists(kinds, min_size=1, max_size=3))
+    shape = (draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 7, 12])))
+    made = tuple(Layer(kind, n, activation=a) for kind, n, a in layers)
+    return Graph(shape, made, draw(st.integers(1, 5)), rows=draw(st.sampled_from([0, 5])))
 
 
 @st.composite

@@ -1,5 +1,6 @@
 """What a rule for all layers passes over, what no rule can be about, and that the plan shows both."""
 
+import ast
 import warnings
 
 import jax
@@ -47,6 +48,33 @@ def test_products_of_integers_are_left_as_they_are():
     np.testing.assert_allclose(got, truth, atol=1e-5)
     with pytest.raises(ValueError, match=r"dot_0 .*: only float operands can be quantized, its lhs is int32"):
         lb.bind(fn, {"dot_0": "w8,a8", "**": "w8"}, P, x, mask)
+
+
+def test_complex_parameters_are_named_and_left_as_they_are():
+    """A product, a factor and a table of complex numbers; what is made real of one is a weight again."""
+
+    def fn(p, x):
+        h = jnp.fft.ifft(jnp.fft.fft(x) * p["filter"]).real @ p["w"]
+        return h + jnp.abs(h.astype(jnp.complex64) @ p["c"]) + p["table"][jnp.argmax(x, 1)].imag + h @ p["c"].real
+
+    c = lax.complex(normal(5, 8, 8), normal(6, 8, 8))
+    params, x = {**P, "c": c, "filter": c[0], "table": c[1:4]}, normal(1, 3, 8)
+    got, plan = _served(fn, {"**": "w8"}, params, x)
+    assert {row.path: row.rule.split(": ")[-1] for row in plan if not row.is_quantized} == {
+        "c@0": "not for complex64",
+        "table": "not for complex64",
+    }
+    (leaf,) = plan.uncovered
+    assert (leaf.path, leaf.nbytes) == ("filter", 64)
+    assert leaf.uses[0].startswith("mul test_bind_coverage.py")
+    with pytest.raises(ValueError, match=r"c@0 .*only float operands can be quantized"):
+        lb.bind(fn, {"c": "w8", "**": "keep"}, params, x)
+    h = np.fft.ifft(np.fft.fft(np.asarray(x, np.float64)) * np.asarray(c[0])).real @ _quantized(P["w"])
+    table = np.asarray(c[1:4])[np.argmax(np.asarray(x), 1).clip(0, 2)].imag
+    truth = h + np.abs(h @ np.asarray(c)) + table + h @ _quantized(c.real)
+    np.testing.assert_allclose(got, truth, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"integer=True cannot place real \(test_bind_coverage.py:\d+\)"):
+        lb.bind(fn, {"**": "w8,a8"}, params, x, integer=True)
 
 
 @pytest.mark.parametrize("rules", ["w8,a8", "w4/g4", "w4/g4,a8/dynamic"])
@@ -223,3 +251,37 @@ def test_functions_with_gradients_of_their_own_are_found_at_bind():
     assert from_json(to_json(plan))["w"].own_gradient == plan["w"].own_gradient
     kept = lb.bind(lambda p, x: fixed_point(p["w"], x) @ p["out"], {"w": "keep", "**": "w8,a8"}, params, x)
     assert "custom_vjp" not in str(kept)
+
+
+def test_every_refusal_of_one_bind_has_its_path_and_line():
+    """A sort and two layers left in float in one error, each with both; rules to paste where rules help, and they bind."""
+
+    def fn(p, x):
+        return jnp.sort(x @ p["w"], -1) @ p["v"] @ p["u"]
+
+    params = {**P, "v": normal(2, 8, 4), "u": normal(4, 4, 4)}
+    rules, x = {"v": "keep", "u": "w4", "**": "w8,a8"}, normal(3, 3, 8)
+    with pytest.raises(ValueError, match="3 operations are refused:") as error:
+        lb.bind(fn, rules, params, x, integer=True)
+    lines = str(error.value).splitlines()[1:]
+    assert len(lines) == 3, "rules do not help with the sort, so there are none to paste"
+    assert all("test_bind_coverage.py:" in line for line in lines), lines
+    for word in ("sort", "of v ", "of u "):
+        assert sum(word in line for line in lines) == 1, (word, lines)
+
+    def placed(p, x):
+        return jnp.tanh(x @ p["w"]) @ p["v"] @ p["u"]
+
+    with pytest.raises(ValueError, match="With these rules it binds:") as error:
+        lb.bind(placed, rules, params, x, integer=True)
+    pasted = ast.literal_eval(str(error.value).splitlines()[-1].strip())
+    assert pasted == {"v": "w8,a8", "u": "w8,a8", "**": "w8,a8"}
+    lb.bind(placed, pasted, params, x, integer=True)
+
+    def image(p, x):
+        return lax.conv_general_dilated(p["i"], x, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    with pytest.raises(
+        ValueError, match=r"^i: integer=True \(test_bind_coverage.py:\d+\): a weight's scale may differ"
+    ):
+        lb.bind(image, {"**": "w8,a8"}, {"i": normal(1, 2, 4, 4, 3)}, normal(3, 3, 3, 3, 8), integer=True)

@@ -13,6 +13,7 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.interpret.lookup import lookup
+from lowbit.packed import native
 from tests.values import heavy_tailed, normal
 
 TABLE = heavy_tailed(0, 11, 6)
@@ -216,6 +217,28 @@ def test_a_table_computed_from_parameters_is_a_derived_weight():
         np.testing.assert_array_equal(want, got)
 
 
+def test_of_no_index_a_tied_table_is_still_the_second_of_its_operations():
+    """jax looks nothing up where nothing is asked for; what does not depend on it keeps its name, and its input's range."""
+
+    def fn(p, i, x):
+        scores = p["t"][i] @ p["t"].T
+        return scores, x @ p["t"].T
+
+    some, x = jnp.array([1, 4]), normal(3, 2, 6)
+    plan = lb.bind(fn, {"**": "w8/tensor,a8"}, {"t": TABLE}, some, x)
+    qstate = lb.init(fn, plan, {"t": TABLE}, some, x)
+    assert [row.path for row in plan] == ["t@0", "t@1", "t@2"]
+    qparams = lb.pack(plan, {"t": TABLE}, qstate)
+    for run in (
+        lambda i: lb.simulate(fn, plan)({"t": TABLE}, qstate, i, x),
+        lambda i: lb.execute(fn, plan)(qparams, i, x),
+        lambda i: lb.execute(fn, plan, implementation="reference")(qparams, i, x),
+    ):
+        empty, other = run(jnp.zeros(0, jnp.int32))
+        assert empty.shape == (0, 11)
+        assert np.abs(other - run(some)[1]).max() < 0.05 * np.abs(other).max()
+
+
 def test_gradients_reach_the_rows_that_were_picked():
     def fn(p, i):
         return p["t"][i]
@@ -273,6 +296,8 @@ def test_experts_multiply_integers(rule):
         np.testing.assert_array_equal(
             want, lb.execute(fn, plan, implementation=implementation)(qparams, CHOSEN, TOKENS)
         )
+    assert native.candidates(plan, qparams) == {}, "what data picks is in no kernel's order"
+    assert "data picks a part of the weight" in lb.explain(fn, plan, qparams, CHOSEN, TOKENS)
     grads = jax.grad(lambda p: jnp.sum(lb.simulate(fn, plan)(p, qstate, CHOSEN[:2], TOKENS[:2])))(EXPERTS)
     assert set(np.flatnonzero(np.asarray(grads["e"]).any((1, 2)))) == {1, 3}
 

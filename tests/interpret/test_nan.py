@@ -9,8 +9,13 @@ from jax import lax
 import lowbit as lb
 from lowbit.core import extremes
 from lowbit.core.clipping import Percentile
+from lowbit.core.ranges import Full, dynamic_range
 from lowbit.core.rounding import unfused
+from lowbit.core.spec import Operand
+from lowbit.formats.lookup import spec_from_text
+from lowbit.formats.minifloat import FORMATS
 from lowbit.packed import native
+from lowbit_kernels import numerics
 from tests.values import normal
 
 ROUTES = (None, "carried", "reference")
@@ -194,6 +199,35 @@ def test_the_native_kernels_ran():
     plan = lb.bind(dense, {"**": "w8,a8"}, params, x)
     text = lb.explain(dense, plan, lb.pack(plan, params, lb.init(dense, plan, params, x)), x)
     assert ("cpu" in text) == (native.status() is None)
+
+
+def _scaled(range_):
+    """Rows quantized as they come, under a range rule."""
+    spec, operand = spec_from_text("int8/dynamic", is_weight=False), Operand((0, 0), contract=(1,), is_weight=False)
+    return lambda x: x / dynamic_range(range_, x, operand, spec)[0]
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        _scaled(Full()),
+        _scaled(Percentile(99.0)),
+        lambda x: x / numerics.dynamic_scale(x)[:, None],
+        lambda x: lb.quantize_array(x, "int4/g8").dequantize(),
+        lambda x: FORMATS[-1].decode(jnp.where(jnp.isnan(x), 127, 60).astype(jnp.uint8)),
+        lambda x: extremes.nan_where(jnp.isnan(x), jnp.tanh(jnp.nan_to_num(x))),
+    ],
+    ids=["full", "percentile", "kernel", "blocks", "minifloat", "mask"],
+)
+@pytest.mark.parametrize("wrapped", [jax.jit, lambda f: jax.jit(jax.vmap(f))], ids=["jit", "vmap"])
+def test_a_scale_of_nan_goes_through_an_exponential(scaled, wrapped):
+    """However the compiler fuses what made it with what follows: the rows of a NaN, and no others."""
+    x = normal(3, 8, 16).at[2, 9].set(jnp.nan)
+    given = x if wrapped is jax.jit else jnp.stack([x, x])
+    run = wrapped(lambda x: jax.nn.softmax(scaled(x), -1))
+    for _ in range(3):
+        found = np.isnan(np.asarray(run(given))).any(-1).reshape(-1, 8)
+        assert found.tolist() == [[i == 2 for i in range(8)]] * len(found)
 
 
 @pytest.mark.parametrize("rule", ["w8,a8", "w4,a8/dynamic"])

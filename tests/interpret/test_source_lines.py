@@ -41,7 +41,8 @@ PROGRAM = textwrap.dedent("""
     def pure(p, x):
         with _scope():
             x = functools.reduce(jnp.matmul, (x, p["w"]))  # reduced
-        return lax.ragged_dot(x, p["r"], jnp.array([2, 1], jnp.int32))  # hidden
+        x = lax.ragged_dot(x, p["r"], jnp.array([2, 1], jnp.int32))  # groups
+        return lax.custom_linear_solve(lambda y: p["s"] @ y, x[0], lambda mv, b: jnp.linalg.inv(p["s"]) @ b)  # hidden
 
 
     def mixed(p, x):
@@ -81,9 +82,9 @@ def test_rows_and_errors_have_the_users_line(folder, tmp_path):
     plan = lb.bind(fn, {"**": "w8,a8"}, params, state, x)
     assert [row.source for row in plan] == [line("conv"), line("dense"), line("product")]
 
-    p, x = {"w": normal(1, 6, 5), "r": normal(2, 2, 5, 3)}, normal(3, 3, 6)
+    p, x = {"w": normal(1, 6, 5), "r": normal(2, 2, 5, 3), "s": normal(4, 3, 3)}, normal(3, 3, 6)
     plan = lb.bind(model.pure, {}, p, x)
-    assert [row.source for row in plan] == [line("reduced")]
+    assert [row.source for row in plan] == [line("reduced"), line("groups")]
     assert [where for _, where in plan.unseen] == [line("hidden")]
     with pytest.raises(ValueError, match=rf"\({line('mixed')}\): operand 1 mixes"):
         lb.bind(model.mixed, {"**": "w8,a8"}, {"w": p["w"]}, x)

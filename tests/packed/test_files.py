@@ -223,7 +223,15 @@ def rewritten(path, change) -> None:
 
 
 CHANGES = {
-    "newer": (lambda card: card.update(version=files.VERSION + 1), "newer lowbit"),
+    "newer": (lambda card: card.update(version=files.VERSION + 1), "version 2 .*lowbit 0.1.0 wrote; .*newer lowbit"),
+    "newer, by another": (
+        lambda card: card.update(version=9, writer="2.5"),
+        "version 9 .*lowbit 2.5 wrote; .*newer lowbit",
+    ),
+    "another's": (
+        lambda card: card.update(writer="0.0.9", tree={}),
+        "KeyError: 'params'; lowbit 0.0.9 wrote it: load it",
+    ),
     "other": (lambda card: card.update(format="other"), "not a lowbit checkpoint"),
     "no tree": (lambda card: card.pop("tree"), "not a valid lowbit checkpoint"),
     "lost array": (lambda card: card["tree"]["params"]["dict"][0].__setitem__(1, "gone"), "gone"),

@@ -14,6 +14,8 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lowbit.program import primitives
+
 MAX_LINES = 400
 MAX_BYTES = 500_000
 
@@ -195,6 +197,58 @@ def loops_over_jaxprs(root: Path) -> list[str]:
             continue
         lines = [n.lineno for n in ast.walk(_tree(path)) if isinstance(n, ast.Attribute) and n.attr == "eqns"]
         found += [f"{name}:{line} reads .eqns" for line in lines]
+    return found
+
+
+OWN_TABLES = {
+    "lowbit/export/c/elementwise.py": (2, "what C writes as one call, and what is boolean algebra on bits"),
+    "lowbit/export/c/schedule.py": (1, "reads from elsewhere in its operand: what costs in generated loops"),
+    "lowbit/export/c/simplify.py": (1, "shifts and differences, whose zero on the right is neutral"),
+    "lowbit/export/c/sums.py": (1, "words of reducers in generated names, not primitives"),
+    "lowbit/export/fold.py": (2, "what decodes codes: how formats are written, not what primitives mean"),
+    "lowbit/export/inexact.py": (1, "operations of StableHLO, some of which are called as jax's are"),
+    "lowbit/export/last_step.py": (1, "what moves no result further than its operand"),
+    "lowbit/export/litert/affine.py": (1, "what LiteRT has with a constant operand"),
+    "lowbit/interpret/fuse.py": (1, "what native calls do after a product"),
+    "lowbit/interpret/integer/nodes.py": (1, "movements that codes on one grid have"),
+    "lowbit/interpret/integer/templates.py": (1, "how a softmax or a norm may end"),
+    "lowbit/rewrites/norms.py": (1, "the arithmetic of batch norms"),
+    "lowbit/targets/table.py": (1, "functions that LiteRT computes in floats"),
+}
+"""Lists of primitives outside `lowbit/program`: how many a file has, and why they say nothing of what primitives mean."""
+
+
+def tables_of_primitives(root: Path) -> list[str]:
+    """What primitives mean is said in `lowbit/program` alone: no other file lists four of them, handlers by name aside."""
+    known = {name for names in primitives.MEANINGS.values() for name in names}
+    found = []
+    for path in sources(root):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith("lowbit/") or name.startswith("lowbit/program/"):
+            continue
+        lines = [
+            node.lineno
+            for node in ast.walk(_tree(path))
+            if isinstance(node, ast.Set | ast.Tuple | ast.List)
+            and sum(isinstance(e, ast.Constant) and e.value in known for e in node.elts) >= max(4, len(node.elts) / 2)
+        ]
+        allowed, _ = OWN_TABLES.get(name, (0, ""))
+        if len(lines) != allowed:
+            found.append(f"{name}: lists of primitives in lines {lines}, {allowed} are allowed")
+    return found
+
+
+def constant_nan(root: Path) -> list[str]:
+    """A select between values and the constant NaN: LLVM computes what follows for the constant; `nan_where` takes bits."""
+    found = []
+    for path in sources(root):
+        if path.relative_to(root).parts[0] not in ("lowbit", "kernels"):
+            continue
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.Call) and _dotted(node.func) in {"jnp.where", "lax.select", "jax.numpy.where"}:
+                inner = [n for arg in node.args[1:] for n in ast.walk(arg)]
+                if any(isinstance(n, ast.Attribute) and n.attr == "nan" for n in inner):
+                    found.append(f"{path.relative_to(root)}:{node.lineno}: {_dotted(node.func)} with NaN")
     return found
 
 

@@ -24,6 +24,8 @@ PLANTED = {
     "registry_addresses": {"Makefile": "\tpip install --index" + "-url x y\n"},
     "test_selections": {"tests/test_a.py": "import pytest\n\ndef test_a():\n    pytest.skip('later')\n"},
     "loops_over_jaxprs": {"lowbit/a.py": "def f(jaxpr):\n    return [e for e in jaxpr.eqns]\n"},
+    "tables_of_primitives": {"lowbit/a.py": "SAME = {'copy', 'reshape', 'squeeze', 'transpose'}\n"},
+    "constant_nan": {"lowbit/a.py": "y = jnp.where(mask, jnp.float32(jnp.nan), x)\n"},
     "bare_arguments": {"lowbit/a.py": "class A:\n    def b(self, x: int): ...\n    def _c(self, x): ...\n"},
     "loose_pins": {"pyproject.toml": _PYPROJECT, "constraints/py311.txt": "numpy==2.4.6\n"},
 }

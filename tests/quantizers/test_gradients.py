@@ -342,19 +342,30 @@ def test_fake_quant_widens_where_tensorflow_shifts():
 
 @pytest.mark.parametrize(("text", "parts", "top"), [("wternary", 1.5, 1), ("w2", 4.0, 3), ("wternary/tensor", 1.5, 1)])
 def test_seq(text, parts, top):
-    """Liu et al., 2025, section 3.2, in steps: alpha is ``parts`` of them; straight through strictly inside, as LSQ."""
+    """Liu et al., 2025, section 3.2, clipped at 0.99 as the authors do; learned is alpha over its levels, so the gradient grows."""
     q = seq(text).weight
     per_row, shape = "tensor" not in text, (1, 1) if "tensor" in text else (2, 1)
     x, g = rows(), rng().normal(size=(2, STEPS.size))
     to_x, to, value = pulled(q, {"step": np.full(shape, S)}, x, g)
-    v = x / S
-    inside = (v > -parts) & (v < parts)
-    level = value.astype(np.float64) / S
-    assert np.abs(level).max() == top
-    ds = g * (level - v * inside)
+    alpha, (k, shift) = parts * S, (3, 0.0) if top == 1 else (4, 0.5)
+    w = x / alpha
+    w_q = alpha * (np.round(np.clip(w, -0.99, 0.99) * k / 2 - shift) + shift) * 2 / k
+    np.testing.assert_allclose(value, w_q, rtol=1e-6)
+    to_alpha = g * (w_q / alpha - w * (inside := np.abs(w) < 1))
     count = STEPS.size if per_row else x.size
     close(to_x, g * inside)
-    close(to["step"], summed(ds, per_row) / np.sqrt(count * top), np.abs(g).sum())
+    close(to["step"], parts * summed(to_alpha, per_row) / np.sqrt(count * top), np.abs(g).sum())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_statsq(bits):
+    """Liu, Liu, Cheng, 2023, Eq. (7), and their training code: s held, dW_q / dW = 1 everywhere, clipped or not."""
+    w = rng().standard_t(3, size=(4, 33)).astype(np.float32)
+    s, n = 2 * np.abs(w.astype(np.float64)).mean(1, keepdims=True), 2 ** (bits - 1)
+    w_q = s * (np.round(np.clip(w / s, -1, 1 - 1e-6) * n - 0.5) + 0.5) / n
+    to_x, _, value = pulled(statsq(f"w{bits}").weight, {}, w, 3 * w_q, {"scale": s / (2 * n)})
+    np.testing.assert_allclose(value, w_q, rtol=1e-6)
+    close(to_x, 3 * w_q)
 
 
 @pytest.mark.parametrize("factory", [bitnet, twn, statsq], ids=lambda f: f.__name__)

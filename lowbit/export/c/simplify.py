@@ -69,7 +69,7 @@ _MIRRORED = {"gt": "lt", "ge": "le"}
 
 def _compared(value: Value) -> bool | None:
     """The answer of a comparison that is the same for all elements; None where it is not known."""
-    if value.name not in ("eq", "ne", "lt", "le", "gt", "ge"):
+    if value.name not in primitives.COMPARISONS:
         return None
     left, right = reversed(value.ins) if value.name in _MIRRORED else value.ins
     (low, high), (least, most) = bounds(left), bounds(right)

@@ -49,9 +49,10 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         if node.kind == "index":
             return indices(node, values, env, known.value), states
         outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
-        if node.kind in spans.JOINS:
-            roles = states[node.path]
-            states = {**states, node.path: {**roles, spans.ROLE: spans.updated(roles[spans.ROLE], values)}}
+        if spans.ROLE in states.get(node.path, {}):
+            joined = values if node.kind in spans.JOINS else []
+            operands = [x for v, x in zip(node.ins, joined, strict=False) if v in program.grids]
+            states = measured(node, [*operands, *(known.value(bound) for _, bound in node.clips)], states)
         if node.kind in ("move", "concatenate", "select"):
             return outs, states
         path = program.grids[node.out]
@@ -60,9 +61,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         folded = {s.name: s.update(states[path]["output"][s.name], outs[0], operand) for s in statistics_of(site)}
         return outs, {**states, path: {**states[path], "output": folded}}
 
+    def measured(node: Node, values: list[Any], states: Any) -> Any:
+        roles = states[node.path]
+        return {**states, node.path: {**roles, spans.ROLE: spans.updated(roles[spans.ROLE], values)}}
+
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     _warm(program, known)
-    found = {**statistics, **evaluate(program.nodes, env, at, walked)}
+    found = {**statistics, **evaluate(program.nodes, env, at, walked, measured)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
             before, x = found[node.path]["weight"], known.value(var)

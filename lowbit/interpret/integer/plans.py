@@ -40,6 +40,13 @@ def program_for(plan: Plan, traced: Trace) -> Program:
         first = next((p for p in pairs if p[0] != p[1]), None)
         what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(found)} steps, not {len(planned)}"
         raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
+    ranks = {node.path: len(node.out.shape) for node, _ in program.everywhere() if node.outs}
+    for path, site in plan.grids().items():
+        if ranks[path] != len(site.operand.shape):
+            raise ValueError(
+                f"{path} has {ranks[path]} axes in this call and {len(site.operand.shape)} in the plan: a full-integer plan holds "
+                f"constants in the shapes it was bound with; give arguments of as many axes as then, or bind a plan for these"
+            )
     return program
 
 

@@ -39,7 +39,13 @@ class Levels(NamedTuple):
         return cast_once(rounded_product(self.levels - self.zero, self.scale), dtype)
 
 
-def evaluate(nodes: Sequence[Node], env: dict[Value, Any], at: AtNode, state: Any) -> Any:
+AtScan = Callable[[Node, list[Any], Any], Any]
+"""``(scan, what it carries at first and then at last, state) -> state``."""
+
+
+def evaluate(
+    nodes: Sequence[Node], env: dict[Value, Any], at: AtNode, state: Any, after_scan: AtScan | None = None
+) -> Any:
     """Adds what the nodes make to ``env`` and returns the state after them. Scans carry the state.
 
     Args:
@@ -47,17 +53,18 @@ def evaluate(nodes: Sequence[Node], env: dict[Value, Any], at: AtNode, state: An
         env: values; those of `lowbit.program.read.Program.inputs` and of outer loops are in it.
         at: what to do at a node that is no scan.
         state: given to ``at`` and taken from it.
+        after_scan: what to do after a scan.
     """
     for node in nodes:
         if node.kind == "scan":
-            state = _scan(node, env, at, state)
+            state = _scan(node, env, at, state, after_scan)
             continue
         outs, state = at(node, [env[v] for v in node.ins], state)
         env.update(zip(node.outs, outs, strict=True))
     return state
 
 
-def _scan(node: Node, env: dict[Value, Any], at: AtNode, state: Any) -> Any:
+def _scan(node: Node, env: dict[Value, Any], at: AtNode, state: Any, after_scan: AtScan | None) -> Any:
     details, loop = node.details, node.loop
     assert loop is not None
     count = details["count"]
@@ -70,14 +77,14 @@ def _scan(node: Node, env: dict[Value, Any], at: AtNode, state: Any) -> Any:
             v: x._replace(levels=part) if isinstance(x, Levels) else part
             for v, x, part in zip(loop.slices, xs, slices, strict=True)
         }
-        state = evaluate(node.body, inner, at, state)
+        state = evaluate(node.body, inner, at, state, after_scan)
         return ([inner[v] for v in details["afters"]], state), [inner[v] for v in details["ys"]]
 
     scanned = [x.levels if isinstance(x, Levels) else x for x in xs]
     (values, state), ys = compat.scan(node.equations[0].eqn, turn, (inits, state), scanned)
     ys = [Levels(y.levels, y.scale[0], y.zero[0]) if isinstance(y, Levels) else y for y in ys]
     env.update(zip(node.outs, (*values, *ys), strict=True))
-    return state
+    return state if after_scan is None else after_scan(node, [*inits, *xs, *values, *xs], state)
 
 
 def defined(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> list[Any]:
