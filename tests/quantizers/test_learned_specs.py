@@ -13,6 +13,8 @@ from lowbit.core.spec import Operand
 from lowbit.learn.harden import widths
 from lowbit.quantizers.deep_compression import deep_compression
 from lowbit.quantizers.hgq import hgq
+from tests.contract.cases import factories
+from tests.quantizers import test_gradients
 from tests.values import heavy_tailed, normal
 
 X = np.stack([row := np.linspace(-10.3, 9.9, 57, dtype=np.float32), -row * 0.7])
@@ -170,3 +172,8 @@ def test_what_has_no_learned_form_is_refused(factory, text):
         text = "w8"
     with pytest.raises(ValueError, match=r"hgq|HGQ|deep_compression|codebook|levels"):
         factory(text)
+
+
+def test_every_method_is_here_or_there():
+    """A new quantizer brings its equations."""
+    assert set(factories()) <= set(vars(test_gradients)) | set(globals())
