@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
@@ -223,7 +224,7 @@ class Arithmetic:
             at = 0 if node.equations[0].ins[1].is_data else 1
             weight = self.weights[node.path]
             operands.insert(at, weight.codes)
-            offsets.insert(at, jnp.int32(0) if weight.zero is None else weight.zero.astype(jnp.int32))
+            offsets.insert(at, np.int32(0) if weight.zero is None else weight.zero.astype(jnp.int32))
             reaches.insert(at, compute.reach_of_spec(weight.spec))
         return operands, offsets, reaches
 
