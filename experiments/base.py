@@ -1,11 +1,12 @@
 """What the small configs share: MNIST-1D, one narrow network, one schedule; a config's file shows what differs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import lowbit as lb
-from experiments.config import Config, Fit, Method
 from experiments.data import mnist1d
-from experiments.models import conv_1d, small_conv
+from experiments.models import conv_1d
+from lowbit.run import ACCURACY, Eval, Experiment, Fit, Method, cross_entropy, grids
+from lowbit.run.results import Results
 
 QAT = Fit(epochs=20, batch=50, lr=2e-3, step_lr=1e-3)
 """Quantization-aware training from the float parameters, the same for every method: 1,600 steps."""
@@ -21,17 +22,24 @@ def pair(weight: lb.Quantizers, inputs: lb.Quantizers) -> lb.Quantizers:
     return lb.Quantizers(weight=weight.weight, input=inputs.input)
 
 
-def on_mnist1d(name: str, *methods: Method, seeds: tuple[int, ...] = (0, 1, 2)) -> Config:
-    """Returns a config on MNIST-1D: 93 to 94 % in float; accuracy of the packed weights; no edge compiler, no timing."""
-    return Config(
+def on_mnist1d(
+    name: str,
+    *methods: Method,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    evals: tuple[Eval, ...] = (grids(),),
+    report: Callable[[Results], None] | None = None,
+) -> Experiment:
+    """Returns an experiment on MNIST-1D: 93 to 94 % in float; accuracy of the packed weights; no edge compiler, no timing."""
+    return Experiment(
         name=name,
         data=mnist1d.load,
         model=conv_1d.build,
-        predict=small_conv.predict,
+        metric=ACCURACY,
+        loss=cross_entropy,
         fit=Fit(epochs=30, batch=50, lr=5e-3),
         methods=methods,
         seeds=seeds,
         test_batch=1_000,
-        edge_images=0,
-        latency_rounds=0,
+        evals=evals,
+        report=report,
     )

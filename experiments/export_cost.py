@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 import lowbit as lb
-from experiments.measure import peak_memory
 from experiments.models import decoder
+from lowbit.run.measure import peak_memory
 
 FORMS = {"served": ("xla", "iree"), "universal": ("xla-universal", "iree-universal")}
 """Targets by the form that they take; every bundle holds the served one."""

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from experiments.matrix import Matrix
-from experiments.run_folder import RunFolder, write_json
-from experiments.summary import write_report
 from lowbit.core import atomic
 from lowbit.report import page, tables
+from lowbit.run.evals.verify import tools
+from lowbit.run.experiment import FLOAT
+from lowbit.run.folder import RunFolder, write_json
+from lowbit.run.report import write_report
+from lowbit.run.results import Results
+from lowbit.run.screen import console
 
 RESULT = Path(__file__).parent / "results" / "matrix.json"
 MARKS = "<!-- matrix: written by python -m experiments.matrix_table README.md -->", "<!-- end of matrix -->"
@@ -111,40 +112,63 @@ def write_block(documents: Sequence[str], content: str, marks: tuple[str, str] =
         atomic.write(name, text[:start] + content + text[end:])
 
 
-def finish(
-    config: Matrix,
-    folder: RunFolder,
-    terminal: Console,
-    models: Sequence[Mapping[str, Any]],
-    targets: Sequence[str],
-    tools: Mapping[str, str],
-    *,
-    minutes: float,
-) -> None:
-    """Writes ``summary.json``, ``table.txt`` and ``report.html``, and prints the compact table.
+def report(titles: Mapping[str, str], results: Sequence[Results], folder: RunFolder) -> None:
+    """Writes ``summary.json``, ``table.txt`` and ``report.html``, and prints the compact table: the report of the suite.
 
-    A run that was stopped goes on, maybe from another commit: every piece has its own, and the summary all of them.
+    Args:
+        titles: of the experiments, by name.
+        results: of all experiments, one seed each.
+        folder: of the suite.
     """
-    pieces = [piece for model in models for piece in (model["float"], *model["plans"])]
-    made = {key: folder.environment[key] for key in ("versions", "device")}
-    made |= {"commits": sorted({str(piece["commit"]) for piece in pieces}), "dirty": any(p["dirty"] for p in pieces)}
+    models = [_model(titles.get(each.experiment.name, each.experiment.name), each) for each in results]
+    targets = list(dict.fromkeys(name for _, plan in _plans({"models": models}) for name in plan["targets"]))
+    made = {key: folder.environment[key] for key in ("commit", "dirty", "versions", "device")}
     found = {
-        "config": config.name,
-        "command": f"lowbit run experiments/configs/{config.name}.py",
-        "seeds": list(config.seeds),
-        "targets": list(targets),
-        "tools": dict(tools),
-        "models": list(models),
-        "minutes": round(minutes, 1),
+        "config": "matrix",
+        "command": "lowbit run experiments/configs/matrix.py",
+        "seeds": sorted({seed for each in results for seed in each.experiment.seeds}),
+        "targets": targets,
+        "tools": tools(targets),
+        "models": models,
+        "minutes": round(sum(each.minutes for each in results), 1),
     } | made
     write_json(folder.path / "summary.json", found)
     table, every = compact(found), whole(found)
     atomic.write(folder.path / "table.txt", f"{tables.text(table)}\n\n{tables.text(every)}\n")
-    write_report(config.name, folder, [page.table(table, NOTE), page.table(every)])
+    write_report("matrix", folder, [page.table(table, NOTE), page.table(every)])
+    terminal = console()
     terminal.width = max(terminal.width, tables.width(table))  # a broken line is better than cells cut short
     terminal.print(tables.rich_table(table))
     terminal.print(NOTE, style="dim")
-    terminal.print(f"{folder.path}; {minutes:.1f} minutes", highlight=False, soft_wrap=True)
+    terminal.print(str(folder.path), highlight=False, soft_wrap=True)
+
+
+def _model(title: str, results: Results) -> dict[str, Any]:
+    """What was found of one network: its float model, and its plans that did not fail."""
+    made = results.experiment
+    methods, seed = {method.name: method for method in made.methods}, made.seeds[0]
+    found = {row.name: row.results[seed] for row in results.rows if seed in row.results}
+    plans = [
+        {
+            "name": name,
+            **{key: result[key] for key in ("bits_per_weight", "rules", "targets")},
+            "metric": result["metric"]["execute"],
+            "is_integer": methods[name].integer,
+            "rounding": methods[name].rounding if methods[name].integer else None,
+        }
+        for name, result in found.items()
+        if name in methods
+    ]
+    before = found[FLOAT]
+    return {
+        "name": made.name,
+        "title": title,
+        "data": results.data,
+        "metric": made.metric.name,
+        "digits": made.metric.digits,
+        "float": {"metric": before["metric"]["execute"], "weights": before["bytes"]["weights"] // 4},
+        "plans": plans,
+    }
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,10 +4,12 @@ A piece is one recipe on one plan of one network; it is finished when its ``resu
 stopped run goes on. Every number is of `lowbit.execute` on packed parameters, on data that no calibration has seen.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +17,11 @@ import jax
 import numpy as np
 
 import lowbit as lb
-from experiments.config import fingerprint
-from experiments.models.model import Model
-from experiments.progress import console
-from experiments.run_folder import TIMES, RunFolder, write_json
 from lowbit.core import atomic
 from lowbit.recipes.lookup import named
+from lowbit.run import Model
+from lowbit.run.folder import TIMES, RunFolder, plain, write_json
+from lowbit.run.screen import console
 
 FLOAT = "float"
 
@@ -51,12 +52,14 @@ class Plan:
         rules: as `lowbit.bind` takes them.
         bar: what the best recipe should reach, or None.
         recipes: that are run on it.
+        tried: what was tried where the bar is missed, for a reader of the table.
     """
 
     name: str
     rules: Mapping[str, str]
     bar: float | None = None
-    recipes: tuple[str, ...] = ("rtn", "gptq", "adaround", "equalized")
+    recipes: tuple[str, ...] = ("rtn", "auto", "gptq")
+    tried: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,12 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     Raises:
         DataError: if a network or its data is not installed.
     """
-    folder = RunFolder(out, config, fresh=fresh)
+    folder = RunFolder(out, config, fresh=fresh, accept_stale=True)  # hours of them: known by rules and recipe alone
+    with _compiled_kept(folder.path / "compiled"):
+        return _run(config, folder)
+
+
+def _run(config: PostTraining, folder: RunFolder) -> Path:
     terminal = console()
     networks = []
     for network in config.networks:
@@ -112,7 +120,7 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
         for plan, recipe in _pieces(network):
             name = f"{network.name}/{plan.name}/{recipe}".replace(" ", "_")
             how = recipe if recipe == FLOAT else str(named(recipe))
-            key = fingerprint({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
+            key = _key({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
             result = folder.finished(name, key)
             if result is None and (not config.only or network.name in config.only):
                 subject = network.subject() if subject is None else subject
@@ -129,9 +137,34 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     return folder.path
 
 
+@contextlib.contextmanager
+def _compiled_kept(path: Path) -> Iterator[None]:
+    """Compiled programs are kept beside the run: the pieces of a network have most of theirs in common."""
+    wanted = {
+        "jax_compilation_cache_dir": str(path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def _key(what: dict[str, Any]) -> str:
+    """What a piece is known by: what is asked, as text; its hours are kept over other versions of the code."""
+    return hashlib.sha256(json.dumps([plain(what)], sort_keys=True).encode()).hexdigest()[:16]
+
+
 def _pieces(network: Network) -> list[tuple[Plan, str]]:
     whole = Plan(FLOAT, {})
-    return [(whole, FLOAT), *((plan, recipe) for plan in network.plans for recipe in plan.recipes)]
+    order = list(dict.fromkeys(recipe for plan in network.plans for recipe in plan.recipes))
+    asked = [(plan, recipe) for recipe in order for plan in network.plans if recipe in plan.recipes]
+    return [(whole, FLOAT), *asked]
 
 
 def _piece(folder: RunFolder, name: str, subject: Subject, plan: Plan, recipe: str) -> dict[str, Any]:
@@ -173,6 +206,7 @@ def _summary(network: Network, pieces: Mapping[str, Any]) -> dict[str, Any]:
             "rules": dict(plan.rules),
             "bar": plan.bar,
             "asked": plan.recipes,
+            "tried": plan.tried,
             "recipes": pieces.get(plan.name, {}),
         }
         for plan in network.plans

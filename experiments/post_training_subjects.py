@@ -8,9 +8,9 @@ import numpy as np
 import lowbit as lb
 from experiments.data import brown, lfw_faces, photographs, tiny_inputs
 from experiments.models import blazeface, minilm, mlperf_tiny, mobilenet_v2
-from experiments.models.model import Model
 from experiments.post_training import Subject, interval
 from lowbit.rewrites.batch_norm import fold
+from lowbit.run import Model
 
 
 def _batched(x: np.ndarray, size: int) -> list[tuple[np.ndarray]]:
@@ -25,7 +25,7 @@ def _decibels(outputs: np.ndarray, before: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(before**2) / max(np.sum((outputs - before) ** 2), 1e-30)))
 
 
-def mobilenet(calibration: int = 64, agreement: int = 100) -> Subject:
+def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
     """Returns MobileNetV2: top-1 of 200 crops of 20 labelled photographs, agreement on crops of others.
 
     Args:
@@ -35,7 +35,7 @@ def mobilenet(calibration: int = 64, agreement: int = 100) -> Subject:
     data = photographs.load()
     labels, photo = data.test.labels, photographs.photograph_of("scored")
     others = photographs.agreement()[:: 500 // agreement][:agreement]
-    model = _folded(mobilenet_v2.load(), data.test.images[:1])
+    model = _folded(mobilenet_v2.load(), data.test.inputs[:1])
 
     def score(outputs: np.ndarray, before: np.ndarray) -> dict[str, float]:
         right = mobilenet_v2.top_1(outputs[:200]) == labels
@@ -49,11 +49,11 @@ def mobilenet(calibration: int = 64, agreement: int = 100) -> Subject:
             "logits dB": _decibels(rest, base),
         }
 
-    inputs = _batched(np.concatenate([data.test.images, others]), 50)
-    return Subject(model, _batched(data.train.images[:calibration], 8), inputs, score)
+    inputs = _batched(np.concatenate([data.test.inputs, others]), 50)
+    return Subject(model, _batched(data.train.inputs[:calibration], 8), inputs, score)
 
 
-def faces(calibration: int = 128) -> Subject:
+def faces(calibration: int = 64) -> Subject:
     """Returns BlazeFace: 200 labelled crops; calibration sees photographs that are none of them."""
     data = lfw_faces.load()
     others = photographs.pixels(photographs.crops("calibration")[:calibration], 128) * 2 - 1
@@ -63,10 +63,10 @@ def faces(calibration: int = 128) -> Subject:
         low, high = interval(right, np.arange(len(right)))
         return {"right %": float(np.mean(right)), "low": low, "high": high, "outputs dB": _decibels(outputs, before)}
 
-    return Subject(blazeface.load(), _batched(others, 32), _batched(data.test.images, 50), score)
+    return Subject(blazeface.load(), _batched(others, 32), _batched(data.test.inputs, 50), score)
 
 
-def tiny(name: str, calibration: int = 256, scored: int = 2000) -> Subject:
+def tiny(name: str, calibration: int = 128, scored: int = 2000) -> Subject:
     """Returns one of MLPerf Tiny's: agreement with float's class, or the correlation of anomaly scores."""
     seen, asked = tiny_inputs.load(name, calibration, scored)
 
@@ -82,7 +82,7 @@ def tiny(name: str, calibration: int = 256, scored: int = 2000) -> Subject:
     return Subject(model, _batched(seen, 64), _batched(asked, 250), score)
 
 
-def sentences(calibration: int = 128, scored: int = 300, length: int = 64) -> Subject:
+def sentences(calibration: int = 64, scored: int = 300, length: int = 64) -> Subject:
     """Returns MiniLM: mean cosine to float's vectors on sentences of texts that calibration has not seen."""
 
     def batches(count: int, first: int) -> list[tuple[Any, ...]]:

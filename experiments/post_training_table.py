@@ -16,12 +16,12 @@ MARKS = (
     "<!-- post-training: written by python -m experiments.post_training_table README.md -->",
     "<!-- end of post-training -->",
 )
-RECIPES = ("rtn", "gptq", "adaround", "equalized")
+RECIPES = ("rtn", "gptq", "auto")
 
 NOTE = (
     "Numbers are of `lowbit.execute` on packed parameters, on data that no calibration has seen; bits with scales. Brackets: 95 % "
-    "by a bootstrap over photographs, images or sentences. *: reaches the bar; -: not asked for. `equalized`: cross-layer "
-    "equalization, GPTQ, bias correction. 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
+    "by a bootstrap over photographs, images or sentences. *: reaches the bar; -: not asked for. `auto`: GPTQ layer by layer in "
+    "the norm of the inputs' covariance, biases taking means back (`centered`), after smoothing for W8A8, else after equalization where a weight has one scale. 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
     "labelled photographs; BlazeFace: 200 crops of faces and background; MiniLM: mean cosine to float's vectors on sentences "
     "of the Brown corpus; MLPerf Tiny: agreement with float's class on 2,000 inputs, of the auto-encoder the correlation of "
     "anomaly scores with float's."
@@ -61,7 +61,24 @@ def markdown(found: Mapping[str, Any]) -> str:
             bar = "-" if plan["bar"] is None else f"{plan['bar']:g}"
             lines.append("| " + " | ".join([title, plan["name"], bits, *cells, bar]) + " |")
             title = ""
-    return "\n".join([*lines, "", NOTE]) + "\n"
+    return "\n".join([*lines, "", NOTE, *missed(found)]) + "\n"
+
+
+def missed(found: Mapping[str, Any]) -> list[str]:
+    """Returns a line for every plan whose bar no recipe reaches: by how much, and what was tried."""
+    lines = []
+    for network in found["networks"]:
+        for plan in network["plans"]:
+            scores = {name: each["score"] for name, each in plan["recipes"].items()}
+            if plan["bar"] is None or not scores or max(scores.values()) >= plan["bar"]:
+                continue
+            best = max(scores, key=lambda name: scores[name])
+            tried = plan.get("tried") or "nothing else was tried"
+            digits = network["digits"]
+            lines.append(
+                f"* Missed: {network['title']}, {plan['name']}: {scores[best]:.{digits}f} by `{best}`, of {plan['bar']:g}. {tried}"
+            )
+    return ["", *lines] if lines else []
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,8 +16,7 @@ Gives in %, mean ± standard deviation of 3 seeds, in 1.3 minutes on 2 CPU cores
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
+from lowbit.run import Method
 
 STEPS = 1_600
 

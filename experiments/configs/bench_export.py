@@ -18,8 +18,9 @@ from typing import Any
 
 from experiments.export_cost import FORMS, measured
 from experiments.models import decoder
-from experiments.run_folder import environment, write_json
 from lowbit.report.tables import Table, text
+from lowbit.run.environment import environment
+from lowbit.run.folder import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,10 +25,11 @@ import numpy as np
 import optax
 
 import lowbit as lb
-from experiments.measure import latencies
-from experiments.run_folder import environment, write_json
 from lowbit.plan.rows import Plan
 from lowbit.report.tables import Table, text
+from lowbit.run.environment import environment
+from lowbit.run.folder import write_json
+from lowbit.run.measure import latencies
 
 Call = Callable[..., Any]
 

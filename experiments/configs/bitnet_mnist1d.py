@@ -12,9 +12,8 @@ bitnet 91.97 ± 0.50, lsq 92.10 ± 0.60.
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d, pair
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.quantizers.bitnet import bitnet
+from lowbit.run import Method
 
 config = on_mnist1d(
     "bitnet_mnist1d",

@@ -15,25 +15,25 @@ memory, 0.9 million instructions a beat in 8 bits, 1.6 million in 4 bits, which 
 """
 
 import lowbit as lb
-from experiments.config import Fit, Method
 from experiments.data import ecg5000
 from experiments.models import beat_conv
-from experiments.story import Metric, Story, accuracy, cross_entropy
-from experiments.story_job import run as run
+from lowbit.run import ACCURACY, Experiment, Fit, Method, cross_entropy, device, device_time
 
-config = Story(
+config = Experiment(
     name="edge_ecg",
     data=ecg5000.load,
     model=beat_conv.build,
-    metric=Metric("accuracy %", accuracy),
-    error=cross_entropy,
+    metric=ACCURACY,
+    loss=cross_entropy,
     fit=Fit(epochs=60, batch=50, lr=2e-3),
     methods=(
-        Method("w8a8", {"**": "w8,a8"}),
-        Method("w4a8", {"**": "w4,a8"}),
-        Method("lsq_w4a8", {"**": lb.lsq("w4,a8")}, Fit(epochs=20, batch=50, lr=1e-3, step_lr=1e-4)),
-        Method("lsq_w4a4", {"**": lb.lsq("w4,a4")}, Fit(epochs=20, batch=50, lr=1e-3, step_lr=1e-3)),
+        Method("w8a8", {"**": "w8,a8"}, integer=True),
+        Method("w4a8", {"**": "w4,a8"}, integer=True),
+        Method("lsq_w4a8", {"**": lb.lsq("w4,a8")}, Fit(epochs=20, batch=50, lr=1e-3, step_lr=1e-4), integer=True),
+        Method("lsq_w4a4", {"**": lb.lsq("w4,a4")}, Fit(epochs=20, batch=50, lr=1e-3, step_lr=1e-3), integer=True),
     ),
     baseline=("always normal", ecg5000.always_normal),
     calibration_samples=500,
+    calibration_batch=100,
+    evals=(device("cortex-m4"), device_time("cortex-m4", rounds=200)),
 )

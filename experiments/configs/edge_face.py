@@ -17,28 +17,26 @@ image on a server's core, IREE 2.3 ms in integers and 1.0 ms in float.
 Input ranges are measured on 100 of the 200 images, without labels: the set is too small to split.
 """
 
-from experiments.config import Method
 from experiments.data import lfw_faces
 from experiments.models import blazeface
 from experiments.ranges import with_inputs
-from experiments.story import Metric, Story
-from experiments.story_job import run as run
 from lowbit.core.clipping import Percentile
 from lowbit.core.ranges import Full
+from lowbit.run import Experiment, Method, Metric, device, device_time
 
-config = Story(
+config = Experiment(
     name="edge_face",
     data=lfw_faces.load,
     model=blazeface.load_scores,
     metric=Metric("accuracy %", blazeface.face_accuracy, digits=1),
     methods=(
-        Method("w8a8_minmax", {"**": with_inputs("w8", Full())}),
-        Method("w8a8", {"**": with_inputs("w8", Percentile(99.9))}),
+        Method("w8a8_minmax", {"**": with_inputs("w8", Full())}, integer=True),
+        Method("w8a8", {"**": with_inputs("w8", Percentile(99.9))}, integer=True),
     ),
     baseline=("always a face", blazeface.always_face),
-    device="c-aarch64",
     seeds=(0,),
     test_batch=50,
     calibration_samples=100,
-    latency_rounds=50,
+    calibration_batch=100,
+    evals=(device("c-aarch64", digits=1), device_time("c-aarch64", rounds=50)),
 )

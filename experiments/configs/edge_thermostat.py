@@ -15,23 +15,23 @@ w8a8 2.358 ± 0.025 in 23.3 kB of flash, w4a8 2.418 ± 0.029 in 12.8 kB, with le
 """
 
 import lowbit as lb
-from experiments.config import Fit, Method
 from experiments.data import temperature
 from experiments.models import forecaster
-from experiments.story import Metric, Story, absolute_error
-from experiments.story_job import run as run
+from lowbit.run import Experiment, Fit, Method, Metric, absolute_error, device, device_time
 
-config = Story(
+config = Experiment(
     name="edge_thermostat",
     data=temperature.load,
     model=forecaster.build,
     metric=Metric("MAE C", forecaster.mean_error, digits=3),
-    error=absolute_error,
+    loss=absolute_error,
     fit=Fit(epochs=12, batch=64, lr=1e-3),
     methods=(
-        Method("w8a8", {"**": "w8,a8"}),
-        Method("w4a8", {"**": "w4,a8"}),
-        Method("lsq_w4a8", {"**": lb.lsq("w4,a8")}, Fit(epochs=4, batch=64, lr=5e-4, step_lr=1e-4)),
+        Method("w8a8", {"**": "w8,a8"}, integer=True),
+        Method("w4a8", {"**": "w4,a8"}, integer=True),
+        Method("lsq_w4a8", {"**": lb.lsq("w4,a8")}, Fit(epochs=4, batch=64, lr=5e-4, step_lr=1e-4), integer=True),
     ),
     baseline=("seasonal naive", forecaster.seasonal_naive),
+    calibration_batch=100,
+    evals=(device("cortex-m4", digits=3), device_time("cortex-m4", rounds=200)),
 )

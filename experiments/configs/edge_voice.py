@@ -17,28 +17,27 @@ million instructions a clip in 8 bits, which is 131 million a second of sound: m
 Activations of 16 bits, on the same 102 clips: w8a16 94.12, w4a16 92.46, in 131 kB of memory.
 """
 
-from experiments.config import Method
 from experiments.data import speech
 from experiments.models import silero_vad
 from experiments.ranges import with_inputs
-from experiments.story import Metric, Story
-from experiments.story_job import run as run
 from lowbit.core.clipping import Percentile
+from lowbit.run import Experiment, Method, Metric, device, device_time
 
-config = Story(
+config = Experiment(
     name="edge_voice",
     data=speech.load,
     model=silero_vad.load,
     metric=Metric("frames right %", silero_vad.frame_accuracy),
     methods=(
-        Method("w8_tensor", {"**": with_inputs("w8/tensor", Percentile(99.9))}),
-        Method("w8a8", {"**": with_inputs("w8", Percentile(99.9))}),
-        Method("w4a8", {"**": with_inputs("w4", Percentile(99.9))}),
-        Method("w8a16", {"**": "w8,aint16"}),
-        Method("w4a16", {"**": "w4,aint16"}),
+        Method("w8_tensor", {"**": with_inputs("w8/tensor", Percentile(99.9))}, integer=True),
+        Method("w8a8", {"**": with_inputs("w8", Percentile(99.9))}, integer=True),
+        Method("w4a8", {"**": with_inputs("w4", Percentile(99.9))}, integer=True),
+        Method("w8a16", {"**": "w8,aint16"}, integer=True),
+        Method("w4a16", {"**": "w4,aint16"}, integer=True),
     ),
     baseline=("always speech", speech.always_speech),
     seeds=(0,),
     test_batch=51,
-    latency_rounds=50,
+    calibration_batch=100,
+    evals=(device("cortex-m4"), device_time("cortex-m4", rounds=50)),
 )

@@ -11,9 +11,8 @@ Gives in %, mean ± standard deviation of 3 seeds, in 0.5 minutes on 2 CPU cores
 """
 
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.quantizers.ewgs import ewgs
+from lowbit.run import Method
 
 config = on_mnist1d(
     "ewgs_mnist1d",

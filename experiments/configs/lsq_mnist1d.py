@@ -12,8 +12,7 @@ Gives in %, mean ± standard deviation of 3 seeds, in 0.8 minutes on 2 CPU cores
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
+from lowbit.run import Method
 
 config = on_mnist1d(
     "lsq_mnist1d",

@@ -12,8 +12,7 @@ mxint8 93.43 ± 0.55, mxfp6 93.37 ± 0.76, mxfp4 91.53 ± 1.14, nvfp4 92.40 ± 0
 """
 
 from experiments.base import inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
+from lowbit.run import Method
 
 config = on_mnist1d(
     "microscaling_mnist1d",

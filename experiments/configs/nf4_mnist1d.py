@@ -11,8 +11,7 @@ Gives in %, mean ± standard deviation of 3 seeds, in 0.3 minutes on 2 CPU cores
 """
 
 from experiments.base import inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
+from lowbit.run import Method
 
 config = on_mnist1d(
     "nf4_mnist1d",

@@ -13,9 +13,8 @@ rtn 90.80 ± 1.25, diffq 62.23 ± 6.47, diffq_until 87.87 ± 1.35, quant_noise_u
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.quantizers.noise import noise
+from lowbit.run import Method
 
 config = on_mnist1d(
     "noise_mnist1d",

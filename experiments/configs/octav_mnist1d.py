@@ -13,10 +13,9 @@ mse_w3a3 81.07 ± 4.78.
 
 import lowbit as lb
 from experiments.base import inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.core.clipping import Octav
 from lowbit.core.ranges import MSE
+from lowbit.run import Method
 
 config = on_mnist1d(
     "octav_mnist1d",

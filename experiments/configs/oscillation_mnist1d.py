@@ -16,12 +16,11 @@ import jax.numpy as jnp
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.core.paths import flatten
 from lowbit.interpret.state import get, quantizer_of
 from lowbit.learn.oscillation import dampening_loss
 from lowbit.plan.rows import Plan
+from lowbit.run import Method
 
 
 def dampened(plan: Plan, params, qstate) -> jax.Array:

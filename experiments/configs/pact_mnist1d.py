@@ -15,10 +15,9 @@ import dataclasses
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d, pair
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.quantizers.dorefa import dorefa
 from lowbit.quantizers.pact import pact
+from lowbit.run import Method
 
 PLAIN = dataclasses.replace(QAT, step_lr=1e-2)
 

@@ -16,9 +16,8 @@ import optax
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.learn.parq import parq
+from lowbit.run import Method
 
 RULE = lb.rtn("w3/narrow/tensor")
 

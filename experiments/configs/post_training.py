@@ -16,7 +16,7 @@ from experiments.post_training_subjects import TINY, faces, mobilenet, sentences
 
 _TINY_PLANS = {
     name: (
-        Plan("W8A8", {"**": "w8,a8"}, bars[0], ("rtn", "gptq")),
+        Plan("W8A8", {"**": "w8,a8"}, bars[0]),
         Plan("W4A8", {"**": "w4,a8"}, bars[1]),
     )
     for name, bars in {
@@ -42,7 +42,7 @@ config = PostTraining(
         Network(
             "blazeface", "BlazeFace", faces, "right %", 1,
             (
-                Plan("W8 per tensor", {"**": "w8/tensor"}, 97, ("rtn", "gptq", "equalized")),
+                Plan("W8 per tensor", {"**": "w8/tensor"}, 97),
                 Plan("W4", {"**": "w4"}, 96),
                 Plan("W4A8", {"**": "w4,a8"}, 95),
             ),
@@ -50,20 +50,20 @@ config = PostTraining(
         Network(
             "minilm", "MiniLM", sentences, "cosine", 4,
             (
-                Plan("W4", {"**/dot_*": "keep", "**": "w4"}, 0.975, ("rtn", "gptq")),
-                Plan("W3", {"**/dot_*": "keep", "**": "w3"}, 0.92, ("rtn", "gptq")),
-                Plan("W8A8 per tensor", {"**/dot_*": "keep", "**": "w8/tensor,a8"}, 0.995, ("rtn", "gptq")),
-                Plan("W4A8", {"**/dot_*": "keep", "**": "w4,a8"}, 0.97, ("rtn", "gptq")),
+                Plan("W4", {"**/dot_*": "keep", "**": "w4"}, 0.975),
+                Plan("W3", {"**/dot_*": "keep", "**": "w3"}, 0.92),
+                Plan("W8A8 per tensor", {"**/dot_*": "keep", "**": "w8/tensor,a8"}, 0.995),
+                Plan("W4A8", {"**/dot_*": "keep", "**": "w4,a8"}, 0.97),
             ),
         ),
         Network(
             "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", 1,
             (
-                Plan("W6 per tensor", {"**": "w6/tensor"}, 82, ("rtn", "gptq", "equalized")),
-                Plan("W5", {"**": "w5"}, 85, ("rtn", "gptq")),
-                Plan("W4", {"**": "w4"}, 74, ("rtn", "gptq", "equalized")),
-                Plan("W3", {"**": "w3"}, 50, ("rtn", "gptq", "equalized")),
-                Plan("W4A8", {"**": "w4,a8"}, 72, ("rtn", "gptq", "equalized")),
+                Plan("W6 per tensor", {"**": "w6/tensor"}, 82),
+                Plan("W5", {"**": "w5"}, 85),
+                Plan("W4", {"**": "w4"}, 74),
+                Plan("W3", {"**": "w3"}, 50),
+                Plan("W4A8", {"**": "w4,a8"}, 72),
             ),
         ),
     ),

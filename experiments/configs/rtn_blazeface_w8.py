@@ -17,19 +17,18 @@ With jax 0.10's own settings the per-tensor row is 55.0 %: XLA then fuses a max-
 Input ranges are measured on 100 of the 200 images, without labels: the set is too small to split.
 """
 
-from experiments.config import Config, Method
 from experiments.data import lfw_faces
-from experiments.job import run as run
 from experiments.models import blazeface
 from experiments.ranges import with_inputs
 from lowbit.core.clipping import Percentile
 from lowbit.core.ranges import Full
+from lowbit.run import Experiment, Method, Metric, grids, iree, iree_latency, latency
 
-config = Config(
+config = Experiment(
     name="rtn_blazeface_w8",
     data=lfw_faces.load,
     model=blazeface.load,
-    predict=blazeface.has_face,
+    metric=Metric("accuracy %", blazeface.face_accuracy),
     seeds=(0,),
     methods=(
         Method("w8_tensor", {"**": "w8/tensor"}),
@@ -38,9 +37,8 @@ config = Config(
         Method("w8a8_channel", {"**": with_inputs("w8", Percentile(99.9))}),
         Method("w8a8_minmax", {"**": with_inputs("w8", Full())}),
     ),
-    test_images=200,
+    test_samples=200,
     test_batch=50,
-    calibration_images=100,
-    edge_images=200,
-    latency_rounds=20,
+    calibration_samples=100,
+    evals=(iree(samples=200), latency(rounds=20), iree_latency(rounds=20), grids()),
 )

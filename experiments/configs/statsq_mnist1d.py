@@ -12,9 +12,8 @@ Gives in %, mean ± standard deviation of 3 seeds, in 0.6 minutes on 2 CPU cores
 
 import lowbit as lb
 from experiments.base import QAT, inner, on_mnist1d, pair
-from experiments.config import Method
-from experiments.job import run as run
 from lowbit.quantizers.statsq import statsq
+from lowbit.run import Method
 
 config = on_mnist1d(
     "statsq_mnist1d",

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.models import blazeface, minilm, mobilenet_v2
-from experiments.run_folder import environment, write_json
 from lowbit.core.ranges import Full, PowerOfTwo, RangeRule
 from lowbit.core.searching import FourOverSix, Searched
 from lowbit.formats.lookup import spec_from_text
 from lowbit.packed.arrays import quantize_array
 from lowbit.quantizers.rtn import RTN
 from lowbit.report.tables import Table, text
+from lowbit.run.environment import environment
+from lowbit.run.folder import write_json
 
 RULES: dict[str, RangeRule] = {
     "absmax": Full(),

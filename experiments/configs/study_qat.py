@@ -15,12 +15,8 @@ has the paper's weights, DoReFa's. StatsQ, SEQ, TWN and XNOR quantize weights on
 its paper: one scale per tensor, inputs 8 bits per row at run time. The numbers are in ``papers/study_qat.md``.
 """
 
-import functools
-
 import lowbit as lb
-from experiments import job, study
 from experiments.base import QAT, inner, on_mnist1d, pair
-from experiments.config import Method
 from lowbit.quantizers.bitnet import bitnet
 from lowbit.quantizers.dorefa import dorefa
 from lowbit.quantizers.ewgs import ewgs
@@ -30,6 +26,7 @@ from lowbit.quantizers.seq import seq
 from lowbit.quantizers.statsq import statsq
 from lowbit.quantizers.twn import twn
 from lowbit.quantizers.xnor import xnor
+from lowbit.run import Method, study
 
 
 def methods(setting: str, weight: str, inputs: str) -> tuple[Method, ...]:
@@ -61,6 +58,9 @@ SETTINGS = {
     "binary": ("wbinary", "a8"),
 }
 config = on_mnist1d(
-    "study_qat", *(m for name, parts in SETTINGS.items() for m in methods(name, *parts)), seeds=(0, 1, 2, 3, 4)
+    "study_qat",
+    *(m for name, parts in SETTINGS.items() for m in methods(name, *parts)),
+    seeds=(0, 1, 2, 3, 4),
+    evals=(),
+    report=study.compared,
 )
-run = functools.partial(job.run, finish=study.finish)

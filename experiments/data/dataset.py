@@ -1,4 +1,4 @@
-"""What every loader returns, and how files are found, fetched and checked."""
+"""How the files of a data set are found, fetched and checked."""
 
 import hashlib
 import importlib
@@ -7,34 +7,9 @@ import os
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from lowbit.core.atomic import replacing as atomic
-
-
-class Split(NamedTuple):
-    """Images ``[batch, height, width, channel]``, or signals ``[batch, length, channel]``, in float32; int32 labels.
-
-    Labels are one class a sample, a class a frame ``[batch, frames]``, or in float32 what is to be forecast.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def first(self, count: int) -> "Split":
-        """Returns the first ``count`` images, or all if there are fewer."""
-        return Split(self.images[:count], self.labels[:count])
-
-
-class Dataset(NamedTuple):
-    """A data set: its splits, and one line that says where the files came from."""
-
-    name: str
-    source: str
-    train: Split
-    test: Split
 
 
 class DataError(OSError):

@@ -10,7 +10,8 @@ import io
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file, sha256
+from experiments.data.dataset import DataError, package_file, sha256
+from lowbit.run import Dataset, Split
 
 SIZE, CLASSES, TRAINING = 8, 10, 1_400
 CONTENT = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"

@@ -19,7 +19,8 @@ import io
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file, sha256
+from experiments.data.dataset import DataError, package_file, sha256
+from lowbit.run import Dataset, Split
 
 SAMPLES, CLASSES = 140, 5
 FILES = {

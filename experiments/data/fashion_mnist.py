@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, atomic, cache_folder, download, package_file, sha256
+from experiments.data.dataset import DataError, atomic, cache_folder, download, package_file, sha256
+from lowbit.run import Dataset, Split
 
 FOLDER = "fashion-mnist"
 SYSTEM = Path("/usr/share/datasets") / FOLDER

@@ -9,7 +9,8 @@ rest repeats the edge pixels. The size was chosen once: the float detector is ri
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file
+from experiments.data.dataset import DataError, package_file
+from lowbit.run import Dataset, Split
 
 SIDE = 128
 FACE = 79

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file
+from experiments.data.dataset import DataError, package_file
+from lowbit.run import Dataset, Split
 
 SAMPLES, TRAINING, SEED = 5_000, 4_000, 42
 PADDING, WIDE, LENGTH = (36, 60), 72, 40

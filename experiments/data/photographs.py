@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file, reader
+from experiments.data.dataset import DataError, package_file, reader
+from lowbit.run import Dataset, Split
 
 INSTALL = "pip install --no-deps foolbox==3.3.4 scikit-image==0.26.0 scikit-learn==1.9.1"
 LIST = Path(__file__).with_name("photographs.json")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, cache_folder
+from experiments.data.dataset import DataError, cache_folder
+from lowbit.run import Dataset, Split
 
 RATE, FRAME, CONTEXT, WINDOW, HOP = 16_000, 512, 64, 256, 128
 FRAMES, BANDS, WINDOWS = 64, 129, 4
@@ -41,14 +42,14 @@ def load() -> Dataset:
     """
     train, test = (_part(name) for name in FILES)
     scale = band_scale()
-    parts = [Split((s.images / scale).astype(np.float32), s.labels) for s in (train, test)]
+    parts = [Split((s.inputs / scale).astype(np.float32), s.labels) for s in (train, test)]
     return Dataset("speech-in-noise", f"Debian pocketsphinx-testdata in {folder()}", *parts)
 
 
 @functools.cache
 def band_scale() -> np.ndarray:
     """Returns the constant of every band ``[129]``: its largest magnitude in the training part."""
-    return _part("train").images.max(axis=(0, 1, 2)).astype(np.float32)
+    return _part("train").inputs.max(axis=(0, 1, 2)).astype(np.float32)
 
 
 @functools.cache

@@ -15,7 +15,8 @@ import csv
 
 import numpy as np
 
-from experiments.data.dataset import DataError, Dataset, Split, package_file, sha256
+from experiments.data.dataset import DataError, package_file, sha256
+from lowbit.run import Dataset, Split
 
 CONTEXT, HORIZON = 72, 24
 TRAINING_DAYS = 20
@@ -44,7 +45,7 @@ def load() -> Dataset:
             if name == TESTED:
                 parts["test"].append(windows(month[cut:]))
     train, test = (
-        Split(np.concatenate([s.images for s in found]), np.concatenate([s.labels for s in found]))
+        Split(np.concatenate([s.inputs for s in found]), np.concatenate([s.labels for s in found]))
         for found in parts.values()
     )
     return Dataset("tmy3-temperature", "pvlib's TMY3 files of 2 stations", shuffled(train), shuffled(test))
@@ -78,4 +79,4 @@ def windows(hours: np.ndarray) -> Split:
 def shuffled(split: Split) -> Split:
     """Returns the windows in a fixed random order: a slice has every month of both stations."""
     order = np.random.default_rng(0).permutation(len(split.labels))
-    return Split(split.images[order], split.labels[order])
+    return Split(split.inputs[order], split.labels[order])

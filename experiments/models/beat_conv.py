@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 import lowbit as lb
 from experiments.data.ecg5000 import CLASSES, SAMPLES
-from experiments.models.model import Model
+from lowbit.run import Model
 
 
 class BeatConv(nn.Module):

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 
 import lowbit as lb
 from experiments.data.dataset import package_file
-from experiments.models.model import Model
 from experiments.models.tflite_weights import read_weights
+from lowbit.run import Model
 
 WIDTHS = (24, 28, 32, 36, 42, 48, 56, 64, 72, 80, 88, 96, 96, 96, 96, 96)
 STRIDED = (2, 5, 11)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 import lowbit as lb
-from experiments.models.model import Model
+from lowbit.run import Model
 
 
 class Conv1D(nn.Module):

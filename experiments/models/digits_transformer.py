@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 import lowbit as lb
 from experiments.data.digits import CLASSES, SIZE
-from experiments.models.model import Model
+from lowbit.run import Model
 
 
 class DigitsTransformer(nn.Module):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 import lowbit as lb
 from experiments.data.temperature import CONTEXT, HORIZON, SCALE
-from experiments.models.model import Model
+from lowbit.run import Model
 
 
 class Forecaster(nn.Module):

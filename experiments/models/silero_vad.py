@@ -16,7 +16,7 @@ from safetensors.numpy import load as read
 
 from experiments.data import speech
 from experiments.data.dataset import DataError, package_file, sha256
-from experiments.models.model import Model
+from lowbit.run import Model
 
 INSTALL = "pip install --no-deps silero-vad==6.2.3"
 FILE = "data/silero_vad_16k.safetensors"

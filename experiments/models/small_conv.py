@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import lowbit as lb
-from experiments.models.model import Model
+from lowbit.run import Model
 
 
 class SmallConv(nn.Module):

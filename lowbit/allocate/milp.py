@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import numpy as np
-from scipy import optimize, sparse
 
 from .baselines import descended
 from .problem import Infeasible, Problem
@@ -92,6 +91,8 @@ def _once(
     problem: Problem, kept: np.ndarray, extra: np.ndarray, scale: float, seconds: float
 ) -> tuple[np.ndarray | None, float]:
     """The best choice of what is kept and the bound, above the sum of the least scores; None where none was found."""
+    from scipy import optimize, sparse  # here: a quarter of the time that importing lowbit would take
+
     at = np.argwhere(kept)
     count = len(at)
     objective = extra[kept] / scale * _SCALE
@@ -149,6 +150,8 @@ def _dominated(problem: Problem) -> np.ndarray:
 
 def _together(problem: Problem) -> str:
     """What is wrong with limits of which each alone can be met: the smallest excess over all of them at once."""
+    from scipy import optimize
+
     allowed = problem.allowed
     at = np.argwhere(allowed)
     count, units = len(at), list(problem.limits)

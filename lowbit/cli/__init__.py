@@ -9,11 +9,14 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from lowbit.core.aligned import shown
+
 from . import allocate as _allocate
 from . import check as _check
 from . import commands as _commands
 from . import quantize as _quantize
 from . import running as _running
+from . import runs as _runs
 from .changes import changed as changed
 from .errors import UsageError as UsageError
 
@@ -50,13 +53,28 @@ def parser() -> argparse.ArgumentParser:
         ),
         epilog="example: lowbit run experiments/configs/demo.py --set seeds=0,1 --set methods.lsq_w4a4.fit.epochs=3",
     )
-    run.add_argument("config", metavar="CONFIG.py", help="a Python file that exposes config and run")
+    run.add_argument(
+        "config", metavar="CONFIG.py", help="a Python file that sets config = Experiment(...), from whatever folder"
+    )
     run.add_argument(
         "--set", dest="changes", metavar="KEY=VALUE", action="append", default=[],
         help="change a field of the config, such as fit.epochs=2; the type must be that of the field; may be repeated",
     )  # fmt: skip
     run.add_argument("--out", metavar="DIR", help="folder of the results (default: runs/NAME)")
     run.add_argument("--fresh", action="store_true", help="empty the folder first instead of going on")
+    run.add_argument(
+        "--only",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="methods, or pieces such as seed-0/*; may be repeated",
+    )
+    run.add_argument(
+        "--without", metavar="EVAL", action="append", default=[], help="leave an eval out; may be repeated"
+    )
+    run.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that share the pieces (default: 1)")
+    run.add_argument("--accept-stale", action="store_true", help="take pieces that another commit of lowbit finished")
+    run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     run.add_argument("--traceback", action="store_true", help="show where an error came from")
     run.set_defaults(do=_running.run)
 
@@ -122,6 +140,7 @@ def parser() -> argparse.ArgumentParser:
     quantize.add_argument("--traceback", action="store_true", help="show where an error came from")
     quantize.set_defaults(do=_quantize.quantize)
 
+    _runs.add(words)
     _allocate.add(words)
 
     laws = words.add_parser(
@@ -239,7 +258,7 @@ def _fail(error: BaseException) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody listens: the status says it
-        print(f"lowbit: {text}", file=sys.stderr)
+        print(f"lowbit: {shown(text)}", file=sys.stderr)
 
 
 def _silence() -> None:

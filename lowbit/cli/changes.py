@@ -40,7 +40,8 @@ def _replaced(value: Any, names: Sequence[str], text: str, key: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         _check_known(name, known, key, names)
-        new = _replaced(known[name], rest, text, key) if rest else _parsed(known[name], text, key)
+        now = _like(type(value), name) if known[name] is None and not rest else known[name]
+        new = _replaced(now, rest, text, key) if rest else _parsed(now, text, key)
         return dataclasses.replace(value, **{name: new})
     if isinstance(value, tuple) and value and all(hasattr(item, "name") for item in value):
         known = {item.name: i for i, item in enumerate(value)}
@@ -53,6 +54,12 @@ def _replaced(value: Any, names: Sequence[str], text: str, key: str) -> Any:
         items[known[name]] = _replaced(items[known[name]], rest, text, key)
         return tuple(items)
     raise UsageError(f"--set {key}: there is nothing called {name} in {value!r}")
+
+
+def _like(kind: type, name: str) -> Any:
+    """A value of the type that a field which is None may have besides: a number or a text; None where it is something else."""
+    plain = {int: 0, float: 0.0, str: "", bool: False}
+    return next((plain[each] for each in typing.get_args(typing.get_type_hints(kind)[name]) if each in plain), None)
 
 
 def _first_field(value: Any) -> str:

@@ -38,13 +38,26 @@ def check(chosen: argparse.Namespace) -> int:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
-    if path.suffix == ".npz":
-        import numpy as np
+    readers = {".npz": _npz, ".safetensors": _safetensors}
+    if path.suffix not in readers:
+        raise UsageError(f"{path} must be a .npz or .safetensors file")
+    try:
+        return readers[path.suffix](path)
+    except OSError:  # the file's own trouble, which says its name
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{path} cannot be read as a {path.suffix} file: {reason}") from error
 
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file
 
-        return load_file(path)
-    raise UsageError(f"{path} must be a .npz or .safetensors file")
+def _npz(path: Path) -> dict[str, Any]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    from lowbit.packed.files import decode_tensors
+
+    return decode_tensors(path.read_bytes())

@@ -28,6 +28,8 @@ class Grid:
         zero: integer-valued float32, or None.
         group: the group of every row of ``K``.
         format: the levels.
+        bounds: lowest and highest level, where they are data and not the format's: one compiled program then serves
+            integers of every width.
     """
 
     # `Any`: as a pytree it also holds what `jax.tree.map` and `jax.vmap` put in place of arrays.
@@ -35,11 +37,26 @@ class Grid:
     zero: "Float[Array, '*matrix group out'] | Any | None"
     group: "Int[Array, '*matrix in'] | Any"
     format: Format = dataclasses.field(metadata={"static": True})
+    bounds: "Float[Array, '*matrix two'] | Any | None" = None
+
+    @property
+    def low(self) -> Any:
+        """The lowest level."""
+        return self.format.low if self.bounds is None else self.bounds[0]
+
+    @property
+    def high(self) -> Any:
+        """The highest level."""
+        return self.format.high if self.bounds is None else self.bounds[1]
 
     def levels(self, values: Float[Array, "in out"]) -> Float[Array, "in out"]:
         """Returns the nearest level of every value, zero point included; float32."""
         zero = None if self.zero is None else self.zero[self.group]
-        return nearest_levels(values, self.scale[self.group], zero, self.format)
+        return self.nearest_levels(values, self.scale[self.group], zero)
+
+    def nearest_levels(self, values: Float[Array, "..."], scale: Float[Array, "..."], zero: Any) -> Float[Array, "..."]:
+        """Returns the levels of ``values`` on scales and zero points that broadcast against them; see `nearest_levels`."""
+        return nearest_levels(values, scale, zero, self.format, self.low, self.high)
 
     def values(self, levels: Float[Array, "in out"]) -> Float[Array, "in out"]:
         """Returns ``(level - zero) * scale``, rounded once; float32."""
@@ -52,7 +69,12 @@ class Grid:
 
 
 def nearest_levels(
-    values: Float[Array, "..."], scale: Float[Array, "..."], zero: Float[Array, "..."] | None, numbers: Format
+    values: Float[Array, "..."],
+    scale: Float[Array, "..."],
+    zero: Float[Array, "..."] | None,
+    numbers: Format,
+    low: Any = None,
+    high: Any = None,
 ) -> Float[Array, "..."]:
     """Returns the levels of ``values``: ``nearest(clip(x * (1 / s), low - zero, high - zero)) + zero``, as `quantize_with`.
 
@@ -61,11 +83,14 @@ def nearest_levels(
         scale: broadcasts against ``values``; either sign.
         zero: integer-valued float32 of the scale's shape, or None.
         numbers: the format.
+        low: the lowest level; None: the format's.
+        high: the highest.
     """
     scaled = values * (1.0 / scale)
+    low, high = numbers.low if low is None else low, numbers.high if high is None else high
     if zero is None:
-        return numbers.nearest(scaled, numbers.low, numbers.high)
-    return numbers.nearest(scaled, numbers.low - zero, numbers.high - zero) + zero
+        return numbers.nearest(scaled, low, high)
+    return numbers.nearest(scaled, low - zero, high - zero) + zero
 
 
 def grid_of(q: QTensor, view: MatrixView, stack: int = 0) -> Grid:

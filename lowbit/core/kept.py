@@ -1,16 +1,39 @@
-"""What is solved so far, in a folder, so that a killed run goes on where it was."""
+"""What is solved so far, in a folder, so that a killed run goes on where it was; read back, every bit is checked."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from lowbit.core import atomic
+
+_SEAL, _NOTE = "lowbit.seal", "lowbit.note"
+"""In a file's metadata: the hash of all that it holds, and the text that was given with it."""
+
+
+def sealed(arrays: Mapping[str, np.ndarray], note: str = "") -> bytes:
+    """Returns a safetensors file of named arrays and a text, with a hash of both."""
+    whole = {name: np.array(array, order="C") for name, array in arrays.items()}
+    return save(whole, {_NOTE: note, _SEAL: _hash(whole, note)})
+
+
+def opened(content: bytes) -> tuple[dict[str, np.ndarray], str] | None:
+    """Returns what `sealed` was given, or None where the content is not exactly that, to the bit."""
+    try:
+        length = int.from_bytes(content[:8], "little")
+        metadata = _metadata(content[8 : 8 + length])
+        arrays = load(content)
+        note = metadata[_NOTE]
+        return (arrays, note) if metadata[_SEAL] == _hash(arrays, note) else None
+    except (SafetensorError, KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 class Kept:
@@ -35,16 +58,30 @@ class Kept:
         self.folder = Path(folder) / found.hexdigest()[:24]
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
-        """Returns what `write` kept under a name, or None."""
+        """Returns what `write` kept under a name, or None where there is nothing, or a bit of it has changed."""
         if self.folder is None or not (path := self.folder / f"{name}.safetensors").is_file():
             return None
-        return load(path.read_bytes())
+        found = opened(path.read_bytes())
+        return None if found is None else found[0]
 
     def write(self, name: str, arrays: dict[str, Any]) -> None:
         """Keeps named arrays, whole or not at all."""
         if self.folder is not None:
-            content = save({key: np.array(value, order="C") for key, value in arrays.items()})
+            content = sealed({key: np.asarray(value) for key, value in arrays.items()})
             atomic.write(self.folder / f"{name}.safetensors", content)
+
+
+def _metadata(header: bytes) -> dict[str, str]:
+    return json.loads(header)["__metadata__"]
+
+
+def _hash(arrays: Mapping[str, np.ndarray], note: str) -> str:
+    found = hashlib.sha256(note.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def digest(tree: Any) -> str:

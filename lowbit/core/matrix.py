@@ -10,11 +10,14 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from . import blocks as block_ops
 from .blocks import is_split
 from .spec import Operand, Spec
+
+AnyArray = Array | np.ndarray
+"""On a device or on the host: what comes out is where what comes in is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,24 +68,24 @@ class MatrixView:
         batch, inner, free = (math.prod(self.shape[i] for i in axes) for axes in (self.batch, self.contract, self.free))
         return batch * self.feature_groups, inner, free // self.feature_groups
 
-    def matrices(self, leaf: Shaped[Array, "..."]) -> Shaped[Array, "matrix inner columns"]:
+    def matrices(self, leaf: Shaped[AnyArray, "..."]) -> Shaped[AnyArray, "matrix inner columns"]:
         """Returns an array of the leaf's shape as ``[matrix, K, N]``."""
         if tuple(leaf.shape) != self.shape:
             raise ValueError(f"leaf must have the shape {self.shape}, got {tuple(leaf.shape)}")
         count, inner, columns = self.size
-        moved = jnp.transpose(leaf, (*self.batch, *self.contract, *self.free))
+        moved = leaf.transpose((*self.batch, *self.contract, *self.free))
         cut = moved.reshape(count // self.feature_groups, inner, self.feature_groups, columns)
-        return jnp.moveaxis(cut, 2, 1).reshape(count, inner, columns)
+        return cut.swapaxes(1, 2).reshape(count, inner, columns)
 
-    def leaf(self, matrices: Shaped[Array, "matrix inner columns"]) -> Shaped[Array, "..."]:
+    def leaf(self, matrices: Shaped[AnyArray, "matrix inner columns"]) -> Shaped[AnyArray, "..."]:
         """Returns ``[matrix, K, N]`` as an array of the leaf's shape: the inverse of `matrices`."""
         if tuple(matrices.shape) != self.size:
             raise ValueError(f"matrices must have the shape {self.size}, got {tuple(matrices.shape)}")
         count, inner, columns = self.size
         cut = matrices.reshape(count // self.feature_groups, self.feature_groups, inner, columns)
         order = (*self.batch, *self.contract, *self.free)
-        moved = jnp.moveaxis(cut, 1, 2).reshape([self.shape[i] for i in order])
-        return jnp.transpose(moved, tuple(int(i) for i in np.argsort(order)))
+        moved = cut.swapaxes(1, 2).reshape([self.shape[i] for i in order])
+        return moved.transpose(tuple(int(i) for i in np.argsort(order)))
 
     def groups(self, spec: Spec, stack: int = 0) -> tuple[Int[Array, " in"], "ScaleView"]:
         """Returns the group of every row of ``K``, and how scales of the leaf's granularity are read by group.
@@ -128,16 +131,16 @@ class ScaleView:
         shape = tuple(self.scale_shape[i] if i in self.view.contract else n for i, n in enumerate(self.view.shape))
         return dataclasses.replace(self.view, shape=shape)
 
-    def matrices(self, scale: Shaped[Array, "..."]) -> Shaped[Array, "matrix group columns"]:
+    def matrices(self, scale: Shaped[AnyArray, "..."]) -> Shaped[AnyArray, "matrix group columns"]:
         """Returns a scale of the leaf's granularity as ``[matrix, group, N]``, shared ones repeated."""
         for axis in (*self.view.batch, *self.view.free):
             n, block = self.view.shape[axis], self.blocks[axis]
             if block > 1 and n > 1:
-                index = jnp.arange(n) // block if is_split(n, block) else jnp.zeros(n, jnp.int32)
-                scale = jnp.take(scale, index, axis=axis)
+                index = np.arange(n) // block if is_split(n, block) else np.zeros(n, np.int32)
+                scale = scale[(slice(None),) * axis + (index,)]
         return self._spread().matrices(scale)
 
-    def scale(self, matrices: Shaped[Array, "matrix group columns"]) -> Shaped[Array, "..."]:
+    def scale(self, matrices: Shaped[AnyArray, "matrix group columns"]) -> Shaped[AnyArray, "..."]:
         """Returns ``[matrix, group, N]`` in the scale's shape; of entries that share a scale, the first."""
         full = self._spread().leaf(matrices)
         for axis in (*self.view.batch, *self.view.free):
@@ -146,9 +149,3 @@ class ScaleView:
                 step = block if is_split(n, block) else n
                 full = full[(slice(None),) * axis + (slice(None, None, step),)]
         return full
-
-    def total(self, matrices: Float[Array, "matrix group columns"]) -> Float[Array, "..."]:
-        """Returns ``[matrix, group, N]`` in the scale's shape, summed over the entries that share a scale."""
-        full = self._spread().leaf(matrices)
-        blocks = tuple(1 if i in self.view.contract else b for i, b in enumerate(self.blocks))
-        return block_ops.reduce_blocks(full, blocks, jnp.sum)

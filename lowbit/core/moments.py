@@ -47,7 +47,23 @@ def as_float(count: Tally) -> Float[Array, ""]:
 
 @dataclasses.dataclass(frozen=True)
 class RowSum(Statistic):
-    """A sum over rows and the number of rows; finished, their quotient. Subclasses say what is summed."""
+    """A sum over rows and the number of rows; finished, their quotient. Subclasses say what is summed.
+
+    Attributes:
+        most: about how many rows of a batch are taken, evenly spaced, where it has more; 0: all. An image has thousands of
+            patches, of which neighbours say the same. Statistics with the same number take the same rows.
+    """
+
+    most: int = 0
+
+    def taken(self, x: Shaped[Array, "..."], operand: Operand) -> Float[Array, "matrix row inner"]:
+        """Returns the rows of an operand that are summed over, float32."""
+        rows = row_view(operand, type(self).__name__).rows(x)
+        return rows[:, :: self.step(rows.shape[1])].astype(jnp.float32)
+
+    def step(self, rows: int) -> int:
+        """Returns how far apart the rows lie that are taken of so many: odd, to pass through all columns of an image."""
+        return rows // self.most | 1 if 0 < self.most < rows else 1
 
     @property
     def is_of_product(self) -> bool:
@@ -72,7 +88,7 @@ class RowSum(Statistic):
         return jnp.zeros(self.shape(*row_view(operand, type(self).__name__).size), jnp.float32), no_count()
 
     def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
-        rows = row_view(operand, type(self).__name__).rows(x).astype(jnp.float32)
+        rows = self.taken(x, operand)
         total, count = state
         return total + self.total(rows, operand, beside), counted(count, rows.shape[1])
 
@@ -134,7 +150,7 @@ class Cross(SecondMoment):
 
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         assert beside is not None
-        return _outer(rows, row_view(operand, type(self).__name__).rows(beside).astype(jnp.float32))
+        return _outer(rows, self.taken(beside, operand))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +175,7 @@ class GuidedGram(SecondMoment):
         assert beside is not None
         assert results is not None  # there is one wherever there are rows
         slope = jnp.mean(jnp.square(results.matrices(beside.astype(jnp.float32))), axis=2)
+        slope = slope[:, :: self.step(slope.shape[1])]
         return _outer(rows * slope[..., None], rows)
 
 
@@ -175,6 +192,23 @@ class ChannelMean(RowSum):
 
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         return jnp.sum(rows, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatMean(ChannelMean):
+    """The mean of every entry of an operation's input rows in the float model: float32 ``[matrix, K]``."""
+
+    @property
+    def name(self) -> str:
+        return "float_mean"
+
+    @property
+    def beside(self) -> str:
+        return "float"
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        assert beside is not None
+        return jnp.sum(self.taken(beside, operand), axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

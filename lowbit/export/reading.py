@@ -18,6 +18,8 @@ MANIFEST = "manifest.json"
 ARTIFACT = "model.mlirbc"
 VECTORS = "vectors.safetensors"
 _MANIFEST_BYTES = 1 << 28
+_MOST_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+"""Of a file that is read whole: half of this machine's memory. A file with holes takes no disk, and its checksum can be right."""
 
 Case = tuple[list[np.ndarray], list[np.ndarray]]
 """Flat inputs, and the flat outputs that `lowbit.execute` gives for them."""
@@ -39,11 +41,16 @@ class Bundle:
         """Returns the bytes of a file that the manifest lists.
 
         Raises:
-            ValueError: if it does not list it, or the file is no regular one inside the folder, or not as it was exported.
+            ValueError: if it does not list it, or the file is no regular one inside the folder, larger than half of this
+                machine's memory, or not as it was exported.
         """
         entry = self.manifest["files"].get(name)
         if entry is None:
             raise ValueError(f"{self.path / name} is not among the files that the bundle lists")
+        if entry["bytes"] > _MOST_BYTES:
+            raise ValueError(
+                f"{self.path / name} has {entry['bytes']:,} bytes, more than the {_MOST_BYTES:,} that are read on this machine"
+            )
         content = inside.read(self.path, name, entry["bytes"])
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise _altered(self.path / name)
@@ -133,6 +140,8 @@ def read(path: str | os.PathLike[str]) -> Bundle:
         if name not in said["files"]:
             raise ValueError(f"{folder} is not a bundle: it has no {name}; export again")
     for name, entry in said["files"].items():
+        if entry["bytes"] > _MOST_BYTES:
+            bundle.file(name)  # says so, before it is read for its checksum
         digest = hashlib.sha256()
         for chunk in inside.pieces(folder, name, entry["bytes"]):
             digest.update(chunk)

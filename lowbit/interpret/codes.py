@@ -1,6 +1,7 @@
 """Codes that a solver chose, checked against the grids they are of."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,6 +83,7 @@ def with_codes(q: QTensor, codes: Any) -> QTensor:
     return dataclasses.replace(q, codes=straight_through(q.codes, q.spec.format.decode(codes)))
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _wrong(codes: Shaped[Array, "..."], numbers: Format, stored: Any) -> Bool[Array, "..."]:
     """Which numbers are no code: they do not fit its dtype, or decode to no level, or to that of another code."""
     kept = codes.astype(stored)

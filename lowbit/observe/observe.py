@@ -40,6 +40,7 @@ def observe(
     qstate: QState | None = None,
     codes: Mapping[str, Any] | None = None,
     loss: Callable[[Any], Any] | None = None,
+    beside: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] | None = None,
     cache: str | Path | None = None,
@@ -62,6 +63,8 @@ def observe(
         codes: of weights, as a solver chose them (`lowbit.pack`), in place of the nearest; beside ``qstate``.
         loss: from the result of ``fn`` to a scalar, for statistics beside gradients; None: ``fn`` returns one. Gradients are
             those of the float model.
+        beside: parameters of the float model that statistics beside the float operand see: those before rounding, where
+            ``params`` are rounded. None: ``params``.
         kwargs: keyword arguments of ``fn``, the same for every batch.
         progress: called with the number of batches done.
         cache: a folder where states are kept: every 8 batches, and when all are done. A pass that was killed goes on there,
@@ -113,11 +116,11 @@ def observe(
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
         run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
-        states, turns = run(params, qstate, states, args, keywords, chosen)
+        states, turns = run(params, qstate, states, args, keywords, chosen, beside)
         besides.check_turns(turns)
         return states
 
-    content = params, {} if qstate is None else qstate, chosen
+    content = params, {} if qstate is None else qstate, chosen, {} if beside is None else beside
     resumed = Resumed(cache, f"observe {plan.fingerprint} {wanted}", content)
     states = fold(step, fn, params, batches, kwargs, progress, resumed=resumed)
     assert watch is not None
@@ -135,10 +138,13 @@ def observe(
 @functools.lru_cache(maxsize=64)
 def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bool) -> Callable[..., Any]:
     @jax.jit
-    def step(params, qstate, states, args, kwargs, codes):
+    def step(params, qstate, states, args, kwargs, codes, other):
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
         check_same_operations(traced.graph, plan)
-        beside, turns = besides.values(fn, plan, traced, watch, loss, params, args, kwargs)
+        floats, given = (traced, params)
+        if other is not None:
+            floats, given = trace(fn, other, args, dict(kwargs), has_picks=not plan.is_full_integer), other
+        beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
         fit = fitted(plan, traced.graph)

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
 import lowbit_kernels
@@ -22,7 +21,6 @@ from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Tensor
 from lowbit.plan.rows import Plan, Row, Site
-from lowbit_kernels.cpu.prepare import CHANNELS
 from lowbit_kernels.matrix import SCALE_DTYPES
 from lowbit_kernels.pallas import gpu
 from lowbit_kernels.platforms import platform_named, platform_of
@@ -30,7 +28,7 @@ from lowbit_kernels.platforms import platform_named, platform_of
 from . import arguments
 from .belongs import check_belongs
 from .bits import unpack
-from .pieces import count_of, joined
+from .pieces import layers_in_pieces, matrix_in_pieces
 from .trees import QParams, flatten
 from .views import group_of, levels_of, note_of
 
@@ -373,27 +371,10 @@ def _builder(
     for _ in range(stack):
         build = jax.vmap(build)
     made = jax.jit(build)
-    if feature_groups is not None or stack or batch or platform != "cpu":
+    if feature_groups is not None or platform != "cpu":
         return made
-    return functools.partial(_in_pieces, made, contract)
-
-
-def _in_pieces(build: Callable[[QTensor], Any], contract: tuple[int, ...], q: QTensor) -> Any:
-    """What ``build`` makes of a weight, of a large one a few of its output channels at a time: whole tiles of the kernels."""
-    rank, shape = q.ndim, q.shape
-    free = [i for i in range(rank) if i not in contract and shape[i] > 1]
-    count = count_of(math.prod(shape), shape[free[0]], CHANNELS) if len(free) == 1 else 1
-    if count == 1 or is_traced(q.codes) or q.packed_axis is None or q.packed_axis[0] + rank == free[0]:
-        return build(q)
-    if isinstance(q.scale, QTensor) or not q.spec.format.is_integer:
-        return build(q)
-    along, size = free[0], shape[free[0]] // count
-
-    def piece(i: int) -> Any:
-        def part(x: Array) -> Array:
-            is_whole = x.ndim != rank or x.shape[along] != shape[along]
-            return x if is_whole else lax.slice_in_dim(x, i * size, (i + 1) * size, axis=along)
-
-        return build(jax.tree.map(part, q))
-
-    return dataclasses.replace(joined(count, piece, 0), out=shape[along])
+    return (
+        functools.partial(layers_in_pieces, made)
+        if stack
+        else functools.partial(matrix_in_pieces, made, contract, batch)
+    )

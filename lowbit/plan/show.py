@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lowbit.core.aligned import aligned
+from lowbit.core.aligned import aligned, shown
 
 from .costs import weight_bits
 from .rows import Plan, Row, Site, Uncovered
@@ -113,7 +113,7 @@ def _uncovered(leaves: Sequence[Uncovered]) -> list[str]:
         named = ", ".join(f"{leaf.path} {_count(leaf.nbytes)}" for leaf in group[:_SHOWN])
         rest = group[_SHOWN:]
         more = f", and {len(rest)} more of {_count(sum(leaf.nbytes for leaf in rest))}" if rest else ""
-        text.append(f"  {use}: {named}{more}")
+        text.append(f"  {shown(f'{use}: {named}{more}')}")
     return text
 
 

@@ -1,56 +1,41 @@
-"""The recipe that picks: AdaRound where few bits leave much to win and the weight is small enough to learn, else GPTQ.
+"""The recipe that picks by plan: what comes before ``centered``, as the specs of the plan ask for it.
 
-The rule is one of cost, not a measured optimum: a step of learning takes ``K K N`` products, a thousand are taken, and the error
-that either leaves falls fourfold with every bit, so that from 6 bits on there is little left to win. The two were not yet measured
-beside each other on pretrained networks.
+* 8-bit weights with static input ranges per tensor: what is lost is lost by the inputs, whose channels differ in range; half of that
+  moves into the weights (`lowbit.rewrites.smooth`), which have bits to spare.
+* Else, weights with one scale for all channels: channels are equalized, relu6 with bounds by channel (`lowbit.rewrites.equalize`).
+* Else nothing: every channel has its own scale, and the solver takes care of the rest.
+
+What is picked is said in the report.
 """
 
-import dataclasses
-from typing import ClassVar
+from lowbit.core.spec import Spec, Tensor
+from lowbit.plan.rows import Plan
+from lowbit.rewrites.chain import chain
+from lowbit.rewrites.equalize import equalize
+from lowbit.rewrites.smooth import smooth
 
-from jaxtyping import Array, Float
-
-from lowbit.core.grid import Grid
-from lowbit.core.ranges import MSE
-from lowbit.core.spec import Format
-from lowbit.solvers.adaround import AdaRound, adaround
-from lowbit.solvers.factor import Factor
-from lowbit.solvers.gptq import gptq
-
-from .recipe import Recipe, Solver
+from .centered import recipe as centered
+from .recipe import Recipe
 
 
-@dataclasses.dataclass(frozen=True)
-class Picked(Solver):
-    """AdaRound or GPTQ, by format and size.
+def pick(plan: Plan) -> Recipe:
+    """Returns what is run on a plan."""
+    found = centered()
+    weights = [row.weight.spec for row in plan.rows if row.weight is not None and row.weight.spec is not None]
+    inputs = [site.spec for row in plan.rows for site in row.sites if not site.is_weight and site.spec is not None]
+    static = [spec for spec in inputs if not spec.dynamic and isinstance(spec.granularity, Tensor)]
+    if static and all(_has_bits_to_spare(spec) for spec in weights):
+        return found.named("auto", f"{len(static)} inputs have one static range", rewrite=chain(smooth(0.5)))
+    shared = sum(isinstance(spec.granularity, Tensor) for spec in weights)
+    if shared:
+        return found.named("auto", f"{shared} weights have one scale", rewrite=chain(equalize(bounds=True)))
+    return found.named("auto", "every channel has its own scales")
 
-    Attributes:
-        bits: integers of at most this width are learned.
-        entries: a weight ``[K, N]`` of more is not: a step of learning takes ``K K N`` products.
-        learning: hyper-parameters of AdaRound.
-    """
 
-    bits: int = 5
-    entries: int = 1 << 20
-    learning: AdaRound = AdaRound()
-
-    needs_moment: ClassVar[bool] = True
-
-    def picks(self, numbers: Format, shape: tuple[int, int]) -> str:
-        is_learned = numbers.is_integer and numbers.bits <= self.bits and shape[0] * shape[1] <= self.entries
-        if is_learned:
-            return f"AdaRound: {numbers.name}, {shape[0]} x {shape[1]}"
-        why = f"{numbers.name} has no upper and lower integer" if not numbers.is_integer else ""
-        why = why or (f"{numbers.bits} bits" if numbers.bits > self.bits else f"{shape[0]} x {shape[1]} is large")
-        return f"GPTQ: {why}"
-
-    def round(self, weight: Float[Array, "in out"], known: Factor, grid: Grid) -> Float[Array, "in out"]:
-        rows, columns = weight.shape
-        if self.picks(grid.format, (rows, columns)).startswith("AdaRound"):
-            return adaround(weight, known.damped, grid, self.learning)
-        return gptq(weight, known, grid)
+def _has_bits_to_spare(spec: Spec) -> bool:
+    return spec.format.is_integer and spec.format.bits >= 8
 
 
 def recipe() -> Recipe:
     """Returns the recipe ``auto``."""
-    return Recipe("auto", Picked(), inputs=MSE(), passes=4, why="picked for every operation: see its notes")
+    return centered().named("auto", "picked when the plan is known", pick=pick)

@@ -24,14 +24,14 @@ from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.quantizers.rtn import RTN
-from lowbit.rewrites.bias_correction import bias_correction
+from lowbit.rewrites.bias_correction import behind, bias_correction
 from lowbit.rewrites.given import given as with_batches
 
 from .lookup import named
 from .noise import accumulated
 from .recipe import Recipe
 from .report import Line, Report
-from .work import Progress, Work
+from .work import Progress, Work, bare_plan
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -106,6 +106,8 @@ def quantize(
         raise ValueError("batches is empty: a recipe needs at least one batch of calibration data")
     arguments.check_call(fn, params, first, {}, "batches[0]")
     arguments.check_runs(fn, params, first)
+    if chosen.pick is not None:
+        chosen = chosen.pick(bind(fn, rules, params, *first))
     if chosen.rewrite is not None:
         original = fn
         with_state = fn if state is not None else (lambda p, s, *a: original(p, *a))
@@ -127,18 +129,21 @@ def quantize(
         yield from calls()
 
     kept = Kept(cache, f"{plan.fingerprint} {chosen}", content)
-    work = Work(fn, plan, chosen, calls, count, kept, say)
+    biases = behind(fn, plan, params, first) if chosen.solver.is_centered else {}
+    work = Work(fn, plan, chosen, calls, count, kept, say, biases)
     before = params
     solved, qstate, codes, notes, results = work.run(params, qstate, window)
+    params = solved if biases else params
     clock.done("solve")
     if chosen.is_remeasured and any(_is_static(site) for row in plan for site in row.sites):
-        again = calibrate(fn, plan, solved, calls(), sequential=True, progress=lambda n: say("ranges again", n, count))
+        bare = bare_plan(plan, frozenset(codes))
+        again = calibrate(fn, bare, solved, calls(), sequential=True, progress=lambda n: say("ranges again", n, count))
         qstate = _with_inputs_of(plan, qstate, again)
         clock.done("ranges again")
     if chosen.is_corrected:
         some = list(itertools.islice(calls(), chosen.mean_batches))
         params, corrected = bias_correction(
-            fn, plan, params, qstate, some, rounded=solved, progress=lambda n, of: say("biases", n, of)
+            fn, plan, before, qstate, some, rounded=solved, progress=lambda n, of: say("biases", n, of)
         )
         keys = {row.path: row.weight.key for row in plan.rows if row.weight is not None}
         for path, bias, most in corrected.moved:
@@ -239,7 +244,7 @@ def _line(
         }
     return Line(
         path=row.path,
-        weight="" if weight is None or weight.spec is None else weight.spec.text,
+        weight="-" if weight is None else "" if weight.spec is None else weight.spec.text,
         inputs="" if inputs is None or inputs.spec is None else inputs.spec.text,
         bits=packed.bits_per_element if isinstance(packed, QTensor) else 0.0,
         kernel=kernels.get(row.path, ""),

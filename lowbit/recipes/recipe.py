@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float
 from lowbit.core.grid import Grid
 from lowbit.core.ranges import RangeRule
 from lowbit.core.spec import Format
+from lowbit.plan.rows import Plan
 from lowbit.rewrites.chain import Rewrite
 from lowbit.solvers.descent import descend, refit
 from lowbit.solvers.factor import Factor
@@ -29,12 +31,19 @@ class Solver(abc.ABC):
         steps: scales tried, evenly spaced between 0.4 and 1.1 of the full range.
         rounds: of refitting all scales of an output by least squares, then one sweep of coordinate descent.
         damping: added to the diagonal of the inputs' second moment, as a share of its mean.
+        alpha: how much of what rounding before it did to the inputs the weight takes back (`lowbit.solvers.target`): 0 nothing,
+            1 all that a regression on the calibration inputs can.
+        ridge: the damping of that regression, as a share of the mean second moment.
+        is_centered: whether a bias that follows takes back means, so that rounding minds the inputs' covariance alone.
     """
 
     value: str = "conditional"
     steps: int = 64
     rounds: int = 4
     damping: float = 0.01
+    alpha: float = 0.0
+    ridge: float = 0.01
+    is_centered: bool = False
 
     needs_moment: ClassVar[bool] = True
     order: ClassVar[str] = "diagonal"
@@ -46,6 +55,8 @@ class Solver(abc.ABC):
             raise ValueError(
                 f"a solver needs steps >= 2, rounds >= 0 and damping >= 0, got {self.steps}, {self.rounds}, {self.damping}"
             )
+        if not 0 <= self.alpha <= 1 or self.ridge <= 0:
+            raise ValueError(f"a solver needs 0 <= alpha <= 1 and ridge > 0, got {self.alpha} and {self.ridge}")
 
     @abc.abstractmethod
     def round(self, weight: Float[Array, "in out"], known: Factor, grid: Grid) -> Float[Array, "in out"]:
@@ -82,6 +93,15 @@ class Solver(abc.ABC):
         (levels, scale), _ = jax.lax.scan(one, (levels, grid.scale), length=self.rounds)
         return levels, dataclasses.replace(grid, scale=scale)
 
+    def chosen(self, numbers: Format, shape: tuple[int, int]) -> "Solver":
+        """Returns the solver of a weight ``[K, N]``: this one, but for solvers that do not treat all alike.
+
+        Args:
+            numbers: its format.
+            shape: ``(K, N)``.
+        """
+        return self
+
     def picks(self, numbers: Format, shape: tuple[int, int]) -> str:
         """Returns what is said in the report of a weight ``[K, N]``; for solvers that do not treat all alike.
 
@@ -108,10 +128,12 @@ class Recipe:
         inputs: the range rule of static inputs whose rule text names none (those of `lowbit.rtn`); None: as they are.
         passes: how often, at least, inputs are observed while weights are solved in program order: with more, more
             operations see their inputs as those before them, already solved, leave them.
+        most_rows: of every batch's input rows that second moments are taken over, about, evenly spaced; 0: all.
         is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
         mean_batches: that those means are measured on, at most: every operation runs the model on them once.
         is_remeasured: whether input ranges are measured again once weights are solved.
         why: said in the report: why it was picked.
+        pick: from a plan to the recipe that is run on it in place of this one; None: this one.
     """
 
     name: str
@@ -119,22 +141,31 @@ class Recipe:
     rewrite: Rewrite | None = None
     inputs: RangeRule | None = None
     passes: int = 1
+    most_rows: int = 4096
     is_corrected: bool = False
     mean_batches: int = 2
     is_remeasured: bool = True
     why: str = ""
+    pick: Callable[[Plan], "Recipe"] | None = dataclasses.field(default=None, repr=False)
+
+    def named(self, name: str, why: str, **changes: Any) -> "Recipe":
+        """Returns the recipe under another name, with a reason and other fields."""
+        return dataclasses.replace(self, name=name, why=why, **changes)
 
     def __post_init__(self):
         if not isinstance(self.solver, Solver):
             raise TypeError(f"solver must be a Solver such as lowbit.recipes.gptq.GPTQ(), got {self.solver!r:.60}")
         if self.passes < 1:
             raise ValueError(f"passes must be at least 1, got {self.passes}")
+        if self.most_rows < 0:
+            raise ValueError(f"most_rows must be zero or positive, got {self.most_rows}")
         if self.mean_batches < 1:
             raise ValueError(f"mean_batches must be at least 1, got {self.mean_batches}")
 
     def __str__(self) -> str:
         rewrite = "" if self.rewrite is None else f"rewrite={self.rewrite}, "
         text = f"{self.name}: {rewrite}inputs={self.inputs}, solver={self.solver}, passes={self.passes}"
+        text += f", most_rows={self.most_rows}"
         text += f", is_corrected={self.is_corrected}"
         text += f", mean_batches={self.mean_batches}" if self.is_corrected else ""
         text += f", is_remeasured={self.is_remeasured}"

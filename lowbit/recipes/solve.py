@@ -1,8 +1,11 @@
-"""One weight: from its float values and its inputs' second moment to levels and scales, one compiled program per shape."""
+"""One weight: from its float values and its inputs' moments to levels and scales, one compiled program for many shapes.
+
+Weights are read as matrices and filled up to few shapes (`lowbit.solvers.shapes`), and the bounds of integers are data, so
+that a network compiles a handful of programs once, whatever its widths.
+"""
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -10,31 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from lowbit.core import blocks as block_ops
-from lowbit.core.extremes import largest_magnitude
-from lowbit.core.grid import Grid, nearest_levels
-from lowbit.core.matrix import MatrixView, ScaleView
-from lowbit.core.qtensor import QTensor
-from lowbit.core.rounding import SMALLEST_SCALE, rounded_product
-from lowbit.core.scales import scale_of_zeros, stored_scale
-from lowbit.core.spec import Operand, Spec
-from lowbit.solvers.factor import Factor, error, factor
+from lowbit.core.matrix import MatrixView
+from lowbit.core.spec import Spec
+from lowbit.solvers.factor import Factor, factor
+from lowbit.solvers.target import target
 
+from .inputs import Inputs
+from .problem import Problem, encoded, scale_values, stored
 from .recipe import Solver
 
-_SMALLEST, _LARGEST = 0.4, 1.1
-"""Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better."""
 
-
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """What became of a weight.
+    """What became of a weight. With a target (`lowbit.recipes.inputs`), errors are those against the target.
 
     Attributes:
         codes: as the format stores them, of the leaf's shape.
         values: on the grid, of the leaf's shape and dtype.
         scale: as it is stored: an array of the scale's shape, or a `QTensor`.
+        shift: what a bias must add, ``[matrix, out]``; None where no bias takes means back.
         error: mean squared error of the operation's results, ``tr(D^T H D)``; of the weight itself without ``H``.
         nearest: the same of rounding to nearest on the quantizer's own scale.
         power: mean square of the results, ``tr(W^T H W)``, in the same units.
@@ -49,31 +46,31 @@ class Solved:
     codes: Shaped[Array, "..."]
     values: Float[Array, "..."]
     scale: Any
-    error: Float[Array, ""]
-    nearest: Float[Array, ""]
-    power: Float[Array, ""]
-    noise: Float[Array, ""]
-    size: Float[Array, ""]
-    clipped: Float[Array, ""]
-    loose: Float[Array, ""]
+    shift: Any
+    error: float
+    nearest: float
+    power: float
+    noise: float
+    size: float
+    clipped: float
+    loose: float
     is_definite: Any
     is_empty: Any
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "spec", "view", "stack", "is_free"))
 def solve(
     solver: Solver,
     spec: Spec,
     view: MatrixView,
     stack: int,
     weight: Float[Array, "..."],
-    moment: Float[Array, "matrix in in"] | None,
+    inputs: Inputs | None,
     scale: Any,
     zero: Float[Array, "..."] | None,
     *,
     is_free: bool,
 ) -> Solved:
-    """Returns levels and scales of one weight.
+    """Returns levels and scales of one weight. Not under jit.
 
     Args:
         solver: how.
@@ -81,133 +78,82 @@ def solve(
         view: the weight as matrices.
         stack: leading axes of the leaf that count layers.
         weight: the leaf.
-        moment: ``H`` of every matrix, or None: every input counts alike.
+        inputs: moments, or None: every input counts alike.
         scale: of the quantizer's own grid, as it is stored.
         zero: its zero points, or None.
         is_free: whether scales may change.
     """
-    group, scales = view.groups(spec, stack)
-    operand = Operand(view.shape, contract=view.contract, stack=stack)
-    w = view.matrices(weight.astype(jnp.float32))
-    matrices, inner, _ = view.size
-    damping = solver.damping
-    known = None if moment is None else jax.vmap(lambda h: factor(h, damping=damping, order=solver.order))(moment)
-    is_searched = is_free and zero is None and solver.value != "none"
-    own = Grid(_spread(scales, scale), None if zero is None else scales.matrices(zero), group, spec.format)
-    if is_searched:
-        value = jnp.ones((matrices, inner), jnp.float32)
-        if known is not None and solver.value != "ones":
-            value = known.variance if solver.value == "conditional" else jax.vmap(jnp.diagonal)(known.damped)
-        scale = _searched(solver, spec, scales, group, w, value, operand)
-    values = _values(scale)
-    is_elementwise = spec.scale.spec is None
-    store = (
-        (lambda s: _values(stored_scale(s, spec, None))) if is_free and not scales.is_tied and is_elementwise else None
-    )
-    z = own.zero
-
-    def one(w: Array, known: Any, scale: Array, zero: Array | None) -> tuple[Array, Array]:
-        grid = Grid(scale, zero, group, spec.format)
-        levels = grid.levels(w) if known is None else solver.round(w, known, grid)
-        if solver.rounds and known is not None:
-            levels, grid = solver.polished(w, levels, known, grid, store)
-        return levels, grid.scale
-
-    levels, found = jax.vmap(one, in_axes=(0, None if known is None else 0, 0, None if z is None else 0))(
-        w, known, scales.matrices(values), z
-    )
-
-    axis = None if z is None else 0
-
-    def nearest_of(w: Array, scale: Array, zero: Array | None) -> Array:
-        return Grid(scale, zero, group, spec.format).levels(w)
-
-    def values_of(levels: Array, scale: Array, zero: Array | None) -> Array:
-        return Grid(scale, zero, group, spec.format).values(levels)
-
-    at = jax.vmap(values_of, in_axes=(0, 0, axis))
-    # Without inputs every entry counts alike: the error is the weight's own.
-    damped = moment if known is None else known.damped
-    lost = jax.vmap(
-        lambda w, q, h: jnp.sum(jnp.square(q - w), axis=0) if h is None else error(w, q, h), (0, 0, _axis(moment))
-    )
-    plain = jax.vmap(nearest_of, in_axes=(0, 0, axis))(w, own.scale, z)
-    rounded, nearest = at(levels, found, z), at(plain, own.scale, z)
-    if store is not None:  # an output that a solver made worse keeps the nearest
-        is_worse = ~(lost(w, rounded, damped) <= lost(w, nearest, damped))[:, None]
-        levels, found = jnp.where(is_worse, plain, levels), jnp.where(is_worse, own.scale, found)
-        rounded = jnp.where(is_worse, nearest, rounded)
-        scale = stored_scale(scales.scale(found), spec, operand)
-    place = w * (1.0 / found[:, group])
-    shift = 0.0 if z is None else z[:, group]
-    is_out = (place > spec.format.high - shift + 0.5) | (place < spec.format.low - shift - 0.5)
+    problem = Problem.of(spec, view, stack, weight, scale, zero)
+    solver = solver.chosen(spec.format, problem.w.shape[1:])
+    aimed, known = problem.w, None
+    empty, definite = np.zeros(len(problem.w), bool), np.ones(len(problem.w), bool)
+    damped, loose = None, 0.0
+    if inputs is not None:
+        moment, cross = inputs.centered()
+        known = _factors(jnp.asarray(problem.square(moment)), solver.damping, solver.order)
+        matrices, inner = problem.w.shape[:2]
+        damped = np.asarray(known.damped)[:matrices, :inner, :inner]
+        definite = np.asarray(_is_definite(known))[:matrices]
+        empty = np.all(np.einsum("mkk->mk", inputs.moment) <= 0, axis=1)
+        loose = _loose(known, solver.damping, matrices, inner)
+        if cross is not None:
+            found = _aimed(
+                *(jnp.asarray(x) for x in (problem.full(problem.w), problem.square(moment), problem.square(cross))),
+                solver.alpha,
+                solver.ridge,
+            )
+            aimed = np.asarray(found)[:matrices, :inner, : problem.w.shape[2]]
+    own = problem.own
+    if is_free and zero is None and solver.value != "none":
+        scale = problem.searched(solver, aimed, known, solver.value)
+    free = is_free and not problem.scales.is_tied and spec.scale.spec is None
+    levels, found, nearest, plain, rounded = problem.rounded(solver, aimed, known, scale_values(scale), is_free=free)
+    if free:  # an output that a solver made worse keeps the nearest
+        worse = ~(_lost(aimed, rounded, damped) <= _lost(aimed, nearest, damped))[:, None]
+        levels, found = np.where(worse, plain, levels), np.where(worse, own, found)
+        rounded = np.where(worse, nearest, rounded)
+        scale = stored(jnp.asarray(problem.scales.scale(found)), spec, problem.operand)
+    norm = None if inputs is None else moment
     return Solved(
-        codes=spec.format.encode(view.leaf(levels)),
-        values=view.leaf(rounded).astype(weight.dtype),
+        codes=encoded(spec.format, view.leaf(levels)),
+        values=jnp.asarray(view.leaf(rounded).astype(weight.dtype)),
         scale=scale,
-        error=jnp.sum(lost(w, rounded, moment)),
-        nearest=jnp.sum(lost(w, nearest, moment)),
-        power=jnp.sum(lost(w, jnp.zeros_like(w), moment)),
-        noise=jnp.sum(jnp.square(w - rounded)),
-        size=jnp.sum(jnp.square(w)),
-        clipped=jnp.mean(is_out.astype(jnp.float32)) if spec.format.is_integer else jnp.zeros(()),
-        loose=jnp.zeros(()) if known is None else _loose(known, damping),
-        is_definite=jnp.ones(matrices, bool) if known is None else _is_definite(known),
-        is_empty=jnp.zeros(matrices, bool) if known is None else jnp.all(known.is_dead, axis=1),
+        shift=None if inputs is None else inputs.shift(problem.w, rounded),
+        error=float(np.sum(_lost(aimed, rounded, norm))),
+        nearest=float(np.sum(_lost(aimed, nearest, norm))),
+        power=float(np.sum(_lost(aimed, np.zeros_like(aimed), norm))),
+        noise=float(np.sum(np.square(problem.w - rounded, dtype=np.float64))),
+        size=float(np.sum(np.square(problem.w, dtype=np.float64))),
+        clipped=problem.clipped(found),
+        loose=loose,
+        is_definite=definite,
+        is_empty=empty,
     )
 
 
-def _axis(moment: Any) -> int | None:
-    """Returns the axis of matrices of what may be absent."""
-    return None if moment is None else 0
+def _lost(weight: np.ndarray, rounded: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
+    """Squared error of every output, ``[matrix, N]``: of results in the norm of ``H``; without, of the weight itself."""
+    off = rounded - weight
+    return np.sum(off * (off if moment is None else moment @ off), axis=1)
 
 
+@functools.partial(jax.jit, static_argnames=("damping", "order"))
+def _factors(moment: Array, damping: float, order: str) -> Factor:
+    return jax.vmap(lambda h: factor(h, damping=damping, order=order))(moment)
+
+
+@jax.jit
+def _aimed(weight: Array, moment: Array, cross: Array, alpha: Any, ridge: Any) -> Array:
+    return jax.vmap(lambda w, h, c: target(w, h, c, alpha=alpha, damping=ridge))(weight, moment, cross)
+
+
+@jax.jit
 def _is_definite(known: Factor) -> Array:
     return jnp.all(jnp.isfinite(known.feedback), axis=(1, 2)) & jnp.all(known.variance > 0, axis=1)
 
 
-def _loose(known: Factor, damping: float) -> Array:
+def _loose(known: Factor, damping: float, matrices: int, inner: int) -> float:
     """The share of inputs whose variance, later ones known, is hardly more than the damping."""
-    mean = jnp.mean(jax.vmap(jnp.diagonal)(known.damped), axis=1, keepdims=True)
-    is_loose = (known.variance < 2.0 * damping * mean) & ~known.is_dead
-    return jnp.mean(is_loose.astype(jnp.float32))
-
-
-def _values(scale: Any) -> Array:
-    return scale.dequantize() if isinstance(scale, QTensor) else scale
-
-
-def _spread(scales: ScaleView, scale: Any) -> Array:
-    return scales.matrices(_values(scale))
-
-
-def _searched(
-    solver: Solver, spec: Spec, scales: ScaleView, group: Array, w: Array, value: Array, operand: Operand
-) -> Any:
-    """The scales with the least weighed error among multiples of the full range, as they are stored; shared ones together."""
-    blocks = scales.blocks
-    reach = block_ops.reduce_blocks(scales.view.leaf(w), blocks, largest_magnitude)
-    full = jnp.where(
-        reach == 0, scale_of_zeros(spec), jnp.maximum(reach * np.float32(1.0 / spec.format.reach), SMALLEST_SCALE)
-    )
-    count = math.prod(scales.scale_shape[i] for i in scales.view.contract)
-    one = jax.vmap(lambda x: jax.ops.segment_sum(x, group, count))
-
-    def loss(multiple: Array) -> Array:
-        scale = full * multiple
-        scale = _values(stored_scale(scale, spec, operand)) if spec.scale.spec is None else scale
-        rows = scales.matrices(scale)[:, group]
-        off = rounded_product(nearest_levels(w, rows, None, spec.format), rows) - w
-        return scales.total(one(value[:, :, None] * jnp.square(off)))
-
-    def better(best: tuple[Array, Array], multiple: Array) -> tuple[tuple[Array, Array], None]:
-        least, kept = best
-        now = loss(multiple)
-        return (jnp.minimum(least, now), jnp.where(now < least, multiple, kept)), None
-
-    tried = jnp.linspace(_SMALLEST, _LARGEST, solver.steps, dtype=jnp.float32)
-    if spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
-        tried = jnp.concatenate([tried, -tried])
-    start = jnp.full(full.shape, jnp.inf), jnp.ones(full.shape)
-    (_, multiple), _ = jax.lax.scan(better, start, tried)
-    return stored_scale(full * multiple, spec, operand)
+    dead, variance = (np.asarray(x)[:matrices, :inner] for x in (known.is_dead, known.variance))
+    mean = np.mean(np.einsum("mkk->mk", np.asarray(known.damped)[:matrices, :inner, :inner]), axis=1, keepdims=True)
+    return float(np.mean((variance < 2.0 * damping * mean) & ~dead))

@@ -9,13 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.core.kept import Kept
-from lowbit.core.moments import Gram
+from lowbit.core.moments import ChannelMean, Cross, FloatMean, Gram
 from lowbit.core.paths import flatten
-from lowbit.interpret.state import get, quantizer_of
+from lowbit.core.quantizer import Quantizers
+from lowbit.interpret.state import PARTS, get, marked, put, quantized_sites, quantizer_of
+from lowbit.interpret.with_quantizers import with_quantizers
 from lowbit.observe.observe import observe
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.around import around
 from lowbit.quantizers.rtn import RTN
+from lowbit.rewrites.bias_correction import Behind
 
+from .inputs import Inputs
 from .recipe import Recipe
 from .solve import Solved, solve
 
@@ -34,6 +39,7 @@ class Work:
     batches: int
     kept: Kept
     say: Progress
+    biases: Mapping[str, Behind] = dataclasses.field(default_factory=dict)
 
     def run(
         self, params: Any, qstate: Any, window: int
@@ -43,15 +49,22 @@ class Work:
         notes: dict[str, list[str]] = {}
         results: dict[str, Any] = {}
         sites = self._sites(notes)
-        done = 0
-        for number, some in enumerate(self._windows(sites, window)):
+        bare = bare_plan(self.plan, frozenset(sites))
+        before, done = params, 0
+        floats: dict[str, Any] = {}
+        for number, (some, watched) in enumerate(self._windows(sites, window)):
             kept = self.kept.read(f"window-{number}")
             found: dict[str, Solved] = {}
-            moments = {} if kept is not None else self._moments(params, qstate, some, number)
+            moments = {} if kept is not None else self._moments(bare, before, params, qstate, some, watched, number)
+            if moments and not floats:
+                floats = self._float_means(bare, before, sites)
             leaves = dict(zip(*flatten(params)[:2], strict=True))
             for key, (row, site) in some.items():
                 if kept is None:
-                    found[key] = self._one(row, site, leaves[key], moments.get(key), qstate)
+                    inputs = moments.get(key)
+                    if inputs is not None and key in floats:
+                        inputs = dataclasses.replace(inputs, float_mean=floats[key])
+                    found[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate)
                     _check(key, found[key], self.recipe, notes)
                 done += 1
                 self.say("weights", done, len(sites))
@@ -59,7 +72,7 @@ class Work:
                 kept = {f"{key}:{name}": x for key, each in found.items() for name, x in _arrays(each).items()}
                 self.kept.write(f"window-{number}", kept)
             values = {key: jnp.asarray(kept[f"{key}:values"]) for key in some}
-            params = _replaced(params, values)
+            params = self._shifted(_replaced(params, values), some, kept, notes)
             for key, (_, site) in some.items():
                 codes[key] = jnp.asarray(kept[f"{key}:codes"])
                 results[key] = {name: kept[f"{key}:{name}"] for name in _NUMBERS}
@@ -86,71 +99,179 @@ class Work:
                     notes.setdefault(site.key, []).append(
                         "a look-up has no inputs to weigh by: searched scales, nearest"
                     )
+                elif (self.recipe.solver.alpha or self.recipe.solver.is_centered) and self._is_turned(row):
+                    notes.setdefault(site.key, []).append(
+                        "in a loop over time: aimed at its own weight, not at results"
+                    )
                 elif said := self.recipe.solver.picks(site.spec.format, row.matrix.size[1:]):
                     notes.setdefault(site.key, []).append(said)
         return found
 
-    def _windows(self, sites: Mapping[str, tuple[Row, Site]], window: int) -> Iterator[dict[str, tuple[Row, Site]]]:
-        """Runs of weights whose second moments fit the window, `Recipe.passes` of them at least."""
+    def _windows(
+        self, sites: Mapping[str, tuple[Row, Site]], window: int
+    ) -> Iterator[tuple[dict[str, tuple[Row, Site]], dict[str, tuple[Row, Site]]]]:
+        """Runs of weights that are solved at once, `Recipe.passes` of them at least, and what is watched for them.
+
+        As much is watched as fits the window, for several runs the same: their passes over the data are one compiled program.
+        """
         if not self.recipe.solver.needs_moment:
             if sites:
-                yield dict(sites)
+                yield dict(sites), dict(sites)
             return
-        each = {key: 4 * row.matrix.size[0] * row.matrix.size[1] ** 2 for key, (row, site) in sites.items()}
-        room = min(window, max(1, sum(each.values()) // self.recipe.passes))
-        now: dict[str, tuple[Row, Site]] = {}
-        held = 0
-        for key, pair in sites.items():
-            if now and held + each[key] > room:
-                yield now
-                now, held = {}, 0
-            now[key] = pair
-            held += each[key]
-        if now:
-            yield now
+        held: dict[str, tuple[Row, Site]] = {}
+        size, groups = 0, []
+        each = 2 if self.recipe.solver.alpha else 1
+        for key, (row, site) in sites.items():
+            need = 4 * each * row.matrix.size[0] * row.matrix.size[1] ** 2
+            if held and size + need > window:
+                groups.append(held)
+                held, size = {}, 0
+            held[key] = row, site
+            size += need
+        length = max(1, -(-len(sites) // self.recipe.passes))
+        for group in (*groups, held):
+            keys = list(group)
+            for first in range(0, len(keys), length):
+                yield {key: group[key] for key in keys[first : first + length]}, group
 
     def _moments(
-        self, params: Any, qstate: Any, some: Mapping[str, tuple[Row, Site]], number: int
-    ) -> dict[str, jax.Array]:
-        """``H`` of every weight of a window, inputs as what precedes leaves them."""
-        if not self.recipe.solver.needs_moment:
+        self, bare: Plan, before: Any, params: Any, qstate: Any, some: Mapping[str, tuple[Row, Site]],
+        watched: Mapping[str, tuple[Row, Site]], number: int,
+    ) -> dict[str, Inputs]:  # fmt: skip
+        """What is known of the inputs of every weight of a window, as what precedes leaves them."""
+        solver = self.recipe.solver
+        if not solver.needs_moment:
             return {}
-        keys = set(some)
-        rows = [r for r in self.plan.rows if r.weight is not None and r.weight.key in keys and r.primitive != "gather"]
-        if not rows:
+        rows = [
+            r for r in self.plan.rows if r.weight is not None and r.weight.key in watched and r.primitive != "gather"
+        ]
+        if not any(row.weight is not None and row.weight.key in some for row in rows):
             return {}
-        wanted = {row.path: {_input_role(row): (Gram(),)} for row in rows}
+        most = self.recipe.most_rows
+        statistics = (Gram(most), *((Cross(most),) if solver.alpha else ()))
+        means = (ChannelMean(most), *((FloatMean(most),) if solver.alpha else ()))
+        wanted = {
+            row.path: {_input_role(row): (Gram(most),)}
+            if self._is_turned(row)
+            else {_input_role(row): (*statistics, *(means if self._behind(row) else ()))}
+            for row in rows
+        }
         seen = observe(
-            self.fn, self.plan, params, self.calls(), wanted, qstate=qstate,
+            self.fn, bare, params, self.calls(), wanted, qstate=_carried(bare, qstate), beside=before if solver.alpha else None,
             progress=lambda n: self.say(f"inputs of window {number}", n, self.batches),
         )  # fmt: skip
         found = {}
         for row in rows:
             weight = row.weight
             assert weight is not None
-            at = seen.get(weight.key, {}).get("input", {}).get("gram")
-            at = seen[row.path][_input_role(row)].get("gram") if at is None else at
-            if at is not None:
-                found[weight.key] = at.reshape(-1, *at.shape[-2:])
+            if weight.key not in some:
+                continue
+            at = seen.get(weight.key, {}).get("input", {})
+            at = at if "gram" in at else seen[row.path][_input_role(row)]
+            if "gram" in at:
+                found[weight.key] = _inputs(at)
         return found
 
-    def _one(self, row: Row, site: Site, leaf: Any, moment: Any, qstate: Any) -> Solved:
+    def _float_means(self, bare: Plan, params: Any, sites: Mapping[str, tuple[Row, Site]]) -> dict[str, Any]:
+        """Means of the inputs in the float model, by weight, where biases take means back; `FloatMean` sees them beside targets."""
+        rows = {key: row for key, (row, _) in sites.items() if row.primitive != "gather" and self._behind(row)}
+        if not rows or self.recipe.solver.alpha:
+            return {}
+        wanted = {row.path: {_input_role(row): (ChannelMean(self.recipe.most_rows),)} for row in rows.values()}
+        seen = observe(self.fn, bare, params, self.calls(), wanted)
+        means = {key: np.asarray(seen[row.path][_input_role(row)]["channel_mean"]) for key, row in rows.items()}
+        return {key: x.reshape(-1, x.shape[-1]) for key, x in means.items()}
+
+    def _behind(self, row: Row) -> Behind | None:
+        is_asked = self.recipe.solver.is_centered and not self._is_turned(row)
+        return self.biases.get(row.path) if is_asked else None
+
+    def _is_turned(self, row: Row) -> bool:
+        """Whether an operation is computed several times a batch: it then has no one input of the float model beside it."""
+        assert self.plan.program is not None
+        assert row.operation is not None
+        inside = around(self.plan.program.jaxpr, row.operation.address)
+        return sum(call in ("scan", "while") for call in inside) > len(row.stack) or "shard_map" in inside
+
+    def _shifted(
+        self, params: Any, some: Mapping[str, tuple[Row, Site]], kept: Mapping[str, Any], notes: dict[str, list[str]]
+    ) -> Any:
+        """Parameters whose biases take back the means of the weights of a window."""
+        for key, (row, _) in some.items():
+            bias, shift = self._behind(row), kept.get(f"{key}:shift")
+            if bias is None or shift is None:
+                continue
+            view = row.matrix
+            channels = view.matrices(np.broadcast_to(bias.made, view.shape))[:, 0]
+            leaves = dict(zip(*flatten(params)[:2], strict=True))
+            moved, most = bias.moved(leaves[bias.path], channels, shift)
+            params = _replaced(params, {bias.path: moved})
+            notes.setdefault(key, []).append(f"{bias.path} moved by up to {most:.3g}")
+        return params
+
+    def _one(self, row: Row, site: Site, leaf: Any, inputs: Inputs | None, qstate: Any) -> Solved:
         assert site.spec is not None
         quantizer, state = quantizer_of(site), get(qstate, site.key, site.role)
-        probe = quantizer.quantize(state, leaf, site.operand)
-        is_free = type(quantizer) is RTN and self.recipe.solver.value != "none"
+        is_plain = type(quantizer) is RTN and not site.spec.dynamic
+        if is_plain:  # its grid stands in its state
+            scale, zero = state["fixed"]["scale"], state["fixed"].get("zero")
+        else:
+            probe = quantizer.quantize(state, leaf, site.operand)
+            scale, zero = probe.scale, probe.zero
+        is_free = is_plain and self.recipe.solver.value != "none"
         return solve(
-            self.recipe.solver, site.spec, row.matrix, site.operand.stack, leaf, moment, probe.scale, probe.zero,
+            self.recipe.solver, site.spec, row.matrix, site.operand.stack, leaf, inputs, scale, zero,
             is_free=is_free,
         )  # fmt: skip
 
 
+def bare_plan(plan: Plan, solved: frozenset[str]) -> Plan:
+    """Returns the plan without quantizers of the weights that are solved: their values are on grids already.
+
+    Statistics are then computed by one program, whatever the widths.
+
+    Args:
+        plan: from `lowbit.bind`.
+        solved: paths of leaves.
+    """
+
+    def choose(row: Row) -> Any:
+        weight = row.weight
+        if weight is None or weight.spec is None or weight.key not in solved:
+            return None
+        others = [site.quantizer for site in row.sites if not site.is_weight and site.quantizer is not None]
+        return Quantizers(None, others[0]) if others else "keep"
+
+    return with_quantizers(plan, choose)
+
+
+def _carried(bare: Plan, qstate: Any) -> Any:
+    """The state of a plan without some of its quantizers; None where none are left: the model in float."""
+    if not bare.quantized:
+        return None
+    parts: Any = {part: {} for part in PARTS}
+    for _, site in quantized_sites(bare):
+        put(parts, site.key, site.role, get(qstate, site.key, site.role))
+    return marked(bare, parts)
+
+
+_MOMENTS = {"gram": 2, "cross": 2, "channel_mean": 1, "float_mean": 1}
+"""What `lowbit.recipes.inputs.Inputs` is made of, in its order, and how many axes each has behind its matrices."""
 _NUMBERS = ("error", "nearest", "power", "noise", "size", "clipped", "loose")
+
+
+def _inputs(seen: Mapping[str, Any]) -> Inputs:
+    """Moments out of finished statistics, layers in front as matrices."""
+    arrays = {name: np.asarray(seen[name]) for name in _MOMENTS if name in seen}
+    shaped = {name: x.reshape(-1, *x.shape[x.ndim - _MOMENTS[name] :]) for name, x in arrays.items()}
+    return Inputs(*(shaped.get(name) for name in _MOMENTS))  # pyright: ignore[reportArgumentType]  # there is a gram
 
 
 def _arrays(found: Solved) -> dict[str, Any]:
     scale = {f"scale {i}": x for i, x in enumerate(jax.tree.leaves(found.scale))}
-    return {"codes": found.codes, "values": found.values, **scale, **{name: getattr(found, name) for name in _NUMBERS}}
+    numbers = {name: np.float32(getattr(found, name)) for name in _NUMBERS}
+    shift = {} if found.shift is None else {"shift": found.shift}
+    return {"codes": found.codes, "values": found.values, **shift, **scale, **numbers}
 
 
 def _count(kept: Mapping[str, Any], key: str) -> int:

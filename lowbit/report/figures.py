@@ -210,7 +210,7 @@ class _pyplot:
         try:
             import matplotlib as mpl
         except ImportError as error:
-            raise ImportError("plots need matplotlib: pip install 'lowbit[experiments]'") from error
+            raise ImportError("plots need matplotlib: pip install 'lowbit[run]'") from error
         mpl.use("Agg")
         from matplotlib import pyplot as plt
 

@@ -76,7 +76,7 @@ def rich_table(table: Table) -> "RichTable":
         from rich import box
         from rich.table import Table as RichTable
     except ImportError as error:
-        raise ImportError("tables in colour need rich: pip install 'lowbit[experiments]'") from error
+        raise ImportError("tables in colour need rich: pip install 'lowbit[run]'") from error
     made = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for i, column in enumerate(table.columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)

@@ -152,6 +152,52 @@ def bias_correction(
     return jax.tree.unflatten(tree, values), Corrected(tuple(moved), tuple(left))
 
 
+@dataclasses.dataclass(frozen=True)
+class Behind:
+    """The bias behind an operation with a weight.
+
+    Attributes:
+        path: of the bias.
+        sign: -1 where it is subtracted.
+        entries: the channel of every entry of the bias.
+        made: in the weight's coordinates, the channel that every entry makes; axes along which it is one have length 1.
+    """
+
+    path: str
+    sign: float
+    entries: Any
+    made: Any
+
+    def moved(self, value: Any, channels: np.ndarray, shift: np.ndarray) -> tuple[Any, float]:
+        """Returns the bias with a shift of its channels added, and the largest change; an entry of several takes their mean.
+
+        Args:
+            value: the bias.
+            channels: the channel of every entry of ``shift``.
+            shift: by output of the weight.
+        """
+        return _added(value, self.entries, channels, shift, self.sign)
+
+
+def behind(fn: Callable[..., Any], plan: Plan, params: Any, args: tuple[Any, ...]) -> dict[str, Behind]:
+    """Returns the bias behind every quantized operation that has one to itself, by the operation's path.
+
+    Args:
+        fn: the function of the plan.
+        plan: from `lowbit.bind`.
+        params: of which only shapes matter.
+        args: of one call, without parameters.
+    """
+    flow, found, _ = _followed(fn, plan, params, args)
+    paths = flatten(params)[0]
+    readers = [use.leaf for use in flow.uses]
+    sole = {}
+    for path, (use, bias) in found.items():
+        if readers.count(bias.leaf) == 1 and readers.count(use.leaf) == 1:
+            sole[path] = Behind(paths[bias.leaf], _sign(bias), bias.makes, use.makes)
+    return sole
+
+
 def _means(run: Callable[..., Any], calls: list[Any], params: Any) -> list[np.ndarray]:
     found = [[np.asarray(x, np.float64) for x in run(params, *args)] for args in calls]
     return [np.mean(each, axis=0) for each in zip(*found, strict=True)]
@@ -162,39 +208,55 @@ def _kept(labels: np.ndarray) -> tuple[int, ...]:
 
 
 def _moved(bias: _Bias, value: Any, off: np.ndarray) -> tuple[Any, float]:
-    """A bias less what its channels are off by; an entry of several channels takes their mean."""
-    labels = np.broadcast_to(bias.made, off.shape).reshape(-1)
-    distinct, inverse = np.unique(labels, return_inverse=True)
+    """A bias less what its channels are off by."""
+    return _added(value, bias.channels, np.broadcast_to(bias.made, off.shape), off, bias.sign)
+
+
+def _added(value: Any, entries: Any, channels: np.ndarray, off: np.ndarray, sign: float) -> tuple[Any, float]:
+    """A bias and what is to be added to its channels; an entry of several channels takes their mean."""
+    distinct, inverse = np.unique(channels.reshape(-1), return_inverse=True)
     by_label = np.bincount(inverse, off.reshape(-1)) / np.bincount(inverse)
-    channels = np.broadcast_to(bias.channels, value.shape)
-    at = np.minimum(np.searchsorted(distinct, channels), distinct.size - 1)
-    change = np.where(distinct[at] == channels, by_label[at], 0.0)
-    new = np.asarray(value).astype(np.float64) + bias.sign * change
+    own = np.broadcast_to(entries, value.shape)
+    at = np.minimum(np.searchsorted(distinct, own), distinct.size - 1)
+    change = np.where(distinct[at] == own, by_label[at], 0.0)
+    new = np.asarray(value).astype(np.float64) + sign * change
     return jnp.asarray(new.astype(np.float32)).astype(value.dtype), float(np.abs(change).max())
 
 
 def _biases(fn: Any, plan: Plan, params: Any, args: tuple[Any, ...]) -> tuple[list[_Bias], list[tuple[str, str]]]:
     """The bias of every quantized operation, in program order, and the operations without one."""
+    _, followed, left = _followed(fn, plan, params, args)
+    found = []
+    for path, (_, bias) in followed.items():
+        assert bias.made is not None
+        found.append(_Bias(path, bias.leaf, Place(bias.equation.address), _sign(bias), bias.makes, bias.made[1]))
+    return found, left
+
+
+def _sign(bias: Use) -> float:
+    return -1.0 if bias.equation.name == "sub" and bias.operand == 1 else 1.0
+
+
+def _followed(
+    fn: Any, plan: Plan, params: Any, args: tuple[Any, ...]
+) -> tuple[Flow, dict[str, tuple[Use, Use]], list[tuple[str, str]]]:
+    """The weight and the bias of every quantized operation, in program order, and the operations without one."""
     count = len(jax.tree.leaves(params))
     program = read(_flat(fn, params, args, {}), fixed=count, inlined=INLINED)
     flow = Flow(program, {**COMMUTING, **CROSSINGS}, has_bounds=False, gains=frozenset())
-    paths = {row.operation.address: row.path for row in plan.quantized if row.operation is not None}
     weights = {u.equation.address: u for u in flow.uses if u.kind == "weight"}
-    found, left = [], []
+    found: dict[str, tuple[Use, Use]] = {}
+    left = []
     for row in plan.quantized:
         if row.operation is None or row.weight is None:
             continue
         use = weights.get(row.operation.address)
         bias = None if use is None else _bias(flow, use)
-        if bias is None:
+        if use is None or bias is None:
             left.append((row.path, "no parameter is added along its output channels"))
-            continue
-        labels = bias.made
-        assert labels is not None
-        sign = -1.0 if bias.equation.name == "sub" and bias.operand == 1 else 1.0
-        place = Place(bias.equation.address)
-        found.append(_Bias(paths[row.operation.address], bias.leaf, place, sign, bias.makes, labels[1]))
-    return found, left
+        else:
+            found[row.path] = use, bias
+    return flow, found, left
 
 
 def _bias(flow: Flow, use: Use) -> Use | None:

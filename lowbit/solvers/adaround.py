@@ -86,7 +86,7 @@ def _adaround(weight: Array, moment: Array, grid: Grid, method: AdaRound) -> Arr
     zero = 0.0 if grid.zero is None else grid.zero[grid.group]
     place = weight * (1.0 / scale)
     floor = jnp.floor(place)
-    low, high = grid.format.low - zero, grid.format.high - zero
+    low, high = grid.low - zero, grid.high - zero
 
     def soft(v: Array) -> Array:
         return jnp.clip(floor + rectified(v), low, high) * scale
@@ -97,6 +97,10 @@ def _adaround(weight: Array, moment: Array, grid: Grid, method: AdaRound) -> Arr
     base = error(weight, grid.values(nearest), moment)
     unit = 1.0 / jnp.maximum(jnp.sum(base), 1e-30)
     quiet = round(method.steps * method.warmup)
+    is_open = (
+        place != floor
+    )  # what lies on the grid has nothing to learn, and rows of zeros that fill a shape up neither
+    count = jnp.maximum(jnp.sum(is_open), 1).astype(jnp.float32)
 
     def loss(v: Array, step: Array) -> Array:
         done = jnp.clip((step - quiet) / max(method.steps - quiet, 1), 0.0, 1.0)
@@ -104,7 +108,10 @@ def _adaround(weight: Array, moment: Array, grid: Grid, method: AdaRound) -> Arr
         beta = last + 0.5 * (first - last) * (1.0 + jnp.cos(done * jnp.pi))
         rounded = 1.0 - jnp.power(jnp.abs(2.0 * rectified(v) - 1.0) + 1e-12, beta)
         weightof = jnp.where(step < quiet, 0.0, method.strength)
-        return jnp.sum(error(weight, soft(v), moment)) * unit + weightof * jnp.mean(rounded)
+        return (
+            jnp.sum(error(weight, soft(v), moment)) * unit
+            + weightof * jnp.sum(jnp.where(is_open, rounded, 0.0)) / count
+        )
 
     optimizer = optax.adam(method.rate)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lowbit.core.grid import Grid, nearest_levels
+from lowbit.core.grid import Grid
 from lowbit.core.rounding import rounded_product
 
 _BLOCK = 128
@@ -69,7 +69,7 @@ def descend(
             z = None if zero is None else zero[i]
             curve = within[i, i]
             best = here[i] + own[i] - steep / curve
-            level = nearest_levels(best, scale[i], z, grid.format)
+            level = grid.nearest_levels(best, scale[i], z)
             off = rounded_product(level if z is None else level - z, scale[i]) - here[i]
             step = off - own[i]
             is_better = step * (2.0 * steep + curve * step) < 0  # rounding errors must not make it worse
@@ -118,12 +118,16 @@ def refit(
         member = jnp.where((grid.group == group)[:, None], centered, 0.0)
         return jax.ops.segment_sum(centered * multiply(moment, member), grid.group, count)
 
-    system = jnp.moveaxis(lax.map(one_group, jnp.arange(count)), 2, 0)  # [out, group, group]
-    size = jnp.trace(system, axis1=1, axis2=2) / count
-    steady = system + (1e-6 * size + 1e-30)[:, None, None] * jnp.eye(count)
-    # The damping pulls to the scale that is there, not to zero.
-    pull = right.T + (1e-6 * size + 1e-30)[:, None] * grid.scale.T
-    scale = jnp.linalg.solve(steady, pull[..., None])[..., 0].T
+    if count == 1:  # a quotient: no linear system to compile
+        own = jnp.sum(centered * multiply(moment, centered), axis=0, keepdims=True)
+        scale = (right + (1e-6 * own + 1e-30) * grid.scale) / (own + (1e-6 * own + 1e-30))
+    else:
+        system = jnp.moveaxis(lax.map(one_group, jnp.arange(count)), 2, 0)  # [out, group, group]
+        size = jnp.trace(system, axis1=1, axis2=2) / count
+        steady = system + (1e-6 * size + 1e-30)[:, None, None] * jnp.eye(count)
+        # The damping pulls to the scale that is there, not to zero.
+        pull = right.T + (1e-6 * size + 1e-30)[:, None] * grid.scale.T
+        scale = jnp.linalg.solve(steady, pull[..., None])[..., 0].T
     is_known = jax.ops.segment_sum(jnp.square(centered), grid.group, count) > 0
     ratio = scale / grid.scale
     is_good = is_known & jnp.isfinite(ratio) & (ratio > 0.25) & (ratio < 4.0)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from lowbit.core.grid import Grid, nearest_levels
+from lowbit.core.grid import Grid
 from lowbit.core.rounding import rounded_product
 
 from .factor import Factor
@@ -62,7 +62,7 @@ def _gptq(weight: Array, known: Factor, grid: Grid) -> Array:
             own, levels = state
             target = moved[i] + multiply(within[:, i], own)
             z = None if zero is None else zero[i]
-            level = nearest_levels(target, scale[i], z, grid.format)
+            level = grid.nearest_levels(target, scale[i], z)
             value = rounded_product(level if z is None else level - z, scale[i])
             return own.at[i].set(rows[i] - value), levels.at[i].set(level)
 

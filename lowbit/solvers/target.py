@@ -31,10 +31,11 @@ def target(
         moment: ``X_q X_q^T / n``.
         cross: ``X_q X^T / n``: rounded inputs along the first axis, float ones along the second.
         alpha: how much of the difference is taken back: 0 gives ``W``, 1 all of it; less where samples are few.
-        damping: ``lambda``, as a share of the mean of the diagonal of ``moment``.
+        damping: ``lambda``, as a share of the mean of the diagonal of ``moment`` over inputs that are not dead.
     """
     size = moment.shape[0]
-    mean = jnp.trace(moment) / size
+    alive = jnp.maximum(jnp.sum(jnp.diagonal(moment) > 0), 1).astype(jnp.float32)
+    mean = jnp.trace(moment) / alive
     damped = moment + (damping * mean + jnp.where(mean > 0, 0.0, 1.0)) * jnp.eye(size)
     moved = jnp.matmul(cross - moment, weight.astype(jnp.float32), precision=lax.Precision.HIGHEST)
     lower = jnp.linalg.cholesky(damped)

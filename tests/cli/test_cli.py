@@ -8,7 +8,7 @@ import pytest
 
 from experiments.configs import demo
 from lowbit import cli
-from tests.experiments import tiny
+from tests.run import tiny
 
 DEMO = "experiments/configs/demo.py"
 
@@ -55,6 +55,7 @@ def test_help_names_the_commands(capsys):
         (["run", DEMO, "--set", "fit.lr=fast"], "must be a number"),
         (["run", DEMO, "--set", "seeds=0,x"], "must be a whole number"),
         (["run", DEMO, "--set", "seeds=1,1"], "seeds must be distinct"),
+        (["run", DEMO, "--without", "iri"], "it has iree, latency, iree_latency, grids"),
         (["run", DEMO, "--set", "methods.lsq.fit.lr=1"], "nearest: methods.lsq_w4a4"),
         (["run", DEMO, "--set", "methods.w8a8=1"], "name a field of it"),
         (["run", DEMO, "--set", "data=x"], "cannot be set from the command line"),
@@ -72,13 +73,13 @@ def test_wrong_words(capsys, words, message):
     ("source", "message"),
     [
         ("config = (", r"line 1: '(' was never closed"),
-        ("import no_such_thing", "needs no_such_thing: pip install 'lowbit[experiments]'"),
+        ("import no_such_thing", "needs no_such_thing: pip install no_such_thing"),
         ("import experiments.no_such_thing", "there is no such file"),
         ("x = 1", "does not set config"),
-        ("config = 1", "has no run function"),
+        ("config = 1", "config must be a lowbit.run.Experiment or Suite, got 1 (int)"),
         ("\nraise KeyError('k')", "line 2: KeyError: 'k'"),
         (
-            "from experiments.config import Config\nConfig('x', None, None, None, (), seeds=())",
+            "from lowbit.run import Experiment\nExperiment('x', None, None, None, (), seeds=())",
             "line 2: ValueError: seeds must be distinct",
         ),
     ],
@@ -93,7 +94,7 @@ def test_errors_of_the_job_are_one_line(capsys, tmp_path):
     path = tmp_path / "job.py"
     path.write_text(
         textwrap.dedent("""
-        from tests.experiments.tiny import config
+        from tests.run.tiny import config
         def run(config, out, *, fresh):
             raise FileNotFoundError(2, "No such file", "data.gz")
         """)
@@ -101,21 +102,41 @@ def test_errors_of_the_job_are_one_line(capsys, tmp_path):
     assert failed(capsys, "run", str(path)) == "lowbit: data.gz: No such file\n"
 
 
-def test_rules_that_match_nothing_are_one_line(capsys, tmp_path):
+def test_rules_that_match_nothing_are_one_line_before_anything_is_trained(capsys, tmp_path):
     path = tmp_path / "job.py"
     path.write_text(
         textwrap.dedent("""
         import dataclasses
-        from experiments.config import Method
-        from tests.experiments import tiny
-        from tests.experiments.tiny import run as run
-        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),), fit=None)
+        from lowbit.run import Method
+        from tests.run import tiny
+        config = dataclasses.replace(tiny.config, methods=(Method("m", {"hed/*": "w8"}),))
         """)
     )
     assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
+    assert "m: " in err
     assert "hed/*" in err
+    assert not list((tmp_path / "out").rglob("train.safetensors"))  # said before anything is trained
+
+
+def test_a_failed_piece_is_a_status(capsys, tmp_path):
+    path = tmp_path / "job.py"
+    path.write_text(
+        textwrap.dedent("""
+        import dataclasses
+        from lowbit.run import Method
+        from tests.run import tiny
+        def wrong(x):
+            raise ValueError("no such rewrite")
+        methods = (Method("m", {"**": "w8"}, rewrites=wrong),)
+        config = dataclasses.replace(tiny.config, methods=methods, fit=None, evals=())
+        """)
+    )
+    assert cli.main(["run", str(path), "--out", str(tmp_path / "out")]) == 1
+    out, err = capsys.readouterr()
+    assert "seed-0/m failed: ValueError: no such rewrite" in out
+    assert err == ""
 
 
 def test_changes_are_typed():
@@ -127,6 +148,7 @@ def test_changes_are_typed():
     assert config.name == "other"
     assert demo.config == dataclasses.replace(demo.config)
     assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
+    assert cli.changed(demo.config, ["train_samples=600"]).train_samples == 600  # None until it is set
 
 
 def test_run_and_show(capsys, tmp_path):
@@ -139,12 +161,14 @@ def test_run_and_show(capsys, tmp_path):
         "methods.lsq_w4a4.fit.epochs=1",
         "--set",
         "fit.epochs=1",
+        "--without",
+        "grids",
     ]
     assert cli.main(words) == 0
     assert "lsq_w4a4" in capsys.readouterr().out
     assert cli.main(["show", str(tmp_path / "seed-0/lsq_w4a4/packed.safetensors")]) == 0
     out = capsys.readouterr().out
-    assert "conv_0/kernel" in out
+    assert "a/w" in out
     assert "bits each, scales included" in out
 
 

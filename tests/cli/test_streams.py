@@ -1,11 +1,14 @@
 """The command line where the world is not as it should be: one line and status 2, or silence and 141."""
 
 import os
+import random
 import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from lowbit import cli
 
@@ -118,3 +121,22 @@ def test_the_benchmark_says_one_line(capfd):
     assert "invalid choice: 'zzz'" in err
     assert cli.main(["bench", "--case", "zzz"]) == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [".npz", ".safetensors"])
+def test_damaged_arrays_are_one_line(capsys, tmp_path, kind):
+    """Cut anywhere, or a bit flipped: what their readers raise is no end of ``lowbit check``."""
+    arrays = {"weight": np.ones((4, 4), np.float32), "codes": np.ones((4, 4), np.int8), "scales": np.ones((1, 4))}
+    path, draw = tmp_path / f"x{kind}", random.Random(0)
+    np.savez(path, **arrays) if kind == ".npz" else save_file(arrays, path)
+    whole = path.read_bytes()
+    found = set()
+    for n in range(80):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data[: draw.randrange(len(data))] if n % 4 == 0 else data)
+        status = cli.main(["check", str(path), "--bits", "8"])
+        assert capsys.readouterr().err.count("\n") == (status == 2)
+        found.add(status)
+    assert 2 in found
+    assert found <= {0, 1, 2}

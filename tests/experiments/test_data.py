@@ -49,9 +49,9 @@ def test_cache_comes_first_and_is_checked(tmp_path, monkeypatch):
     arrays = made_up(folder, monkeypatch)
     data = fashion_mnist.load()
     assert str(folder) in data.source
-    assert data.train.images.shape == (4, 28, 28, 1)
+    assert data.train.inputs.shape == (4, 28, 28, 1)
     np.testing.assert_array_equal(data.test.labels, arrays["t10k-labels-idx1-ubyte.gz"])
-    np.testing.assert_array_equal(data.train.images[..., 0] * np.float32(255), arrays["train-images-idx3-ubyte.gz"])
+    np.testing.assert_array_equal(data.train.inputs[..., 0] * np.float32(255), arrays["train-images-idx3-ubyte.gz"])
 
     name = "train-labels-idx1-ubyte.gz"
     (folder / name).write_bytes(gzip.compress(idx(np.zeros(4))))
@@ -101,14 +101,14 @@ def test_atomic_leaves_nothing_of_a_failed_write(tmp_path):
 def test_mnist_1d_is_the_package_s(tmp_path, monkeypatch):
     """The numbers are those that ``mnist1d.data.make_dataset`` of mnist1d 0.0.2 returns, in float32."""
     data = mnist1d.load()
-    assert data.train.images.shape == (4000, 40, 1)
+    assert data.train.inputs.shape == (4000, 40, 1)
     assert data.train.labels[:12].tolist() == [2, 6, 4, 5, 6, 6, 6, 0, 3, 1, 6, 9]
     assert np.bincount(data.test.labels).tolist() == [102, 104, 89, 106, 106, 98, 99, 96, 98, 102]
     eighth = 1e-8  # of digits printed; a float32 near 1 is off by 6e-8 at most
     expected = [0.80094298, 0.73533769, 0.46925065, 0.16303442, 0.19381505]
-    np.testing.assert_allclose(data.train.images[1234, :5, 0], expected, rtol=2.0**-24, atol=eighth)
+    np.testing.assert_allclose(data.train.inputs[1234, :5, 0], expected, rtol=2.0**-24, atol=eighth)
     expected = [-0.51932871, -0.69872276, -1.28103769, -2.16101485, -2.38942113]
-    np.testing.assert_allclose(data.test.images[-1, :5, 0], expected, rtol=2.0**-24, atol=eighth)
+    np.testing.assert_allclose(data.test.inputs[-1, :5, 0], expected, rtol=2.0**-24, atol=eighth)
 
     package = tmp_path / "data.py"
     package.write_text("def get_templates():\n    return [1, 2, 3]\n")

@@ -51,12 +51,12 @@ def test_missing_recordings_name_the_package(tmp_path, monkeypatch):
 def test_windows_of_temperatures_do_not_overlap_what_they_forecast():
     hours = np.arange(100.0)
     found = temperature.windows(hours)
-    assert found.images.shape == (5, 72, 1)
+    assert found.inputs.shape == (5, 72, 1)
     assert found.labels.shape == (5, 24)
     back = found.labels * temperature.SCALE + temperature.CENTRE
     np.testing.assert_allclose(back[2], np.arange(74, 98), atol=1e-4)  # 100 values of float32 around 10
     shuffled = temperature.shuffled(found)
-    np.testing.assert_allclose(shuffled.labels[:, 0] - shuffled.images[:, -1, 0], 0.1, atol=1e-5)  # pairs stay together
+    np.testing.assert_allclose(shuffled.labels[:, 0] - shuffled.inputs[:, -1, 0], 0.1, atol=1e-5)  # pairs stay together
 
 
 def test_speech_is_marked_where_it_is_loud_and_short_gaps_are_closed():

@@ -15,7 +15,7 @@ import pytest
 import lowbit as lb
 from lowbit import cli
 from lowbit.export import bundle as bundles
-from lowbit.export import child, inside, manifest, process, stablehlo, verify
+from lowbit.export import child, inside, manifest, process, reading, stablehlo, verify
 from lowbit.export.process import Limits
 from lowbit.export.reading import ARTIFACT
 
@@ -340,6 +340,24 @@ def test_what_is_no_manifest(folder, content):
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(ValueError, match="is not a bundle"):
         bundles.read(folder)
+
+
+def test_what_no_machine_holds_is_not_read(folder, monkeypatch):
+    """A file with holes takes no room on the disk, and its checksum may be right."""
+    size = max(entry["bytes"] for entry in bundles.read(folder).manifest["files"].values())
+    monkeypatch.setattr(reading, "_MOST_BYTES", size - 1)
+    with pytest.raises(
+        ValueError, match=rf"has {size:,} bytes, more than the {size - 1:,} that are read on this machine"
+    ):
+        bundles.read(folder)
+
+
+def test_a_terminal_obeys_no_bundle(folder, capsys):
+    planted(folder, CALL.replace("{name}", '"\\1B[2J\\07no_such_call"'))
+    assert cli.main(["verify", str(folder), "--target", "xla"]) == 1
+    out = capsys.readouterr().out
+    assert r"calls \x1b[2J\x07no_such_call" in out
+    assert "\x1b" not in out
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):

@@ -23,11 +23,18 @@ def same(a, b) -> bool:
     )
 
 
+TEXTS = ("int4", "int4/g24/affine", "nf4/g16/bfloat16", "int3/g7", "int8/tensor", "nvfp4", "int16")
+SHAPES = (((90, 64), 1), ((6, 33, 10), 1), ((512,), 0))
+
+
 @pytest.mark.parametrize(
-    "text", ["int4", "int4/g24/affine", "nf4/g16/bfloat16", "int3/g7", "int8/tensor", "nvfp4", "int16"]
+    ("shape", "axis", "text"),
+    [
+        *(((64, 90), 0, text) for text in TEXTS),
+        *((*shape, text) for shape in SHAPES for text in ("int4/g24/affine", "int3/g7", "int8/tensor")),
+    ],
 )
-@pytest.mark.parametrize(("shape", "axis"), [((64, 90), 0), ((90, 64), 1), ((6, 33, 10), 1), ((512,), 0)])
-def test_pieces_are_the_whole(monkeypatch, text, shape, axis):
+def test_pieces_are_the_whole(monkeypatch, shape, axis, text):
     x = heavy_tailed(0, *shape)
     whole = lb.quantize_array(x, text, axis=axis)
     codes = lb.quantize_array(x, text, axis=axis, packed=False)
@@ -56,29 +63,54 @@ def test_what_is_not_finite_is_found_in_every_piece(monkeypatch, places):
             jax.jit(lambda given=given: lb.quantize_array(given, "int4").codes)()
 
 
-@pytest.mark.parametrize("rule", ["w4/g32", "w4,a8", "w8/tensor,a8", "w4/g16/affine", "w3"])
-@pytest.mark.parametrize("is_last", [False, True])
-def test_prepared_pieces_are_the_whole(monkeypatch, rule, is_last):
-    params, x = {"w": heavy_tailed(0, *((96, 64) if is_last else (64, 96)))}, heavy_tailed(1, 3, 64)
+def dense(params, x):
+    return x @ params["w"]
 
-    def fn(params, x):
-        return x @ (params["w"].T if is_last else params["w"])
 
+def transposed(params, x):
+    return x @ params["w"].T
+
+
+def heads(params, x):
+    return jnp.einsum("bk,khd->bhd", x, params["w"])
+
+
+def experts(params, x):
+    return jnp.einsum("bk,ekd->ebd", x, params["w"])
+
+
+def layers(params, x):
+    return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, params["w"])[0]
+
+
+MODELS = {dense: (64, 96), transposed: (96, 64), heads: (64, 12, 8), experts: (6, 64, 16), layers: (6, 64, 64)}
+"""And the shape of its weight, which is cut into six pieces."""
+
+
+@pytest.mark.parametrize(
+    ("fn", "rule"),
+    [
+        *((dense, rule) for rule in ("w4/g32", "w4,a8", "w8/tensor,a8", "w4/g16/affine", "w3", "wnf4/g16", "wnvfp4", "w4/g8/dq")),
+        *((transposed, rule) for rule in ("w4/g32", "w3")),
+        *((fn, "w4/g16/affine") for fn in (heads, experts, layers)),
+        (layers, "wnvfp4"),
+    ],
+)  # fmt: skip
+def test_prepared_pieces_are_the_whole(monkeypatch, fn, rule):
+    params, x = {"w": heavy_tailed(0, *MODELS[fn])}, heavy_tailed(1, 3, 64)
     plan = lb.bind(fn, {"**": rule}, params, x)
     qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
     whole = lb.prepare(plan, qparams)
     assert isinstance(whole.params["w"], native.NativeTensor)
-    monkeypatch.setattr(pieces, "ELEMENTS", 1100)
-    made = []
-    monkeypatch.setattr(native, "joined", lambda *given: made.append(given[0]) or pieces.joined(*given))
-    native._builder.cache_clear()
+    monkeypatch.setattr(pieces, "ELEMENTS", 4100 if fn is layers else 1100)
+    made, joined = [], pieces.joined
+    monkeypatch.setattr(pieces, "joined", lambda *given, **how: made.append(given[0]) or joined(*given, **how))
     assert same(lb.prepare(plan, qparams), whole)
     assert made == [6]
 
 
 MEMORY = """
-    import sys, time
-    import jax, numpy as np
+    import jax, jax.numpy as jnp, numpy as np
     import lowbit as lb
     from lowbit.packed import pieces
     pieces.ELEMENTS = 1 << 20
@@ -86,17 +118,35 @@ MEMORY = """
     def high():
         return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
-    def quantized(count):
-        x = np.random.default_rng(0).standard_normal((4097, count // 4096), np.float32)  # groups do not line up
+    def size(tree):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    def beside(make, given, old=()):  # bytes that were held at most, of what was made, of what it was made from
+        made = jax.block_until_ready(make())  # compiled, and whatever else happens once
+        del made
         open("/proc/self/clear_refs", "w").write("5")
         before = high()
-        q = jax.block_until_ready(lb.quantize_array(x, "int4/g32/affine", axis=0))
-        return high() - before, q.nbytes, x.nbytes
+        made = jax.block_until_ready(make())
+        print(high() - before, size(made) - size(old), size(given))
+        return made
 
-    quantized(1 << 22)  # compiled, and whatever else happens once
+    def network(params, x):
+        return jax.lax.scan(lambda x, w: (jnp.maximum(x @ w, 0.0), None), x @ params["first"], params["rest"])[0]
+
+    def all_of(count):
+        draw = np.random.default_rng(0).standard_normal
+        array = draw((4097, count // 4096), np.float32)  # groups do not line up
+        beside(lambda: lb.quantize_array(array, "int4/g32/affine", axis=0), array)
+        width = int((count // 8) ** 0.5)
+        params = {"first": draw((width, width), np.float32), "rest": draw((7, width, width), np.float32)}
+        params, x = jax.tree.map(jnp.asarray, params), jnp.ones((1, width))
+        plan = lb.bind(network, {"**": "w4/g32"}, params, x)
+        qstate = lb.init(network, plan, params, x)
+        qparams = beside(lambda: lb.pack(plan, params, qstate), params)
+        beside(lambda: lb.prepare(plan, qparams), params, qparams)
+
     for count in (1 << 23, 1 << 25):
-        quantized(count)
-        print(*quantized(count))
+        all_of(count)
 """
 
 

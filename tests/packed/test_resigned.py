@@ -170,3 +170,17 @@ def test_a_fingerprint_is_that_of_the_plan_beside_it(tmp_path, fingerprint):
     path.write_bytes(joined(header, card, said, data, is_described=True))
     with pytest.raises(ValueError, match=f"{path} is not a valid lowbit checkpoint: its fingerprint"):
         lb.load(path)
+
+
+def test_a_terminal_obeys_no_checkpoint(tmp_path, capsys):
+    """A rule is shown as it is written, and anything may stand there."""
+    _, plan, qparams, _ = model(next(iter(RULES)))
+    lb.save(tmp_path / "m", plan, qparams)
+    header, card, text, data = parts((tmp_path / "m").read_bytes())
+    text["rows"][0]["rule"] += "\x1b[2J\nint2 of 8 weights"
+    (tmp_path / "m").write_bytes(joined(header, card, text, data, is_described=True))
+    assert cli.main(["show", str(tmp_path / "m")]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b[2J" in out
+    assert "\nint2 of 8 weights" not in out

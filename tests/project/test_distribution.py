@@ -49,3 +49,18 @@ def test_the_supported_versions_agree() -> None:
     makefile = re.search(r"filter \$\(PYTAG\),([\d. ]+)\)", (ROOT / "Makefile").read_text())
     assert makefile
     assert classified == pinned == set(makefile.group(1).split())
+
+
+def test_the_licence_goes_with_both(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith("licenses/LICENSE")]
+    assert wheel.read(name) == (ROOT / "LICENSE").read_bytes() == (ROOT / "kernels/LICENSE").read_bytes()
+    assert tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]["license-files"] == ["LICENSE"]
+
+
+def test_what_is_required_is_imported() -> None:
+    """Every dependency of both distributions is imported by its own code; jax brings jaxlib."""
+    for project, package in ((ROOT, "lowbit"), (ROOT / "kernels", "lowbit_kernels")):
+        required = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+        names = {re.split(r"[<>=!~\[; ]", line, maxsplit=1)[0].replace("-", "_") for line in required}
+        text = "\n".join(path.read_text() for path in (project / package).rglob("*.py"))
+        assert {name for name in names if not re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE)} == set()

@@ -12,6 +12,7 @@ import lowbit as lb
 from lowbit.recipes.gptq import GPTQ
 from lowbit.recipes.lookup import named, names
 from lowbit.recipes.recipe import Recipe
+from lowbit.recipes.report import cells
 from lowbit.rewrites.equalize import equalize
 
 RECIPES = names()
@@ -93,6 +94,32 @@ def test_gptq_over_nearest_is_the_ratio_of_conditional_to_marginal_variance():
     assert report.lines[0].ratio == pytest.approx(law, rel=5 / np.sqrt(columns))
 
 
+def test_codes_of_a_weight_that_is_filled_up_are_those_of_the_rounding_written_out():
+    """37 inputs, one of them dead, and 990 outputs, in float64: what a shape is filled up with changes no code."""
+    rng = np.random.default_rng(4)
+    size, columns, rows = 37, 990, 300
+    x = np.float32(rng.normal(size=(rows, size)) @ (np.eye(size) + 0.1 * rng.normal(size=(size, size))))
+    x[:, 5] = 0
+    w = np.float32(rng.normal(size=(size, columns)))
+    plain = Recipe("law", GPTQ(value="none", rounds=0, damping=0.0))
+    qparams, _, _ = lb.quantize(lambda p, x: x @ p["w"], {"w": w}, {"**": "w8"}, batches=[(x,)], recipe=plain)
+    packed = qparams.weights()["w"]
+    step = np.asarray(packed.scale_values, np.float64)[0]
+    h = x.astype(np.float64).T @ x / rows
+    h[5, 5] = np.trace(h) / (size - 1)  # any: it is tied to no other
+    order = np.argsort(-np.diag(h), kind="stable")
+    lower = np.linalg.cholesky(h[np.ix_(order[::-1], order[::-1])])
+    upper = lower[::-1, ::-1]
+    off, codes = np.zeros((size, columns)), np.zeros((size, columns))
+    for i, k in enumerate(order):
+        aim = w[k] + upper[:i, i] @ off[:i] / upper[i, i]
+        codes[k] = np.clip(np.rint(aim / step), -128, 127)
+        off[i] = w[k] - codes[k] * step
+    assert (
+        np.mean(np.asarray(packed.unpacked_codes()) != codes) < 1e-3
+    )  # where float32 falls on the other side of a half
+
+
 def test_a_run_that_was_stopped_goes_on(case, tmp_path):
     params, batches, _ = case
     whole, _, _ = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe="gptq")
@@ -161,6 +188,13 @@ def test_one_sample_and_dead_inputs_are_enough_for_a_finite_result(case):
     qparams, plan, report = lb.quantize(network, params, {"**": "w3"}, batches=[(one,)], recipe="gptq")
     assert np.isfinite(np.asarray(lb.execute(network, plan)(qparams, x))).all()
     assert any("span" in note for note in report.lines[0].notes)
+    before = jax.tree.map(np.asarray, params)
+    wet = Recipe("wet", GPTQ(damping=0.0))
+    with pytest.raises(
+        ValueError, match=r"first/w: .* not positive definite with a damping of 0: give more calibration"
+    ):
+        lb.quantize(network, params, {"**": "w3"}, batches=[(one,)], recipe=wet)
+    jax.tree.map(np.testing.assert_array_equal, before, params)
 
 
 def test_wrong_requests_say_what_is_allowed(case):
@@ -246,6 +280,9 @@ def test_a_look_up_takes_the_nearest_levels_and_says_so():
     i = jnp.asarray(rng.integers(0, 40, size=(64,)))
     _, _, report = lb.quantize(fn, params, {"**": "w4"}, batches=[(i,)], recipe="search")
     assert "look-up" in report.lines[0].notes[0]
+    product = lb.quantize(lambda p, x: (x @ p["head"]) @ (x @ p["head"]).T, params, {"head": "w4", "**": "keep"},
+                          batches=[(jnp.ones((2, 8)),)], recipe="rtn")[2].lines[-1]  # fmt: skip
+    assert cells(product)[1] == "-"  # a product of two activations has no weight, in float or otherwise
     assert report.lines[0].ratio < 1.0  # searched scales, every entry alike
 
 

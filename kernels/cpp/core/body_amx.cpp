@@ -127,7 +127,7 @@ __attribute__((noinline)) void AmxTile(const Matmul& p, int64_t row, int64_t val
     for (int t = 0; t < kTiles; ++t) {
       for (int64_t i = 0; i < kTileRows && r * kTileRows + i < valid; ++i) {
         const int64_t m = row + r * kTileRows + i;
-        FinishTile(p, m, tile + t, Vec::LoadF(total[r * kTiles + t] + i * kLanes), p.row_scales[m]);
+        FinishTile(p, m, tile + t, Vec::LoadF(total[r * kTiles + t] + i * kLanes));
       }
     }
   }

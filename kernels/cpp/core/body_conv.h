@@ -36,6 +36,20 @@ LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, f
   }
 }
 template <typename T>
+LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, int16_t* steps) {
+  if constexpr (sizeof(T) == 1) {
+    const uint8_t flip = c.shift() == 128 ? 128 : 0;
+    const int32_t zero = c.zero();
+    for (int64_t k = 0; k < n; ++k) {
+      steps[k] = static_cast<int16_t>(static_cast<int8_t>(static_cast<uint8_t>(x[k]) ^ flip) - zero);
+    }
+  } else {
+    const bool nan = QuantizeSpan(x, n, 1.0f / scale, static_cast<float>(c.lo - c.x_zero),
+                                  static_cast<float>(c.hi - c.x_zero), 0, steps);
+    if (nan) __atomic_store_n(c.found, 1u, __ATOMIC_RELAXED);
+  }
+}
+template <typename T>
 LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, int8_t* codes) {
   if constexpr (sizeof(T) == 1) {
     FlipSpan(x, n, c.shift() == 128 ? 128 : 0, codes);
@@ -46,7 +60,7 @@ LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, i
   }
 }
 
-// Some padded lines. Q is what the body reads: int8 codes, or float steps (q_x - z_x), whose padding is step 0.
+// Some padded lines. Q is what the body reads: int8 codes, or steps (q_x - z_x), int16 or float, whose padding is step 0.
 template <typename T, typename Q>
 LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begin, int64_t line_end) {
   const int64_t height = c.padded_height(), width = c.padded_width(), row = width * c.channels;
@@ -83,6 +97,7 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
 template <typename T>
 LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, int64_t line_begin, int64_t line_end) {
   if (c.depthwise) return ConvQuantizeLines<T, float>(c, 0.0f, line_begin, line_end);
+  if (c.pairs != nullptr) return ConvQuantizeLines<T, int16_t>(c, 0, line_begin, line_end);
   ConvQuantizeLines<T, int8_t>(c, static_cast<int8_t>(c.zero()), line_begin, line_end);
 }
 
@@ -180,11 +195,11 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
             for (int64_t k = 0; k < kSide; ++k) sum[k] = Vec::Fma(Vec::LoadF(at[k] + offset), tap, sum[k]);
           }
         }
-        for (int64_t k = 0; k < kSide && j + k < c.out_width; ++k) {
-          const Vec::F x_scale = Vec::SetF(WindowScale(c, b, i, j + k, 0));
-          const Vec::F y = Vec::MulF(Vec::Saturate(Vec::MulF(sum[k], scale)), x_scale);
-          StoreTile(c.tail, c.channels, line * c.out_width + j + k, n / kLanes, Vec::Saturate(y));
+        for (int64_t k = 0; k < kSide; ++k) {
+          const float x_scale = WindowScale(c, b, i, j + k < last ? j + k : last, 0);
+          sum[k] = Vec::Saturate(Vec::MulF(Vec::Saturate(Vec::MulF(sum[k], scale)), Vec::SetF(x_scale)));
         }
+        StoreTile<kSide>(c.tail, c.channels, line * c.out_width + j, c.out_width - j, n / kLanes, sum);
       }
     }
   }

@@ -46,10 +46,10 @@ void FloatTile(const Matmul& p, int64_t row, int64_t valid, int64_t tile) {
       for (int m = 0; m < kRows; ++m) total[m][t] = Vec::Fma(part[m][t], scale, total[m][t]);
     }
   }
-  for (int m = 0; m < kRows && m < valid; ++m) {
-    for (int t = 0; t < kTiles; ++t) {
-      StoreTile(p.tail, p.out, row + m, tile + t, total[m][t]);
-    }
+  for (int t = 0; t < kTiles; ++t) {
+    Vec::F column[kRows];
+    for (int m = 0; m < kRows; ++m) column[m] = total[m][t];
+    StoreTile<kRows>(p.tail, p.out, row, valid, tile + t, column);
   }
 }
 

@@ -7,24 +7,58 @@ LOWBIT_INLINE int32_t LoadWord(const int8_t* p) {
   return v;
 }
 
+// The fields of one block: `add(m, t, field, word)` for every field of tile t and the activations of row m.
+template <int kRows, int kTiles, int kBits, typename Fn>
+LOWBIT_INLINE void EachField(const int8_t* const (&x)[kRows], const uint8_t* const (&w)[kTiles], int64_t b, Fn add) {
+  constexpr int kPer = 8 / kBits;
+  Vec::W block[kTiles];
+  for (int t = 0; t < kTiles; ++t) block[t] = Vec::LoadW(w[t] + b * kBlockBytes);
+#pragma GCC unroll 4
+  for (int s = 0; s < kPer; ++s) {
+    Vec::W field[kTiles];
+    for (int t = 0; t < kTiles; ++t) field[t] = Vec::Field<kBits>(block[t], s);
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      const int32_t word = LoadWord(x[m] + (b * kPer + s) * 4);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTiles; ++t) add(m, t, field[t], word);
+    }
+  }
+}
+
 // acc[m][t] += over `blocks` blocks of stored codes times activation codes.
-template <int kRows, int kTiles, int kBits>
+template <int kRows, int kTiles, int kBits, typename V = Vec>
 LOWBIT_INLINE void Accumulate(Vec::I (&acc)[kRows][kTiles], const int8_t* const (&x)[kRows],
                               const uint8_t* const (&w)[kTiles], int64_t blocks) {
-  constexpr int kPer = 8 / kBits;
-  for (int64_t b = 0; b < blocks; ++b) {
-    Vec::W block[kTiles];
-    for (int t = 0; t < kTiles; ++t) block[t] = Vec::LoadW(w[t] + b * kBlockBytes);
-#pragma GCC unroll 4
-    for (int s = 0; s < kPer; ++s) {
-      Vec::W field[kTiles];
-      for (int t = 0; t < kTiles; ++t) field[t] = Vec::Field<kBits>(block[t], s);
-#pragma GCC unroll 8
+  if constexpr (V::template kNarrowFields<kBits> > 0) {
+    constexpr int64_t kTogether = V::template kNarrowFields<kBits> / (8 / kBits);
+    for (int64_t b = 0; b < blocks; b += kTogether) {
+      const int64_t end = b + kTogether < blocks ? b + kTogether : blocks;
+      typename V::N sum[kRows][kTiles];
       for (int m = 0; m < kRows; ++m) {
-        const int32_t word = LoadWord(x[m] + (b * kPer + s) * 4);
-#pragma GCC unroll 4
-        for (int t = 0; t < kTiles; ++t) acc[m][t] = Vec::Dot<kBits>(acc[m][t], field[t], word);
+        for (int t = 0; t < kTiles; ++t) sum[m][t] = V::NarrowZero();
       }
+      auto one = [&](int64_t i) __attribute__((always_inline)) {
+        EachField<kRows, kTiles, kBits>(x, w, i, [&](int m, int t, Vec::W field, int32_t word) __attribute__((always_inline)) {
+          sum[m][t] = V::NarrowDot(sum[m][t], field, word);
+        });
+      };
+      if (kRows == 1 && end - b == kTogether) {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kTogether; ++i) one(b + i);
+      } else {  // unrolled, the sums of several rows would leave the registers
+#pragma GCC unroll 1
+        for (int64_t i = b; i < end; ++i) one(i);
+      }
+      for (int m = 0; m < kRows; ++m) {
+        for (int t = 0; t < kTiles; ++t) acc[m][t] = V::Widened(acc[m][t], sum[m][t]);
+      }
+    }
+  } else {
+    for (int64_t b = 0; b < blocks; ++b) {
+      EachField<kRows, kTiles, kBits>(x, w, b, [&](int m, int t, Vec::W field, int32_t word) __attribute__((always_inline)) {
+        acc[m][t] = Vec::Dot<kBits>(acc[m][t], field, word);
+      });
     }
   }
 }
@@ -85,8 +119,10 @@ __attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t
       }
     }
   }
-  for (int m = 0; m < kRows && m < valid; ++m) {
-    for (int t = 0; t < kTiles; ++t) FinishTile(p, row + m, tile + t, total[m][t], p.row_scales[row + m]);
+  for (int t = 0; t < kTiles; ++t) {
+    Vec::F column[kRows];
+    for (int m = 0; m < kRows; ++m) column[m] = total[m][t];
+    FinishRows<kRows>(p, row, valid, tile + t, column);
   }
 }
 
@@ -154,9 +190,9 @@ __attribute__((noinline)) void FactorTile(const Matmul& p, int64_t row, int64_t 
   }
   for (int t = 0; t < kTiles; ++t) {
     const Vec::F scale = LoadScales(p, (tile + t) * kLanes);
-    for (int m = 0; m < kRows && m < valid; ++m) {
-      FinishTile(p, row + m, tile + t, Vec::MulF(Vec::Convert(total[m][t]), scale), p.row_scales[row + m]);
-    }
+    Vec::F column[kRows];
+    for (int m = 0; m < kRows; ++m) column[m] = Vec::MulF(Vec::Convert(total[m][t]), scale);
+    FinishRows<kRows>(p, row, valid, tile + t, column);
   }
 }
 

@@ -28,8 +28,8 @@ LOWBIT_INLINE float DynamicScale(float absmax) {
 
 // code = clip(nearest_even(x * inverse) + zero, lo, hi), less `shift`. NaN takes the code of 0.0.
 // Returns whether there was one: a word rather than a truth value, so that the loop stays a vector's.
-template <typename T>
-LOWBIT_INLINE bool QuantizeSpan(const T* x, int64_t n, float inverse, float lo, float hi, int32_t add, int8_t* q) {
+template <typename T, typename Q>
+LOWBIT_INLINE bool QuantizeSpan(const T* x, int64_t n, float inverse, float lo, float hi, int32_t add, Q* q) {
   uint32_t nan = 0;
   for (int64_t k = 0; k < n; ++k) {
     const float value = Value(x, k);
@@ -38,7 +38,7 @@ LOWBIT_INLINE bool QuantizeSpan(const T* x, int64_t n, float inverse, float lo, 
     r = r == r ? r : 0.0f;
     r = r < lo ? lo : r;
     r = r > hi ? hi : r;
-    q[k] = static_cast<int8_t>(static_cast<int32_t>(r) + add);
+    q[k] = static_cast<Q>(static_cast<int32_t>(r) + add);
   }
   return nan != 0;
 }

@@ -7,88 +7,127 @@ LOWBIT_INLINE uint16_t ToBF16(float f) {
   return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
 
-// XLA's maximum and minimum: NaN wins, and 0.0 is above -0.0.
+// XLA's maximum and minimum: NaN wins, and 0.0 is above -0.0. Written as selections of whole words, which are vectors'.
 LOWBIT_INLINE float Larger(float a, float b) {
-  const float larger = a > b ? a : b > a ? b : a == b ? FromBits(Bits(a) & Bits(b)) : a;
-  return b == b ? (a == a ? larger : a) : b;
+  float larger = a > b ? a : b;
+  larger = a == b ? FromBits(Bits(a) & Bits(b)) : larger;
+  larger = a == a ? larger : a;
+  return b == b ? larger : b;
 }
 LOWBIT_INLINE float Smaller(float a, float b) {
-  const float smaller = a < b ? a : b < a ? b : a == b ? FromBits(Bits(a) | Bits(b)) : a;
-  return b == b ? (a == a ? smaller : a) : b;
+  float smaller = a < b ? a : b;
+  smaller = a == b ? FromBits(Bits(a) | Bits(b)) : smaller;
+  smaller = a == a ? smaller : a;
+  return b == b ? smaller : b;
 }
 
-// The steps of the tail over 16 channels, each float32 and rounded by itself.
+// The steps of the tail over 16 channels of some rows, each float32 and rounded by itself. Rows lie one after the other, and
+// the operand is written out for all of them: loops that the compiler takes as vectors, were they not unrolled before.
+template <int kRows>
 LOWBIT_INLINE void ApplySteps(const Tail& t, int64_t tile, float* v) {
   constexpr float kMost = 3.402823466e38f;
+  constexpr int kCount = kRows * kLanes;
   const float* row = t.steps == nullptr ? nullptr : t.steps + tile * kLanes;
   for (int s = 0; s < t.count; ++s) {
-    alignas(64) float w[kLanes];
+    alignas(64) float w[kCount];
     if (t.one[s]) {
-      for (int i = 0; i < kLanes; ++i) w[i] = t.numbers[s];
+#pragma GCC unroll 1
+      for (int i = 0; i < kCount; ++i) w[i] = t.numbers[s];
     } else {
-      __builtin_memcpy(w, row, sizeof w);
+      for (int r = 0; r < kRows; ++r) __builtin_memcpy(w + r * kLanes, row, kLanes * sizeof(float));
       row += t.step_stride;
     }
     switch (t.kinds[s]) {
       case Step::kAdd:
-        for (int i = 0; i < kLanes; ++i) v[i] = v[i] + w[i];
+#pragma GCC unroll 1
+        for (int i = 0; i < kCount; ++i) v[i] = v[i] + w[i];
         break;
       case Step::kMul:
-        for (int i = 0; i < kLanes; ++i) {
+#pragma GCC unroll 1
+        for (int i = 0; i < kCount; ++i) {
           const float product = v[i] * w[i];
           v[i] = product > kMost ? kMost : product < -kMost ? -kMost : product;
         }
         break;
       case Step::kMax:
-        for (int i = 0; i < kLanes; ++i) v[i] = Larger(v[i], w[i]);
+#pragma GCC unroll 1
+        for (int i = 0; i < kCount; ++i) v[i] = Larger(v[i], w[i]);
         break;
       case Step::kMin:
-        for (int i = 0; i < kLanes; ++i) v[i] = Smaller(v[i], w[i]);
+#pragma GCC unroll 1
+        for (int i = 0; i < kCount; ++i) v[i] = Smaller(v[i], w[i]);
         break;
     }
   }
 }
 
-// Codes of `count` values on the next grid, and the row's mark.
-LOWBIT_INLINE void EmitCodes(const Tail& t, int64_t m, int64_t at, const float* v, int64_t count) {
+// `count` of 16 numbers to memory, whole vectors where they lie side by side.
+template <typename T>
+LOWBIT_INLINE void StoreSpan(T* to, int64_t stride, const T* from, int64_t count) {
+  if (stride == 1 && count == kLanes) {
+    __builtin_memcpy(to, from, kLanes * sizeof(T));
+  } else if (stride == 1 && count == kLanes / 2) {
+    __builtin_memcpy(to, from, kLanes / 2 * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i * stride] = from[i];
+  }
+}
+
+// Codes of rows on the next grid, and the rows' marks.
+template <int kRows>
+LOWBIT_INLINE void EmitCodes(const Tail& t, int64_t m, int64_t valid, int64_t tile, const float (*v)[kLanes],
+                             int64_t count) {
   const int32_t shift = t.next_hi > 127 ? 128 : 0;
   const float lo = static_cast<float>(t.next_lo - t.next_zero), hi = static_cast<float>(t.next_hi - t.next_zero);
-  int8_t q[kLanes];
-  QuantizeSpan(v, kLanes, 1.0f / t.next_scale, lo, hi, t.next_zero - shift, q);
-  bool nan = false;
-  for (int64_t i = 0; i < count; ++i) {
-    nan |= v[i] != v[i];
-    t.codes[at + i * t.channel_stride] = static_cast<int8_t>(static_cast<uint8_t>(q[i]) ^ static_cast<uint8_t>(shift));
+  alignas(64) int8_t q[kRows * kLanes];
+  const bool nan = QuantizeSpan(v[0], kRows * kLanes, 1.0f / t.next_scale, lo, hi, t.next_zero - shift, q);
+  if (shift != 0) {
+    for (int i = 0; i < kRows * kLanes; ++i) q[i] = static_cast<int8_t>(static_cast<uint8_t>(q[i]) ^ 128);
   }
-  // Other threads may find another NaN of the same row: they write the same.
-  if (nan) __atomic_store_n(reinterpret_cast<uint32_t*>(t.marks + m), 0x7fc00000u, __ATOMIC_RELAXED);
+  for (int64_t r = 0; r < kRows && r < valid; ++r) {
+    StoreSpan(t.codes + t.at(m + r) + tile * kLanes * t.channel_stride, t.channel_stride, q + r * kLanes, count);
+  }
+  if (!nan) return;
+  for (int64_t r = 0; r < kRows && r < valid; ++r) {
+    bool here = false;
+    for (int64_t i = 0; i < count; ++i) here |= v[r][i] != v[r][i];
+    // Other threads may find another NaN of the same row: they write the same.
+    if (here) __atomic_store_n(reinterpret_cast<uint32_t*>(t.marks + m + r), 0x7fc00000u, __ATOMIC_RELAXED);
+  }
 }
 
 // Whatever is more than 16 floats side by side, out of line: cut at the last channel, strided, bfloat16, steps, codes.
-__attribute__((noinline)) void StoreSlowly(const Tail& t, int64_t m, int64_t tile, int64_t count, Vec::F values) {
-  alignas(64) float v[kLanes];
-  Vec::Store(v, values);
-  ApplySteps(t, tile, v);
-  const int64_t at = t.at(m) + tile * kLanes * t.channel_stride;
-  if (t.y != nullptr && t.y_bf16) {
-    uint16_t* y = static_cast<uint16_t*>(t.y) + at;
-    for (int64_t i = 0; i < count; ++i) y[i * t.channel_stride] = ToBF16(v[i]);
-  } else if (t.y != nullptr && t.channel_stride == 1 && count == kLanes) {
-    __builtin_memcpy(static_cast<float*>(t.y) + at, v, sizeof v);
-  } else if (t.y != nullptr) {
-    float* y = static_cast<float*>(t.y) + at;
-    for (int64_t i = 0; i < count; ++i) y[i * t.channel_stride] = v[i];
+// Several rows together, so that a step is looked up, and a division made, once for all of them.
+template <int kRows>
+__attribute__((noinline)) void StoreSlowly(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count,
+                                           float (*v)[kLanes]) {
+  ApplySteps<kRows>(t, tile, v[0]);
+  for (int64_t r = 0; r < kRows && r < valid && t.y != nullptr; ++r) {
+    const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
+    if (t.y_bf16) {
+      uint16_t* y = static_cast<uint16_t*>(t.y) + at;
+      for (int64_t i = 0; i < count; ++i) y[i * t.channel_stride] = ToBF16(v[r][i]);
+    } else {
+      StoreSpan(static_cast<float*>(t.y) + at, t.channel_stride, v[r], count);
+    }
   }
-  if (t.codes != nullptr) EmitCodes(t, m, at, v, count);
+  if (t.codes != nullptr) EmitCodes<kRows>(t, m, valid, tile, v, count);
 }
 
-// Results [m, 16 tile ..] of a problem with `out` channels: the tail, then memory.
-LOWBIT_INLINE void StoreTile(const Tail& t, int64_t out, int64_t m, int64_t tile, Vec::F values) {
+// Results [m .. m + valid, 16 tile ..] of a problem with `out` channels: the tail, then memory.
+template <int kRows>
+LOWBIT_INLINE void StoreTile(const Tail& t, int64_t out, int64_t m, int64_t valid, int64_t tile,
+                             const Vec::F (&values)[kRows]) {
   const int64_t left = out - tile * kLanes, count = left < kLanes ? left : kLanes;
   if (count == kLanes && t.channel_stride == 1 && !t.y_bf16 && t.plain()) {
-    return Vec::Store(static_cast<float*>(t.y) + t.at(m) + tile * kLanes, values);
+    for (int r = 0; r < kRows && r < valid; ++r) {
+      Vec::Store(static_cast<float*>(t.y) + t.at(m + r) + tile * kLanes, values[r]);
+    }
+    return;
   }
-  StoreSlowly(t, m, tile, count, values);
+  alignas(64) float v[kRows][kLanes];
+  for (int r = 0; r < kRows; ++r) Vec::Store(v[r], values[r]);
+  StoreSlowly<kRows>(t, m, valid, tile, count, v);
 }
 
 LOWBIT_INLINE Vec::F LoadScales(const Matmul& p, int64_t index) {
@@ -104,7 +143,17 @@ LOWBIT_INLINE Vec::I ColumnTerm(const Matmul& p, int64_t index, int32_t zero) {
   return Vec::Mul(column, Vec::Set(zero));
 }
 
-// y = total * row scale, the last rounding but the cast.
-LOWBIT_INLINE void FinishTile(const Matmul& p, int64_t m, int64_t tile, Vec::F total, float scale) {
-  StoreTile(p.tail, p.out, m, tile, Vec::Saturate(Vec::MulF(total, Vec::SetF(scale))));
+// y = total * row scale, the last rounding but the cast, of `valid` rows from m.
+template <int kRows>
+LOWBIT_INLINE void FinishRows(const Matmul& p, int64_t m, int64_t valid, int64_t tile, const Vec::F (&total)[kRows]) {
+  Vec::F values[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    values[r] = Vec::Saturate(Vec::MulF(total[r], Vec::SetF(p.row_scales[m + r])));
+  }
+  StoreTile<kRows>(p.tail, p.out, m, valid, tile, values);
+}
+
+LOWBIT_INLINE void FinishTile(const Matmul& p, int64_t m, int64_t tile, Vec::F total) {
+  const Vec::F totals[1] = {total};
+  FinishRows<1>(p, m, 1, tile, totals);
 }

@@ -9,11 +9,19 @@
 namespace lowbit {
 namespace {
 
+constexpr int64_t kManyCodes = 1 << 10;  // of one output position: inputs times tiles
+
 int64_t Stride(const Conv& c) { return Plus(RoundUp(Times(c.blocks(), c.span()), 64), 64); }
 
-int64_t PaddedBytes(const Conv& c) {  // depthwise reads a whole vector at the last channels: 64 bytes more
+int64_t PaddedBytes(const Conv& c, int64_t size) {  // of `size` bytes each; whole vectors are read at the end: 64 bytes more
   const int64_t positions = Times(Times(c.batch, c.padded_height()), c.padded_width());
-  return Plus(RoundUp(Times(Times(positions, c.channels), c.depthwise ? 4 : 1), 64), 64);
+  return Plus(RoundUp(Times(Times(positions, c.channels), size), 64), 64);
+}
+
+// Where windows are not gathered: steps, and weights as pairs of them.
+int64_t DirectBytes(const Conv& c) {
+  const int64_t tiles = Times(c.groups, c.group_tiles());
+  return Plus(PaddedBytes(c, 2), Times(Times(tiles, c.words()), 4 * kLanes));
 }
 
 // Of x that holds a NaN: where, position by position and feature group by group.
@@ -40,8 +48,9 @@ std::vector<float> Marks(const Conv& c) {
 int64_t ScratchBytes(const Conv& c) {
   const int64_t rows = Times(Times(c.batch, c.out_height), c.out_width);
   if (rows == 0 || c.out == 0) return 0;
-  const int64_t gathered = c.depthwise ? 0 : Times(RoundUp(rows, kRowPadding), Plus(Stride(c), 12));
-  return Plus(Plus(64, PaddedBytes(c)), gathered);
+  if (c.depthwise) return Plus(64, PaddedBytes(c, 4));
+  const int64_t gathered = Plus(PaddedBytes(c, 1), Times(RoundUp(rows, kRowPadding), Plus(Stride(c), 12)));
+  return Plus(64, std::max(gathered, DirectBytes(c)));
 }
 
 const char* Check(const Conv& c) {
@@ -74,13 +83,79 @@ const char* Check(const Conv& c) {
   return nullptr;
 }
 
+namespace {
+
+// Every window read where it lies. Images one after the other, each while its steps are in cache, where there are several
+// for every thread; else lines are put on the grid first.
+void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t threads) {
+  c.pairs = reinterpret_cast<int16_t*>(at + PaddedBytes(c, 2));
+  const int64_t tiles = c.groups * c.group_tiles(), words = c.words(), per_run = words / c.runs();
+  std::vector<int64_t> offsets(words);
+  for (int64_t i = 0; i < words; ++i) {
+    const int64_t run = i / per_run, u = c.together() ? run : run / c.kernel_width, v = run - u * c.kernel_width;
+    const int64_t tap = u * c.dilation_height * c.padded_width() + (c.together() ? 0 : v * c.dilation_width);
+    offsets[i] = 2 * (tap * c.channels + i % per_run * 2);
+  }
+  c.offsets = offsets.data();
+  c.pairs_count = words;
+  const bool many = tiles > 1 && Times(tiles, words) > 1 << 10;
+  ParallelFor(pool, many ? threads : 1, tiles, [&](int64_t tile) { body.direct_expand(c, tile); });
+
+  // In cycles, or nearly: a multiply takes two pairs of 8 channels, and storing costs as much as 40 of them.
+  const int64_t positions = c.out_height * c.out_width;
+  const double image = static_cast<double>(positions * tiles) * static_cast<double>(words + 40);
+  constexpr double kWorthwhile = 1 << 17;  // below, waking a thread costs more than it saves
+  if (image * static_cast<double>(c.batch) < kWorthwhile) threads = 1;
+  auto quantize = [&](int64_t begin, int64_t end) {
+    ScopedFlushSubnormals flush;
+    body.conv_quantize(c, begin, end);
+  };
+  auto multiply = [&](int64_t begin, int64_t end) {
+    ScopedFlushSubnormals flush;
+    for (int64_t g = 0; g < c.groups; ++g) {
+      const Tail tail = c.tail.from(g * c.group_out(), g * c.group_tiles() * kLanes);
+      body.direct_rows(c, tail, g, begin, end);
+    }
+  };
+  auto by_lines = [&] {
+    const int64_t chunk = std::max<int64_t>(64, RoundUp(c.rows() / (8 * threads), 64));
+    ParallelFor(pool, threads, CeilDivide(c.rows(), chunk), [&](int64_t i) {
+      multiply(i * chunk, std::min(c.rows(), (i + 1) * chunk));
+    });
+  };
+  const int64_t lines = c.padded_height();
+  if (c.batch >= 2 * threads) {
+    const int64_t most = std::max<int64_t>(1, c.batch / (4 * threads));
+    const int64_t count = std::max<int64_t>(1, std::min(most, static_cast<int64_t>(kWorthwhile / (image + 1))));
+    ParallelFor(pool, threads, CeilDivide(c.batch, count), [&](int64_t i) {
+      for (int64_t b = i * count; b < std::min(c.batch, (i + 1) * count); ++b) {
+        quantize(b * lines, (b + 1) * lines);
+        multiply(b * positions, (b + 1) * positions);
+      }
+    });
+  } else {
+    const int64_t all = c.batch * lines, chunk = std::max<int64_t>(1, (1 << 14) / (c.padded_width() * c.channels));
+    ParallelFor(pool, threads, CeilDivide(all, chunk), [&](int64_t i) {
+      quantize(i * chunk, std::min(all, (i + 1) * chunk));
+    });
+    by_lines();
+  }
+  if (*c.found == 0 || !c.keeps_nan) return;
+  // Rare: x is read once more, and every result made again.
+  const std::vector<float> marks = c.x_type == Type::kBF16 ? Marks<uint16_t>(c) : Marks<uint32_t>(c);
+  c.x_marks = marks.data();
+  c.mark_groups = c.groups;
+  by_lines();
+}
+
+}  // namespace
+
 void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   if (conv.rows() == 0 || conv.out == 0) return;
   Conv c = conv;
   const Body& body = BodyOf(isa);
   auto* at = Aligned(scratch);
   c.padded = at;
-  at += PaddedBytes(c);
   const int64_t available = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());
   threads = threads <= 0 ? available : std::min(threads, available);
 
@@ -97,6 +172,10 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   }
   uint32_t found = 0;
   c.found = &found;
+  // Codes of 4 bits and fewer multiply faster than pairs of 16: with many of them, gathering a window is the smaller part.
+  const bool many = c.bits < 8 && Times(c.inputs(), c.group_tiles()) >= kManyCodes;
+  if (!c.depthwise && body.direct_rows != nullptr && !many) return RunDirect(c, body, at, pool, threads);
+  at += PaddedBytes(c, c.depthwise ? 4 : 1);
 
   const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;
   const int64_t line_chunk = std::max<int64_t>(1, (1 << 14) / line);

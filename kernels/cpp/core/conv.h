@@ -39,8 +39,15 @@ struct Conv {
   const int32_t* sums = nullptr;   // dense: (groups * tiles, 16), sums of stored codes over taps and inputs
   Tail tail;  // rows are output positions
 
-  // Scratch: x on its grid, with the padding that the kernel reads. int8 codes, or float steps (q_x - z_x) for depthwise.
+  // Scratch: x on its grid, with the padding that the kernel reads. int8 codes; or steps (q_x - z_x), float for depthwise,
+  // int16 where windows are read where they lie.
   void* padded = nullptr;
+
+  // Scratch of the latter (body_direct.h): weights as pairs of int16 steps, (groups * tiles, words(), 16, 2), or null; and
+  // where in a window each pair begins.
+  int16_t* pairs = nullptr;
+  const int64_t* offsets = nullptr;
+  int64_t pairs_count = 0;  // words()
 
   LOWBIT_INLINE float scale_of(int64_t b) const { return x_scales == nullptr ? x_scale : x_scales[b]; }
   LOWBIT_INLINE int64_t padded_height() const {
@@ -57,6 +64,11 @@ struct Conv {
   LOWBIT_INLINE int64_t inputs() const { return taps_count() * group_channels(); }
   LOWBIT_INLINE int64_t blocks() const { return (inputs() + span() - 1) / span(); }
   LOWBIT_INLINE int64_t rows() const { return batch * out_height * out_width; }
+  // Inputs of a window that lie side by side are a run: a line of taps where those of all channels are together, else a tap.
+  LOWBIT_INLINE bool together() const { return groups == 1 && dilation_width == 1; }
+  LOWBIT_INLINE int64_t runs() const { return together() ? kernel_height : taps_count(); }
+  LOWBIT_INLINE int64_t run() const { return together() ? kernel_width * channels : group_channels(); }
+  LOWBIT_INLINE int64_t words() const { return runs() * ((run() + 1) / 2); }
   LOWBIT_INLINE int32_t shift() const { return hi > 127 ? 128 : 0; }
   LOWBIT_INLINE int32_t zero() const { return x_zero - shift(); }
 };

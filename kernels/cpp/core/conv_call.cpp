@@ -85,17 +85,12 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.x = call.x.data;
   const float* scales = static_cast<const float*>(call.x_scale.data);
   const int64_t count = map ? Elements(call.x_scale) : 1;
-  if (count == 0) {  // no positions: padding alone, and no scale to multiply it by is needed
-    c.x_scale = 1.0f;
-  } else {
-    c.x_scale = scales[0];
-  }
-  for (int64_t i = 0; i < count && map; ++i) {  // one scale; the others say only whether the position holds a NaN
-    if (scales[i] == scales[i]) {
-      c.x_scale = scales[i];
-    } else {
-      c.x_marks = scales;
-    }
+  c.x_scale = count == 0 ? 1.0f : scales[0];  // of no positions: padding alone, and no scale to multiply it by is needed
+  uint32_t nan = 0;  // one scale; the others say only whether the position holds a NaN
+  for (int64_t i = 0; i < count; ++i) nan |= scales[i] != scales[i] ? 1u : 0u;
+  if (map && nan != 0) {
+    c.x_marks = scales;
+    for (int64_t i = 0; i < count; ++i) c.x_scale = scales[i] == scales[i] ? scales[i] : c.x_scale;
   }
   c.w = static_cast<const uint8_t*>(call.weights.data);
   c.taps = static_cast<const int8_t*>(call.weights.data);

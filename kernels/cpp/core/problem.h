@@ -127,6 +127,10 @@ struct Body {
   void (*depthwise)(const Conv&, int64_t line_begin, int64_t line_end);
   // What the dot product of this body takes off stored 8-bit codes.
   int32_t seen8;
+  // A convolution without gathered windows, or null where the dot products of codes are faster: a tile of its weights as
+  // pairs, and some output positions of one feature group.
+  void (*direct_expand)(const Conv&, int64_t tile) = nullptr;
+  void (*direct_rows)(const Conv&, const Tail&, int64_t group, int64_t row_begin, int64_t row_end) = nullptr;
 };
 
 const Body& BodyOf(Isa isa);

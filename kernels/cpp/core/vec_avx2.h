@@ -85,10 +85,42 @@ struct Vec {
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 #endif
   }
+  // Products of two inputs each are summed in 16 bits as long as they fit, and only then widened: so many fields long, 0 never.
+#if defined(__AVXVNNI__)
+  template <int kBits>
+  static constexpr int kNarrowFields = 0;
+#else
+  template <int kBits>
+  static constexpr int kNarrowFields = kBits == 4 ? 8 : kBits == 2 ? 32 : 0;  // 8 * 2 * 15 * 128 and 32 * 2 * 3 * 128 fit
+#endif
+  using N = W;  // 16 channels of two 16-bit sums
+  static N NarrowZero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static N NarrowDot(N sum, W w, int32_t x) {
+    const __m256i v = _mm256_set1_epi32(x);
+    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, v)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, v))};
+  }
+  static I Widened(I acc, N sum) {
+    const __m256i one = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(sum.a, one)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(sum.b, one))};
+  }
   template <int kBits>
   static I Dot(I acc, W w, int32_t x) {
     const __m256i v = _mm256_set1_epi32(x);
     return {Dot1<kBits>(acc.a, w.a, v), Dot1<kBits>(acc.b, w.b, v)};
+  }
+
+  // The same, in registers: the compiler would load a word again for every row.
+  static W Held(W w) {
+    asm("" : "+x"(w.a), "+x"(w.b));
+    return w;
+  }
+  // acc += of each channel two int16 products; of the first 8 channels alone with kHalf.
+  template <bool kHalf>
+  static I DotPairs(I acc, W w, int32_t x) {
+    const __m256i v = _mm256_set1_epi32(x);
+    acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, v));
+    if constexpr (!kHalf) acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, v));
+    return acc;
   }
 
   template <int kBits, bool kBook>

@@ -47,6 +47,8 @@ struct Vec {
     return _mm512_and_si512(_mm512_srli_epi16(w, kBits * s), _mm512_set1_epi8((1 << kBits) - 1));
   }
   template <int kBits>
+  static constexpr int kNarrowFields = 0;
+  template <int kBits>
   static I Dot(I acc, W w, int32_t x) {
     // Not the intrinsic: around it GCC 12 copies and spills accumulators in the innermost loop (3 times slower).
     const I word = _mm512_set1_epi32(x);

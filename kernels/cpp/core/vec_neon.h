@@ -65,6 +65,8 @@ struct Vec {
     return Each<W>([&](int i) { return vandq_u8(vshlq_u8(w.v[i], shift), mask); });
   }
   template <int kBits>
+  static constexpr int kNarrowFields = 0;
+  template <int kBits>
   static I Dot(I acc, W w, int32_t x) {
     const int8x16_t v = vreinterpretq_s8_s32(vdupq_n_s32(x));
     return Each<I>([&](int i) { return vdotq_s32(acc.v[i], vreinterpretq_s8_u8(w.v[i]), v); });

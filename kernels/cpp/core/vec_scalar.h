@@ -60,6 +60,8 @@ struct Vec {
     return w;
   }
   template <int kBits>
+  static constexpr int kNarrowFields = 0;
+  template <int kBits>
   static I Dot(I acc, W w, int32_t x) {
     int8_t v[4];
     __builtin_memcpy(v, &x, 4);
@@ -67,6 +69,18 @@ struct Vec {
       int32_t sum = 0;
       for (int j = 0; j < 4; ++j) sum += int32_t{w.v[4 * i + j]} * v[j];
       return Wrap(uint32_t(acc.v[i]) + uint32_t(sum));
+    });
+  }
+
+  static W Held(W w) { return w; }
+  template <bool kHalf>
+  static I DotPairs(I acc, W w, int32_t x) {
+    int16_t v[2], pairs[32];
+    __builtin_memcpy(v, &x, 4);
+    __builtin_memcpy(pairs, w.v, 64);
+    return Each<I>([&](int i) {
+      const uint32_t sum = uint32_t(int32_t{pairs[2 * i]} * v[0]) + uint32_t(int32_t{pairs[2 * i + 1]} * v[1]);
+      return Wrap(uint32_t(acc.v[i]) + sum);
     });
   }
 

@@ -17,6 +17,7 @@
 #include "core/isa.h"
 #include "core/matmul.h"
 #include "core/parallel.h"
+#include "core/view.h"
 
 using namespace lowbit;
 
@@ -243,11 +244,40 @@ void TestWeightOnly(Pool* pool) {
   }
 }
 
+// The largest codes there are, of either sign, over more inputs than any body sums in fewer bits than 32.
+void TestExtremes(Pool* pool) {
+  for (int bits : {2, 4, 8}) {
+    for (int top : {0, 1}) {
+      Matmul p;
+      p.rows = 6, p.length = p.group = 1040, p.out = 16, p.groups = 1, p.bits = bits, p.offset = 1 << (bits - 1);
+      p.blocks = p.group_blocks = CeilDivide(p.length, p.span());
+      p.activation = Activation::kStatic, p.x_type = Type::kS8;
+      const int32_t x_code = top == 0 ? -128 : 127, code = top == 0 ? p.offset - 1 : -p.offset;
+      std::vector<int8_t> x(p.rows * p.length, static_cast<int8_t>(x_code));
+      std::vector<uint8_t> w(p.blocks * kBlockBytes, top == 0 ? 0xff : 0x00);
+      const std::vector<float> scales(kLanes, 1.0f);
+      const std::vector<int32_t> sums(kLanes, static_cast<int32_t>((code + p.offset) * p.length));
+      const float x_scale = 1.0f;
+      p.x = x.data(), p.w = w.data(), p.scales = scales.data(), p.column_sums = sums.data(), p.x_scale = &x_scale;
+      for (int i = 0; i < kIsaCount; ++i) {
+        if (!IsaSupported(static_cast<Isa>(i))) continue;
+        std::vector<uint8_t> scratch(ScratchBytes(p));
+        std::vector<float> y(p.rows * p.out, NAN);
+        p.tail.y = y.data(), p.tail.outer_stride = p.out;
+        EXPECT(Check(p) == nullptr);
+        Run(p, scratch.data(), static_cast<Isa>(i), pool, 1);
+        for (float each : y) EXPECT(each == static_cast<float>(x_code * code * p.length));
+      }
+    }
+  }
+}
+
 // A convolution of small integers: x on a grid of step 1 is its own code, so the expected sums are exact.
 void TestConv(Pool* pool) {
-  for (bool depthwise : {false, true}) {
+  for (int kind = 0; kind < 6; ++kind) {  // few images and many, of five channels and of one
+    const bool depthwise = kind % 2 == 1;
     Conv c;
-    c.batch = 2, c.height = 6, c.width = 7, c.channels = 5, c.out = depthwise ? 5 : 19;
+    c.batch = kind < 2 ? 2 : 9, c.height = 6, c.width = 7, c.channels = kind < 4 ? 5 : 1, c.out = depthwise ? c.channels : 19;
     c.kernel_height = 3, c.kernel_width = 2, c.stride_height = 2, c.dilation_width = 2, c.pad_top = 1, c.pad_left = 1;
     c.out_height = 3, c.out_width = 6, c.depthwise = depthwise, c.offset = 128, c.x_zero = 4;
     const int64_t tap = c.channels, tiles = (c.out + kLanes - 1) / kLanes, inputs = depthwise ? 1 : c.channels;
@@ -349,6 +379,7 @@ int main() {
   Workers pool(3);
   TestBodies(&pool);
   TestWeightOnly(&pool);
+  TestExtremes(&pool);
   TestConv(&pool);
   std::printf("all passed\n");
   return 0;

@@ -139,15 +139,22 @@ def _scratch_bytes(x_shape: tuple[int, ...], packed: PreparedConv, shape: tuple[
     """Bytes the kernel works in (`ScratchBytes` in cpp/core/conv.cpp)."""
     if 0 in shape:
         return 0
+    height, width, inputs, out = packed.kernel
     lines = [
         (n - 1) * s + (k - 1) * d + 1
-        for n, s, k, d in zip(shape[1:3], call.strides, packed.kernel[:2], call.dilation, strict=True)
+        for n, s, k, d in zip(shape[1:3], call.strides, (height, width), call.dilation, strict=True)
     ]
-    padded = x_shape[0] * lines[0] * lines[1] * x_shape[3] * (4 if packed.depthwise else 1)
-    total = 64 + -(-padded // 64) * 64 + 64
-    if not packed.depthwise:
-        rows = -(-shape[0] * shape[1] * shape[2] // 16) * 16
-        span = block_inputs(packed.bits)
-        length = -(-packed.kernel[0] * packed.kernel[1] * packed.kernel[2] // span) * span
-        total += rows * (-(-length // 64) * 64 + 64 + 12)
-    return total
+
+    def padded(size: int) -> int:
+        return -(-x_shape[0] * lines[0] * lines[1] * x_shape[3] * size // 64) * 64 + 64
+
+    if packed.depthwise:
+        return 64 + padded(4)
+    rows = -(-shape[0] * shape[1] * shape[2] // 16) * 16
+    span = block_inputs(packed.bits)
+    length = -(-height * width * inputs // span) * span
+    gathered = padded(1) + rows * (-(-length // 64) * 64 + 64 + 12)
+    is_together = packed.groups == 1 and call.dilation[1] == 1
+    runs, run = (height, width * inputs) if is_together else (height * width, inputs)
+    tiles = packed.groups * -(-(out // packed.groups) // 16)
+    return 64 + max(gathered, padded(2) + tiles * runs * -(-run // 2) * 64)

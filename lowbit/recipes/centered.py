@@ -1,0 +1,19 @@
+"""GPTQ layer by layer, in the norm of the inputs' covariance, biases taking means back.
+
+Reference: Nagel, van Baalen, Blankevoort, Welling, Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
+2019, https://arxiv.org/abs/1906.04721, section 4.2: the bias takes back the mean that rounding adds. So rounding need not mind
+the mean: its error counts by the covariance of the inputs (`lowbit.recipes.inputs`), and every layer is solved on what the
+rounded and corrected layers before it make.
+
+Differs from the paper: means are measured on calibration inputs; rounding is GPTQ's, with scales by search, refit and descent.
+"""
+
+from lowbit.core.ranges import MSE
+
+from .gptq import GPTQ
+from .recipe import Recipe
+
+
+def recipe() -> Recipe:
+    """Returns the recipe ``centered``."""
+    return Recipe("centered", GPTQ(is_centered=True), inputs=MSE(), passes=16)

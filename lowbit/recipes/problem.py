@@ -1,0 +1,281 @@
+"""A weight on the host as matrices filled up to few shapes, and the programs that search its scales and round it."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lowbit.core.grid import Grid, nearest_levels
+from lowbit.core.matrix import MatrixView, ScaleView
+from lowbit.core.qtensor import QTensor
+from lowbit.core.rounding import SMALLEST_SCALE, rounded_product
+from lowbit.core.scales import scale_of_zeros, stored_scale
+from lowbit.core.spec import Operand, Spec
+from lowbit.formats.integer import Integer
+from lowbit.solvers.factor import Factor
+from lowbit.solvers.shapes import filled, padded
+
+from .recipe import Solver
+
+_SMALLEST, _LARGEST = 0.4, 1.1
+"""Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One weight on the host, and how it is filled up.
+
+    Attributes:
+        spec: of the weight.
+        operand: of the leaf.
+        w: ``[matrix, K, N]``.
+        group: of every row.
+        scales: how scales are read.
+        index: which scale an entry ``[matrix, group, N]`` has, in the order of the scale's leaf.
+        own: scales of the quantizer's own grid, ``[matrix, group, N]``.
+        zero: its zero points, or None.
+    """
+
+    spec: Spec
+    operand: Operand
+    w: np.ndarray
+    group: np.ndarray
+    scales: ScaleView
+    index: np.ndarray
+    own: np.ndarray
+    zero: np.ndarray | None
+
+    @classmethod
+    def of(cls, spec: Spec, view: MatrixView, stack: int, weight: Any, scale: Any, zero: Any) -> "Problem":
+        """Returns the problem of a leaf; see `lowbit.recipes.solve.solve`."""
+        group, scales = view.groups(spec, stack)
+        shape = scales.scale_shape
+        index = scales.matrices(np.arange(int(np.prod(shape))).reshape(shape))
+        operand = Operand(view.shape, contract=view.contract, stack=stack)
+        w = view.matrices(np.asarray(weight).astype(np.float32))
+        point = None if zero is None else scales.matrices(np.asarray(zero, np.float32))
+        return cls(
+            spec, operand, w, np.asarray(group), scales, index, scales.matrices(np.asarray(scale_values(scale))), point
+        )
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """The shape that it is filled up to."""
+        return padded(self.w.shape)
+
+    def full(self, x: np.ndarray) -> np.ndarray:
+        """Returns an array of the weight's shape, filled up."""
+        return filled(x, self.size)
+
+    def square(self, x: np.ndarray) -> np.ndarray:
+        """Returns ``[matrix, K, K]``, filled up."""
+        matrices, inner, _ = self.size
+        return filled(x, (matrices, inner, inner))
+
+    def grouped(self, x: np.ndarray, value: float) -> np.ndarray:
+        """Returns ``[matrix, group, N]``, filled up with a value."""
+        matrices, _, columns = self.size
+        return filled(x, (matrices, x.shape[1], columns), value)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The group of every row, filled up."""
+        return filled(self.group, self.size[1:2])
+
+    @property
+    def numbers(self) -> tuple[Any, np.ndarray | None]:
+        """The format, and bounds of levels as data where it is an integer."""
+        found = self.spec.format
+        if type(found) is not Integer:
+            return found, None
+        return Integer(8, signed=found.signed), np.array([found.low, found.high], np.float32)
+
+    def searched(self, solver: Solver, aimed: np.ndarray, known: Factor | None, value: str) -> Any:
+        """The scales with the least weighed error among multiples of the full range, as they are stored; shared ones together."""
+        matrices, groups, columns = self.index.shape
+        order = np.argsort(self.group, kind="stable")
+        starts = np.searchsorted(self.group[order], np.arange(groups))
+        local = np.maximum.reduceat(np.abs(self.w[:, order]), starts, axis=1)
+        count = int(np.prod(self.scales.scale_shape))
+        reach = np.zeros(count, np.float32)
+        np.maximum.at(reach, self.index, local)
+        extent = np.float32(1.0 / self.spec.format.reach)
+        whole = np.where(reach == 0, np.float32(scale_of_zeros(self.spec)), np.maximum(reach * extent, SMALLEST_SCALE))
+        _, inner, _ = self.size
+        weighs = np.ones((self.size[0], inner), np.float32)
+        if known is not None and value != "ones":
+            weighs = known.variance if value == "conditional" else jnp.diagonal(known.damped, axis1=1, axis2=2)
+        tried = np.linspace(_SMALLEST, _LARGEST, solver.steps, dtype=np.float32)
+        if self.spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
+            tried = np.concatenate([tried, -tried])
+        numbers, bounds = self.numbers
+        is_tied = self.scales.is_tied
+        found = np.asarray(
+            _searched(
+                jnp.asarray(self.full(aimed)), jnp.asarray(weighs), jnp.asarray(self.grouped(whole[self.index], 1.0)),
+                jnp.asarray(self.rows), tried, bounds, numbers=numbers, spec=_shared(self.spec), is_tied=is_tied,
+            )
+        )  # fmt: skip
+        found = found[..., :matrices, :groups, :columns]
+        if is_tied:
+            losses = np.zeros((len(tried), count))
+            for i, loss in enumerate(found):
+                np.add.at(losses[i], self.index, loss / self.energy(aimed, np.asarray(weighs)))
+            multiple = tried[np.argmin(losses, axis=0)]
+        else:
+            multiple = np.zeros(count, np.float32)
+            multiple[self.index] = found
+        shape = self.scales.scale_shape
+        return stored(jnp.asarray((whole * multiple).reshape(shape)), self.spec, self.operand)
+
+    def energy(self, w: np.ndarray, weighs: np.ndarray) -> np.ndarray:
+        """Returns what every output is worth in the search of a scale that outputs share, ``[matrix, 1, N]``: its own power.
+
+        Its error counts relative to that: an output that calibration inputs hardly move would else be clipped away.
+        """
+        matrices, inner, _ = self.w.shape
+        power = np.sum(weighs[:matrices, :inner, None] * np.square(w), axis=1, keepdims=True)
+        return np.where(power > 0, power, 1.0)
+
+    def rounded(
+        self, solver: Solver, aimed: np.ndarray, known: Factor | None, scale: Any, *, is_free: bool
+    ) -> tuple[np.ndarray, ...]:
+        """Returns levels, scales ``[matrix, group, N]``, values of the nearest levels on the own grid, those levels, values."""
+        now = self.scales.matrices(np.asarray(scale))
+        plain = self.nearest(self.w, self.own)
+        nearest = self.values(plain, self.own)
+        if known is None:
+            levels = plain if aimed is self.w and np.array_equal(now, self.own) else self.nearest(aimed, now)
+            return levels, now, nearest, plain, self.values(levels, now)
+        numbers, bounds = self.numbers
+        zero = None if self.zero is None else jnp.asarray(self.grouped(self.zero, 0.0))
+        levels, found = _rounded(
+            solver, jnp.asarray(self.full(aimed)), jnp.asarray(self.grouped(now, 1.0)), known, zero,
+            jnp.asarray(self.rows), bounds, numbers=numbers, spec=_shared(self.spec) if is_free else None,
+        )  # fmt: skip
+        matrices, inner, columns = self.w.shape
+        levels, scales = np.asarray(levels)[:matrices, :inner, :columns], np.asarray(found)[:matrices, :, :columns]
+        return levels, scales, nearest, plain, self.values(levels, scales)
+
+    def nearest(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Returns the nearest level of every entry, as `lowbit.core.grid.nearest_levels` on the host where it is an integer."""
+        numbers = self.spec.format
+        rows = scale[:, self.group]
+        zero = None if self.zero is None else self.zero[:, self.group]
+        if type(numbers) is not Integer:
+            return np.asarray(_nearest(x, rows, zero, numbers=numbers))
+        shift = np.float32(0) if zero is None else zero
+        place = np.clip(x * (np.float32(1) / rows), np.float32(numbers.low) - shift, np.float32(numbers.high) - shift)
+        return np.rint(place) + shift
+
+    def values(self, levels: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Returns ``(level - zero) * scale``, rounded once; float32."""
+        shift = np.float32(0) if self.zero is None else self.zero[:, self.group]
+        return (levels - shift) * scale[:, self.group]
+
+    def clipped(self, scale: np.ndarray) -> float:
+        """Returns the share of entries beyond the range."""
+        if not self.spec.format.is_integer:
+            return 0.0
+        place = self.w * (1.0 / scale[:, self.group])
+        shift = 0.0 if self.zero is None else self.zero[:, self.group]
+        low, high = self.spec.format.low - shift, self.spec.format.high - shift
+        return float(np.mean((place > high + 0.5) | (place < low - 0.5)))
+
+
+def _shared(spec: Spec) -> Spec:
+    """The spec as far as scales depend on it: the same for integers of every width."""
+    if type(spec.format) is not Integer:
+        return spec
+    return dataclasses.replace(spec, format=Integer(8, signed=spec.format.signed, narrow=spec.format.narrow))
+
+
+def scale_values(scale: Any) -> Any:
+    """Returns scales as numbers, also where they are themselves quantized."""
+    return scale.dequantize() if isinstance(scale, QTensor) else scale
+
+
+stored = jax.jit(stored_scale, static_argnums=(1, 2))
+"""`stored_scale`, compiled."""
+
+
+@functools.partial(jax.jit, static_argnames=("numbers", "spec", "is_tied"))
+def _searched(
+    w: Array,
+    value: Array,
+    whole: Array,
+    group: Array,
+    tried: Array,
+    bounds: Any,
+    *,
+    numbers: Any,
+    spec: Spec,
+    is_tied: bool,
+) -> Array:
+    """Losses ``[tried, matrix, group, N]`` where scales are shared, else the best multiples ``[matrix, group, N]``."""
+    count = whole.shape[1]
+    total = jax.vmap(lambda x: jax.ops.segment_sum(x, group, count))
+
+    def loss(multiple: Array) -> Array:
+        scale = whole * multiple
+        scale = stored_scale(scale, spec, None) if spec.scale.spec is None else scale
+        rows = scale[:, group]
+        grid = Grid(scale, None, group, numbers, bounds)
+        off = rounded_product(grid.nearest_levels(w, rows, None), rows) - w
+        return total(value[:, :, None] * jnp.square(off))
+
+    if is_tied:
+        return jax.lax.map(loss, tried)
+
+    def better(best: tuple[Array, Array], multiple: Array) -> tuple[tuple[Array, Array], None]:
+        least, kept = best
+        now = loss(multiple)
+        return (jnp.minimum(least, now), jnp.where(now < least, multiple, kept)), None
+
+    start = jnp.full(whole.shape, jnp.inf), jnp.ones(whole.shape)
+    (_, multiple), _ = jax.lax.scan(better, start, tried)
+    return multiple
+
+
+@functools.partial(jax.jit, static_argnames=("numbers",))
+def _nearest(x: Array, rows: Array, zero: Array | None, *, numbers: Any) -> Array:
+    return nearest_levels(x, rows, zero, numbers)
+
+
+def encoded(numbers: Any, levels: np.ndarray) -> Array:
+    """Returns the codes of levels, as the format stores them."""
+    return (
+        jnp.asarray(levels.astype(np.int8 if numbers.is_signed else np.uint8))
+        if _is_byte(numbers)
+        else _codes(levels, numbers)
+    )
+
+
+def _is_byte(numbers: Any) -> bool:
+    return type(numbers) is Integer and numbers.bits <= 8
+
+
+@functools.partial(jax.jit, static_argnums=(1,))
+def _codes(levels: Array, numbers: Any) -> Array:
+    return numbers.encode(levels)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "numbers", "spec"))
+def _rounded(
+    solver: Solver, aimed: Array, scale: Array, known: Factor, zero: Array | None, group: Array, bounds: Any, *,
+    numbers: Any, spec: Spec | None,
+) -> tuple[Array, Array]:  # fmt: skip
+    store = None if spec is None else (lambda s: stored_scale(s, spec, None))
+
+    def one(w: Array, scale: Array, known: Any, zero: Array | None) -> tuple[Array, Array]:
+        grid = Grid(scale, zero, group, numbers, bounds)
+        levels = solver.round(w, known, grid)
+        if solver.rounds:
+            levels, grid = solver.polished(w, levels, known, grid, store)
+        return levels, grid.scale
+
+    return jax.vmap(one, in_axes=(0, 0, 0, None if zero is None else 0))(aimed, scale, known, zero)

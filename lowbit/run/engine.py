@@ -1,0 +1,220 @@
+"""The engine: every method for every seed, measured, and a report of what was found.
+
+A piece is one method for one seed. It is finished when its ``result.json`` is there, whole and written with the same key; the
+key is of everything the piece depends on (`lowbit.run.identity`): so a run that was stopped goes on, a changed config redoes
+what it changes and nothing else, and several workers in one folder share the work. A piece that fails is a row with its error.
+"""
+
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .experiment import FLOAT, Experiment, Method, Suite
+from .folder import TIMES, RunFolder
+from .identity import fingerprint
+from .pieces import Job, Piece, check_rules, key_of, made, measured, name_of
+from .results import Results, Row
+from .screen import Screen, console
+
+
+def run(
+    config: Experiment,
+    out: Path,
+    *,
+    fresh: bool = False,
+    only: Sequence[str] = (),
+    accept_stale: bool = False,
+    is_worker: bool = False,
+) -> Results:
+    """Runs an experiment and returns what it found.
+
+    Args:
+        config: what to do.
+        out: the folder, made if need be.
+        fresh: empty the folder first instead of going on where an earlier run stopped.
+        only: globs over names of methods, or of pieces such as ``seed-0/*``: the others are taken where they are finished,
+            and not done.
+        accept_stale: take pieces that another commit of lowbit finished, which are done again otherwise.
+        is_worker: do pieces, beside others who do, and report nothing.
+
+    Raises:
+        ImportError: if an optional package that an eval needs is missing, before anything is computed.
+        OSError: if the data set cannot be had.
+        ValueError: if ``only`` fits nothing, or rules do not fit the network.
+    """
+    started = time.time()
+    for each in config.evals:
+        if each.require is not None:
+            each.require()
+    pieces = [(seed, method) for seed in config.seeds for method in (Method(FLOAT, {}), *config.methods)]
+    chosen = [(s, m) for s, m in pieces if _is_chosen(name_of(m, s), only)]
+    if not chosen:
+        raise ValueError(
+            f"--only fits no piece: got {', '.join(only)}; there are {', '.join(dict.fromkeys(m.name for _, m in pieces))}"
+        )
+    folder = RunFolder(out, config, fresh=fresh, accept_stale=accept_stale)
+    terminal = console()
+    data = config.data()
+    data = data._replace(train=data.train.first(config.train_samples), test=data.test.first(config.test_samples))
+    screen = Screen(terminal, len(chosen))
+    job = Job(config, data, folder, screen)
+    if not is_worker:
+        _introduce(job)
+    check_rules(job, [m for m in config.methods if any(m is each and not _is_done(job, m, s) for s, each in chosen)])
+    with screen.shown():
+        _work(job, chosen, since=started)
+        if is_worker:
+            return _found(job, pieces, {}, since=started, minutes=(time.time() - started) / 60)
+        reused = len(folder.reused)
+        together = _together(job)
+    if reused:
+        said = f"{reused} of {len(chosen)} pieces were finished by an earlier run and taken as they are (--fresh does all again)"
+        screen.say(said, style="yellow")
+    results = _found(job, pieces, together, since=started, minutes=(time.time() - started) / 60)
+    (config.report or report.standard)(results)
+    return results
+
+
+def run_suite(config: Suite, out: Path, *, fresh: bool = False, **options: Any) -> list[Results]:
+    """Runs every experiment of a suite, each in a folder of its name, then the report over all; the arguments are those of `run`."""
+    folder = RunFolder(out, config, fresh=fresh)
+    found = [run(each, folder.path / each.name, **options) for each in config.experiments]
+    if not options.get("is_worker", False):
+        config.report(found, folder)
+    return found
+
+
+def _is_chosen(name: str, only: Sequence[str]) -> bool:
+    return not only or any(fnmatch(name, glob) or fnmatch(name.partition("/")[2], glob) for glob in only)
+
+
+def _is_done(job: Job, method: Method, seed: int) -> bool:
+    return job.folder.finished(name_of(method, seed), key_of(job, method, seed)) is not None
+
+
+def _introduce(job: Job) -> None:
+    data, screen, folder = job.data, job.screen, job.folder
+    sizes = f"{len(data.train.labels)} train, {len(data.test.labels)} test"
+    screen.say(f"{job.experiment.name}: {data.name} from {data.source}; {sizes}")
+    screen.say(f"into {folder.path}", style="dim")
+    if folder.is_changed:
+        screen.say("the config differs from the last run here: pieces that it changes are done again", style="yellow")
+
+
+def _work(job: Job, pieces: Sequence[tuple[int, Method]], *, since: float) -> None:
+    """Does what is not done; a piece that another worker is at is waited for, and done here where that worker dies."""
+    waiting, done = list(pieces), 0
+    while waiting:
+        busy = []
+        for seed, method in waiting:
+            with job.folder.locked(name_of(method, seed), wait=False) as is_ours:
+                if is_ours:
+                    _do(job, method, seed, since=since)
+                    done += 1
+                    job.screen.piece(done)
+                else:
+                    busy.append((seed, method))
+        if busy:
+            with job.folder.locked(name_of(busy[0][1], busy[0][0])):  # until its worker is through with it, or dead
+                pass
+        waiting = busy
+
+
+def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
+    name, key = name_of(method, seed), key_of(job, method, seed)
+    if job.folder.finished(name, key) is not None or job.folder.failure(name, key, since=since) is not None:
+        return
+    if name in job.folder.stale:
+        job.screen.say(f"{name} is of another commit of lowbit: done again (--accept-stale takes it)", style="yellow")
+    if name in job.folder.damaged:
+        job.screen.say(f"{name} is not what was written: done again", style="yellow")
+    before = time.perf_counter()
+    try:
+        piece = made(job, method, seed)
+        found = measured(piece)
+        for each in job.experiment.evals:
+            if not each.is_together:
+                found = merged(found, each.measure(piece))
+    except Exception as error:  # noqa: BLE001 - whatever a method of the user's raises: its row says it, the others go on
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        job.folder.fail(name, key, text)
+        job.folder.log(name, "error", seed=seed, method=method.name, error=text)
+        job.screen.say(f"seed {seed}  {method.name:<12} failed: {text}", style="red")
+        if not isinstance(error, ValueError):
+            traceback.print_exc(file=sys.stderr)
+        return
+    found[TIMES] = round(time.perf_counter() - before, 2)
+    job.folder.finish(name, key, found)
+    job.folder.log(name, "result", seed=seed, method=method.name, **found)
+    job.screen.say(_line(job, seed, method, found))
+
+
+def _line(job: Job, seed: int, method: Method, found: Mapping[str, Any]) -> str:
+    metric = job.experiment.metric
+    said = [f"{where} {value:.{metric.digits}f}" for where, value in found["metric"].items()]
+    said += [f"{where} differs by {value['max']:.3g}" for where, value in found.get("difference", {}).items()]
+    return f"seed {seed}  {method.name:<12} {'  '.join(said)}   {found[TIMES]:.1f} s"
+
+
+def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts put together; what both hold is taken of the second.
+
+    Example:
+        >>> merged({"bytes": {"file": 3}}, {"bytes": {"export": 2}})
+        {'bytes': {'file': 3, 'export': 2}}
+    """
+    found = dict(one)
+    for key, value in other.items():
+        before = found.get(key)
+        found[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return found
+
+
+def _together(job: Job) -> dict[str, dict[str, Any]]:
+    """What evals found of the finished pieces of the first seed, taken together, by method."""
+    found: dict[str, dict[str, Any]] = {}
+    seed = job.experiment.seeds[0]
+    keys = {method.name: key_of(job, method, seed) for method in job.methods}
+    there = [m for m in job.methods if job.folder.finished(name_of(m, seed), keys[m.name]) is not None]
+    pieces: dict[str, Piece] = {}
+    for each in job.experiment.evals:
+        if not each.is_together or not there:
+            continue
+        name, key = f"evals/{each.name}", fingerprint([keys[m.name] for m in there], each.name, each.measure)
+        with job.folder.locked(name):
+            values = job.folder.finished(name, key)
+            if values is None:
+                job.screen.start(each.name)
+                pieces = pieces or {method.name: made(job, method, seed) for method in there}
+                values = dict(each.measure(pieces))
+                job.folder.finish(name, key, values)
+                for method, value in values.items():
+                    job.folder.log(f"seed-{seed}/{method}", each.name, **value)
+        found = merged(found, values)
+    return found
+
+
+def _found(
+    job: Job, pieces: Sequence[tuple[int, Method]], together: Mapping[str, Any], *, since: float, minutes: float
+) -> Results:
+    """What is in the folder."""
+    asked, rows, first = job.experiment, [], job.experiment.seeds[0]
+    for method in job.methods:
+        results, errors = {}, {}
+        for seed in asked.seeds:
+            name, key = name_of(method, seed), key_of(job, method, seed)
+            if (found := job.folder.finished(name, key)) is not None:
+                results[seed] = merged(found, together.get(method.name, {})) if seed == first else found
+            elif (error := job.folder.failure(name, key, since=since)) is not None:
+                errors[seed] = error
+        rows.append(Row(method.name, results, errors))
+    guess = None
+    if asked.baseline is not None:
+        name, call = asked.baseline
+        guess = name, float(asked.metric.of(call(job.data.test.inputs), job.data.test.labels))
+    return Results(asked, job.folder, tuple(rows), job.data.name, guess, minutes)

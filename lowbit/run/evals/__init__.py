@@ -1,0 +1,1 @@
+"""Evals: one measurement of finished pieces per file."""

@@ -1,0 +1,162 @@
+"""Time of a model in C: microseconds on this machine, and instructions on an emulated Cortex-M4.
+
+An emulator has no clock of its own. QEMU's ``-icount shift=0`` lets virtual time pass by one nanosecond an instruction, so
+the board's system timer, which counts at 25 MHz, tells instructions in steps of 40. A real Cortex-M4 needs at least one cycle an instruction.
+"""
+
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+import lowbit as lb
+from lowbit.export.bundle import Bundle, read
+from lowbit.export.c.types import c_type
+from lowbit.export.runners.c import built, called
+from lowbit.run.measure import latencies
+from lowbit.run.pieces import Piece
+
+from . import iree
+from .column import Column, Eval
+from .device import codes, is_c
+
+_ROUNDS = 50
+_INSTRUCTIONS_PER_TICK = 40
+_CALLS = """#include <stdio.h>
+{include}
+#include "model.h"
+
+static const {given} in[] = {{{numbers}}};
+static {made} out[{size}];
+
+int main(void)
+{{
+    {body}
+    return 0;
+}}
+"""
+_HOST = """for (int round = 0; round < {rounds}; ++round) {
+        struct timespec a, b;
+        {name}_run(in, out);
+        clock_gettime(CLOCK_MONOTONIC, &a);
+        {name}_run(in, out);
+        clock_gettime(CLOCK_MONOTONIC, &b);
+        printf("%.0f\\n", 1e9 * (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec));
+    }"""
+_BOARD = """volatile uint32_t *timer = (volatile uint32_t *)0xE000E010u; /* control, reload, current */
+    {name}_run(in, out);
+    timer[1] = 0xFFFFFFu;
+    timer[2] = 0;
+    timer[0] = 5u;
+    uint32_t before = timer[2];
+    {name}_run(in, out);
+    uint32_t after = timer[2];
+    printf("%lu %lu\\n", (unsigned long)((before - after) & 0xFFFFFFu), (unsigned long)((timer[0] >> 16) & 1u));"""
+
+
+def device_time(target: str, *, rounds: int = 200) -> Eval:
+    """Returns an eval: time of one sample on one core of this machine, of what `device` exported, which must be asked for too.
+
+    Through the C compiler, where the target takes C, and through IREE, every model in turn; instructions on a Cortex-M4.
+
+    Args:
+        target: of `device`.
+        rounds: calls per model in IREE.
+    """
+    instructions = (Column("M4 Minstr", ("latency", "instructions"), _millions),) if target == "cortex-m4" else ()
+    columns = (*instructions, Column("C us", ("latency", "c"), _whole), Column("IREE us", ("latency", "iree"), _whole))
+    return Eval("device_time", _DeviceTime(target, rounds), columns, iree.require, is_together=True)
+
+
+def _millions(values: Sequence[float], base: Sequence[float]) -> str:
+    return f"{np.mean(values) / 1e6:.2f}" if values else "-"
+
+
+def _whole(values: Sequence[float], base: Sequence[float]) -> str:
+    return f"{np.mean(values):.0f}" if values else "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class _DeviceTime:
+    target: str
+    rounds: int
+
+    def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
+        found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
+        calls = {}
+        for name, piece in pieces.items():
+            x = piece.test[:1]
+            if piece.is_float:
+                example = (piece.state, jnp.asarray(x))
+                bundle = lb.export(piece.fn, piece.plan, piece.qparams, example, piece.folder / "export")
+                given = x
+            else:
+                bundle = read(piece.folder / "export")
+                given = codes(x, bundle)
+                if is_c(self.target):
+                    found[name]["c"] = microseconds(bundle, given)
+                if self.target == "cortex-m4":
+                    found[name]["instructions"] = instructions(bundle, given)
+            target = iree.compiled(bundle.artifact, piece.folder / "model.vmfb")
+            calls[name] = functools.partial(iree.loaded(target), given)
+        for name, values in latencies(calls, self.rounds).items():
+            found[name]["iree"] = 1e3 * values["median"]
+        return {name: {"latency": values} for name, values in found.items()}
+
+
+def microseconds(bundle: Bundle, x: np.ndarray) -> float:
+    """Returns the median time of one sample on one core of this machine.
+
+    Args:
+        bundle: of one sample, with the C form.
+        x: its code.
+
+    Raises:
+        ValueError: where the compiler or the program fails.
+    """
+    found = _printed(bundle, x, "c", _HOST, "#include <time.h>", ("-std=gnu99",), ())
+    return float(np.median([float(line) for line in found.splitlines()])) / 1e3
+
+
+def instructions(bundle: Bundle, x: np.ndarray) -> int | None:
+    """Returns the instructions of one sample on a Cortex-M4, to 40; None where they are more than the timer counts (671 million).
+
+    Args:
+        bundle: of one sample, with the C form.
+        x: its code.
+
+    Raises:
+        ValueError: where the compiler or the emulator fails.
+    """
+    found = _printed(bundle, x, "cortex-m4", _BOARD, "", ("-std=c99",), ("-icount", "shift=0"))
+    ticks, has_wrapped = (int(word) for word in found.split())
+    return None if has_wrapped else ticks * _INSTRUCTIONS_PER_TICK
+
+
+def _printed(
+    bundle: Bundle,
+    x: np.ndarray,
+    target: str,
+    body: str,
+    include: str,
+    standard: tuple[str, ...],
+    emulator: tuple[str, ...],
+) -> str:
+    """What a program of ours around the model prints."""
+    name = bundle.manifest["name"]
+    (entry,), (result,) = bundle.manifest["inputs"], bundle.manifest["outputs"]
+    size = int(np.prod(result["shape"]))
+    numbers = ",".join(map(str, np.asarray(x).reshape(-1).tolist()))
+    source = _CALLS.format(
+        include=include, numbers=numbers, size=size, given=c_type(entry["dtype"]), made=c_type(result["dtype"]),
+        body=body.replace("{name}", name).replace("{rounds}", str(_ROUNDS)),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        program, *rest = built(bundle, target, source, folder, flags=standard)
+        return called([program, *emulator, *rest], folder)

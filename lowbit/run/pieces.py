@@ -1,0 +1,372 @@
+"""A piece, one method for one seed: from the float model to packed parameters, and what is measured of every one."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowbit as lb
+from lowbit.core.kept import digest
+from lowbit.rewrites import batch_norm
+
+from .environment import NUMERIC
+from .experiment import FLOAT, Dataset, Experiment, Method, Model
+from .folder import RunFolder, plain
+from .identity import described, fingerprint, modules_of, numerics
+from .losses import float_loss, quantized_loss
+from .measure import difference, outputs
+from .screen import Screen, Training
+from .training import train
+
+
+class PromiseError(RuntimeError):
+    """What is simulated is not what is executed, where every operand is an integer."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One experiment with its data, its folder, and what shows the progress."""
+
+    experiment: Experiment
+    data: Dataset
+    folder: RunFolder
+    screen: Screen
+
+    @functools.cached_property
+    def train_digest(self) -> str:
+        """Of the training split, every bit."""
+        return digest(tuple(self.data.train))
+
+    @functools.cached_property
+    def test_digest(self) -> str:
+        """Of the test split."""
+        return digest(tuple(self.data.test))
+
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
+        return {}
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Float first."""
+        return (Method(FLOAT, {}), *self.experiment.methods)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piece:
+    """A finished piece, as evals take it.
+
+    Attributes:
+        job: the job.
+        method: what was done.
+        seed: to the float model of this seed.
+        fn: the function that is served, ``fn(params, state, x)``.
+        plan: of it, as it was read back from the file.
+        bound: the plan with its quantizers.
+        params: float parameters, as they were packed.
+        state: the function's state.
+        qstate: quantizers' state; None where a recipe solved the codes.
+        qparams: packed parameters.
+    """
+
+    job: Job
+    method: Method
+    seed: int
+    fn: Callable[..., Any]
+    plan: Any
+    bound: Any
+    params: Any
+    state: Any
+    qstate: Any
+    qparams: lb.QParams
+
+    @property
+    def name(self) -> str:
+        """Of its folder, under the run's."""
+        return name_of(self.method, self.seed)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.job.folder.piece(self.name)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.method.name == FLOAT
+
+    @property
+    def test(self) -> np.ndarray:
+        """The test inputs."""
+        return self.job.data.test.inputs
+
+    @functools.cached_property
+    def executed(self) -> np.ndarray:
+        """Outputs of `lowbit.execute` for all test inputs."""
+        served = lb.execute(self.fn, self.plan)
+        return outputs(lambda x: served(self.qparams, self.state, x), self.test, self.job.experiment.test_batch)
+
+    def score(self, found: np.ndarray) -> float:
+        """Returns the metric of outputs for the first test inputs."""
+        return score(self.job, found)
+
+
+def name_of(method: Method, seed: int) -> str:
+    """Returns the name of a piece's folder."""
+    return f"seed-{seed}/{method.name}"
+
+
+def float_key(job: Job, seed: int) -> str:
+    """Returns what the float model of a seed depends on."""
+    made, versions = job.experiment, job.folder.environment["versions"]
+    fitted = (made.fit, made.loss, job.train_digest) if made.fit else ()
+    return fingerprint(
+        made.model,
+        fitted,
+        seed,
+        {name: versions[name] for name in NUMERIC},
+        numerics(modules_of((made.model, made.loss))),
+    )
+
+
+def train_key(job: Job, method: Method, seed: int) -> str:
+    """Returns what the model of a method depends on, before anything is measured."""
+    made = job.experiment
+    folders = [name for name, used in _FOLDERS if used(method)]
+    what = dataclasses.replace(method, name="-")  # what is done, whatever it is called
+    return fingerprint(
+        float_key(job, seed), what, made.calibration_samples, made.calibration_batch, job.train_digest, made.loss,
+        numerics(modules_of(method), folders),
+    )  # fmt: skip
+
+
+_FOLDERS: tuple[tuple[str, Callable[[Method], Any]], ...] = (
+    ("learn", lambda m: m.fit),
+    ("observe", lambda m: m.recipe or m.allocate or m.rewrites),
+    ("solvers", lambda m: m.recipe),
+    ("recipes", lambda m: m.recipe),
+    ("allocate", lambda m: m.allocate),
+    ("rewrites", lambda m: m.recipe or m.rewrites or m.freeze_norms is not None),
+)
+"""Folders of lowbit whose code a method goes through, where it does."""
+
+
+def key_of(job: Job, method: Method, seed: int) -> str:
+    """Returns what the result of a piece depends on."""
+    name = name_of(method, seed)
+    if name not in job.keys:
+        job.keys[name] = _key_of(job, method, seed)
+    return job.keys[name]
+
+
+def _key_of(job: Job, method: Method, seed: int) -> str:
+    made = job.experiment
+    evals = [each for each in made.evals if not each.is_together]
+    measured = (
+        made.metric,
+        made.test_batch,
+        job.test_digest,
+        [(e.name, described(e.measure), e.depends and e.depends()) for e in evals],
+    )
+    return fingerprint(train_key(job, method, seed), measured, numerics(modules_of(evals), ["run/evals"]))
+
+
+def calibration(job: Job) -> list[np.ndarray]:
+    """Returns the batches that set input ranges: training inputs, without labels."""
+    made = job.experiment
+    inputs = job.data.train.inputs[: made.calibration_samples]
+    size = min(len(inputs), made.calibration_batch)
+    return [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)]
+
+
+def score(job: Job, found: np.ndarray) -> float:
+    """Returns the metric of outputs for the first test inputs."""
+    return float(job.experiment.metric.of(found, job.data.test.labels[: len(found)]))
+
+
+@functools.lru_cache(maxsize=8)
+def float_model(job: Job, seed: int) -> Model:
+    """Returns the float model of a seed, trained or read back; one worker trains it, the others wait."""
+    made = job.experiment
+    model = made.model(seed)
+    if made.fit is None:
+        return model
+    here = f"seed-{seed}/{FLOAT}"
+    with job.folder.locked(f"{here}/training"):
+        return _fitted(job, model, Method(FLOAT, {}, made.fit), seed, here, float_key(job, seed))
+
+
+def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: str) -> Model:
+    """The model after float training, or read back."""
+    assert method.fit is not None
+    assert job.experiment.loss is not None
+
+    def evaluate(tree: Any, rest: Any) -> float:
+        call = jax.jit(model.fn)
+        found = outputs(
+            lambda x: call(tree["params"], rest["state"], x), job.data.test.inputs, job.experiment.test_batch
+        )
+        return score(job, found)
+
+    tree, rest = train(
+        float_loss(model.fn, model.train_fn, job.experiment.loss),
+        {"params": model.params},
+        {"state": model.state},
+        job.data.train,
+        method.fit,
+        seed=seed,
+        state=job.folder.state(name, key),
+        watch=_watch(job, name),
+        around=method.around,
+        evaluate=evaluate,
+    )
+    return model._replace(params=tree["params"], state=rest["state"])
+
+
+def check_rules(job: Job, methods: Sequence[Method]) -> None:
+    """Raises where the rules of a method do not fit the network: before anything is trained.
+
+    Rules of a rewritten network, whose paths are known only then, are left to its piece.
+
+    Raises:
+        ValueError: as `lowbit.bind` says it, after the method's name.
+    """
+    made, x = job.experiment, calibration(job)[0]
+    model = made.model(made.seeds[0])
+    for method in methods:
+        if method.rewrites is None and method.rules:
+            fn, params = _served(method, model, x)
+            try:
+                lb.bind(fn, method.rules, params, model.state, jnp.asarray(x), **_options(method))
+            except ValueError as error:
+                raise ValueError(f"{method.name}: {error}") from error
+
+
+def _options(method: Method) -> dict[str, Any]:
+    return {"integer": True, "rounding": method.rounding} if method.integer else {}
+
+
+def made(job: Job, method: Method, seed: int) -> Piece:
+    """Returns a piece packed, saved and read back, trained where the method says so, or its training read back."""
+    fn, plan, params, state, qstate, qparams = (_solved if method.recipe else _bound)(job, method, seed)
+    path = job.folder.piece(name_of(method, seed)) / "packed.safetensors"
+    lb.save(path, plan, lb.pack(plan, params, qstate) if qparams is None else qparams)
+    stored, qparams = lb.load(path)
+    assert stored.fingerprint == plan.fingerprint
+    return Piece(job, method, seed, fn, stored, plan, params, state, qstate, qparams)
+
+
+def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
+    """A method that a recipe does from the float model to codes."""
+    assert method.recipe is not None
+    model, name = float_model(job, seed), name_of(method, seed)
+    bar = job.screen.start(f"{name} {method.recipe}")
+    qparams, plan, report = lb.quantize(
+        model.fn, model.params, method.rules, state=model.state, recipe=method.recipe,
+        batches=[(jnp.asarray(x),) for x in calibration(job)], cache=job.folder.piece(name) / "solved",
+        progress=lambda what, done, of: bar(done),
+    )  # fmt: skip
+    return report.fn, plan, model.params, report.state, None, qparams
+
+
+def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
+    """A method whose ranges are measured, and trained where it says so."""
+    model, name = float_model(job, seed), name_of(method, seed)
+    if method.around is not None:
+        model = _fitted(job, model, method, seed, name, train_key(job, method, seed))
+    batches = [jnp.asarray(x) for x in calibration(job)]
+    if method.rewrites is not None:
+        given = [(x,) for x in batches]
+        fn, params, state = lb.chain(*method.rewrites(batches[0]), batches=given)(model.fn, model.params, model.state)
+        model = Model(fn, params, state)
+    fn, params = _served(method, model, batches[0])
+    plan = lb.bind(fn, method.rules, params, model.state, batches[0], **_options(method))
+    pairs = [(model.state, x) for x in batches]
+    if method.allocate is not None:
+        asked = method.allocate
+        scores = lb.sensitivity(
+            fn,
+            plan,
+            params,
+            pairs,
+            candidates=asked.candidates,
+            method=asked.method,
+            cache=job.folder.piece(name) / "scored",
+        )
+        plan = lb.allocate(plan, scores, budget=asked.budget, target=asked.target)
+    bar = job.screen.start(f"{name} ranges", len(batches))
+    qstate = lb.calibrate(fn, plan, params, pairs, key=jax.random.key(seed), progress=bar)
+    if method.fit is None or method.around is not None:
+        return fn, plan, params, model.state, qstate, None
+    assert job.experiment.loss is not None
+    tree, rest = train(
+        quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms),
+        {"params": model.params, "learn": qstate["learn"]},
+        {"state": model.state, "fixed": qstate["fixed"]},
+        job.data.train,
+        method.fit,
+        seed=seed,
+        state=job.folder.state(name, train_key(job, method, seed)),
+        watch=_watch(job, name),
+    )
+    fn, params = _served(method, model._replace(params=tree["params"], state=rest["state"]), batches[0])
+    return fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]}, None
+
+
+def _served(method: Method, model: Model, x: Any) -> tuple[Callable[..., Any], Any]:
+    """The function that is quantized and its parameters: the model's, with batch norms folded where the method says so."""
+    if method.freeze_norms is None:
+        return model.fn, model.params
+    fold = batch_norm.fold(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    fn, params, _ = fold(model.fn, model.params, model.state)
+    return fn, params
+
+
+def _watch(job: Job, name: str) -> Training:
+    return Training(job.screen, name, lambda epoch, values: job.folder.log(name, "epoch", epoch=epoch, **values))
+
+
+def measured(piece: Piece) -> dict[str, Any]:
+    """Returns what is measured of every piece: the metric simulated and executed from the file, their difference, sizes.
+
+    Raises:
+        PromiseError: if simulate and execute differ where every operand that is quantized is an integer.
+    """
+    result: dict[str, Any] = {
+        "metric": {"execute": piece.score(piece.executed)},
+        "bits_per_weight": _bits(piece),
+        "bytes": {"file": (piece.folder / "packed.safetensors").stat().st_size, "weights": _weights(piece)},
+        "rules": plain(piece.method.rules),
+    }
+    if piece.qstate is None:
+        return result
+    call = lb.simulate(piece.fn, piece.bound)
+    simulated = outputs(
+        lambda x: call(piece.params, piece.qstate, piece.state, x), piece.test, piece.job.experiment.test_batch
+    )
+    found = difference(simulated, piece.executed)
+    if found["max"] and all(row.is_integer for row in piece.plan.quantized):
+        raise PromiseError(
+            f"simulate - execute is {found['max']:.3g} in {100 * found['share']:.3g} % of outputs, where every operand is an "
+            "integer: it must be 0"
+        )
+    result["metric"]["simulate"] = piece.score(simulated)
+    return result | {"difference": {"execute": found}}
+
+
+def _bits(piece: Piece) -> float:
+    """Stored bits per weight, scales included; of the float arrays where nothing is quantized."""
+    if piece.qparams.weights():
+        return piece.qparams.bits_per_weight
+    leaves = jax.tree.leaves(piece.params)
+    return 8 * lb.nbytes(piece.params) / sum(leaf.size for leaf in leaves)
+
+
+def _weights(piece: Piece) -> int:
+    return piece.qparams.nbytes if piece.qparams.weights() else lb.nbytes(piece.params)

@@ -1,0 +1,183 @@
+"""How a run ends: one table, ``summary.json``, ``report.html``; drawn from measurements alone."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lowbit.core import atomic
+from lowbit.report import figures, page, tables
+
+from .environment import command
+from .evals.column import Column, gap, mean, size, spread, worst
+from .evals.grids import GRIDS
+from .experiment import FLOAT, Experiment
+from .folder import TIMES, RunFolder, write_json
+from .results import Results, Row, deviation
+from .screen import console
+
+NOTES = (
+    "packed weights read back from the file, mean ± standard deviation over seeds. bits/w: stored bits per weight, scales "
+    "included. file: the packed checkpoint. sim-exec: largest difference of an output over all seeds. export: the StableHLO "
+    "artifact, deflated; vmfb: the module IREE compiled; exec-IREE: as sim-exec. ms bN: median time of a call with N samples; "
+    "(2x) is twice as fast as float in the same runtime. flash: code and constants of the compiled model; RAM: its static "
+    "memory and deepest stack; differ: outputs that are not those of lowbit.execute; us: microseconds a sample on one core."
+)
+CAPTION = (
+    "Orange lines are the numbers the format can hold; outside them values are clipped. Weights are shown in steps of "
+    "their own scale, so channels with different scales share one grid. The operations with most rounding noise."
+)
+
+
+def columns(made: Experiment) -> list[Column]:
+    """Returns the columns of an experiment's table: those of every piece, then those of its evals."""
+    metric = made.metric
+    found = [
+        Column(metric.name, ("metric", "execute"), spread(metric.digits)),
+        Column("- float", ("metric", "execute"), gap(metric.digits)),
+        Column("bits/w", ("bits_per_weight",), mean(".2f")),
+        Column("file", ("bytes", "file"), size),
+        Column("sim-exec", ("difference", "execute", "max"), worst),
+    ]
+    return [*found, *(column for each in made.evals for column in each.columns)]
+
+
+def table(results: Results) -> tables.Table:
+    """Returns the table of the run: a row per method; a method that failed for every seed is a row with its error."""
+    asked = columns(results.experiment)
+    lines = []
+    if results.guess is not None:
+        name, value = results.guess
+        lines.append([name, f"{value:.{results.experiment.metric.digits}f}", *["-"] * (len(asked) - 1)])
+    for row in results.rows:
+        if row.results:
+            lines.append([row.name, *_cells(row, results.float_row, asked)])
+        elif row.errors:
+            lines.append([row.name, "failed", *["-"] * (len(asked) - 1)])
+    title = f"{results.experiment.name}, {len(results.experiment.seeds)} seed(s)"
+    return tables.Table(title, ["method", *(column.head for column in asked)], lines)
+
+
+def _cells(row: Row, base: Row, asked: Sequence[Column]) -> list[str]:
+    found = []
+    for column in asked:
+        values = row.values(*column.of)
+        found.append(column.text(values, values if row is base else base.values(*column.of)))
+    return found
+
+
+def standard(results: Results) -> None:
+    """Writes ``table.txt``, ``summary.json``, ``accuracy.svg`` and ``report.html``, and prints the table."""
+    made, folder = results.experiment, results.folder
+    found = table(results)
+    write_json(folder.path / "summary.json", summary(results, found) | results.made)
+    note = f"{made.metric.name}: {NOTES}"
+    atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
+    sections = [page.table(found, note), *_failures(results)]
+    if any(row.results for row in results.rows):
+        drawing = figures.accuracy_against_bytes(_points(results))
+        atomic.write(folder.path / "accuracy.svg", drawing)
+        sections.append(page.figure(f"{made.metric.name} against size", drawing))
+    for method in made.methods:
+        drawing = folder.path / f"seed-{made.seeds[0]}" / method.name / GRIDS
+        if drawing.is_file():
+            sections.append(page.figure(f"{method.name}: values and their grid", drawing.read_text(), caption=CAPTION))
+    write_report(made.name, folder, sections)
+    show(found, note, results)
+
+
+def show(found: tables.Table, note: str, results: Results) -> None:
+    """Prints a table, what its columns mean, what failed, and where the rest is."""
+    terminal = console()
+    terminal.width = max(terminal.width, tables.width(found))  # a broken line is better than cells cut short
+    terminal.print(tables.rich_table(found))
+    terminal.print(note, style="dim")
+    for name, error in results.failed.items():
+        terminal.print(f"{name} failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    terminal.print(f"{results.folder.path}; {results.minutes:.1f} minutes", highlight=False, soft_wrap=True)
+
+
+def _failures(results: Results) -> list[str]:
+    return [page.details(f"{name} failed", error) for name, error in results.failed.items()]
+
+
+def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
+    """Writes ``report.html``: the sections, then the config and the machine."""
+    made, facts = folder.environment, json.loads((folder.path / "run.json").read_text())
+    commit = (
+        f"commit {made['commit'][:12]}{' with changes' if made['dirty'] else ''}" if made["commit"] else "no commit"
+    )
+    lead = f"{commit} · {made['device']['cpu']}, {made['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
+    last = [
+        page.details("Config", (folder.path / "config.json").read_text()),
+        page.details("Machine and versions", json.dumps(facts, indent=2)),
+    ]
+    atomic.write(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
+
+
+def summary(results: Results, found: tables.Table) -> dict[str, Any]:
+    """Returns what is kept of a run: the metric of the packed weights by row and seed, all that evals measured, the table.
+
+    Times are left out of the table: they are of the hour, not of the method.
+    """
+    rows: dict[str, Any] = {}
+    for row in results.rows:
+        values = [round(a, 3) for a in row.values("metric", "execute")]
+        if not values:
+            rows[row.name] = {"errors": {str(seed): text for seed, text in row.errors.items()}}
+            continue
+        rows[row.name] = {"values": values, "mean": round(float(np.mean(values)), 3)}
+        rows[row.name] |= {} if (half := deviation(values)) is None else {"spread": round(half, 3)}
+        rows[row.name] |= {"measured": _measured(row)}
+    asked = columns(results.experiment)
+    timed = {i + 1 for i, column in enumerate(asked) if column.of[0] == "latency"}
+    kept = [[cell for i, cell in enumerate(line) if i not in timed] for line in (found.columns, *found.rows)]
+    seconds = sum(result[TIMES] for row in results.rows for result in row.results.values())
+    return {
+        "config": results.experiment.name,
+        "command": command(),
+        "metric": results.experiment.metric.name,
+        "seeds": list(results.experiment.seeds),
+        "baseline": None if results.guess is None else {"name": results.guess[0], "value": round(results.guess[1], 4)},
+        "rows": rows,
+        "spread": "sample standard deviation over seeds",
+        "minutes": round(seconds / 60, 1),
+        "table": kept,
+    }
+
+
+def _measured(row: Row) -> dict[str, Any]:
+    """Numbers by their keys, over seeds: the mean, and the spread where there are several seeds; texts of the first seed."""
+    found: dict[str, Any] = {}
+    for keys in sorted({keys for result in row.results.values() for keys in _paths(result)}):
+        if keys[0] in (TIMES, "rules"):
+            continue
+        values = row.values(*keys)
+        place = found
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        if values:
+            half = deviation(values)
+            place[keys[-1]] = {"mean": round(float(np.mean(values)), 6)} | (
+                {} if half is None else {"spread": round(half, 6)}
+            )
+    return found
+
+
+def _paths(result: Any, lead: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(result, dict):
+        return [path for key, value in result.items() for path in _paths(value, (*lead, key))]
+    return [lead]
+
+
+def _points(results: Results) -> list[figures.Point]:
+    points = []
+    for row in results.rows:
+        if values := row.values("metric", "execute"):
+            size = float(np.mean(row.values("bytes", "file")))
+            points.append(
+                figures.Point(row.name, size, float(np.mean(values)), deviation(values) or 0.0, row.name == FLOAT)
+            )
+    return points

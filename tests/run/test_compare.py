@@ -1,0 +1,108 @@
+"""Runs beside each other, and combinations of values as runs of their own."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from lowbit import cli
+from lowbit.run import compare, sweep
+from tests.run import tiny
+
+ROWS = {"float": {"values": [90.0, 91.0]}, "w4": {"values": [80.0, 82.0]}}
+
+
+def written(folder, rows, **asked):
+    folder.mkdir(parents=True)
+    summary = {"metric": "accuracy %", "rows": rows, "commit": "c", "versions": {"jax": "1"}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.json").write_text(
+        json.dumps({"fit": {"lr": 0.1}, "methods": [{"name": "w4", "bits": 4}]} | asked)
+    )
+    return folder
+
+
+def test_two_runs(tmp_path, capsys):
+    one = written(tmp_path / "one", ROWS)
+    other = written(tmp_path / "other", {"float": ROWS["float"], "w4": {"values": [84.0, 82.0]}}, fit={"lr": 0.2})
+    asked, rows = compare.diff(one, other)
+    assert asked.rows == [["fit.lr", "0.1", "0.2"]]
+    assert [[row[0], row[-1]] for row in rows.rows] == [["float", "same"], ["w4", "+2.000"]]
+    assert cli.main(["diff", str(one), str(other)]) == 1
+    assert "82.000" not in capsys.readouterr().out.splitlines()[0]
+    assert cli.main(["diff", str(one), str(one)]) == 0
+    assert cli.main(["report", str(one), str(other)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["w4", "81.000", "±", "1.414", "83.000", "±", "1.414"]
+    assert cli.main(["report", str(tmp_path)]) == 2
+
+
+def test_methods_go_by_their_names():
+    one = {"methods": [{"name": "a", "x": 1}, {"name": "b", "x": 2}]}
+    other = {"methods": [{"name": "b", "x": 3}, {"name": "a", "x": 1}, {"name": "c"}]}
+    assert compare.changes(one, other) == [("methods.b.x", "2", "3"), ("methods.c", "-", "{'name': 'c'}")]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (["fit.lr"], "write KEY=VALUE"),
+        (["a=1,"], "write KEY=VALUE"),
+        (["a=1", "a=2"], "given twice"),
+        (["=1"], "write KEY"),
+    ],
+)
+def test_wrong_grids(grid, message):
+    with pytest.raises(ValueError, match=message):
+        sweep.points(grid)
+
+
+def test_as_many_processes_as_asked(tmp_path):
+    code = "import sys, time, pathlib; pathlib.Path(sys.argv[1]).touch(); time.sleep(0.2); sys.exit(int(sys.argv[2]))"
+    commands = {
+        name: [sys.executable, "-c", code, str(tmp_path / name), status]
+        for name, status in zip("abc", "010", strict=True)
+    }
+    assert sweep.by_processes(commands, 2, tmp_path / "logs") == {"a": 0, "b": 1, "c": 0}
+    assert all((tmp_path / name).exists() for name in "abc")
+
+
+def test_submitits_own_executor(tmp_path):
+    code = "import sys, pathlib; pathlib.Path(sys.argv[1]).touch(); sys.exit(int(sys.argv[2]))"
+    commands = {
+        name: [sys.executable, "-c", code, str(tmp_path / name), status]
+        for name, status in zip("ab", "01", strict=True)
+    }
+    assert sweep.by_submitit(commands, "local", tmp_path / "logs", {"timeout_min": 5}) == {"a": 0, "b": 1}
+    assert all((tmp_path / name).exists() for name in "ab")
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_where_it_was(tmp_path, capsys):
+    """Two points, one killed after its float training: the second sweep ends with the same bits as one that was not killed."""
+    words = [
+        "sweep",
+        tiny.__file__,
+        "--grid",
+        "methods.lsq_w4a4.fit.lr=1e-2,3e-3",
+        "--without",
+        "latency",
+        "--without",
+        "grids",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert "2 runs into" in capsys.readouterr().out
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    point = tmp_path / "killed/methods.lsq_w4a4.fit.lr=1e-2"
+    for name in ("seed-0/lsq_w4a4", "seed-0/w8a8"):
+        shutil.rmtree(point / name)
+    before = (point / "seed-0/float/result.json").stat().st_mtime_ns
+    assert cli.main([*words, "--out", str(tmp_path / "killed"), "--submitit", "local"]) == 0
+    assert (point / "seed-0/float/result.json").stat().st_mtime_ns == before
+    for name in ("float", "w8a8", "lsq_w4a4"):
+        paths = [tmp_path / f"{run}/{point.name}/seed-0/{name}/packed.safetensors" for run in ("whole", "killed")]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+    found = json.loads((tmp_path / "killed/sweep.json").read_text())
+    assert [line["status"] for line in found.values()] == [0, 0]
+    assert set(found[point.name]["rows"]) == {"float", "w8a8", "lsq_w4a4"}
