@@ -19,6 +19,7 @@ from .interpret.execute import explain as explain
 from .interpret.packing import pack as pack
 from .interpret.simulate import simulate as simulate
 from .interpret.with_quantizers import with_quantizers as with_quantizers
+from .learn.harden import harden as harden
 from .observe.diagnose import diagnose as diagnose
 from .observe.observe import observe as observe
 from .packed.arrays import quantize_array as quantize_array

@@ -69,7 +69,9 @@ class Allocation:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Asked:
+class Posed:
+    """What is asked: the operations, which are decided together, the problem, and bits and elements of every decision."""
+
     rows: tuple[Row, ...]
     groups: tuple[tuple[str, ...], ...]
     problem: Problem
@@ -77,7 +79,7 @@ class _Asked:
     sizes: np.ndarray
 
 
-def _asked(
+def posed(
     plan: Plan,
     scores: Any,
     limits: dict[str, float],
@@ -85,7 +87,8 @@ def _asked(
     ties: Sequence[str],
     groups: Any,
     times: Times | None,
-) -> _Asked:
+) -> Posed:
+    """Returns the problem of a plan, its scores and limits; arguments as `allocate`."""
     arguments.check(plan=plan)
     if not isinstance(scores, Scores):
         raise TypeError(f"scores must be of lowbit.sensitivity, got {scores!r:.40} ({type(scores).__name__})")
@@ -138,7 +141,7 @@ def _asked(
     shapes = {row.weight.key: row.weight.operand.shape for row in rows if row.weight is not None}
     total = sum(math.prod(shape) for shape in shapes.values())
     bits = (member @ costs["bits"]) * total / np.maximum(sizes, 1)[:, None]
-    return _Asked(rows, found, problem, bits, sizes)
+    return Posed(rows, found, problem, bits, sizes)
 
 
 def allocation(
@@ -155,11 +158,11 @@ def allocation(
     """Returns the plan of `allocate` with the optimality gap, and beside it what simpler rules choose."""
     if not isinstance(budget, Budget):
         raise TypeError(f"budget must be of lowbit.budget, got {budget!r:.40} ({type(budget).__name__})")
-    asked = _asked(plan, scores, dict(budget.limits), target, ties, groups, times)
+    asked = posed(plan, scores, dict(budget.limits), target, ties, groups, times)
     problem = asked.problem
     found = milp.solve(problem, seconds=seconds)
     index = {path: int(found.choice[g]) for g, group in enumerate(asked.groups) for path in group}
-    made = _made(plan, scores, index)
+    made = plan_of(plan, scores, index)
     if target is not None:
         check(made, lookup((target,)))
     if found.gap > 1e-6:
@@ -178,7 +181,9 @@ def allocation(
     return Allocation(made, budget, names, asked.groups, found.gap, found.seconds, tuple(lines))
 
 
-def _made(plan: Plan, scores: Scores, index: dict[str, int]) -> Plan:
+def plan_of(plan: Plan, scores: Scores, index: dict[str, int]) -> Plan:
+    """Returns the plan with the candidate of every path in ``index``."""
+
     def choose(row: Row) -> Any:
         return quantizers_of(row, scores.candidates[index[row.path]]) if row.path in index else None
 
@@ -277,7 +282,7 @@ def pareto(
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
         raise ValueError(f"points must be a number of at least 2, got {points!r}")
     limits = dict(budget.limits) if budget is not None else {}
-    asked = _asked(
+    asked = posed(
         plan, scores, limits | ({unit: math.inf} if unit == "milliseconds" else {}), target, ties, groups, times
     )
     if unit not in asked.problem.costs:

@@ -75,6 +75,22 @@ class Quantizer(abc.ABC):
         return False
 
     @property
+    def is_hard(self) -> bool:
+        """Whether the spec says how codes are stored. False of learned widths and levels: `lowbit.harden` comes before `lowbit.pack`."""
+        return True
+
+    def hardened(self, qstate: QState, operand: Operand) -> "tuple[Quantizer, QState]":
+        """Returns the quantizer whose spec says what was learned, and its state; `quantize` gives the same values.
+
+        Not under jit: specs are made of values. A method that is not `is_hard` overrides it.
+        """
+        return self, qstate
+
+    def widths(self, qstate: QState) -> Float[Array, "..."]:
+        """Returns the bits of a code, differentiable in what is learned: one number, or one per scale."""
+        return jnp.float32(self.spec.format.bits)
+
+    @property
     def is_projection(self) -> bool:
         """Whether quantizing twice is quantizing once: ``encode(fake(x)) == encode(x)``.
 
@@ -141,7 +157,10 @@ class Quantizer(abc.ABC):
         return f"{type(self).__name__.lower()}({self.spec.text!r}{arguments})"
 
 
-_TRAINING = {"needs", "init", "train", "update", "limit", "is_projection", "is_nearest", "needs_values", "text", "grid"}
+_TRAINING = {
+    "needs", "init", "train", "update", "limit", "is_projection", "is_nearest", "needs_values", "text", "grid", "is_hard",
+    "hardened", "widths",
+}  # fmt: skip
 
 
 def is_served_by_spec(quantizer: Quantizer) -> bool:

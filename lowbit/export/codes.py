@@ -14,6 +14,10 @@ from lowbit.export import lowering
 from lowbit.export.fold import fold
 from lowbit.export.forms import Lowered
 from lowbit.formats.lookup import format_named
+from lowbit.interpret.integer.constants import result_scale
+from lowbit.interpret.integer.flat import Constants
+from lowbit.interpret.integer.plans import program_for
+from lowbit.interpret.integer.weights import weight_places
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace, check_same_operations, trace
 from lowbit.interpret.walk import Walk
@@ -49,7 +53,9 @@ def program(
         rewritten: primitives that are written as `lowbit.export.lowering` has them.
     """
     leaves, tree = jax.tree.flatten(lowered.qparams, is_leaf=lambda x: isinstance(x, QTensor))
-    leaves = [positive(unpack(leaf).merged()) if isinstance(leaf, QTensor) else leaf for leaf in leaves]
+    before = [unpack(leaf).merged() if isinstance(leaf, QTensor) else leaf for leaf in leaves]
+    leaves = [positive(leaf) if isinstance(leaf, QTensor) else leaf for leaf in before]
+    is_turned = any(a is not b for a, b in zip(before, leaves, strict=True))
     codes = [leaf.codes for leaf in leaves if isinstance(leaf, QTensor)]
     levels = {path: state["codes"] for path, state in lowered.qparams.sites.items() if "codes" in state}
 
@@ -70,6 +76,9 @@ def program(
                 has_codes=lowered.has_integer_io,
                 has_picks=not lowered.plan.is_full_integer,
             )
+            if lowered.plan.is_full_integer and is_turned:
+                sites = turned(lowered.plan, traced, qparams, jax.tree.unflatten(tree, before))
+                qparams = dataclasses.replace(qparams, sites=sites)
             if lowered.plan.is_full_integer:
                 return full_integer(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)
             return ordinary(lowered.plan, traced, qparams)
@@ -100,6 +109,39 @@ def positive(q: QTensor) -> QTensor:
     codes = block_ops.join(codes * sign, q.shape, q.blocks)
     spec = Spec(format_named("int8"), q.spec.granularity, scale=q.spec.scale)
     return dataclasses.replace(q, codes=codes, scale=jnp.abs(q.scale), spec=spec)
+
+
+def turned(plan: Plan, traced: Trace, qparams: QParams, before: QParams) -> dict[str, Any]:
+    """Returns the integer constants of a full-integer plan for weights that `positive` has turned.
+
+    A multiplier has the sign of the weight's scale, and a bias is in steps of it: both change it with the codes.
+
+    Args:
+        plan: the plan.
+        traced: of a call on ``qparams``.
+        qparams: unpacked, scales positive.
+        before: the same with the scales that the constants are of.
+    """
+    program = program_for(plan, traced)
+    flat = program.flat
+    packed = jax.tree.leaves(before.params, is_leaf=lambda x: isinstance(x, QTensor))
+    signed = iter(x for x in packed if isinstance(x, QTensor))
+    leaves = [next(signed) if isinstance(x, QTensor) else x for x in traced.leaves[: traced.count]]
+    known = Constants(dict(zip(flat.inputs[: traced.count], leaves, strict=True)))
+    sites = dict(qparams.sites)
+    for node, site, var in weight_places(plan, program):
+        weight = known.raw(var) if site.kind == "leaf" else before.sites[node.path]["weight"]
+        constants = sites.get(node.path, {})
+        if not weight.spec.has_signed_scales or node.kind not in ("dot", "conv") or "groups" in constants:
+            continue  # of groups, the sign is in their integers; a look-up has no multiplier
+        sign = jnp.where(result_scale(node.equations[0], weight) < 0, -1, 1)
+        changed = {
+            name: constants[name] * sign.astype(constants[name].dtype)
+            for name in ("multiplier", "bias", "bias_high")
+            if name in constants
+        }
+        sites[node.path] = {**constants, **changed}
+    return sites
 
 
 def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., Any]) -> list[Any]:

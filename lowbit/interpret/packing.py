@@ -50,7 +50,7 @@ def pack(
 
     Raises:
         TypeError: for other types, or parameters that are packed already.
-        ValueError: if ``codes`` are not those of a grid (no such weight, another shape, no code of the format), the state is
+        ValueError: for learned widths or levels before `lowbit.harden`; if ``codes`` are not those of a grid (no such weight, another shape, no code of the format), the state is
             another plan's, a weight or a state holds NaN or infinity, a trained grid leaves a tensor that shares it hardly a
             level, or a scale is smaller than
             2**-126 (values are not checked under jit), or the plan came from a file and ``fn`` is needed, or has other operations.
@@ -58,6 +58,12 @@ def pack(
     arguments.check(plan=plan, params=params, kwargs=kwargs)
     check_state(plan, qstate)
     arguments.check_leaves(plan, params)
+    for _, site in quantized_sites(plan):
+        if not quantizer_of(site).is_hard:
+            raise ValueError(
+                f"the {site.role} of {site.key!r} has learned widths or levels ({site.method}), which no spec says yet: "
+                f"plan, qstate = lowbit.harden(plan, qstate) comes before"
+            )
     traced = _traced(plan, fn, params, args, kwargs)
     chosen = checked_codes(plan, codes)
     weights = _weights(plan, traced, params, qstate, chosen)

@@ -161,6 +161,10 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
     to the value that others read: a residual block ends with its sum. What else it reads is captured as an input. A block may
     lie inside a scan over layers; it is then one function of a layer's parameters and inputs.
 
+    Its limits: both operations are in one loop or outside of all; scans over layers, ``jit`` and ``remat`` are read through,
+    branches, while loops and functions with a derivative of their own are not; a scan is over the parameters themselves, not over
+    what is computed from them; one value goes out; the batch size is the one it was traced with.
+
     Args:
         fn: the function of the plan.
         plan: from `lowbit.bind`.
@@ -169,8 +173,8 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
         args: arguments of another batch size than the plan was bound with, for the function to be traced with.
 
     Raises:
-        ValueError: for a plan read from a file or a full-integer one, a glob that matches nothing, and operations with no
-            block between them.
+        ValueError: for a plan read from a file or a full-integer one, a glob that matches nothing, operations with no
+            block between them, and what is beyond the limits above, by name.
 
     Example:
         >>> from lowbit.interpret.bind import bind
@@ -185,7 +189,9 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
     if plan.program is None:
         raise ValueError("a plan read from a file does not hold what was traced: bind again")
     if plan.is_full_integer:
-        raise ValueError("segment is for ordinary plans; this one is full-integer")
+        raise ValueError(
+            "segment is for ordinary plans; this one is full-integer: bind the same rules without integer=True"
+        )
     traced = plan.program
     if args is not None:
         params = jax.tree.unflatten(traced.param_tree, traced.avals[: traced.count])

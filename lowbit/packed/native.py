@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 import lowbit_kernels
 from lowbit.core.checks import is_traced
+from lowbit.core.matrix import MatrixView
 from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Channel, Tensor
@@ -200,20 +201,18 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], pla
     factors = q.spec.scale.factors(q)
     if factors is not None and not (platform == "cpu" and q.spec.format.is_signed and 2 <= q.spec.format.bits <= 4):
         q, factors = q.merged(), None  # the CPU's kernels multiply integers of groups into signed codes of 2 to 4 bits
-    shape, blocks = q.shape, q.blocks
-    free = [i for i in range(q.ndim) if i not in (*contract, *batch)]
-    lengths = [math.prod(shape[i] for i in axes) for axes in (batch, contract, free)]
-    group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
+    blocks, view = q.blocks, MatrixView(tuple(q.shape), contract, batch)
+    group = group_of([q.shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
 
-    def flat(x: Array) -> Array:  # (batch, K or groups, N)
-        x = jnp.broadcast_to(x, [n if i in contract else shape[i] for i, n in enumerate(x.shape)])
-        return jnp.transpose(x, [*batch, *contract, *free]).reshape(lengths[0], -1, lengths[2])
+    def tables(x: Array) -> Array:  # (batch, groups, N)
+        wide = tuple(n if i in contract else q.shape[i] for i, n in enumerate(x.shape))
+        return dataclasses.replace(view, shape=wide).matrices(jnp.broadcast_to(x, wide))
 
     # Scales in 8 bits, and quantized ones, are widened: a float per group, never per weight.
     is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
-    scales, factors = (scales, None) if factors is None else (factors[1], flat(factors[0]))
+    scales, factors = (scales, None) if factors is None else (factors[1], tables(factors[0]))
 
     def one(codes: Array, scales: Array, zeros: Array | None, factors: Array | None) -> Any:
         packed = lowbit_kernels.pack_matrix(
@@ -228,7 +227,7 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], pla
         )
         return in_order(packed, platform)
 
-    arrays = flat(unpack(q).codes), flat(scales), None if q.zero is None else flat(q.zero), factors
+    arrays = view.matrices(unpack(q).codes), tables(scales), None if q.zero is None else tables(q.zero), factors
     return jax.vmap(one)(*arrays) if batch else one(*jax.tree.map(lambda x: x[0], arrays))
 
 

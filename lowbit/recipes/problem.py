@@ -21,8 +21,12 @@ from lowbit.solvers.shapes import filled, padded
 
 from .recipe import Solver
 
-_SMALLEST, _LARGEST = 0.4, 1.1
-"""Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better."""
+_SMALLEST, _LARGEST, _LARGEST_UNEVEN = 0.4, 1.1, 1.6
+"""Multiples of the full range between which scales are tried; smaller for 2 and 3 bits of heavy tails never was better.
+
+Where levels are not evenly spaced, the largest value may lie best on the second largest level: up to 1.6, nvfp4 loses 10 % less on
+normal weights, signed nf4 2 %.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,8 @@ class Problem:
         weighs = np.ones((self.size[0], inner), np.float32)
         if known is not None and value != "ones":
             weighs = known.variance if value == "conditional" else jnp.diagonal(known.damped, axis1=1, axis2=2)
-        tried = np.linspace(_SMALLEST, _LARGEST, solver.steps, dtype=np.float32)
+        largest = _LARGEST if self.spec.format.is_integer else _LARGEST_UNEVEN
+        tried = np.linspace(_SMALLEST, largest, solver.steps, dtype=np.float32)
         if self.spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
             tried = np.concatenate([tried, -tried])
         numbers, bounds = self.numbers

@@ -28,7 +28,7 @@ class Solver(abc.ABC):
 
     Attributes:
         value: what the search of scales weighs errors by, one of `VALUES`.
-        steps: scales tried, evenly spaced between 0.4 and 1.1 of the full range.
+        steps: scales tried, evenly spaced between 0.4 and 1.1 of the full range, or 1.6 where levels are not evenly spaced.
         rounds: of refitting all scales of an output by least squares, then one sweep of coordinate descent.
         damping: added to the diagonal of the inputs' second moment, as a share of its mean.
         alpha: how much of what rounding before it did to the inputs the weight takes back (`lowbit.solvers.target`): 0 nothing,

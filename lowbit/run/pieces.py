@@ -255,6 +255,8 @@ def _options(method: Method) -> dict[str, Any]:
 def made(job: Job, method: Method, seed: int) -> Piece:
     """Returns a piece packed, saved and read back, trained where the method says so, or its training read back."""
     fn, plan, params, state, qstate, qparams = (_solved if method.recipe else _bound)(job, method, seed)
+    if qparams is None:  # what was learned of widths and levels is said by specs from here on
+        plan, qstate = lb.harden(plan, qstate)
     path = job.folder.piece(name_of(method, seed)) / "packed.safetensors"
     lb.save(path, plan, lb.pack(plan, params, qstate) if qparams is None else qparams)
     stored, qparams = lb.load(path)

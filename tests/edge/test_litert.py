@@ -161,3 +161,23 @@ def test_what_the_converter_rejects_is_an_error(tmp_path):
         source.write_bytes(data)
         with pytest.raises(ValueError, match=rf"^the LiteRT converter failed.*: .*{words}"):
             litert.work("convert", str(source), str(tmp_path / "a"), str(tmp_path / "b"), what="the LiteRT converter")
+
+
+@pytest.mark.parametrize("text", ["w4/g8/int5,a8", "w4/signed,a8"])
+def test_signed_and_integer_scales_are_int8_with_positive_ones(text, tmp_path):
+    """A derived weight and a parameter; integer kernels alone."""
+    rng = np.random.default_rng(20)
+    params = {
+        k: rng.standard_t(4.0, s).astype(np.float32) for k, s in {"w": (32, 16), "gain": (16,), "v": (16, 8)}.items()
+    }
+    x = rng.standard_t(4.0, (6, 32)).astype(np.float32)
+
+    def fn(p, x):
+        return jnp.maximum(x @ (p["w"] * (jnp.abs(p["gain"]) + 0.5)), 0.0) @ p["v"]
+
+    plan = lb.bind(fn, {"**": text}, params, x, integer=True)
+    qparams = lb.pack(plan, params, lb.calibrate(fn, plan, params, [(x,)]))
+    bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "m", targets=["litert"], integer_io=True)
+    row = _rows(bundle, ["litert"])["litert"]
+    assert (row.status, row.difference) == ("exact", 0.0)
+    assert row.measured["float_kernels"] == 0

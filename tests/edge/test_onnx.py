@@ -242,4 +242,22 @@ def test_random_networks(graphs, integer, tmp_path):
 def test_the_manifest_says_what_a_session_needs(tmp_path):
     bundle = exported(CNN, {"**": "w8,a8"}, tmp_path / "m", integer=True)
     wanted = {"session_options": {"session.qdq_matmulnbits_accuracy_level": "1", "session.x64quantprecision": "1"}}
-    assert bundle.manifest["runtimes"] == {"onnxruntime": wanted}
+    openvino = {"options_without_vnni": {"LP_TRANSFORMS_MODE": "NO"}}
+    assert bundle.manifest["runtimes"] == {"onnxruntime": wanted, "openvino": openvino}
+
+
+@pytest.mark.parametrize("text", ["w4/g8/int5,a8", "w4/signed,a8"])
+def test_signed_and_integer_scales_are_int8_with_positive_ones(text, tmp_path):
+    """A derived weight and a parameter; the integers of the full-integer plan to the last bit."""
+    params = {"w": normal(20, 32, 16), "gain": np.abs(normal(21, 16)) + 0.5, "v": normal(22, 16, 8)}
+    x = normal(23, 6, 32)
+
+    def fn(p, x):
+        return jnp.maximum(x @ (p["w"] * p["gain"]), 0.0) @ p["v"]
+
+    plan = lb.bind(fn, {"**": text}, params, x, integer=True)
+    qparams = lb.pack(plan, params, lb.calibrate(fn, plan, params, [(x,)]))
+    bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "m", targets=["onnxruntime"], integer_io=True)
+    (row,) = verify(bundle.path, ["onnxruntime"]).rows
+    assert (row.status, row.difference) == ("exact", 0.0)
+    assert {w["stored_bits"] for w in bundle.manifest["weights"]} == {8}

@@ -38,6 +38,25 @@ def test_stablehlo_and_c_are_exact(text, tmp_path):
     assert (row.status, row.difference) == ("exact", 0.0)
 
 
+def computed(p, x):
+    return jnp.maximum(x @ (p["w"] * p["gain"]) + p["bias"], 0.0) @ p["v"]
+
+
+def test_forms_with_positive_scales_keep_the_sign_of_multipliers(tmp_path):
+    """Codes are negated with their scales, multipliers and biases with both: full-integer plans, a derived weight among them."""
+    params = {**PARAMS, "gain": jnp.abs(heavy_tailed(4, 18)) + 0.5, "bias": heavy_tailed(5, 18)}
+    plan = lb.bind(computed, {"w": "w4/signed,a8", "v": "w4/tensor/signed,a8"}, params, X, integer=True)
+    qparams = lb.pack(plan, params, lb.calibrate(computed, plan, params, [(X,)]))
+    scales = [q.scale_values for q in qparams.weights().values()]
+    assert all((scale < 0).any() for scale in scales)
+    targets = ["xla-universal", "xla-quantized"]
+    bundle = lb.export(computed, plan, qparams, (X,), tmp_path / "m", integer_io=True, targets=targets)
+    found = {
+        row.target: (row.status, row.difference) for row in verify.verify(bundle.path, targets, run_code=True).rows
+    }
+    assert found == dict.fromkeys(targets, ("exact", 0.0))
+
+
 def test_forms_with_positive_scales_hold_int8():
     x = heavy_tailed(3, 12, 32)
     for text in ("int4/g8/signed", "int4/g8/int5", "int3/signed"):

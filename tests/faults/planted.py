@@ -366,4 +366,18 @@ FAULTS = (
         "jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, 0, size), q)",
         ("tests/packed/test_pieces.py::test_prepared_pieces_are_the_whole",),
     ),
+    Fault(
+        "a penalty is known by its name",
+        "lowbit/run/identity.py",
+        "parts.append(self.of(cell.cell_contents))",
+        "parts.append(self.of(type(cell.cell_contents).__name__))",
+        ("tests/run/test_identity.py::test_values_that_are_closed_over",),
+    ),
+    Fault(
+        "a training state is read back unchecked",
+        "lowbit/core/kept.py",
+        "return (arrays, note) if metadata[_SEAL] == _hash(arrays, note) else None",
+        "return arrays, note",
+        ("tests/run/test_folder.py::test_every_flipped_bit_of_a_state_is_refused",),
+    ),
 )

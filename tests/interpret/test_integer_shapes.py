@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import lowbit as lb
 from tests.values import normal
@@ -41,3 +42,25 @@ def test_constants_do_not_grow_with_the_batch(tmp_path):
         sizes.append(bundle.manifest["constant_bytes"])
     assert max(sizes) < 1000
     assert abs(sizes[0] - sizes[1]) < 32  # constants of one value, of which there may be one or two more
+
+
+def test_a_kernel_that_is_computed_has_a_zero_point_of_its_own():
+    """A convolution of two activations, padded, both far from zero in the mean: the reference is what is exported."""
+
+    def fn(p, z, x):
+        kernel = (z @ p["w"] + 1.0).reshape(3, 3, 2, 1)
+        return lax.conv_general_dilated(x, kernel, (1, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    params, z, x = {"w": normal(0, 8, 18) * 0.3}, normal(1, 8), normal(2, 2, 5, 6, 2) + 0.7
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, z, x, integer=True)
+    qstate = lb.init(fn, plan, params, z, x)
+    qparams = lb.pack(plan, params, qstate)
+    want = np.asarray(lb.simulate(fn, plan)(params, qstate, z, x))
+    for implementation in ("carried", "reference"):
+        got = np.asarray(lb.execute(fn, plan, implementation=implementation)(qparams, z, x))
+        np.testing.assert_array_equal(got, want)
+    kernel = (np.asarray(z, np.float64) @ np.asarray(params["w"], np.float64) + 1).reshape(3, 3, 2)
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (0, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))[:, :, ::2]
+    truth = np.einsum("nhwcij,ijc->nhw", windows, kernel)[..., None]
+    assert np.abs(want - truth).max() < 0.03 * np.abs(truth).max()

@@ -144,3 +144,52 @@ def test_what_is_no_block_is_said():
     block = segment(case.fn, plan, first, "layers/down")
     with pytest.raises(ValueError, match="layer must have 1"):
         block.params(case.params)
+
+
+W = {"w": normal(1, 3, 4, 4), "v": normal(2, 4, 4), "gain": normal(3, 3, 4, 4)}
+
+
+def _computed(p, x):
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["w"] * p["gain"])[0] @ p["v"]
+
+
+def _branch(p, x):
+    return jax.lax.cond(x.sum() > 0, lambda x: x @ p["v"], lambda x: x, x) @ p["gain"][0]
+
+
+def _own_derivative(p, x):
+    @jax.custom_vjp
+    def inside(x, w):
+        return x @ w
+
+    inside.defvjp(lambda x, w: (x @ w, (x, w)), lambda kept, g: (g @ kept[1].T, kept[0].T @ g))
+    return inside(x, p["v"]) @ p["gain"][0]
+
+
+def _whole_and_by_layer(p, x):
+    return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w) + p["w"].sum(), None), x, p["w"])[0] @ p["v"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "says"),
+    [
+        (_computed, "a scan is over parameters computed before it"),
+        (_branch, "a branch or a while loop"),
+        (_own_derivative, "a call whose own derivative is kept"),
+        (_whole_and_by_layer, "read both whole and by layer"),
+    ],
+)
+def test_what_lies_beyond_its_limits_is_said(fn, says):
+    x = normal(4, 2, 4)
+    plan = lb.bind(fn, {}, W, x)
+    path = plan.rows[0].path
+    with pytest.raises(ValueError, match=says):
+        segment(fn, plan, path, path)
+
+
+def test_a_full_integer_plan_has_no_segments():
+    x = normal(4, 2, 4)
+    fn = lambda p, x: jnp.tanh(x @ p["v"]) @ p["v"]  # noqa: E731
+    plan = lb.bind(fn, {"**": "w8,a8"}, {"v": W["v"]}, x, integer=True)
+    with pytest.raises(ValueError, match="bind the same rules without integer=True"):
+        segment(fn, plan, "v@0", "v@1")

@@ -27,7 +27,6 @@ from lowbit.quantizers.stochastic import stochastic
 from lowbit.quantizers.tqt import tqt
 from lowbit.quantizers.twn import twn
 from lowbit.quantizers.xnor import xnor
-from tests.contract.cases import factories
 
 S = 0.25
 """The step of most cases."""
@@ -393,8 +392,3 @@ def test_xnor(text):
     to_x, _, _ = pulled(q, {}, w, g, {"scale": alpha.reshape(shape)})
     slope = (1 / cut.shape[-1] + alpha * (np.abs(cut) < 1)).reshape(3, 40)
     close(to_x, g * slope, np.abs(g))
-
-
-def test_every_method_is_here():
-    """A new quantizer brings its equations."""
-    assert set(factories()) <= set(globals())

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int32, Integer
 
+from lowbit.core.checks import is_traced
 from lowbit.core.spec import Spec
 from lowbit.interpret.arithmetic import Matmul, right_to_result
 from lowbit.interpret.layout import reach_of_spec as reach_of_spec
@@ -73,7 +75,7 @@ def product(
         return exact_sum(operation, left, right, reaches[0] * reaches[1])
     left, right = codes
     if operation.name == "conv_general_dilated":
-        return _convolution(operation, left, right, zeros[0])
+        return _convolution(operation, left, right, *zeros)
     numbers = dict(operation.params)["dimension_numbers"]
     (lc, rc), _ = numbers
     total = operation.accumulate_in(left, right, jnp.int32)
@@ -95,8 +97,13 @@ def left_to_result(dimension_numbers: Any, kept: Array, right_rank: int) -> Arra
     return out.reshape([*(kept.shape[i] for i in (*lb, *free)), *[1] * (right_rank - len(rc) - len(rb))])
 
 
-def _convolution(operation: Matmul, left: CodeArray, kernel: CodeArray, zero: Array) -> Int32[Array, "..."]:
-    """Zero-point padding, then a convolution without padding; the zero point costs one sum of the kernel per channel."""
+def _convolution(
+    operation: Matmul, left: CodeArray, kernel: CodeArray, zero: Array, kernel_zero: Array
+) -> Int32[Array, "..."]:
+    """Zero-point padding, then a convolution without padding; the zero point costs one sum of the kernel per channel.
+
+    That of a kernel that is computed costs the sums of the windows: a second convolution, with ones.
+    """
     params = dict(operation.params)
     numbers = params["dimension_numbers"]
     pads = [(0, 0, 0)] * left.ndim
@@ -110,7 +117,12 @@ def _convolution(operation: Matmul, left: CodeArray, kernel: CodeArray, zero: Ar
     sums = jnp.sum(kernel.astype(jnp.int32), axis=tuple(numbers.rhs_spec[1:]), dtype=jnp.int32)
     shape = [1] * left.ndim
     shape[numbers.out_spec[1]] = sums.shape[0]
-    return product - zero * sums.reshape(shape)
+    product = product - zero * sums.reshape(shape)
+    if not is_traced(kernel_zero) and not np.any(np.asarray(kernel_zero)):
+        return product
+    windows = operation.accumulate_in(left, jnp.ones_like(kernel), jnp.int32, **plain)
+    count = jnp.int32(math.prod(kernel.shape[i] for i in numbers.rhs_spec[1:]))
+    return product - kernel_zero * (windows - count * zero)
 
 
 def summed(equation: Equation, x: CodeArray, zero: Array) -> Int32[Array, "..."]:

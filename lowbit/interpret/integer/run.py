@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -132,6 +133,12 @@ def picking(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> l
     return [next(rest) if v.is_data else get(v) for v in node.equations[0].ins[1:]]
 
 
+def _nothing() -> Array:
+    """A zero point that is known to be 0 while a program is traced: a convolution then needs no sums of its windows."""
+    with jax.ensure_compile_time_eval():
+        return jnp.int32(0)
+
+
 class Arithmetic:
     """The integer arithmetic of a program: what `lowbit.execute` runs and what simulation takes its values from.
 
@@ -223,7 +230,7 @@ class Arithmetic:
             at = 0 if node.equations[0].ins[1].is_data else 1
             weight = self.weights[node.path]
             operands.insert(at, weight.codes)
-            offsets.insert(at, jnp.int32(0) if weight.zero is None else weight.zero.astype(jnp.int32))
+            offsets.insert(at, _nothing() if weight.zero is None else weight.zero.astype(jnp.int32))
             reaches.insert(at, compute.reach_of_spec(weight.spec))
         return operands, offsets, reaches
 
