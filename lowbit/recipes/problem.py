@@ -58,13 +58,12 @@ class Problem:
         """Returns the problem of a leaf; see `lowbit.recipes.solve.solve`."""
         group, scales = view.groups(spec, stack)
         shape = scales.scale_shape
-        index = scales.matrices(np.arange(int(np.prod(shape))).reshape(shape))
+        index = np.asarray(scales.matrices(np.arange(int(np.prod(shape))).reshape(shape)))
         operand = Operand(view.shape, contract=view.contract, stack=stack)
-        w = view.matrices(np.asarray(weight).astype(np.float32))
-        point = None if zero is None else scales.matrices(np.asarray(zero, np.float32))
-        return cls(
-            spec, operand, w, np.asarray(group), scales, index, scales.matrices(np.asarray(scale_values(scale))), point
-        )
+        w = np.asarray(view.matrices(np.asarray(weight).astype(np.float32)))
+        point = None if zero is None else np.asarray(scales.matrices(np.asarray(zero, np.float32)))
+        own = np.asarray(scales.matrices(np.asarray(scale_values(scale))))
+        return cls(spec, operand, w, np.asarray(group), scales, index, own, point)
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -150,7 +149,7 @@ class Problem:
         self, solver: Solver, aimed: np.ndarray, known: Factor | None, scale: Any, *, is_free: bool
     ) -> tuple[np.ndarray, ...]:
         """Returns levels, scales ``[matrix, group, N]``, values of the nearest levels on the own grid, those levels, values."""
-        now = self.scales.matrices(np.asarray(scale))
+        now = np.asarray(self.scales.matrices(np.asarray(scale)))
         plain = self.nearest(self.w, self.own)
         nearest = self.values(plain, self.own)
         if known is None:
@@ -226,7 +225,7 @@ def _searched(
     total = jax.vmap(lambda x: jax.ops.segment_sum(x, group, count))
 
     def loss(multiple: Array) -> Array:
-        scale = whole * multiple
+        scale: Any = whole * multiple
         scale = stored_scale(scale, spec, None) if spec.scale.spec is None else scale
         rows = scale[:, group]
         grid = Grid(scale, None, group, numbers, bounds)

@@ -87,9 +87,10 @@ def solve(
     solver = solver.chosen(spec.format, problem.w.shape[1:])
     aimed, known = problem.w, None
     empty, definite = np.zeros(len(problem.w), bool), np.ones(len(problem.w), bool)
-    damped, loose = None, 0.0
+    damped, norm, loose = None, None, 0.0
     if inputs is not None:
         moment, cross = inputs.centered()
+        norm = moment
         known = _factors(jnp.asarray(problem.square(moment)), solver.damping, solver.order)
         matrices, inner = problem.w.shape[:2]
         damped = np.asarray(known.damped)[:matrices, :inner, :inner]
@@ -113,9 +114,8 @@ def solve(
         levels, found = np.where(worse, plain, levels), np.where(worse, own, found)
         rounded = np.where(worse, nearest, rounded)
         scale = stored(jnp.asarray(problem.scales.scale(found)), spec, problem.operand)
-    norm = None if inputs is None else moment
     return Solved(
-        codes=encoded(spec.format, view.leaf(levels)),
+        codes=encoded(spec.format, np.asarray(view.leaf(levels))),
         values=jnp.asarray(view.leaf(rounded).astype(weight.dtype)),
         scale=scale,
         shift=None if inputs is None else inputs.shift(problem.w, rounded),

@@ -202,7 +202,7 @@ class Work:
             if bias is None or shift is None:
                 continue
             view = row.matrix
-            channels = view.matrices(np.broadcast_to(bias.made, view.shape))[:, 0]
+            channels = np.asarray(view.matrices(np.broadcast_to(bias.made, view.shape)))[:, 0]
             leaves = dict(zip(*flatten(params)[:2], strict=True))
             moved, most = bias.moved(leaves[bias.path], channels, shift)
             params = _replaced(params, {bias.path: moved})

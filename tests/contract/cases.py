@@ -136,6 +136,20 @@ def cases():
     return tuple(found)
 
 
+def some(turn):
+    """Of every factory the inputs and one of its weights, another one for every ``turn`` and factory: a third of the formats,
+    and every method."""
+    of_factory = {}
+    for case in cases():
+        of_factory.setdefault(case.label.split("(")[0], []).append(case)
+    found = []
+    for n, each in enumerate(of_factory.values()):
+        weights = [case for case in each if case.operand.is_weight]
+        found += [case for case in each if not case.operand.is_weight]
+        found += weights[(n + turn) % len(weights) :][:1] if weights else []
+    return found
+
+
 def carries(spec, dtype):
     """Whether a value of the grid finds its code again after rounding to ``dtype``: its error stays below half a level."""
     if not spec.format.is_integer:

@@ -19,9 +19,13 @@ from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Format, Granularity
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import spec_from_text
-from tests.contract.cases import bits, carries, cases, factories
+from tests.contract.cases import bits, carries, cases, factories, some
 
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
+HALF, LOOP, LIMIT, SPECIAL = (
+    pytest.mark.parametrize("case", some(turn), ids=lambda case: case.label) for turn in range(4)
+)
+"""What the code of a method decides, whatever the format: a weight and the input of every factory, others for each test."""
 
 
 def test_classes_are_abstract_or_final():
@@ -103,7 +107,7 @@ def test_bits(case):
     _check_bits(case, "float32", eagerly=True)
 
 
-@CASES
+@HALF
 def test_bits_of_half_precision(case):
     """The same for bfloat16 or float16, in turn: computed in float32, cast once."""
     _check_bits(case, "bfloat16" if cases().index(case) % 2 else "float16", eagerly=False)
@@ -179,7 +183,7 @@ def test_state_is_stable(case):
     assert hash(q) == hash(dataclasses.replace(q))
 
 
-@CASES
+@LOOP
 def test_vmap_is_a_loop(case):
     q, operand = case.quantizer, case.operand
     x, state = case.start()
@@ -190,7 +194,7 @@ def test_vmap_is_a_loop(case):
     assert (np.asarray(mapped[0]) != np.asarray(mapped[1])).any()
 
 
-@CASES
+@LIMIT
 def test_train_has_a_limit(case):
     """In the limit that a method declares, `train` is `quantize` to the last bit; before it, a method that overrides
     `train` does something else."""
@@ -207,7 +211,7 @@ def test_train_has_a_limit(case):
         assert (np.asarray(now) != np.asarray(q.fake(state, y, operand))).any()
 
 
-@CASES
+@SPECIAL
 def test_special_values(case):
     """Zeros stay finite, infinities saturate (dynamic: their block is NaN), NaN stays, tiny values do not vanish."""
     q, operand, x = case.quantizer, case.operand, case.data()

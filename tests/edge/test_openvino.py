@@ -39,6 +39,21 @@ def test_inputs_of_4_bit_weights_are_not_rounded_in_silence(tmp_path, monkeypatc
     assert row.status == "differs"
 
 
+@pytest.mark.parametrize(
+    ("machine", "features", "is_so"),
+    [
+        ("x86_64", "flags : avx2 fma", True),
+        ("AMD64", "", True),
+        ("x86_64", "flags : avx2 avx_vnni", False),
+        ("x86_64", "flags : avx512_vnni", False),
+        ("x86_64", "flags : amx_int8", False),
+        ("aarch64", "Features : asimd", False),
+    ],
+)
+def test_where_its_sums_saturate(machine, features, is_so):
+    assert openvino.saturates(machine, features) == is_so
+
+
 def test_what_it_rejects_is_said(tmp_path):
     bundle = exported(CNN, {"**": "w8,a8"}, tmp_path / "m")
     (bundle.path / "onnx" / "model.onnx").write_bytes(b"nothing")

@@ -14,7 +14,7 @@ def test_half_of_the_target_is_better_where_rows_are_few():
     def fn(p, x):
         return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
 
-    x = np.float32(rng.normal(size=(64 + 1024, size)))
+    x = rng.normal(size=(64 + 1024, size)).astype(np.float32)
     few, unseen = x[:64], x[64:]
     lost = {}
     for name in ("qronos", "qep"):

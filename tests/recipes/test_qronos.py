@@ -29,7 +29,7 @@ def case():
         for name, shape in sizes.items()
     }
     mixed = rng.normal(size=(24, 24)) * np.geomspace(1, 0.05, 24)
-    x = np.float32(rng.normal(size=(1536, 24)) @ mixed + 1.0)
+    x = (rng.normal(size=(1536, 24)) @ mixed + 1.0).astype(np.float32)
     return params, [(x[:512],), (x[512:1024],)], x[1024:]
 
 
@@ -55,9 +55,11 @@ def test_the_problem_is_the_one_of_least_squares_with_a_bias():
     x = rng.normal(size=(rows, size)) @ rng.normal(size=(size, size)) + rng.normal(size=size)
     seen = x + 0.3 * rng.normal(size=x.shape) + 0.2
     w = rng.normal(size=(size, columns))
-    moments = (np.float32(m[None]) for m in (seen.T @ seen / rows, seen.T @ x / rows, seen.mean(0), x.mean(0)))
+    moments = (m[None].astype(np.float32) for m in (seen.T @ seen / rows, seen.T @ x / rows, seen.mean(0), x.mean(0)))
     problem = Inputs(*moments)
-    h, c = (np.asarray(m[0], np.float64) for m in problem.centered())
+    moment, cross = problem.centered()
+    assert cross is not None
+    h, c = moment[0].astype(np.float64), cross[0].astype(np.float64)
     aim = np.linalg.solve(h, c @ w)
     constants = []
     for _ in range(4):

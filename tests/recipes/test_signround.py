@@ -10,8 +10,8 @@ from lowbit.recipes.lookup import named
 
 def test_signs_of_gradients_come_near_gptq_and_are_never_worse_than_nearest():
     rng = np.random.default_rng(3)
-    x = np.float32(rng.normal(size=(512, 32)) @ rng.normal(size=(32, 32)))
-    w = np.float32(rng.normal(size=(32, 24)))
+    x = (rng.normal(size=(512, 32)) @ rng.normal(size=(32, 32))).astype(np.float32)
+    w = rng.normal(size=(32, 24)).astype(np.float32)
     h = x.astype(np.float64).T @ x / len(x)
     lost = {}
     plain = dataclasses.replace(named("signround").solver, value="none", rounds=0)
