@@ -14,11 +14,6 @@ from experiments.post_training import Network, Plan, PostTraining
 from experiments.post_training import run as run
 from experiments.post_training_subjects import TINY, faces, mobilenet, sentences
 
-_FACES = (
-    "Tried: equalization and `qronos` 58.5, equalization and `centered` 72.0 before outputs counted relative to their power in the "
-    "search of a shared scale. Calibration photographs hold few faces: channels that find them are rarely seen. Not tried: bias "
-    "absorption, calibration on faces."
-)
 _RESNET = "Tried, on 256 calibration images: `gptq` 83.3 (logits 19.1 dB), `qronos` 85.5 (21.4 dB). Not tried: reconstruction of blocks."
 _TINY_PLANS = {
     name: (
@@ -48,7 +43,7 @@ config = PostTraining(
         Network(
             "blazeface", "BlazeFace", faces, "right %", 1,
             (
-                Plan("W8 per tensor", {"**": "w8/tensor"}, 97, tried=_FACES),
+                Plan("W8 per tensor", {"**": "w8/tensor"}, 97),
                 Plan("W4", {"**": "w4"}, 96),
                 Plan("W4A8", {"**": "w4,a8"}, 95),
             ),
