@@ -205,7 +205,7 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], pla
     group = group_of([q.shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
 
-    def tables(x: Array) -> Array:  # (batch, groups, N)
+    def tables(x: Array) -> Any:  # (batch, groups, N)
         wide = tuple(n if i in contract else q.shape[i] for i, n in enumerate(x.shape))
         return dataclasses.replace(view, shape=wide).matrices(jnp.broadcast_to(x, wide))
 
@@ -227,7 +227,8 @@ def matrix_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], pla
         )
         return in_order(packed, platform)
 
-    arrays = view.matrices(unpack(q).codes), tables(scales), None if q.zero is None else tables(q.zero), factors
+    codes: Any = view.matrices(unpack(q).codes)
+    arrays = codes, tables(scales), None if q.zero is None else tables(q.zero), factors
     return jax.vmap(one)(*arrays) if batch else one(*jax.tree.map(lambda x: x[0], arrays))
 
 

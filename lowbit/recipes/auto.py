@@ -1,4 +1,4 @@
-"""The recipe that picks by plan: what comes before ``centered``, as the specs of the plan ask for it.
+"""The recipe that picks by plan: what comes before ``gptq``, as the specs of the plan ask for it.
 
 * 8-bit weights with static input ranges per tensor: what is lost is lost by the inputs, whose channels differ in range; half of that
   moves into the weights (`lowbit.rewrites.smooth`), which have bits to spare.
@@ -14,13 +14,13 @@ from lowbit.rewrites.chain import chain
 from lowbit.rewrites.equalize import equalize
 from lowbit.rewrites.smooth import smooth
 
-from .centered import recipe as centered
+from .gptq import recipe as gptq
 from .recipe import Recipe
 
 
 def pick(plan: Plan) -> Recipe:
     """Returns what is run on a plan."""
-    found = centered()
+    found = gptq()
     weights = [row.weight.spec for row in plan.rows if row.weight is not None and row.weight.spec is not None]
     inputs = [site.spec for row in plan.rows for site in row.sites if not site.is_weight and site.spec is not None]
     static = [spec for spec in inputs if not spec.dynamic and isinstance(spec.granularity, Tensor)]
@@ -38,4 +38,4 @@ def _has_bits_to_spare(spec: Spec) -> bool:
 
 def recipe() -> Recipe:
     """Returns the recipe ``auto``."""
-    return centered().named("auto", "picked when the plan is known", pick=pick)
+    return gptq().named("auto", "picked when the plan is known", pick=pick)
