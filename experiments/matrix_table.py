@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.core import atomic
+from lowbit.export.runners import runners
 from lowbit.report import page, tables
 from lowbit.run.evals.verify import tools
 from lowbit.run.experiment import FLOAT
@@ -151,7 +152,8 @@ def _model(title: str, results: Results) -> dict[str, Any]:
     plans = [
         {
             "name": name,
-            **{key: result[key] for key in ("bits_per_weight", "rules", "targets")},
+            **{key: result[key] for key in ("bits_per_weight", "rules")},
+            "targets": {target: result["targets"][target] for target in runners() if target in result["targets"]},
             "metric": result["metric"]["execute"],
             "is_integer": methods[name].integer,
             "rounding": methods[name].rounding if methods[name].integer else None,
