@@ -53,7 +53,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _npz(path: Path) -> dict[str, Any]:
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as file:
+    with (
+        path.open("rb") as opened,
+        np.load(opened, allow_pickle=False) as file,
+    ):  # numpy leaves open what it cannot read
         return {name: file[name] for name in file.files}
 
 

@@ -118,17 +118,18 @@ def _check_config(path: Path, config: Any, function: Any) -> None:
     """Raises where ``config`` is not what its ``run`` says that it takes, or a field is of another type than declared."""
     if not callable(function):
         raise UsageError(f"{path}: run must be a function, got {function!r:.60}")
-    if isinstance(config, type) or not dataclasses.is_dataclass(config):
-        raise UsageError(f"{path}: config must be a dataclass, got {config!r:.60} ({type(config).__name__})")
-    if not isinstance(getattr(config, "name", None), str):
-        raise UsageError(
-            f"{path}: config needs a name, which is that of its folder, got {getattr(config, 'name', None)!r}"
-        )
     try:
         first = next(iter(inspect.signature(function).parameters))
         wanted = typing.get_type_hints(function).get(first)
     except (StopIteration, TypeError, ValueError, NameError):  # it says nothing of what it takes
         wanted = None
+    if isinstance(config, type) or not dataclasses.is_dataclass(config):
+        named = wanted.__name__ if isinstance(wanted, type) else "dataclass"
+        raise UsageError(f"{path}: config must be a {named}(...), got {config!r:.60} ({type(config).__name__})")
+    if not isinstance(getattr(config, "name", None), str):
+        raise UsageError(
+            f"{path}: config needs a name, which is that of its folder, got {getattr(config, 'name', None)!r}"
+        )
     if isinstance(wanted, type) and not isinstance(config, wanted):
         raise UsageError(
             f"{path}: config must be a {wanted.__name__}, which its run takes, got {type(config).__name__}"

@@ -195,12 +195,15 @@ class ChannelMean(RowSum):
 
 
 @dataclasses.dataclass(frozen=True)
-class FloatMean(ChannelMean):
+class FloatMean(RowSum):
     """The mean of every entry of an operation's input rows in the float model: float32 ``[matrix, K]``."""
 
     @property
     def name(self) -> str:
         return "float_mean"
+
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        return matrices, inner
 
     @property
     def beside(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from lowbit.calibrate.fold import calibrate
 from lowbit.core.kept import Kept
@@ -105,6 +106,8 @@ def quantize(
     if first is None:
         raise ValueError("batches is empty: a recipe needs at least one batch of calibration data")
     arguments.check_call(fn, params, first, {}, "batches[0]")
+    if any(0 in np.shape(x) for x in jax.tree.leaves(first[len(lead) :])):
+        raise ValueError("batches[0] holds an array without elements: a recipe needs inputs to calibrate with")
     arguments.check_runs(fn, params, first)
     if chosen.pick is not None:
         chosen = chosen.pick(bind(fn, rules, params, *first))

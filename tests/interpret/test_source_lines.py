@@ -97,7 +97,8 @@ def test_a_linked_project_and_a_file_called_as_a_module_of_pythons(tmp_path):
     loaded(real)
     (tmp_path / "jax").symlink_to(real.parent)
     model = loaded(tmp_path / "jax" / "functools.py")
-    plan = lb.bind(model.pure, {}, {"w": normal(1, 6, 5), "r": normal(2, 2, 5, 3)}, normal(3, 3, 6))
+    params = {"w": normal(1, 6, 5), "r": normal(2, 2, 5, 3), "s": normal(4, 3, 3)}
+    plan = lb.bind(model.pure, {}, params, normal(3, 3, 6))
     assert plan.rows[0].source == line("reduced", "functools.py")
 
 

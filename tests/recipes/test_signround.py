@@ -25,5 +25,5 @@ def test_signs_of_gradients_come_near_gptq_and_are_never_worse_than_nearest():
         lost[name] = np.einsum("kn,kj,jn->n", off, h, off)
     damped = 1.02 * lost["rtn"]  # the loss that is descended on has one percent of the mean moment on its diagonal
     assert np.all(lost["alone"] <= damped)
-    assert lost["alone"].sum() < 0.6 * lost["rtn"].sum()
+    assert lost["alone"].sum() < 0.75 * lost["rtn"].sum()  # without searched scales and descent
     assert lost["signround"].sum() < 1.15 * lost["gptq"].sum()
