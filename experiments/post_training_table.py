@@ -20,8 +20,8 @@ RECIPES = ("rtn", "gptq", "auto")
 
 NOTE = (
     "Numbers are of `lowbit.execute` on packed parameters, on data that no calibration has seen; bits with scales. Brackets: 95 % "
-    "by a bootstrap over photographs, images or sentences. *: reaches the bar; -: not asked for. `auto`: GPTQ layer by layer in "
-    "the norm of the inputs' covariance, biases taking means back (`centered`), after smoothing for W8A8, else after equalization where a weight has one scale. 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
+    "by a bootstrap over photographs, images or sentences. *: reaches the bar; -: not asked for. `auto`: GPTQ, after "
+    "smoothing for W8A8, else after equalization where a weight has one scale. 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
     "labelled photographs; BlazeFace: 200 crops of faces and background; MiniLM: mean cosine to float's vectors on sentences "
     "of the Brown corpus; MLPerf Tiny: agreement with float's class on 2,000 inputs, of the auto-encoder the correlation of "
     "anomaly scores with float's."
@@ -73,7 +73,7 @@ def missed(found: Mapping[str, Any]) -> list[str]:
             if plan["bar"] is None or not scores or max(scores.values()) >= plan["bar"]:
                 continue
             best = max(scores, key=lambda name: scores[name])
-            tried = plan.get("tried") or "nothing else was tried"
+            tried = plan.get("tried") or "Nothing else was tried."
             digits = network["digits"]
             lines.append(
                 f"* Missed: {network['title']}, {plan['name']}: {scores[best]:.{digits}f} by `{best}`, of {plan['bar']:g}. {tried}"
