@@ -18,11 +18,10 @@ int64_t PaddedBytes(const Conv& c, int64_t size) {  // of `size` bytes each; who
   return Plus(RoundUp(Times(Times(positions, c.channels), size), 64), 64);
 }
 
-// Where windows are not gathered: steps, and weights as pairs of them.
-int64_t DirectBytes(const Conv& c) {
-  const int64_t tiles = Times(c.groups, c.group_tiles());
-  return Plus(PaddedBytes(c, 2), Times(Times(tiles, c.words()), 4 * kLanes));
-}
+// Weights as pairs of steps, widened in every call: only as many as stay in L2, so that memory does not grow with weights.
+constexpr int64_t kMostPairBytes = 1 << 18;
+
+int64_t PairBytes(const Conv& c) { return Times(Times(Times(c.groups, c.group_tiles()), c.words()), 4 * kLanes); }
 
 // Of x that holds a NaN: where, position by position and feature group by group.
 template <typename T>
@@ -50,7 +49,8 @@ int64_t ScratchBytes(const Conv& c) {
   if (rows == 0 || c.out == 0) return 0;
   if (c.depthwise) return Plus(64, PaddedBytes(c, 4));
   const int64_t gathered = Plus(PaddedBytes(c, 1), Times(RoundUp(rows, kRowPadding), Plus(Stride(c), 12)));
-  return Plus(64, std::max(gathered, DirectBytes(c)));
+  const int64_t pairs = PairBytes(c);
+  return Plus(64, pairs <= kMostPairBytes ? std::max(gathered, Plus(PaddedBytes(c, 2), pairs)) : gathered);
 }
 
 const char* Check(const Conv& c) {
@@ -174,7 +174,9 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   c.found = &found;
   // Codes of 4 bits and fewer multiply faster than pairs of 16: with many of them, gathering a window is the smaller part.
   const bool many = c.bits < 8 && Times(c.inputs(), c.group_tiles()) >= kManyCodes;
-  if (!c.depthwise && body.direct_rows != nullptr && !many) return RunDirect(c, body, at, pool, threads);
+  if (!c.depthwise && body.direct_rows != nullptr && !many && PairBytes(c) <= kMostPairBytes) {
+    return RunDirect(c, body, at, pool, threads);
+  }
   at += PaddedBytes(c, c.depthwise ? 4 : 1);
 
   const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;
