@@ -12,12 +12,12 @@ from typing import Any
 from lowbit.core import atomic
 from lowbit.export.runners import runners
 from lowbit.report import page, tables
+from lowbit.run.environment import command
 from lowbit.run.evals.verify import tools
 from lowbit.run.experiment import FLOAT
 from lowbit.run.folder import RunFolder, write_json
-from lowbit.run.report import write_report
+from lowbit.run.report import printed, write_report
 from lowbit.run.results import Results
-from lowbit.run.screen import console
 
 RESULT = Path(__file__).parent / "results" / "matrix.json"
 MARKS = "<!-- matrix: written by python -m experiments.matrix_table README.md -->", "<!-- end of matrix -->"
@@ -123,32 +123,35 @@ def report(titles: Mapping[str, str], results: Sequence[Results], folder: RunFol
     """
     models = [_model(titles.get(each.experiment.name, each.experiment.name), each) for each in results]
     targets = list(dict.fromkeys(name for _, plan in _plans({"models": models}) for name in plan["targets"]))
-    made = {key: folder.environment[key] for key in ("commit", "dirty", "versions", "device")}
     found = {
         "config": "matrix",
-        "command": "lowbit run experiments/configs/matrix.py",
+        "command": command(),
         "seeds": sorted({seed for each in results for seed in each.experiment.seeds}),
         "targets": targets,
         "tools": tools(targets),
         "models": models,
         "minutes": round(sum(each.minutes for each in results), 1),
-    } | made
+    } | results[0].made
     write_json(folder.path / "summary.json", found)
     table, every = compact(found), whole(found)
     atomic.write(folder.path / "table.txt", f"{tables.text(table)}\n\n{tables.text(every)}\n")
     write_report("matrix", folder, [page.table(table, NOTE), page.table(every)])
-    terminal = console()
-    terminal.width = max(terminal.width, tables.width(table))  # a broken line is better than cells cut short
-    terminal.print(tables.rich_table(table))
-    terminal.print(NOTE, style="dim")
-    terminal.print(str(folder.path), highlight=False, soft_wrap=True)
+    printed(table, NOTE).print(str(folder.path), highlight=False, soft_wrap=True)
 
 
 def _model(title: str, results: Results) -> dict[str, Any]:
-    """What was found of one network: its float model, and its plans that did not fail."""
+    """What was found of one network: its float model, and its plans that did not fail.
+
+    Raises:
+        ValueError: without the float model.
+    """
     made = results.experiment
     methods, seed = {method.name: method for method in made.methods}, made.seeds[0]
     found = {row.name: row.results[seed] for row in results.rows if seed in row.results}
+    if FLOAT not in found:
+        raise ValueError(
+            f"{made.name}: the table needs the float row, which failed or was left out: --only float does it"
+        )
     plans = [
         {
             "name": name,

@@ -20,10 +20,10 @@ import lowbit as lb
 from lowbit.core import atomic
 from lowbit.recipes.lookup import named
 from lowbit.run import Model
+from lowbit.run.environment import command
+from lowbit.run.experiment import FLOAT
 from lowbit.run.folder import TIMES, RunFolder, plain, write_json
 from lowbit.run.screen import console
-
-FLOAT = "float"
 
 
 class Subject(NamedTuple):
@@ -132,7 +132,7 @@ def _run(config: PostTraining, folder: RunFolder) -> Path:
             pieces.setdefault(plan.name, {})[recipe] = result
         networks.append(_summary(network, pieces))
     made = {key: folder.environment[key] for key in ("versions", "device")}
-    found = {"config": config.name, "command": f"lowbit run experiments/configs/{config.name}.py", "networks": networks}
+    found = {"config": config.name, "command": command(), "networks": networks}
     write_json(folder.path / "summary.json", found | made)
     return folder.path
 
@@ -230,8 +230,3 @@ def interval(values: np.ndarray, unit: np.ndarray, draws: int = 2000, seed: int 
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def result(path: Path) -> Mapping[str, Any]:
-    """Returns a summary that was committed."""
-    return json.loads(path.read_text())

@@ -8,7 +8,7 @@ import numpy as np
 import lowbit as lb
 from experiments.data import brown, lfw_faces, photographs, tiny_inputs
 from experiments.models import blazeface, minilm, mlperf_tiny, mobilenet_v2
-from experiments.post_training import Subject, interval
+from experiments.post_training import Network, Plan, PostTraining, Subject, interval
 from lowbit.rewrites.batch_norm import fold
 from lowbit.run import Model
 
@@ -95,6 +95,19 @@ def sentences(calibration: int = 64, scored: int = 300, length: int = 64) -> Sub
         return {"cosine": float(np.mean(cosines)), "low": low, "high": high}
 
     return Subject(minilm.load(), batches(calibration, 0), batches(scored, 1), score)
+
+
+def on_auto_encoder(name: str, *recipes: str, calibration: int) -> PostTraining:
+    """Returns recipes beside each other on MLPerf Tiny's auto-encoder, with 4-bit weights and 8-bit inputs.
+
+    Args:
+        name: of the config.
+        *recipes: that are run.
+        calibration: inputs.
+    """
+    subject = functools.partial(tiny, "anomaly_detection", calibration)
+    plan = Plan("W4A8", {"**": "w4,a8"}, None, recipes)
+    return PostTraining(name, (Network("anomaly_detection", "auto-encoder", subject, "correlation", 4, (plan,)),))
 
 
 TINY = {name: functools.partial(tiny, name) for name in mlperf_tiny.NAMES}

@@ -75,7 +75,6 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that share the pieces (default: 1)")
     run.add_argument("--accept-stale", action="store_true", help="take pieces that another commit of lowbit finished")
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    run.add_argument("--traceback", action="store_true", help="show where an error came from")
     run.set_defaults(do=_running.run)
 
     show = words.add_parser(
@@ -86,7 +85,6 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a file such as runs/demo/seed-0/w4a8/packed.safetensors"
     )
-    show.add_argument("--traceback", action="store_true", help="show where an error came from")
     show.set_defaults(do=_commands.show)
 
     check = words.add_parser(
@@ -113,7 +111,6 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--cpu-seconds", metavar="N", type=float, default=1800.0, help="of each target (default: 1800)")
     check.add_argument("--memory-gb", metavar="N", type=float, default=16.0, help="of each target (default: 16)")
     check.add_argument("--json", action="store_true", help="also write certificate.json into the bundle")
-    check.add_argument("--traceback", action="store_true", help="show where an error came from")
     check.set_defaults(do=_commands.verify)
 
     quantize = words.add_parser(
@@ -137,7 +134,6 @@ def parser() -> argparse.ArgumentParser:
     quantize.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
     quantize.add_argument("--targets", metavar="NAME,...", help="also export a bundle that these targets can take")
     quantize.add_argument("--report", action="store_true", help="also write report.html")
-    quantize.add_argument("--traceback", action="store_true", help="show where an error came from")
     quantize.set_defaults(do=_quantize.quantize)
 
     _runs.add(words)
@@ -157,7 +153,6 @@ def parser() -> argparse.ArgumentParser:
     laws.add_argument("--bits", metavar="N", type=int, required=True, help="of a code")
     laws.add_argument("--transposed", action="store_true", help="arrays are [N, K], as PyTorch and LiteRT have them")
     laws.add_argument("--damping", metavar="X", type=float, default=0.01, help="of the second moment (default: 0.01)")
-    laws.add_argument("--traceback", action="store_true", help="show where an error came from")
     laws.set_defaults(do=_check.check)
 
     formats = words.add_parser(
@@ -172,8 +167,10 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: lowbit formats int4 nf4 int4/g32/bfloat16",
     )
     formats.add_argument("words", metavar="FORMAT", nargs="*", help="a format, with options or without (default: all)")
-    formats.add_argument("--traceback", action="store_true", help="show where an error came from")
     formats.set_defaults(do=_commands.formats)
+
+    for each in words.choices.values():
+        each.add_argument("--traceback", action="store_true", help="show where an error came from")
 
     bench = words.add_parser(
         "bench",

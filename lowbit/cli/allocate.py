@@ -43,7 +43,6 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--integer", action="store_true", help="a full-integer plan")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
     parser.add_argument("--report", action="store_true", help="also write report.html")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     parser.set_defaults(do=allocate)
 
 

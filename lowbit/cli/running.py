@@ -95,10 +95,9 @@ def _workers(chosen: argparse.Namespace, out: Path) -> Iterator[None]:
     if chosen.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {chosen.jobs}")
     if chosen.jobs > 1 and chosen.fresh:
-        from lowbit.core import atomic
+        from lowbit.run.folder import cleared
 
-        if (out / "config.json").is_file():
-            atomic.emptied(out)
+        cleared(out)  # once, before the first worker is in it
         chosen.fresh = False
     words = [sys.executable, "-m", "lowbit.cli", "run", chosen.config, "--out", str(out), "--worker"]
     for option, values in (("--set", chosen.changes), ("--only", chosen.only), ("--without", chosen.without)):

@@ -69,8 +69,6 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
     )
     report.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs that ended")
     report.set_defaults(do=_report)
-    for each in (new, sweep, diff, report):
-        each.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def _new(chosen: argparse.Namespace) -> None:
@@ -99,10 +97,9 @@ def _sweep(chosen: argparse.Namespace) -> int:
         statuses = sweep.by_submitit(commands, chosen.submitit, out / "logs", parameters)
     else:
         statuses = sweep.by_processes(commands, chosen.jobs, out / "logs")
-    sweep.summarized(out, asked, statuses)
+    found = sweep.summarized(out, asked, statuses)
     failed = [name for name, status in statuses.items() if status]
-    finished = [out / point.name for point in asked if (out / point.name / "summary.json").is_file()]
-    if finished:
+    if finished := [out / name for name, line in found.items() if "rows" in line]:
         _print_table(finished)
     for name in failed:
         print(f"{name} failed: {out / 'logs'} says why")

@@ -28,6 +28,8 @@ def explicit_mesh(arrays: Any) -> AbstractMesh | None:
 def automatic(function: Callable[..., Any], *operands: Any, like: Any = None) -> Any:
     """Returns ``function(*operands)``, computed with explicit mesh axes made automatic: on no explicit mesh, just the call.
 
+    Inside another such call the axes are automatic already: operands from outside it come in, and results stay.
+
     Args:
         function: of trees of arrays; it closes over none that lies on the mesh.
         operands: its arguments.
@@ -37,11 +39,18 @@ def automatic(function: Callable[..., Any], *operands: Any, like: Any = None) ->
     mesh = explicit_mesh((operands, like))
     if mesh is None:
         return function(*operands)
+    around = jax.sharding.get_abstract_mesh()
+    if not around.empty and AxisType.Explicit not in around.axis_types:
+        return function(*_replicated(operands))
     explicit = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
     inside = mesh.update_axis_types(dict.fromkeys(explicit, AxisType.Auto))
     with jax.sharding.use_abstract_mesh(inside):
-        made = function(*jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), operands))
+        made = function(*_replicated(operands))
     return _spread(mesh, made, like)
+
+
+def _replicated(operands: Any) -> Any:
+    return jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), operands)
 
 
 def _spread(mesh: AbstractMesh, made: Any, like: Any) -> Any:

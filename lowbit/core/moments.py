@@ -62,7 +62,7 @@ class RowSum(Statistic):
         return rows[:, :: self.step(rows.shape[1])].astype(jnp.float32)
 
     def step(self, rows: int) -> int:
-        """Returns how far apart the rows lie that are taken of so many: odd, to pass through all columns of an image."""
+        """Returns how far apart the rows lie that are taken of so many: odd, to pass through all columns of an image of 2^n."""
         return rows // self.most | 1 if 0 < self.most < rows else 1
 
     @property

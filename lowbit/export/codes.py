@@ -76,10 +76,10 @@ def program(
                 has_codes=lowered.has_integer_io,
                 has_picks=not lowered.plan.is_full_integer,
             )
-            if lowered.plan.is_full_integer and is_turned:
-                sites = turned(lowered.plan, traced, qparams, jax.tree.unflatten(tree, before))
-                qparams = dataclasses.replace(qparams, sites=sites)
             if lowered.plan.is_full_integer:
+                if is_turned:
+                    sites = turned(lowered.plan, traced, qparams, jax.tree.unflatten(tree, before))
+                    qparams = dataclasses.replace(qparams, sites=sites)
                 return full_integer(lowered.plan, traced, qparams, has_integer_io=lowered.has_integer_io)
             return ordinary(lowered.plan, traced, qparams)
 

@@ -1,10 +1,12 @@
 """The end of every factory of quantizers: from a rule text to the two of them."""
 
+import dataclasses
 from collections.abc import Callable
 
 from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.spec import Spec
 
+from .integer import Integer
 from .lookup import specs
 
 Made = Callable[[Spec], Quantizer]
@@ -35,3 +37,22 @@ def quantizers(
         role: make(spec) for role, make in makers.items() if make is not None and (spec := of_text[role]) is not None
     }
     return Quantizers(made.get("weight"), made.get("input"))
+
+
+def learned(spec: Spec, name: str) -> Spec:
+    """Returns ``spec`` in `int8`, which holds the codes of as few bits while widths or levels are learned.
+
+    Args:
+        spec: of plain signed integers: what is learned begins with their bits.
+        name: of the method, for errors.
+
+    Raises:
+        ValueError: for other formats.
+
+    Example:
+        >>> learned(specs("w4/g32")[0], "hgq").text
+        'int8/g32/sym'
+    """
+    if spec.format.bits > 8 or spec.format != Integer(spec.format.bits):
+        raise ValueError(f"{name} begins with signed integers of up to 8 bits, got {spec.format.name}")
+    return dataclasses.replace(spec, format=Integer(8))

@@ -82,8 +82,10 @@ class Grids:
         chosen = codes or {}
 
         def leaf(site: Site, x: Any) -> QTensor:
-            q = quantizer_of(site).quantize(get(qstate, site.key, site.role), x, site.operand)
-            return with_codes(q, chosen.get(site.key))
+            def quantized(state: QState, x: Any, codes: Any) -> QTensor:
+                return with_codes(quantizer_of(site).quantize(state, x, site.operand), codes)
+
+            return automatic(quantized, get(qstate, site.key, site.role), x, chosen.get(site.key), like=x)
 
         def operand(site: Site, x: Any, state: Any, _: Any) -> QTensor:
             q = quantizer_of(site).quantize(state[site.role], x, layer_operand(site))
@@ -192,7 +194,7 @@ def observation(
     if grids is not None:
         for path, site in plan.leaf_sites().items():
             i = traced.paths.index(path)
-            on_grid[path] = leaves[i] = automatic(functools.partial(grids.leaf, site), leaves[i], like=leaves[i])
+            on_grid[path] = leaves[i] = grids.leaf(site, leaves[i])
     for path, roles in wanted.items():
         for site in rows[path].sites:
             if site.kind == "leaf" and site.role in roles:

@@ -129,9 +129,7 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
     def products(*flat: Any) -> Any:
         return trace_of(*jax.tree.unflatten(tree, flat), is_fused=True)
 
-    if (
-        explicit_mesh(flat) is not None
-    ):  # there every product has its results spread in their types again: none joins another
+    if explicit_mesh(flat) is not None:  # every product's results are spread in their types again: none joins another
         return one_by_one(*flat)
     closed, shapes = jax.make_jaxpr(products, return_shape=True)(*flat)
     program = read(closed, fixed=count)

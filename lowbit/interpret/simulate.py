@@ -246,8 +246,12 @@ def _forward(key: Array | None, step: Array | None, *, train: bool) -> Callable[
         quantizer = quantizer_of(site)
         if not train:
             return automatic(functools.partial(_quantized, quantizer, operand), state, x, like=x)
-        now = None if key is None else site_key(key, f"{site.key}/{site.role}")
-        return automatic(functools.partial(_trained, quantizer, operand), state, x, now, step, like=x)
+
+        def trained(state: Any, x: Any, key: Array | None, step: Array | None) -> QTensor:
+            now = None if key is None else site_key(key, f"{site.key}/{site.role}")
+            return _trained(quantizer, operand, state, x, now, step)
+
+        return automatic(trained, state, x, key, step, like=x)
 
     return forward
 

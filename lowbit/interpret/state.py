@@ -142,11 +142,11 @@ def with_spans(qstate: QState, spans: Mapping[str, tuple[str, Any]]) -> QState:
     return parts
 
 
-def spans_of(qstate: QState) -> dict[str, Any]:
-    """Returns the spans in a state, by step; none of one that an older lowbit made."""
+def spans_of(qstate: QState) -> dict[str, tuple[str, Any]]:
+    """Returns the spans in a state, as `with_spans` takes them; none of one that an older lowbit made."""
     return {
-        role.removeprefix(_SPANS): x
-        for roles in qstate["fixed"].values()
+        role.removeprefix(_SPANS): (key, x)
+        for key, roles in qstate["fixed"].items()
         for role, x in roles.items()
         if role.startswith(_SPANS)
     }
@@ -154,8 +154,7 @@ def spans_of(qstate: QState) -> dict[str, Any]:
 
 def with_spans_from(qstate: QState, before: QState) -> QState:
     """Returns a state with the spans of the one that it was made from."""
-    keys = {role.removeprefix(_SPANS): key for key, roles in before["fixed"].items() for role in roles}
-    return with_spans(qstate, {step: (keys[step], found) for step, found in spans_of(before).items()})
+    return with_spans(qstate, spans_of(before))
 
 
 def check_state(plan: Plan, qstate: Any) -> None:

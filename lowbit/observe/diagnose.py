@@ -27,6 +27,7 @@ from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.execute import explain
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.packing import pack
+from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
 from lowbit.interpret.trace import Model, check_same_operations, trace
 from lowbit.packed import arguments
@@ -241,15 +242,16 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
         }
         for path, role, _ in watches[2].places:
             beside[path][role]["ends"] = _ends(plan[path], role, served[path][role])
-        carried = carried_states(plan, qstate, codes)
+        fit = fitted(plan, traced.graph)
+        carried = with_axes(plan, fit, carried_states(plan, qstate, codes))
         for path, roles in beside.items():
             carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
         grids = Grids.of(qstate, codes)
         forced = grids.forced()
         given = {"carried": carried, "beside": beside}
-        accumulated = walk.observation(plan, traced, watches[1], starts[1], grids=grids, **given)
-        alone = walk.observation(plan, traced, watches[1], starts[1], grids=forced, **given)
-        beyond = walk.observation(plan, traced, watches[2], starts[2], grids=forced, **given)
+        accumulated = walk.observation(fit, traced, watches[1], starts[1], grids=grids, **given)
+        alone = walk.observation(fit, traced, watches[1], starts[1], grids=forced, **given)
+        beyond = walk.observation(fit, traced, watches[2], starts[2], grids=forced, **given)
         made: dict[str, Any] = {}
         for path, role, _ in watches[1].places:
             made.setdefault(path, {})[role] = {

@@ -24,8 +24,8 @@ def fold(
     kwargs: Mapping[str, Any] | None,
     progress: Callable[[int], None] | None,
     *,
+    resumed: Resumed,
     ignored: str = "",
-    resumed: Resumed | None = None,
 ) -> Any:
     """Returns the states after all batches.
 
@@ -36,8 +36,8 @@ def fold(
         batches: argument tuples.
         kwargs: keyword arguments, the same for all.
         progress: called with the number of batches done.
+        resumed: what keeps the states.
         ignored: a role whose states do not say whether they are finite.
-        resumed: what keeps the states; by default nothing does.
 
     Raises:
         ValueError: if there is no batch, or NaN or infinity in one, by name and number; or other batches than the states that
@@ -45,7 +45,6 @@ def fold(
         TypeError: if a batch is not a tuple of arguments.
     """
     states, count = None, 0
-    resumed = Resumed(None, "", ()) if resumed is None else resumed
     for count, given in enumerate(arguments.iterated(batches), 1):
         batch, keywords = arguments.batch_of(given, count - 1), dict(kwargs or {})
         arguments.check_call(fn, params, batch, keywords, f"batches[{count - 1}]")

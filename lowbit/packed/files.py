@@ -7,10 +7,10 @@ The file, little-endian, as safetensors has it::
     data      the tensors' bytes, widest dtype first, without gaps
 
 ``CARD`` is JSON text: ``format`` ("lowbit"), ``version``, ``writer`` (the lowbit that wrote it), ``sha256``, ``plan`` (see `lowbit.plan.serial`), ``tree``
-(see `lowbit.packed.structure`), ``described``, the sha256 of all that is not data (plan, tree, names, dtypes and shapes),
-and, where the parameters carry it, the ``fingerprint`` of the plan. Packed codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a
-byte. ``sha256`` is that of the whole file with its own 64 digits written as zeros, so every byte counts. The same model
-gives the same bytes.
+(see `lowbit.packed.structure`), ``described``, the sha256 of all that is not data (plan, tree, names, dtypes and shapes, and
+that there is no fingerprint where there is none), and, where the parameters carry it, the ``fingerprint`` of the plan. Packed
+codes are ``U8`` tensors, several codes per byte: a 4-bit weight takes half a byte. ``sha256`` is that of the whole file with
+its own 64 digits written as zeros, so every byte counts. The same model gives the same bytes.
 """
 
 import hashlib
@@ -93,11 +93,11 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
         "sites": structure.describe(qparams.sites, "sites", arrays),
     }
     card = {"format": FORMAT, "version": VERSION, "writer": _here(), "sha256": _ZEROS, "plan": plan_text, "tree": tree}
+    if qparams.fingerprint:
+        card["fingerprint"] = plan.fingerprint
     card["described"] = _described(
         card, {name: [list(x.shape), _DTYPES.get(str(x.dtype))] for name, x in arrays.items()}
     )
-    if qparams.fingerprint:
-        card["fingerprint"] = plan.fingerprint
     chunks = encode_tensors(arrays, {FORMAT: json.dumps(card, separators=(",", ":"))})
     digest = hashlib.sha256()
     for chunk in chunks:
@@ -149,7 +149,10 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
         )
         _check(plan, qparams)
         shapes = {name: [list(x.shape), _DTYPES[str(x.dtype)]] for name, x in host.items()}
-        if card.get("described", _described(card, shapes)) != _described(card, shapes):
+        described = card.get("described", _described(card, shapes))
+        if described != _described(card, shapes):
+            if described == _described(card | {"fingerprint": plan.fingerprint}, shapes):
+                raise ValueError(f"it lost its plan's fingerprint, {plan.fingerprint!r}; copy it again")
             raise ValueError("it describes another model than the one that was saved; copy it again")
         checked(qparams)
     except (
@@ -193,8 +196,10 @@ def _check(plan: Plan, qparams: QParams) -> None:
 
 
 def _described(card: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
-    """The digest of everything in a file that is not data."""
-    text = json.dumps([card["plan"], card["tree"], dict(sorted(shapes.items()))], separators=(",", ":"))
+    """The digest of everything in a file that is not data; a fingerprint is that of the plan, and may be lacking."""
+    is_of_no_plan = "writer" in card and not card.get("fingerprint")  # files before had digests that did not say so
+    parts = [card["plan"], card["tree"], dict(sorted(shapes.items())), *(["no fingerprint"] if is_of_no_plan else [])]
+    text = json.dumps(parts, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

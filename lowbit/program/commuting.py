@@ -70,8 +70,11 @@ def elementwise(flow: Flow, equation: Equation, lead: int) -> Labels:
         _taken(flow, equation, i, labels, lead)
     if name not in ("add", "sub", "add_any", "neg"):
         flow.positive.append(labels)
-    compares = name in ("eq", "ne", "lt", "le", "gt", "ge", "sign", "is_finite")
-    return np.zeros([1] * (lead + out.ndim), np.int64) if compares else labels
+    return np.zeros([1] * (lead + out.ndim), np.int64) if name in _ANSWERS else labels
+
+
+_ANSWERS = primitives.COMPARISONS | {"sign", "is_finite"}
+"""Whose result is the same for a value and its positive multiples."""
 
 
 def _ranked(flow: Flow, value: Value, rank: int, lead: int) -> Labels:
@@ -164,6 +167,6 @@ COMMUTING: Mapping[str, Rule] = {
     "mul": product,
     "div": product,
     **dict.fromkeys(("add", "sub", "add_any", "neg", "max", "min", "abs", "select_n", "clamp"), elementwise),
-    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "sign", "is_finite"), elementwise),
+    **dict.fromkeys(_ANSWERS, elementwise),
 }
 """By primitive; those of movements and products are in `lowbit.program.crossings`."""

@@ -263,7 +263,7 @@ def _looped(walk: Turns, equation: Equation) -> None:
 
 
 _UNARY = ("exp", "tanh", "logistic", "sqrt", "rsqrt", "square", "integer_pow", "max", "min", "abs", "pow", "log", "erf", "erf_inv",
-          "erfc", "exp2", "expm1", "log1p", "sin", "cos", "clamp", "select_n", "reciprocal", "eq", "ne", "lt", "le", "gt", "ge", "sign", "cbrt")  # fmt: skip
+          "erfc", "exp2", "expm1", "log1p", "sin", "cos", "clamp", "select_n", "reciprocal", "sign", "cbrt", *primitives.COMPARISONS)  # fmt: skip
 
 TURNING: Mapping[str, Rule] = {
     **dict.fromkeys(primitives.SAME | primitives.VARYING | primitives.CASTS, _same),

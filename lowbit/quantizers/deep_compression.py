@@ -26,10 +26,9 @@ from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.ranges import Full
 from lowbit.core.rounding import nearest_even
 from lowbit.core.scales import check_positive, stored_scale
-from lowbit.core.spec import Operand, Spec
+from lowbit.core.spec import Operand
 from lowbit.formats.codebook import Codebook
-from lowbit.formats.factory import quantizers
-from lowbit.formats.lookup import format_named
+from lowbit.formats.factory import learned, quantizers
 
 TOP = 127.0
 """The level of the largest weight of a block: levels are whole numbers up to it, so that eight bits hold them while they are learned."""
@@ -148,10 +147,8 @@ def deep_compression(text: str) -> Quantizers:
         >>> deep_compression("w4/g32").weight.text
         "deepcompression('int8/g32/sym', bits=4)"
     """
-
-    def weight(spec: Spec) -> DeepCompression:
-        if not spec.format.is_integer or not spec.format.is_signed or spec.format.name.endswith("n"):
-            raise ValueError(f"a trained codebook needs signed integers, got {spec.format.name}")
-        return DeepCompression(dataclasses.replace(spec, format=format_named("int8")), spec.format.bits)
-
-    return quantizers(text, "deep_compression", weight=weight)
+    return quantizers(
+        text,
+        "deep_compression",
+        weight=lambda spec: DeepCompression(learned(spec, "deep_compression"), spec.format.bits),
+    )

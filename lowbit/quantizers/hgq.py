@@ -24,8 +24,8 @@ from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import QState, Quantizer, Quantizers
 from lowbit.core.rounding import nearest_even
 from lowbit.core.scales import check_positive, smallest_scale
-from lowbit.core.spec import Operand, Spec
-from lowbit.formats.factory import quantizers
+from lowbit.core.spec import Operand
+from lowbit.formats.factory import learned, quantizers
 from lowbit.formats.lookup import format_named
 
 MOST = 8
@@ -104,10 +104,6 @@ class HGQ(Quantizer):
         return quantize_with(x, self.spec, scale, None, blocks, nearest=nearest)
 
 
-def _made(spec: Spec) -> HGQ:
-    return HGQ(dataclasses.replace(spec, format=format_named(f"int{MOST}")), start=spec.format.bits)
-
-
 def hgq(text: str) -> Quantizers:
     """Returns the quantizer of weights with learned widths.
 
@@ -121,10 +117,4 @@ def hgq(text: str) -> Quantizers:
         >>> hgq("w6/g32").weight.text
         "hgq('int8/g32/sym', start=6, is_fixed=False)"
     """
-
-    def weight(spec: Spec) -> HGQ:
-        if not spec.format.is_integer or not spec.format.is_signed or spec.format.name.endswith("n"):
-            raise ValueError(f"HGQ needs signed integers, got {spec.format.name}")
-        return _made(spec)
-
-    return quantizers(text, "hgq", weight=weight)
+    return quantizers(text, "hgq", weight=lambda spec: HGQ(learned(spec, "hgq"), start=spec.format.bits))

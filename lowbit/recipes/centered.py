@@ -2,10 +2,11 @@
 
 Reference: Nagel, van Baalen, Blankevoort, Welling, Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
 2019, https://arxiv.org/abs/1906.04721, section 4.2: the bias takes back the mean that rounding adds. So rounding need not mind
-the mean: its error counts by the covariance of the inputs (`lowbit.recipes.inputs`), and every layer is solved on what the
-rounded and corrected layers before it make.
+the mean: its error counts by the covariance of the inputs (`lowbit.recipes.inputs`), and every layer, of up to sixteen, is solved on
+what the rounded and corrected layers before it make; of more, runs of so many that there are at most sixteen runs.
 
-Differs from the paper: means are measured on calibration inputs; rounding is GPTQ's, with scales by search, refit and descent.
+Differs from the paper: means are measured on calibration inputs; rounding is GPTQ's, with scales by search, refit and descent. A
+bias that others share, or behind a relu, a factor or a sum, takes nothing back: that layer is solved as by ``gptq``.
 """
 
 from lowbit.core.ranges import MSE

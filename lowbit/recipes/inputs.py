@@ -37,14 +37,14 @@ class Inputs:
             return self.moment, self.cross
         mean, other = self.mean.astype(np.float64), self.float_mean.astype(np.float64)
         moment = self.moment - mean[:, :, None] * mean[:, None, :]
-        # A constant input has no variance: what is left of it is rounding, which is no direction to aim along.
-        size = np.einsum("mkk->mk", self.moment)
-        moment[np.einsum("mkk->mk", moment) <= 1e-6 * size] = 0.0
-        moment = np.where(np.einsum("mkk->mk", moment)[:, None, :] == 0, 0.0, moment)
-        cross = None if self.cross is None else self.cross - mean[:, :, None] * other[:, None, :]
-        if cross is not None:
-            cross = np.where(np.einsum("mkk->mk", moment)[:, :, None] == 0, 0.0, cross).astype(np.float32)
-        return moment.astype(np.float32), cross
+        # A constant input has no variance: what is left of it is the rounding of float32 (eight eps of its mean square), which
+        # is no direction to aim along.
+        varies = np.einsum("mkk->mk", moment) > 1e-6 * np.einsum("mkk->mk", self.moment)
+        moment = np.where(varies[:, :, None] & varies[:, None, :], moment, 0.0).astype(np.float32)
+        if self.cross is None:
+            return moment, None
+        cross = self.cross - mean[:, :, None] * other[:, None, :]
+        return moment, np.where(varies[:, :, None], cross, 0.0).astype(np.float32)
 
     def shift(self, weight: np.ndarray, rounded: np.ndarray) -> np.ndarray | None:
         """Returns what a bias must add so that means of results are the float model's, ``[matrix, out]``; None without means.

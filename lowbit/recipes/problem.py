@@ -97,7 +97,7 @@ class Problem:
             return found, None
         return Integer(8, signed=found.signed), np.array([found.low, found.high], np.float32)
 
-    def searched(self, solver: Solver, aimed: np.ndarray, known: Factor | None, value: str) -> Any:
+    def searched(self, solver: Solver, aimed: np.ndarray, known: Factor | None) -> Any:
         """The scales with the least weighed error among multiples of the full range, as they are stored; shared ones together."""
         matrices, groups, columns = self.index.shape
         order = np.argsort(self.group, kind="stable")
@@ -110,8 +110,8 @@ class Problem:
         whole = np.where(reach == 0, np.float32(scale_of_zeros(self.spec)), np.maximum(reach * extent, SMALLEST_SCALE))
         _, inner, _ = self.size
         weighs = np.ones((self.size[0], inner), np.float32)
-        if known is not None and value != "ones":
-            weighs = known.variance if value == "conditional" else jnp.diagonal(known.damped, axis1=1, axis2=2)
+        if known is not None and solver.value != "ones":
+            weighs = known.variance if solver.value == "conditional" else jnp.diagonal(known.damped, axis1=1, axis2=2)
         largest = _LARGEST if self.spec.format.is_integer else _LARGEST_UNEVEN
         tried = np.linspace(_SMALLEST, largest, solver.steps, dtype=np.float32)
         if self.spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
@@ -127,8 +127,8 @@ class Problem:
         found = found[..., :matrices, :groups, :columns]
         if is_tied:
             losses = np.zeros((len(tried), count))
-            for i, loss in enumerate(found):
-                np.add.at(losses[i], self.index, loss / self.energy(aimed, np.asarray(weighs)))
+            for total, loss in zip(losses, found / self.energy(aimed, np.asarray(weighs)), strict=True):
+                np.add.at(total, self.index, loss)
             multiple = tried[np.argmin(losses, axis=0)]
         else:
             multiple = np.zeros(count, np.float32)

@@ -131,7 +131,7 @@ def quantize(
         yield params, jax.jit(fn)(params, *first)
         yield from calls()
 
-    kept = Kept(cache, f"{plan.fingerprint} {chosen}", content)
+    kept = Kept(cache, f"{plan.fingerprint} {chosen} {window}", content)
     biases = behind(fn, plan, params, first) if chosen.solver.is_centered else {}
     work = Work(fn, plan, chosen, calls, count, kept, say, biases)
     before = params
@@ -151,7 +151,7 @@ def quantize(
         keys = {row.path: row.weight.key for row in plan.rows if row.weight is not None}
         for path, bias, most in corrected.moved:
             notes.setdefault(keys.get(path, path), []).append(f"{bias} moved by up to {most:.3g}")
-            solved = params
+        solved = params
         clock.done("biases")
     carried = accumulated(fn, plan, before, solved, qstate, first) if diagnose else {}
     if diagnose:

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float
 
 from lowbit.core.grid import Grid
 from lowbit.core.ranges import RangeRule
-from lowbit.core.spec import Format
 from lowbit.plan.rows import Plan
 from lowbit.rewrites.chain import Rewrite
 from lowbit.solvers.descent import descend, refit
@@ -93,24 +92,6 @@ class Solver(abc.ABC):
         (levels, scale), _ = jax.lax.scan(one, (levels, grid.scale), length=self.rounds)
         return levels, dataclasses.replace(grid, scale=scale)
 
-    def chosen(self, numbers: Format, shape: tuple[int, int]) -> "Solver":
-        """Returns the solver of a weight ``[K, N]``: this one, but for solvers that do not treat all alike.
-
-        Args:
-            numbers: its format.
-            shape: ``(K, N)``.
-        """
-        return self
-
-    def picks(self, numbers: Format, shape: tuple[int, int]) -> str:
-        """Returns what is said in the report of a weight ``[K, N]``; for solvers that do not treat all alike.
-
-        Args:
-            numbers: its format.
-            shape: ``(K, N)``.
-        """
-        return ""
-
     def __str__(self) -> str:
         rest = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self))
         return f"{type(self).__name__}({rest})"
@@ -126,8 +107,8 @@ class Recipe:
         rewrite: ``(fn, params, state) -> (fn', params', state')`` before anything is quantized, such as
             ``lowbit.chain(...)``; None: the model as it is.
         inputs: the range rule of static inputs whose rule text names none (those of `lowbit.rtn`); None: as they are.
-        passes: how often, at least, inputs are observed while weights are solved in program order: with more, more
-            operations see their inputs as those before them, already solved, leave them.
+        passes: into how many runs, at most, weights are cut in program order, and more where second moments do not fit the
+            window: inputs are observed before each, as the weights of the runs before, already solved, leave them.
         most_rows: of every batch's input rows that second moments are taken over, about, evenly spaced; 0: all.
         is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
         mean_batches: that those means are measured on, at most: every operation runs the model on them once.

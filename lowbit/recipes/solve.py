@@ -32,7 +32,8 @@ class Solved:
         values: on the grid, of the leaf's shape and dtype.
         scale: as it is stored: an array of the scale's shape, or a `QTensor`.
         shift: what a bias must add, ``[matrix, out]``; None where no bias takes means back.
-        error: mean squared error of the operation's results, ``tr(D^T H D)``; of the weight itself without ``H``.
+        error: mean squared error of the operation's results, ``tr(D^T H D)``, where a bias takes means back without that of
+            means; of the weight itself without ``H``.
         nearest: the same of rounding to nearest on the quantizer's own scale.
         power: mean square of the results, ``tr(W^T H W)``, in the same units.
         noise: squared error of the weight.
@@ -84,7 +85,6 @@ def solve(
         is_free: whether scales may change.
     """
     problem = Problem.of(spec, view, stack, weight, scale, zero)
-    solver = solver.chosen(spec.format, problem.w.shape[1:])
     aimed, known = problem.w, None
     empty, definite = np.zeros(len(problem.w), bool), np.ones(len(problem.w), bool)
     damped, norm, loose = None, None, 0.0
@@ -106,7 +106,7 @@ def solve(
             aimed = np.asarray(found)[:matrices, :inner, : problem.w.shape[2]]
     own = problem.own
     if is_free and zero is None and solver.value != "none":
-        scale = problem.searched(solver, aimed, known, solver.value)
+        scale = problem.searched(solver, aimed, known)
     free = is_free and not problem.scales.is_tied and spec.scale.spec is None
     levels, found, nearest, plain, rounded = problem.rounded(solver, aimed, known, scale_values(scale), is_free=free)
     if free:  # an output that a solver made worse keeps the nearest

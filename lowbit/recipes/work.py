@@ -101,16 +101,14 @@ class Work:
                     )
                 elif (self.recipe.solver.alpha or self.recipe.solver.is_centered) and self._is_turned(row):
                     notes.setdefault(site.key, []).append(
-                        "in a loop over time: aimed at its own weight, not at results"
+                        "in a loop over time or a shard_map: aimed at its own weight, not at results"
                     )
-                elif said := self.recipe.solver.picks(site.spec.format, row.matrix.size[1:]):
-                    notes.setdefault(site.key, []).append(said)
         return found
 
     def _windows(
         self, sites: Mapping[str, tuple[Row, Site]], window: int
     ) -> Iterator[tuple[dict[str, tuple[Row, Site]], dict[str, tuple[Row, Site]]]]:
-        """Runs of weights that are solved at once, `Recipe.passes` of them at least, and what is watched for them.
+        """Runs of weights that are solved at once (see `Recipe.passes`), and what is watched for them.
 
         As much is watched as fits the window, for several runs the same: their passes over the data are one compiled program.
         """
@@ -256,7 +254,7 @@ def _carried(bare: Plan, qstate: Any) -> Any:
 
 
 _MOMENTS = {"gram": 2, "cross": 2, "channel_mean": 1, "float_mean": 1}
-"""What `lowbit.recipes.inputs.Inputs` is made of, in its order, and how many axes each has behind its matrices."""
+"""Statistics of inputs, and how many axes each has behind its matrices."""
 _NUMBERS = ("error", "nearest", "power", "noise", "size", "clipped", "loose")
 
 
@@ -264,7 +262,7 @@ def _inputs(seen: Mapping[str, Any]) -> Inputs:
     """Moments out of finished statistics, layers in front as matrices."""
     arrays = {name: np.asarray(seen[name]) for name in _MOMENTS if name in seen}
     shaped = {name: x.reshape(-1, *x.shape[x.ndim - _MOMENTS[name] :]) for name, x in arrays.items()}
-    return Inputs(*(shaped.get(name) for name in _MOMENTS))  # pyright: ignore[reportArgumentType]  # there is a gram
+    return Inputs(shaped["gram"], shaped.get("cross"), shaped.get("channel_mean"), shaped.get("float_mean"))
 
 
 def _arrays(found: Solved) -> dict[str, Any]:

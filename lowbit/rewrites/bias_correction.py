@@ -22,6 +22,7 @@ from lowbit.interpret.simulate import simulate
 from lowbit.interpret.state import QState
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
+from lowbit.program import primitives
 from lowbit.program.commuting import COMMUTING
 from lowbit.program.crossings import CROSSINGS
 from lowbit.program.flow import INLINED, Flow, Use
@@ -182,6 +183,9 @@ class Behind:
 def behind(fn: Callable[..., Any], plan: Plan, params: Any, args: tuple[Any, ...]) -> dict[str, Behind]:
     """Returns the bias behind every quantized operation that has one to itself, by the operation's path.
 
+    Only a bias that is added to the operation's results as they are, moved at most or beside other terms of a sum, an entry to
+    each channel: what it is shifted by is then what the results are shifted by. Behind a relu, a factor or a sum it is not.
+
     Args:
         fn: the function of the plan.
         plan: from `lowbit.bind`.
@@ -189,11 +193,12 @@ def behind(fn: Callable[..., Any], plan: Plan, params: Any, args: tuple[Any, ...
         args: of one call, without parameters.
     """
     flow, found, _ = _followed(fn, plan, params, args)
-    paths = flatten(params)[0]
+    paths, leaves, _ = flatten(params)
     readers = [use.leaf for use in flow.uses]
     sole = {}
     for path, (use, bias) in found.items():
-        if readers.count(bias.leaf) == 1 and readers.count(use.leaf) == 1:
+        is_sole = readers.count(bias.leaf) == readers.count(use.leaf) == 1 and bias.leaf not in flow.opaque
+        if is_sole and bias.makes.size <= leaves[bias.leaf].size and _is_straight(use, bias):
             sole[path] = Behind(paths[bias.leaf], _sign(bias), bias.makes, use.makes)
     return sole
 
@@ -216,9 +221,11 @@ def _added(value: Any, entries: Any, channels: np.ndarray, off: np.ndarray, sign
     """A bias and what is to be added to its channels; an entry of several channels takes their mean."""
     distinct, inverse = np.unique(channels.reshape(-1), return_inverse=True)
     by_label = np.bincount(inverse, off.reshape(-1)) / np.bincount(inverse)
-    own = np.broadcast_to(entries, value.shape)
+    own = np.broadcast_to(entries, np.broadcast_shapes(entries.shape, value.shape))
     at = np.minimum(np.searchsorted(distinct, own), distinct.size - 1)
     change = np.where(distinct[at] == own, by_label[at], 0.0)
+    place = np.broadcast_to(np.arange(value.size).reshape(value.shape), own.shape)
+    change = (np.bincount(place.reshape(-1), change.reshape(-1)) / np.bincount(place.reshape(-1))).reshape(value.shape)
     new = np.asarray(value).astype(np.float64) + sign * change
     return jnp.asarray(new.astype(np.float32)).astype(value.dtype), float(np.abs(change).max())
 
@@ -235,6 +242,27 @@ def _biases(fn: Any, plan: Plan, params: Any, args: tuple[Any, ...]) -> tuple[li
 
 def _sign(bias: Use) -> float:
     return -1.0 if bias.equation.name == "sub" and bias.operand == 1 else 1.0
+
+
+def _is_straight(use: Use, bias: Use) -> bool:
+    """Whether a bias is added, once, to what a weight makes itself: through movements and sums alone."""
+    if bias.equation.name == "sub" and bias.operand == 0:
+        return False
+    made, reached, todo = use.equation.outs[0], 0, [bias.equation.ins[1 - bias.operand]]
+    while todo:
+        value = todo.pop()
+        source = value.source
+        if value is made:
+            reached += 1
+        elif source is not None and source.name in ("add", "add_any"):
+            todo += source.ins
+        elif source is not None and (source.name == "sub" or source.name in _STRAIGHT):
+            todo.append(source.ins[0])
+    return reached == 1
+
+
+_STRAIGHT = primitives.SAME | primitives.VARYING | primitives.CASTS | primitives.SHAPED
+"""Every result elsewhere, none of them another or gone."""
 
 
 def _followed(

@@ -72,10 +72,10 @@ def diff(one: Path, other: Path) -> tuple[tables.Table, tables.Table]:
     rows = []
     for name in names:
         before, after = (_values(found["rows"].get(name, {})) for found in (left, right))
-        if not before or not after:
-            change = "-"
+        if name in left["rows"] and name in right["rows"] and before == after:
+            change = "same"
         else:
-            change = "same" if before == after else f"{sum(after) / len(after) - sum(before) / len(before):+.3f}"
+            change = f"{sum(after) / len(after) - sum(before) / len(before):+.3f}" if before and after else "-"
         rows.append([name, tables.spread(before, 3), tables.spread(after, 3), change])
     return (
         tables.Table("asked", ["what", one.name, other.name], asked),

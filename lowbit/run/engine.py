@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from . import report
-from .experiment import FLOAT, Experiment, Method, Suite
+from .experiment import Experiment, Method, Suite
 from .folder import TIMES, RunFolder
 from .identity import fingerprint
-from .pieces import Job, Piece, check_rules, key_of, made, measured, name_of
+from .pieces import Job, Piece, check_rules, eval_key, key_of, made, measured, name_of
 from .results import Results, Row
 from .screen import Screen, console
 
@@ -47,46 +47,90 @@ def run(
         OSError: if the data set cannot be had.
         ValueError: if ``only`` fits nothing, or rules do not fit the network.
     """
+    chosen = _chosen(config, only)
+    if not chosen:
+        raise ValueError(_unfit([config], only))
+    return _run(config, out, chosen, fresh=fresh, accept_stale=accept_stale, is_worker=is_worker)
+
+
+def run_suite(
+    config: Suite,
+    out: Path,
+    *,
+    fresh: bool = False,
+    only: Sequence[str] = (),
+    accept_stale: bool = False,
+    is_worker: bool = False,
+) -> list[Results]:
+    """Runs every experiment of a suite, each in a folder of its name, then the report over all; the arguments are those of `run`."""
+    chosen = [_chosen(each, only) for each in config.experiments]
+    if not any(chosen):
+        raise ValueError(_unfit(config.experiments, only))
+    folder = RunFolder(out, config, fresh=fresh)
+    try:
+        found = [
+            _run(each, folder.path / each.name, pieces, accept_stale=accept_stale, is_worker=is_worker)
+            for each, pieces in zip(config.experiments, chosen, strict=True)
+        ]
+        if not is_worker:
+            config.report(found, folder)
+        return found
+    finally:
+        folder.leave()
+
+
+def _run(
+    config: Experiment,
+    out: Path,
+    chosen: Sequence[tuple[int, Method]],
+    *,
+    fresh: bool = False,
+    accept_stale: bool = False,
+    is_worker: bool = False,
+) -> Results:
+    """Does the pieces chosen, and reports what there is of all."""
     started = time.time()
     for each in config.evals:
         if each.require is not None:
             each.require()
-    pieces = [(seed, method) for seed in config.seeds for method in (Method(FLOAT, {}), *config.methods)]
-    chosen = [(s, m) for s, m in pieces if _is_chosen(name_of(m, s), only)]
-    if not chosen:
-        raise ValueError(
-            f"--only fits no piece: got {', '.join(only)}; there are {', '.join(dict.fromkeys(m.name for _, m in pieces))}"
-        )
     folder = RunFolder(out, config, fresh=fresh, accept_stale=accept_stale)
-    terminal = console()
-    data = config.data()
-    data = data._replace(train=data.train.first(config.train_samples), test=data.test.first(config.test_samples))
-    screen = Screen(terminal, len(chosen))
-    job = Job(config, data, folder, screen)
-    if not is_worker:
-        _introduce(job)
-    check_rules(job, [m for m in config.methods if any(m is each and not _is_done(job, m, s) for s, each in chosen)])
-    with screen.shown():
-        _work(job, chosen, since=started)
+    try:
+        terminal = console()
+        data = config.data()
+        data = data._replace(train=data.train.first(config.train_samples), test=data.test.first(config.test_samples))
+        job = Job(config, data, folder, Screen(terminal, len(chosen)))
+        if not is_worker:
+            _introduce(job)
+        check_rules(
+            job, [m for m in config.methods if any(m is each and not _is_done(job, m, s) for s, each in chosen)]
+        )
+        with job.screen.shown():
+            _work(job, chosen, since=started)
+            reused = len(folder.reused)
+            together = {} if is_worker else _together(job)
+        results = _found(job, together, since=started, minutes=(time.time() - started) / 60)
         if is_worker:
-            return _found(job, pieces, {}, since=started, minutes=(time.time() - started) / 60)
-        reused = len(folder.reused)
-        together = _together(job)
-    if reused:
-        said = f"{reused} of {len(chosen)} pieces were finished by an earlier run and taken as they are (--fresh does all again)"
-        screen.say(said, style="yellow")
-    results = _found(job, pieces, together, since=started, minutes=(time.time() - started) / 60)
-    (config.report or report.standard)(results)
-    return results
+            return results
+        if reused:
+            job.screen.say(
+                f"{reused} of {len(chosen)} pieces were finished by an earlier run or another worker and taken as they are "
+                "(--fresh does all again)",
+                style="yellow",
+            )
+        (config.report or report.standard)(results)
+        return results
+    finally:
+        folder.leave()
 
 
-def run_suite(config: Suite, out: Path, *, fresh: bool = False, **options: Any) -> list[Results]:
-    """Runs every experiment of a suite, each in a folder of its name, then the report over all; the arguments are those of `run`."""
-    folder = RunFolder(out, config, fresh=fresh)
-    found = [run(each, folder.path / each.name, **options) for each in config.experiments]
-    if not options.get("is_worker", False):
-        config.report(found, folder)
-    return found
+def _chosen(config: Experiment, only: Sequence[str]) -> list[tuple[int, Method]]:
+    pieces = [(seed, method) for seed in config.seeds for method in config.rows]
+    return [(seed, method) for seed, method in pieces if _is_chosen(name_of(method, seed), only)]
+
+
+def _unfit(configs: Sequence[Experiment], only: Sequence[str]) -> str:
+    names = dict.fromkeys(method.name for each in configs for method in each.rows)
+    return f"--only fits no piece: got {', '.join(only)}; there are {', '.join(names)}"
 
 
 def _is_chosen(name: str, only: Sequence[str]) -> bool:
@@ -179,13 +223,13 @@ def _together(job: Job) -> dict[str, dict[str, Any]]:
     """What evals found of the finished pieces of the first seed, taken together, by method."""
     found: dict[str, dict[str, Any]] = {}
     seed = job.experiment.seeds[0]
-    keys = {method.name: key_of(job, method, seed) for method in job.methods}
-    there = [m for m in job.methods if job.folder.finished(name_of(m, seed), keys[m.name]) is not None]
+    keys = {method.name: key_of(job, method, seed) for method in job.experiment.rows}
+    there = [m for m in job.experiment.rows if job.folder.finished(name_of(m, seed), keys[m.name]) is not None]
     pieces: dict[str, Piece] = {}
     for each in job.experiment.evals:
         if not each.is_together or not there:
             continue
-        name, key = f"evals/{each.name}", fingerprint([keys[m.name] for m in there], each.name, each.measure)
+        name, key = f"evals/{each.name}", fingerprint([keys[m.name] for m in there], eval_key(each))
         with job.folder.locked(name):
             values = job.folder.finished(name, key)
             if values is None:
@@ -199,12 +243,10 @@ def _together(job: Job) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _found(
-    job: Job, pieces: Sequence[tuple[int, Method]], together: Mapping[str, Any], *, since: float, minutes: float
-) -> Results:
+def _found(job: Job, together: Mapping[str, Any], *, since: float, minutes: float) -> Results:
     """What is in the folder."""
     asked, rows, first = job.experiment, [], job.experiment.seeds[0]
-    for method in job.methods:
+    for method in asked.rows:
         results, errors = {}, {}
         for seed in asked.seeds:
             name, key = name_of(method, seed), key_of(job, method, seed)

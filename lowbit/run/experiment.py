@@ -212,6 +212,11 @@ class Experiment:
         if len(set(asked)) != len(asked):
             raise ValueError(f"evals: names must differ, got {', '.join(asked)}")
 
+    @property
+    def rows(self) -> tuple[Method, ...]:
+        """What is done, float first."""
+        return (Method(FLOAT, {}), *self.methods)
+
 
 @dataclasses.dataclass(frozen=True)
 class Suite:

@@ -85,6 +85,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def cleared(path: Path) -> None:
+    """Empties the folder of a run, if it is there.
+
+    Raises:
+        FileExistsError: if it is no run's folder, or another worker is in it.
+    """
+    atomic.settle(path)
+    atomic.settle(path / "config.json")  # what a kill left of a first file does not make the folder somebody else's
+    if not path.exists():
+        return
+    if not (path / "config.json").is_file() and any(path.iterdir()):
+        raise FileExistsError(f"{path} holds other files and no config.json: it will not be emptied; choose --out")
+    with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
+        if not is_ours:
+            raise FileExistsError(f"{path}: another worker is in it: stop that first, or choose --out")
+        atomic.emptied(path)
+
+
 class Seeded(Protocol):
     """A config: a frozen dataclass with seeds."""
 
@@ -119,20 +137,13 @@ class RunFolder:
     def __init__(self, path: Path, config: Seeded, *, fresh: bool = False, accept_stale: bool = False):
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"{path} is a file: choose another folder with --out")
-        atomic.settle(path)
-        atomic.settle(path / "config.json")  # what a kill left of a first file does not make the folder somebody else's
-        if fresh and path.exists():
-            if not (path / "config.json").is_file() and any(path.iterdir()):
-                raise FileExistsError(
-                    f"{path} holds other files and no config.json: it will not be emptied; choose --out"
-                )
-            with _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
-                if not is_ours:
-                    raise FileExistsError(f"{path}: another worker is in it: stop that first, or choose --out")
-                atomic.emptied(path)
+        if fresh:
+            cleared(path)
+        else:
+            atomic.settle(path)
         path.mkdir(parents=True, exist_ok=True)
         presence = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        weakref.finalize(self, os.close, presence)
+        self._presence = weakref.finalize(self, os.close, presence)
         with contextlib.suppress(OSError):  # a file system without locks: then --fresh cannot know
             fcntl.flock(presence, fcntl.LOCK_SH | fcntl.LOCK_NB)
         self.path = path
@@ -148,6 +159,10 @@ class RunFolder:
         started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         run = {"seeds": list(config.seeds), "started": started, "command": sys.argv, **self.environment}
         write_json(path / "run.json", run)
+
+    def leave(self) -> None:
+        """Ends this worker's presence: the folder may be emptied from now on; what is in it can still be read."""
+        self._presence()
 
     def piece(self, name: str) -> Path:
         """Returns the folder of a piece, such as ``seed-0/lsq_w4a4``."""

@@ -30,15 +30,12 @@ from lowbit.core.quantizer import Quantizer
 _OURS = ("lowbit", "lowbit_kernels")
 _INSTALLED = {"site-packages", "dist-packages"}
 """Folders of packages; what else is imported is the user's own, an editable install too."""
-_ALWAYS = ("core", "formats", "program", "plan", "packed", "interpret", "adapters", "calibrate")
-"""Folders of lowbit that every method goes through."""
+_ALWAYS = ("core", "formats", "program", "plan", "packed", "interpret", "adapters", "observe", "calibrate", "learn")
+"""Folders of lowbit that every method goes through: ranges are observed, and what was learned is hardened, without a fit too."""
+_ROUNDING = "lowbit.quantizers.rtn"
+"""What a rule's text stands for."""
 _ENGINE = ("losses", "measure", "metric", "pieces", "training")
 """Modules of this folder that numbers depend on."""
-
-
-def described(value: Any) -> Any:
-    """Returns a value as JSON data that changes with anything that it computes or holds."""
-    return _Describer().of(value)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -69,7 +66,7 @@ def numerics(modules: Iterable[str] = (), folders: Iterable[str] = ()) -> str:
         modules: further modules, such as ``lowbit.quantizers.lsq``; from `modules_of`.
         folders: further folders of lowbit, such as ``recipes``.
     """
-    return _numerics(tuple(sorted(set(modules))), tuple(sorted({*folders, *_ALWAYS})))
+    return _numerics(tuple(sorted({*modules, _ROUNDING})), tuple(sorted({*folders, *_ALWAYS})))
 
 
 @functools.cache
@@ -250,12 +247,12 @@ class _Describer:
             return ["data", kind, [[name, self.of(getattr(value, name, None))] for name in fields]]
         if isinstance(value, types.BuiltinFunctionType):
             return ["builtin", self._named(value.__module__ or "builtins", value.__qualname__)]
-        text = repr(value)
-        if " at 0x" not in text:
-            return ["text", kind, text]
+        found = ["object", kind]
         if not _is_known(type(value).__module__):
-            return ["object", kind, self.of(vars(value) if hasattr(value, "__dict__") else {})]
-        return ["object", kind]
+            found.append(self.of(vars(value) if hasattr(value, "__dict__") else {}))
+        elif not jax.tree_util.all_leaves([value]):  # an nnx module's text has the shapes of its arrays alone
+            found.append([self.of(leaf) for leaf in jax.tree.leaves(value)])
+        return found if " at 0x" in (text := repr(value)) else [*found, text]
 
 
 def _names(code: types.CodeType) -> set[str]:

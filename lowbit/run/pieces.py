@@ -15,9 +15,10 @@ from lowbit.core.kept import digest
 from lowbit.rewrites import batch_norm
 
 from .environment import NUMERIC
+from .evals.column import Eval
 from .experiment import FLOAT, Dataset, Experiment, Method, Model
 from .folder import RunFolder, plain
-from .identity import described, fingerprint, modules_of, numerics
+from .identity import fingerprint, modules_of, numerics
 from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
 from .screen import Screen, Training
@@ -51,11 +52,6 @@ class Job:
     def keys(self) -> dict[str, str]:
         """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
         return {}
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """Float first."""
-        return (Method(FLOAT, {}), *self.experiment.methods)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -147,8 +143,6 @@ def train_key(job: Job, method: Method, seed: int) -> str:
 
 
 _FOLDERS: tuple[tuple[str, Callable[[Method], Any]], ...] = (
-    ("learn", lambda m: m.fit),
-    ("observe", lambda m: m.recipe or m.allocate or m.rewrites),
     ("solvers", lambda m: m.recipe),
     ("recipes", lambda m: m.recipe),
     ("allocate", lambda m: m.allocate),
@@ -167,14 +161,14 @@ def key_of(job: Job, method: Method, seed: int) -> str:
 
 def _key_of(job: Job, method: Method, seed: int) -> str:
     made = job.experiment
-    evals = [each for each in made.evals if not each.is_together]
-    measured = (
-        made.metric,
-        made.test_batch,
-        job.test_digest,
-        [(e.name, described(e.measure), e.depends and e.depends()) for e in evals],
-    )
-    return fingerprint(train_key(job, method, seed), measured, numerics(modules_of(evals), ["run/evals"]))
+    evals = [eval_key(each) for each in made.evals if not each.is_together]
+    return fingerprint(train_key(job, method, seed), made.metric, made.test_batch, job.test_digest, evals)
+
+
+def eval_key(asked: Eval) -> str:
+    """Returns what the numbers of an eval depend on besides its pieces."""
+    code = numerics(modules_of(asked.measure), ["run/evals", "export", "targets"])
+    return fingerprint(asked.name, asked.measure, asked.depends and asked.depends(), code)
 
 
 def calibration(job: Job) -> list[np.ndarray]:

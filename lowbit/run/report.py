@@ -16,7 +16,7 @@ from .evals.grids import GRIDS
 from .experiment import FLOAT, Experiment
 from .folder import TIMES, RunFolder, write_json
 from .results import Results, Row, deviation
-from .screen import console
+from .screen import Console, console
 
 NOTES = (
     "packed weights read back from the file, mean ± standard deviation over seeds. bits/w: stored bits per weight, scales "
@@ -90,13 +90,19 @@ def standard(results: Results) -> None:
 
 def show(found: tables.Table, note: str, results: Results) -> None:
     """Prints a table, what its columns mean, what failed, and where the rest is."""
+    terminal = printed(found, note)
+    for name, error in results.failed.items():
+        terminal.print(f"{name} failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    terminal.print(f"{results.folder.path}; {results.minutes:.1f} minutes", highlight=False, soft_wrap=True)
+
+
+def printed(found: tables.Table, note: str) -> Console:
+    """Prints a table and what its columns mean, and returns the terminal."""
     terminal = console()
     terminal.width = max(terminal.width, tables.width(found))  # a broken line is better than cells cut short
     terminal.print(tables.rich_table(found))
     terminal.print(note, style="dim")
-    for name, error in results.failed.items():
-        terminal.print(f"{name} failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-    terminal.print(f"{results.folder.path}; {results.minutes:.1f} minutes", highlight=False, soft_wrap=True)
+    return terminal
 
 
 def _failures(results: Results) -> list[str]:
@@ -149,20 +155,19 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
 
 
 def _measured(row: Row) -> dict[str, Any]:
-    """Numbers by their keys, over seeds: the mean, and the spread where there are several seeds; texts of the first seed."""
+    """Numbers by their keys, over seeds: the mean, and the spread where there are several seeds."""
     found: dict[str, Any] = {}
     for keys in sorted({keys for result in row.results.values() for keys in _paths(result)}):
-        if keys[0] in (TIMES, "rules"):
-            continue
         values = row.values(*keys)
+        if keys[0] == TIMES or not values:  # texts stand in the pieces' own results
+            continue
         place = found
         for key in keys[:-1]:
             place = place.setdefault(key, {})
-        if values:
-            half = deviation(values)
-            place[keys[-1]] = {"mean": round(float(np.mean(values)), 6)} | (
-                {} if half is None else {"spread": round(half, 6)}
-            )
+        half = deviation(values)
+        place[keys[-1]] = {"mean": round(float(np.mean(values)), 6)} | (
+            {} if half is None else {"spread": round(half, 6)}
+        )
     return found
 
 

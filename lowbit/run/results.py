@@ -1,7 +1,7 @@
 """What a run found, as reports take it: measurements, by method and seed, and where they come from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,6 @@ class Results:
         return {key: self.folder.environment[key] for key in ("commit", "dirty", "versions", "device")}
 
 
-def deviation(values: "list[float]") -> float | None:
+def deviation(values: Sequence[float]) -> float | None:
     """Returns the sample standard deviation, or None of one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -131,9 +131,17 @@ def _rounded(given: Sequence[float]) -> dict[str, float | None]:
 
 
 def compared(results: Results) -> None:
-    """Writes ``table.txt``, ``study.json`` and ``study.png``, and prints the table: the report of a study."""
+    """Writes ``table.txt``, ``study.json`` and ``study.png``, and prints the table: the report of a study.
+
+    Raises:
+        ValueError: if float, or every other row, has not all seeds.
+    """
     made, folder = results.experiment, results.folder
     rows = [row for row in results.rows if len(row.results) == len(made.seeds)]  # the order pairs the seeds
+    if len(rows) < 2 or rows[0].name != FLOAT:
+        raise ValueError(
+            f"{made.name}: a study compares methods beside float, by all seeds; there are {len(rows)} whole rows"
+        )
     found = table(rows, f"{made.name}: {made.metric.name}, mean ± 95 % interval of {len(made.seeds)} seed(s)")
     orders = [f"{setting:<8} {order(values)}" for setting, values in grid(rows).items()]
     atomic.write(folder.path / "table.txt", "\n".join([tables.text(found), "", *orders, ""]))

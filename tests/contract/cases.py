@@ -136,17 +136,25 @@ def cases():
     return tuple(found)
 
 
+def parts(case):
+    """What a case tries: its format, how it stores scales, who shares them, and whether it has zero points."""
+    spec = case.quantizer.spec
+    return {spec.format.name, spec.scale, type(spec.granularity), (case.operand.is_weight, spec.symmetric)}
+
+
 def some(turn):
-    """Of every factory the inputs and one of its weights, another one for every ``turn`` and factory: a third of the formats,
-    and every method."""
-    of_factory = {}
-    for case in cases():
-        of_factory.setdefault(case.label.split("(")[0], []).append(case)
-    found = []
-    for n, each in enumerate(of_factory.values()):
-        weights = [case for case in each if case.operand.is_weight]
-        found += [case for case in each if not case.operand.is_weight]
-        found += weights[(n + turn) % len(weights) :][:1] if weights else []
+    """Every input, a weight of every factory, another one for another ``turn``, and then what it takes until each of `parts` is
+    tried by some factory."""
+    found = [case for case in cases() if not case.operand.is_weight]
+    weights = [case for case in cases() if case.operand.is_weight]
+    for n, name in enumerate(factories()):
+        own = [case for case in weights if case.label.startswith(f"{name}(")]
+        found += own[(n + turn) % len(own) :][:1] if own else []
+    tried = set().union(*map(parts, found))
+    for case in weights:
+        if not parts(case) <= tried:
+            found.append(case)
+            tried |= parts(case)
     return found
 
 

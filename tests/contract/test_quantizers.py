@@ -19,13 +19,13 @@ from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Format, Granularity
 from lowbit.core.statistics import Statistic
 from lowbit.formats.lookup import spec_from_text
-from tests.contract.cases import bits, carries, cases, factories, some
+from tests.contract.cases import bits, carries, cases, factories, parts, some
 
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.label)
 HALF, LOOP, LIMIT, SPECIAL = (
     pytest.mark.parametrize("case", some(turn), ids=lambda case: case.label) for turn in range(4)
 )
-"""What the code of a method decides, whatever the format: a weight and the input of every factory, others for each test."""
+"""What hangs on a method and on a format, not on the two together: every factory and every format once."""
 
 
 def test_classes_are_abstract_or_final():
@@ -67,6 +67,9 @@ def test_cases_are_found():
         if isinstance(cls, type) and issubclass(cls, Quantizer) and cls.__module__ == f.__module__
     }
     assert {cls for cls in found if not cls.__name__.startswith("_")} <= made
+    for turn in range(4):
+        for of in (lambda case: {case.label.split("(")[0]}, parts):
+            assert set().union(*map(of, some(turn))) == set().union(*map(of, cases()))
 
 
 def _check_bits(case, dtype, *, eagerly):

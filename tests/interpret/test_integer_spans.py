@@ -143,3 +143,17 @@ def test_packing_looks_at_the_grids_that_training_made_and_at_those_measured_und
     unchecked = jax.jit(lambda x: lb.init(swallowed, plan, P, x))(X)
     with pytest.raises(ValueError, match=r"the concatenate \S*concatenate_0 .*Give them a grid each"):
         lb.pack(plan, P, unchecked)
+
+
+def test_spans_stay_in_their_place_in_training():
+    """Under the key that they were measured for, also where a layer is called as a role is, and another comes after it."""
+
+    def fn(p, x):
+        return jnp.maximum(x @ p["weight"], 0.5) @ p["z"]
+
+    params = {"weight": P["box"], "z": P["box"][:4]}
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, X, integer=True)
+    qstate = lb.init(fn, plan, params, X)
+    assert "spans of weight" in qstate["fixed"]["weight"]
+    _, trained = lb.simulate(fn, plan, train=True)(params, qstate, X, key=jax.random.key(0), step=0)
+    assert jax.tree.structure(trained) == jax.tree.structure(qstate)

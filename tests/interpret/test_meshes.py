@@ -125,6 +125,28 @@ def test_a_training_step_stays_within_the_order_of_float_sums(kind):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
 
 
+def test_sequential_calibration_puts_spread_weights_on_their_grids():
+    plan = lb.bind(perceptron, {"**": RULES["groups over parts"]}, PARAMS, X)
+    want = lb.calibrate(perceptron, plan, PARAMS, [(X,)], sequential=True)
+    assert not equal(want, lb.calibrate(perceptron, plan, PARAMS, [(X,)]))
+    params, x = spread(mesh_of(AxisType.Explicit))
+    assert equal(lb.calibrate(perceptron, plan, params, [(x,)], sequential=True), want)
+
+
+def test_keys_and_steps_made_inside_a_mesh():
+    """They are on it as everything is: of the parameters, whose keys are folded in beside the walk, and of inputs, in it."""
+    plan = lb.bind(perceptron, {"**": lb.lsq("w4/g32,a8")}, PARAMS, X)
+    qstate = lb.init(perceptron, plan, PARAMS, X)
+    run = lb.simulate(perceptron, plan, train=True)
+    want = run(PARAMS, qstate, X, key=jax.random.key(0), step=jnp.int32(3))
+    mesh = mesh_of(AxisType.Explicit)
+    params, x = spread(mesh)
+    with jax.set_mesh(mesh):
+        key, step = jax.random.key(0), jnp.int32(3)
+        assert jax.typeof(step).sharding.mesh == mesh.abstract_mesh
+        assert equal(run(params, qstate, x, key=key, step=step), want)
+
+
 def images(p, x):
     y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jax.nn.relu(y).mean((1, 2)) @ p["head"]

@@ -1,5 +1,6 @@
 """The table of losses, against float64 written out: alone, accumulated, clipped, levels, bits."""
 
+import dataclasses
 import json
 import math
 
@@ -74,6 +75,18 @@ def test_a_layer_on_one_level_is_a_warning():
         found = lb.diagnose(two_layers, plan, params, qstate, DATA)
     assert math.isnan(found["b"].weight)
     assert json.loads(found.json())[1]["weight"] is None
+
+
+@pytest.mark.parametrize("rule", ["w4,a6", "w4,a8/dynamic"])
+def test_more_axes_of_examples_say_the_same(rule):
+    plan = lb.bind(two_layers, {"**": rule}, PARAMS, *DATA[0])
+    qstate = lb.calibrate(two_layers, plan, PARAMS, CALIBRATION)
+    x = heavy_tailed(6, 8, 16)
+    flat, deep = (lb.diagnose(two_layers, plan, PARAMS, qstate, [(each,)]) for each in (x, x.reshape(2, 4, 16)))
+    for a, b in zip(flat.findings, deep.findings, strict=True):
+        for name, value in dataclasses.asdict(a).items():  # decibels of sums in float32, in another order
+            other = getattr(b, name)
+            assert other == (pytest.approx(value, rel=1e-4, nan_ok=True) if isinstance(value, float) else value), name
 
 
 def test_codes_of_a_solver_are_what_is_diagnosed_and_observed():

@@ -172,6 +172,22 @@ def test_a_fingerprint_is_that_of_the_plan_beside_it(tmp_path, fingerprint):
         lb.load(path)
 
 
+@pytest.mark.parametrize("left", [{}, {"fingerprint": ""}])
+def test_a_fingerprint_is_not_lost(tmp_path, left):
+    """Without it a model is compared weight by weight only; parameters that never had one may be saved so."""
+    _, plan, qparams, _ = model("integers")
+    path = tmp_path / "m"
+    lb.save(path, plan, qparams)
+    header, card, said, data = parts(path.read_bytes())
+    card.pop("fingerprint")
+    path.write_bytes(joined(header, card | left, said, data, is_described=False))
+    with pytest.raises(ValueError, match=f"{path} is not a valid .* lost its plan's fingerprint, '{plan.fingerprint}'"):
+        lb.load(path)
+    bare = lb.QParams(qparams.params, qparams.sites)
+    lb.save(path, plan, bare)
+    assert same(lb.load(path)[1], bare)
+
+
 def test_a_terminal_obeys_no_checkpoint(tmp_path, capsys):
     """A rule is shown as it is written, and anything may stand there."""
     _, plan, qparams, _ = model(next(iter(RULES)))

@@ -190,14 +190,20 @@ def test_selections(root: Path) -> list[str]:
 
 def loops_over_jaxprs(root: Path) -> list[str]:
     """Only `lowbit/program` reads the equations of a jaxpr; everything else reads programs."""
-    found = []
-    for path in files(root):
+    return [
+        f"{name}:{node.lineno} reads .eqns"
+        for name, tree in _users_of_programs(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "eqns"
+    ]
+
+
+def _users_of_programs(root: Path) -> Iterator[tuple[str, ast.Module]]:
+    """The name and the syntax of every file of `lowbit` outside of `lowbit/program`."""
+    for path in sources(root):
         name = path.relative_to(root).as_posix()
-        if path.suffix != ".py" or not name.startswith("lowbit/") or name.startswith("lowbit/program/"):
-            continue
-        lines = [n.lineno for n in ast.walk(_tree(path)) if isinstance(n, ast.Attribute) and n.attr == "eqns"]
-        found += [f"{name}:{line} reads .eqns" for line in lines]
-    return found
+        if name.startswith("lowbit/") and not name.startswith("lowbit/program/"):
+            yield name, _tree(path)
 
 
 OWN_TABLES = {
@@ -222,13 +228,10 @@ def tables_of_primitives(root: Path) -> list[str]:
     """What primitives mean is said in `lowbit/program` alone: no other file lists four of them, handlers by name aside."""
     known = {name for names in primitives.MEANINGS.values() for name in names}
     found = []
-    for path in sources(root):
-        name = path.relative_to(root).as_posix()
-        if not name.startswith("lowbit/") or name.startswith("lowbit/program/"):
-            continue
+    for name, tree in _users_of_programs(root):
         lines = [
             node.lineno
-            for node in ast.walk(_tree(path))
+            for node in ast.walk(tree)
             if isinstance(node, ast.Set | ast.Tuple | ast.List)
             and sum(isinstance(e, ast.Constant) and e.value in known for e in node.elts) >= max(4, len(node.elts) / 2)
         ]

@@ -1,6 +1,7 @@
 """Learned widths and levels: their gradients by the papers' equations, their cost, and what they become when hardened."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -166,7 +167,7 @@ def test_a_trained_codebook_is_a_format(tmp_path):
 
 
 @pytest.mark.parametrize("factory", [hgq, deep_compression])
-@pytest.mark.parametrize("text", ["a8", "wnf4", "wuint4", "w4/affine", "w4/narrow", "w4/g32/dq"])
+@pytest.mark.parametrize("text", ["a8", "wnf4", "wternary", "wint16", "wuint4", "w4/affine", "w4/narrow", "w4/g32/dq"])
 def test_what_has_no_learned_form_is_refused(factory, text):
     if factory is deep_compression and text.endswith("dq"):
         text = "w8"
@@ -175,5 +176,6 @@ def test_what_has_no_learned_form_is_refused(factory, text):
 
 
 def test_every_method_is_here_or_there():
-    """A new quantizer brings its equations."""
-    assert set(factories()) <= set(vars(test_gradients)) | set(globals())
+    """A new quantizer brings its equations: in a file of its own name, ``test_abc.py``, or in one of these two."""
+    files = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert set(factories()) <= files | set(vars(test_gradients)) | set(globals())

@@ -21,4 +21,4 @@ def test_half_of_the_target_is_better_where_rows_are_few():
         qparams, plan, report = lb.quantize(fn, params, {"**": "w3,a4"}, batches=[(few,)], recipe=name)
         lost[name] = float(jnp.sum(jnp.square(lb.execute(fn, plan)(qparams, unseen) - fn(params, unseen))))
         assert f"alpha={0.5 if name == 'qep' else 1.0}" in report.recipe
-    assert lost["qep"] < 0.97 * lost["qronos"]
+    assert lost["qep"] < 0.9 * lost["qronos"]  # 0.70 to 0.82 over five draws of everything

@@ -45,7 +45,7 @@ def test_means_are_the_float_models_and_unseen_errors_are_smaller(case):
         # What is left of means are the ranges that are measured again once all is solved.
         assert bias.max() < 0.05 if name == "qronos" else bias.max() > 0.2
         assert (name == "qronos") == any("b moved by" in note for line in report.lines for note in line.notes)
-    assert lost["qronos"] < 0.7 * lost["gptq"]
+    assert lost["qronos"] < 0.7 * lost["gptq"]  # 0.52 to 0.68 over four draws of everything, 0.68 on this one
 
 
 def test_the_problem_is_the_one_of_least_squares_with_a_bias():

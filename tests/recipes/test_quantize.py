@@ -141,6 +141,12 @@ def test_a_run_that_was_stopped_goes_on(case, tmp_path):
     assert "inputs of window 0" not in again
     assert "inputs of window 1" in again
     jax.tree.map(np.testing.assert_array_equal, whole, got)
+    for window in (1, 1 << 28):  # other windows hold other weights: nothing of one is taken for the other's
+        held, _, _ = lb.quantize(
+            network, params, {"**": "w3"}, batches=batches, recipe="search", cache=tmp_path, window=window
+        )
+        apart, _, _ = lb.quantize(network, params, {"**": "w3"}, batches=batches, recipe="search", window=window)
+        jax.tree.map(np.testing.assert_array_equal, apart, held)
     other = {**params, "second": {"w": params["second"]["w"] * 2}}
     later = [*batches[:-1], (batches[-1][0] * 2,)]
     twice = lambda p, x: network(p, x * 2)  # noqa: E731
@@ -321,3 +327,20 @@ def test_scales_of_uneven_levels_are_searched_beyond_the_full_range():
     qparams, _, _ = lb.quantize(lambda p, x: x @ p["w"], {"w": w}, {"**": "wnvfp4"}, batches=[(x,)], recipe="search")
     error = np.asarray(qparams.weights()["w"].dequantize() - w, np.float64)
     assert np.sum(error**2) / np.sum(np.asarray(w, np.float64) ** 2) < 0.0069
+
+
+def test_a_scale_that_outputs_share_loses_the_least_share_of_every_output():
+    """In float64: of 64 multiples of the full range, the one with the least sum over outputs of error over power, both by ``H_kk``."""
+    rng = np.random.default_rng(9)
+    w = (rng.standard_t(4, size=(24, 16)) * np.geomspace(0.01, 1, 16)).astype(np.float32)
+    x = (rng.normal(size=(256, 24)) * np.geomspace(1, 0.05, 24)).astype(np.float32)
+    searched = dataclasses.replace(named("search"), solver=dataclasses.replace(named("search").solver, damping=0.0))
+    qparams, _, _ = lb.quantize(lambda p, x: x @ p["w"], {"w": w}, {"**": "w3/tensor"}, batches=[(x,)], recipe=searched)
+    got = np.asarray(qparams.weights()["w"].scale_values, np.float64).item()
+    h = np.mean(np.square(x, dtype=np.float64), axis=0)[:, None]
+    scales = np.linspace(0.4, 1.1, 64) * np.abs(w).max() / 3
+    off = [s * np.clip(np.rint(w / s), -4, 3) - w for s in scales]
+    relative = [np.sum(np.sum(h * e**2, axis=0) / np.sum(h * np.square(w, dtype=np.float64), axis=0)) for e in off]
+    plain = [np.sum(h * e**2) for e in off]
+    assert got == pytest.approx(scales[np.argmin(relative)], rel=1e-6)
+    assert np.argmin(relative) != np.argmin(plain)  # data that tell one from the other

@@ -25,5 +25,7 @@ def test_signs_of_gradients_come_near_gptq_and_are_never_worse_than_nearest():
         lost[name] = np.einsum("kn,kj,jn->n", off, h, off)
     damped = 1.02 * lost["rtn"]  # the loss that is descended on has one percent of the mean moment on its diagonal
     assert np.all(lost["alone"] <= damped)
-    assert lost["alone"].sum() < 0.75 * lost["rtn"].sum()  # without searched scales and descent
-    assert lost["signround"].sum() < 1.15 * lost["gptq"].sum()
+    # Without searched scales and descent, between nearest and what feedback leaves of it by its law, a half here: ten draws of
+    # everything leave 0.69 to 0.84 of nearest, this one 0.71, and another order of sums turns a few signs.
+    assert lost["alone"].sum() < 0.75 * lost["rtn"].sum()
+    assert lost["signround"].sum() < 1.15 * lost["gptq"].sum()  # 1.02 to 1.17 over the same draws, 1.08 here

@@ -37,6 +37,9 @@ def test_two_runs(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split() == ["w4", "81.000", "±", "1.414", "83.000", "±", "1.414"]
     assert cli.main(["report", str(tmp_path)]) == 2
+    failed = written(tmp_path / "failed", {"w4": {"errors": {"0": "ValueError: why"}}})
+    assert cli.main(["diff", str(failed), str(failed)]) == 0
+    assert cli.main(["diff", str(failed), str(written(tmp_path / "none", {}))]) == 1
 
 
 def test_methods_go_by_their_names():

@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,20 +14,15 @@ from lowbit.run import ACCURACY, Dataset, Experiment, Fit, Method, Model, cross_
 from lowbit.run.evals import device_time
 from lowbit.run.evals.device import codes, require
 from lowbit.run.evals.device import run as run_on
+from tests.run import tiny
 
 
-def tiny_fn(params, state, x):
-    h = jax.nn.relu(x[:, :, 0] @ params["a"]["w"] + params["a"]["b"])
-    return h @ params["c"]["w"] + params["c"]["b"]
+def on_signals(params, state, x):
+    return tiny.dense(params, state, x[:, :, 0])
 
 
-def tiny(seed: int) -> Model:
-    a, c = jax.random.split(jax.random.key(seed))
-    params = {
-        "a": {"w": jax.random.normal(a, (40, 24)) / 6, "b": jnp.zeros(24)},
-        "c": {"w": jax.random.normal(c, (24, 10)) / 5, "b": jnp.zeros(10)},
-    }
-    return Model(tiny_fn, params, {})
+def build(seed: int) -> Model:
+    return Model(on_signals, tiny.drawn(seed, 40, 10), {})
 
 
 def few() -> Dataset:
@@ -40,11 +34,11 @@ def first_class(x: np.ndarray) -> np.ndarray:
     return np.repeat(np.eye(1, 10), len(x), axis=0)
 
 
-FIT = Fit(epochs=2, batch=50, lr=5e-3, step_lr=1e-3)
+FIT = Fit(epochs=12, batch=50, lr=5e-3, step_lr=1e-3)
 STORY = Experiment(
     name="tiny",
     data=few,
-    model=tiny,
+    model=build,
     metric=ACCURACY,
     loss=cross_entropy,
     fit=FIT,

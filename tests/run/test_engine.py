@@ -197,6 +197,11 @@ def test_a_suite_has_one_report(tmp_path):
     assert [each.experiment.name for each in results] == ["a", "b"]
     assert folder.path == tmp_path
     assert (tmp_path / "b/seed-0/w8/result.json").is_file()
+    with pytest.raises(ValueError, match="--only fits no piece: got w3; there are float, w8"):
+        engine.run_suite(config, tmp_path, only=["w3"])
+    some = Suite("both", (config.experiments[0], untrained(name="c", methods=())), config.report)
+    engine.run_suite(some, tmp_path, fresh=True, only=["w8"])  # fits the first alone
+    assert [[len(row.results) for row in each.rows] for each in seen[-1][0]] == [[0, 1], [0]]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,7 @@ def test_a_piece_is_known_by_what_it_depends_on(tmp_path):
 
     def keys(config, data=data, method=1):
         job = pieces.Job(config, data, folder, None)
-        return pieces.train_key(job, job.methods[method], 0), pieces.key_of(job, job.methods[method], 0)
+        return pieces.train_key(job, job.experiment.rows[method], 0), pieces.key_of(job, job.experiment.rows[method], 0)
 
     def strong(strength):
         return lambda plan, params, qstate: strength * jnp.sum(jnp.square(params["a"]["w"]))

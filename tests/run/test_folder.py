@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from lowbit import cli
 from lowbit.core import atomic
 from lowbit.core.kept import opened, sealed
 from lowbit.run.folder import METRICS, RunFolder, read_metrics
@@ -49,11 +50,15 @@ def test_emptied_or_as_it_was(tmp_path, monkeypatch):
     assert seen == {True, False}
 
 
-def test_a_folder_with_a_worker_in_it_is_not_emptied(tmp_path):
+def test_a_folder_with_a_worker_in_it_is_not_emptied(tmp_path, capsys):
     worker = RunFolder(tmp_path / "run", tiny.config)
     with pytest.raises(FileExistsError, match="another worker is in it"):
         RunFolder(tmp_path / "run", tiny.config, fresh=True)
-    del worker
+    words = ["run", tiny.__file__, "--out", str(tmp_path / "run"), "--jobs", "2", "--fresh"]
+    assert cli.main(words) == 2
+    assert "another worker is in it" in capsys.readouterr().err
+    assert (tmp_path / "run/config.json").is_file()
+    worker.leave()
     RunFolder(tmp_path / "run", tiny.config, fresh=True)
 
 

@@ -1,11 +1,14 @@
 """What a function is known by: what it computes, not how it is called or described."""
 
+import ast
 import dataclasses
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import lowbit as lb
 from lowbit.run import identity
@@ -92,6 +95,26 @@ def test_values_that_are_closed_over():
     assert fingerprint(jax.jit(penalty(2))) != fingerprint(jax.jit(penalty(3)))
 
 
+class Own:
+    """Somebody's object, whose text says nothing of what it holds."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __repr__(self):
+        return "Own()"
+
+
+def test_objects_are_known_by_what_they_hold():
+    def build(module):
+        return lambda seed: module
+
+    one, other = (nnx.Linear(2, 3, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+    assert repr(one) == repr(other)
+    assert fingerprint(build(one)) == fingerprint(build(one)) != fingerprint(build(other))
+    assert fingerprint(build(Own(1))) == fingerprint(build(Own(1))) != fingerprint(build(Own(2)))
+
+
 def test_functions_that_call_each_other_end():
     source = "def fn(x): return other(x)\ndef other(x): return fn(x) + {}"
     assert (
@@ -124,3 +147,13 @@ def test_lowbits_own_code_is_known_by_its_modules(tmp_path, monkeypatch):
         identity._code_of.cache_clear()
         found.append(identity._code_of(file))
     assert found[0] == found[1] != found[2]
+
+
+def test_what_every_method_goes_through_is_whole():
+    """Their modules import no module of lowbit that no key knows."""
+    root = Path(lb.__file__).parent
+    known = {f"lowbit.{name}" for name in identity._ALWAYS}
+    for path in (path for name in identity._ALWAYS for path in (root / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lowbit."):
+                assert ".".join(node.module.split(".")[:2]) in known or node.module == identity._ROUNDING, path

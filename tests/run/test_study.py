@@ -70,3 +70,16 @@ def test_writes_table_record_and_plot(tmp_path):
     assert min(image.shape[:2]) > 200
     assert image[..., :3].min() < 0.2  # something is drawn
     assert (tmp_path / "study.png").stat().st_size < 200_000
+
+
+def test_a_study_without_float_says_so(tmp_path):
+    results = Results(
+        dataclasses.replace(tiny.config, seeds=(0, 1, 2)),
+        RunFolder(tmp_path, tiny.config),
+        tuple(ROWS[1:]),
+        "bumps",
+        None,
+        1.0,
+    )
+    with pytest.raises(ValueError, match="beside float"):
+        study.compared(results)

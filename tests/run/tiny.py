@@ -19,19 +19,23 @@ def bumps() -> Dataset:
 
 
 def dense(params, state, x):
-    """Logits ``[batch, 5]``."""
+    """Logits ``[batch, outputs]``."""
     h = jax.nn.relu(x @ params["a"]["w"] + params["a"]["b"])
     return h @ params["c"]["w"] + params["c"]["b"]
 
 
+def drawn(seed: int, inputs: int, outputs: int):
+    """Parameters of `dense`, drawn from ``seed``."""
+    a, c = jax.random.split(jax.random.key(seed))
+    return {
+        "a": {"w": jax.random.normal(a, (inputs, 24)) / 5, "b": jnp.zeros(24)},
+        "c": {"w": jax.random.normal(c, (24, outputs)) / 5, "b": jnp.zeros(outputs)},
+    }
+
+
 def build(seed: int) -> Model:
     """Returns the network with parameters drawn from ``seed``."""
-    a, c = jax.random.split(jax.random.key(seed))
-    params = {
-        "a": {"w": jax.random.normal(a, (20, 24)) / 5, "b": jnp.zeros(24)},
-        "c": {"w": jax.random.normal(c, (24, 5)) / 5, "b": jnp.zeros(5)},
-    }
-    return Model(dense, params, {})
+    return Model(dense, drawn(seed, 20, 5), {})
 
 
 FIT = Fit(epochs=2, batch=50, lr=1e-2, step_lr=1e-3)

@@ -92,7 +92,7 @@ def _step_of(site: Site, state: QState) -> float:
 def _measured(plan: Plan, qstate: QState) -> Iterator[tuple[Step, np.ndarray, np.ndarray]]:
     found = spans_of(qstate)
     for step in plan.steps:
-        spans = found.get(step.path)
+        _, spans = found.get(step.path, ("", None))
         if spans is not None and not any(is_traced(x) for x in jax.tree.leaves((spans, qstate))):
             yield step, np.asarray(spans["low"], np.float64), np.asarray(spans["high"], np.float64)
 

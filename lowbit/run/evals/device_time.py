@@ -22,7 +22,7 @@ from lowbit.run.measure import latencies
 from lowbit.run.pieces import Piece
 
 from . import iree
-from .column import Column, Eval
+from .column import Column, Eval, mean
 from .device import codes, is_c
 
 _ROUNDS = 50
@@ -69,16 +69,16 @@ def device_time(target: str, *, rounds: int = 200) -> Eval:
         rounds: calls per model in IREE.
     """
     instructions = (Column("M4 Minstr", ("latency", "instructions"), _millions),) if target == "cortex-m4" else ()
-    columns = (*instructions, Column("C us", ("latency", "c"), _whole), Column("IREE us", ("latency", "iree"), _whole))
+    columns = (
+        *instructions,
+        Column("C us", ("latency", "c"), mean(".0f")),
+        Column("IREE us", ("latency", "iree"), mean(".0f")),
+    )
     return Eval("device_time", _DeviceTime(target, rounds), columns, iree.require, is_together=True)
 
 
 def _millions(values: Sequence[float], base: Sequence[float]) -> str:
     return f"{np.mean(values) / 1e6:.2f}" if values else "-"
-
-
-def _whole(values: Sequence[float], base: Sequence[float]) -> str:
-    return f"{np.mean(values):.0f}" if values else "-"
 
 
 @dataclasses.dataclass(frozen=True)
