@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
+from lowbit.interpret import served
 from lowbit.packed import native
 
 R = np.random.default_rng(3)
@@ -114,3 +115,36 @@ def test_nothing_outlives_the_parameters():
     gc.collect()
     assert [ref() for ref in leaves if ref() is not None and ref() is not PARAMS["c"]] == []
     assert run is lb.execute(fn, plan)
+
+
+def test_small_arrays_are_one_argument_of_the_compiled_call(monkeypatch):
+    """Of sixteen layers, each with arrays of its weight, of its kernel's order and of its grid, the call has two arguments."""
+    found, real = [], served.arranged
+    monkeypatch.setattr(served, "arranged", lambda *given: found.append(real(*given)[0]) or real(*given))
+    params = {"first": {f"l{i:02}": _array(32, 32) for i in range(8)}, "then": [_array(32, 32) for _ in range(8)]}
+
+    def fn(p, x):
+        for w in (*(p["first"][name] for name in sorted(p["first"])), *p["then"]):
+            x = jax.nn.relu(x @ w)
+        return x
+
+    x = _array(1, 32)
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+    run, slow = lb.execute(fn, plan), lb.execute(fn, plan, implementation="reference")
+    np.testing.assert_array_equal(run(qparams, x), slow(qparams, x))
+    (layout,) = found
+    assert layout.count == len(layout.places) == 16 * (2 + 3 + 2)
+    # Exchanged in a dictionary and in a list, and under another name.
+    before = run(qparams, x)
+    qparams.params["then"][3] = dataclasses.replace(
+        qparams.params["then"][3], scale=qparams.params["then"][3].scale * 2
+    )
+    np.testing.assert_array_equal(run(qparams, x), slow(qparams, x))
+    assert bool(jnp.any(run(qparams, x) != before))
+    first = qparams.params["first"]
+    first["l06"], first["l07"] = first["l07"], first["l06"]
+    np.testing.assert_array_equal(run(qparams, x), slow(qparams, x))
+    first["l08"] = first.pop("l07")
+    with pytest.raises(ValueError, match="l07"):
+        run(qparams, x)

@@ -1,0 +1,125 @@
+"""Small arrays of packed parameters in one buffer: what a jitted call costs for each of its arguments, it then costs once."""
+
+import dataclasses
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.qtensor import QTensor
+from lowbit.packed.native import NativeTensor
+from lowbit.packed.trees import Dropped, QParams, flatten
+from lowbit_kernels.cpu.arena import Placed, is_placeable, place
+
+SMALL = 1 << 16
+"""Bytes of an array above which an argument of its own costs little beside reading it, and a copy would be memory."""
+
+Place = tuple[int, int, tuple[int, ...], Any]
+"""Of a placed array: its position among all, where it begins, its shape and its dtype."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the arrays of packed parameters, and of their kernels' orders, are. Hashable.
+
+    Attributes:
+        count: of all arrays.
+        places: of those in the arena.
+    """
+
+    count: int
+    places: tuple[Place, ...] = ()
+
+    def apart(self, arrays: Sequence[Any]) -> list[Any]:
+        """Returns those of all arrays that have no place in the arena."""
+        placed = {i for i, *_ in self.places}
+        return [x for i, x in enumerate(arrays) if i not in placed]
+
+    def together(self, others: Sequence[Any], arena: Any) -> list[Any]:
+        """Returns all arrays, in order, of those that have no place in the arena, and the arena."""
+        found = {i: Placed(arena, at, shape, dtype) for i, at, shape, dtype in self.places}
+        rest = iter(others)
+        return [found[i] if i in found else next(rest) for i in range(self.count)]
+
+
+def arranged(
+    qparams: QParams, leaves: Sequence[Any], held: Sequence[Any], orders: Mapping[str, Any]
+) -> tuple[Layout, Any]:
+    """Returns where arrays are, and their arena; None for the latter where there are not several small ones.
+
+    What native calls read goes into it: weights in the kernels' order, their packed forms, and the grids of inputs. Parameters
+    that stay in float are read by other operations, which would have to cut them out.
+
+    Args:
+        qparams: packed parameters, concrete.
+        leaves: its arrays.
+        held: those of the orders.
+        orders: weights in the kernels' order, by key.
+    """
+    paths, entries, _ = flatten(qparams.params)
+    own: list[bool] = []
+    for path, entry in zip(paths, entries, strict=True):
+        is_own = isinstance(entry, NativeTensor) or (isinstance(entry, QTensor) and path in orders)
+        own += [is_own] * len(jax.tree.leaves(entry))
+    own += [True] * (len(leaves) - len(own))  # of sites
+    arrays = [*leaves, *held]
+    chosen = [i for i, x in enumerate(arrays) if (i >= len(own) or own[i]) and is_placeable(x, SMALL)]
+    devices = {device for i in chosen for device in arrays[i].devices()}
+    if len(chosen) < 2 or len(devices) > 1:
+        return Layout(len(arrays)), None
+    data, offsets = place([arrays[i] for i in chosen])
+    is_committed = any(arrays[i].committed for i in chosen)
+    arena = jax.device_put(data, devices.pop()) if is_committed else jnp.asarray(data)
+    places = ((i, at, tuple(arrays[i].shape), arrays[i].dtype) for i, at in zip(chosen, offsets, strict=True))
+    return Layout(len(arrays), tuple(places)), arena
+
+
+@dataclasses.dataclass(frozen=True)
+class Near:
+    """Packed parameters as their containers held them, while these live: a look at every entry, without flattening.
+
+    Attributes:
+        dicts: every dictionary.
+        lists: every list.
+        counts: the entries of each of these.
+        keys: of the dictionaries, one after the other.
+        values: of dictionaries and lists, one after the other.
+        others: the arrays that have no place in the arena.
+    """
+
+    dicts: list[dict[Any, Any]]
+    lists: list[list[Any]]
+    counts: list[int]
+    keys: list[Any]
+    values: list[Any]
+    others: list[Any]
+
+    @classmethod
+    def of(cls, qparams: QParams, others: list[Any]) -> "Near | None":
+        """Returns that of packed parameters; None where they are held by other containers than tuples, lists, dictionaries."""
+        dicts: list[Any] = []
+        lists: list[Any] = []
+        waiting: list[Any] = [qparams.params, qparams.sites]
+        for node in waiting:
+            if type(node) in (dict, list):
+                (dicts if type(node) is dict else lists).append(node)
+                waiting += node.values() if type(node) is dict else node
+            elif type(node) is tuple:
+                waiting += node
+            elif not (node is None or isinstance(node, QTensor | Dropped | jax.Array)):
+                return None
+        values = [*itertools.chain.from_iterable(map(dict.values, dicts)), *itertools.chain.from_iterable(lists)]
+        counts = [*map(len, dicts), *map(len, lists)]
+        return cls(dicts, lists, counts, list(itertools.chain.from_iterable(dicts)), values, others)
+
+    def is_unchanged(self) -> bool:
+        """Whether every container holds what it held."""
+        values = itertools.chain(itertools.chain.from_iterable(map(dict.values, self.dicts)), *self.lists)
+        return (
+            [*map(len, self.dicts), *map(len, self.lists)] == self.counts
+            and list(itertools.chain.from_iterable(self.dicts)) == self.keys
+            and all(map(operator.is_, values, self.values))
+        )
