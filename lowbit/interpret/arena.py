@@ -82,19 +82,22 @@ class Near:
     """Packed parameters as their containers held them, while these live: a look at every entry, without flattening.
 
     Attributes:
-        dicts: every dictionary.
-        lists: every list.
-        counts: the entries of each of these.
+        dicts: every dictionary of the parameters.
+        lists: every list of them.
         keys: of the dictionaries, one after the other.
         values: of dictionaries and lists, one after the other.
+        counts: the entries of each.
+        sites: a copy of the dictionaries of the sites. Comparing these is quick where every entry is the same object; one
+            of the same value is the same.
         others: the arrays that have no place in the arena.
     """
 
     dicts: list[dict[Any, Any]]
     lists: list[list[Any]]
-    counts: list[int]
     keys: list[Any]
     values: list[Any]
+    counts: list[int]
+    sites: Any
     others: list[Any]
 
     @classmethod
@@ -102,7 +105,7 @@ class Near:
         """Returns that of packed parameters; None where they are held by other containers than tuples, lists, dictionaries."""
         dicts: list[Any] = []
         lists: list[Any] = []
-        waiting: list[Any] = [qparams.params, qparams.sites]
+        waiting: list[Any] = [qparams.params]
         for node in waiting:
             if type(node) in (dict, list):
                 (dicts if type(node) is dict else lists).append(node)
@@ -111,15 +114,26 @@ class Near:
                 waiting += node
             elif not (node is None or isinstance(node, QTensor | Dropped | jax.Array)):
                 return None
-        values = [*itertools.chain.from_iterable(map(dict.values, dicts)), *itertools.chain.from_iterable(lists)]
+        values = [*_all(map(dict.values, dicts)), *_all(lists)]
         counts = [*map(len, dicts), *map(len, lists)]
-        return cls(dicts, lists, counts, list(itertools.chain.from_iterable(dicts)), values, others)
+        return cls(dicts, lists, [*_all(dicts)], values, counts, _copied(qparams.sites), others)
 
-    def is_unchanged(self) -> bool:
-        """Whether every container holds what it held."""
-        values = itertools.chain(itertools.chain.from_iterable(map(dict.values, self.dicts)), *self.lists)
+    def is_unchanged(self, qparams: QParams) -> bool:
+        """Whether every container of the same packed parameters holds what it held."""
+        try:
+            is_same = qparams.sites == self.sites
+        except Exception:  # noqa: BLE001 (an array, which was exchanged, is not compared with another as a truth value)
+            return False
         return (
-            [*map(len, self.dicts), *map(len, self.lists)] == self.counts
-            and list(itertools.chain.from_iterable(self.dicts)) == self.keys
-            and all(map(operator.is_, values, self.values))
+            is_same
+            and [*map(len, self.dicts), *map(len, self.lists)] == self.counts
+            and [*_all(self.dicts)] == self.keys
+            and all(map(operator.is_, itertools.chain(_all(map(dict.values, self.dicts)), *self.lists), self.values))
         )
+
+
+_all = itertools.chain.from_iterable
+
+
+def _copied(node: Any) -> Any:
+    return {key: _copied(value) for key, value in node.items()} if type(node) is dict else node

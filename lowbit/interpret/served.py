@@ -50,7 +50,7 @@ class Served:
         last = self.last
         if last is None or not isinstance(qparams, QParams) or last.given != (len(args), tuple(kwargs)):
             return None
-        if (near := last.near) is not None and last.owner() is qparams and near.is_unchanged():
+        if (near := last.near) is not None and last.owner() is qparams and near.is_unchanged(qparams):
             return functools.partial(last.call, near.others, last.arena)
         leaves, tree = jax.tree.flatten(qparams)
         if list(map(id, leaves)) != last.ids or tree != last.tree or self.last is not last:
