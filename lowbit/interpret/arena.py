@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.native import NativeTensor
 from lowbit.packed.trees import Dropped, QParams, flatten
+from lowbit.plan.rows import Plan
 from lowbit_kernels.cpu.arena import Placed, is_placeable, place
 
 SMALL = 1 << 16
@@ -46,27 +47,33 @@ class Layout:
 
 
 def arranged(
-    qparams: QParams, leaves: Sequence[Any], held: Sequence[Any], orders: Mapping[str, Any]
+    plan: Plan, qparams: QParams, leaves: Sequence[Any], held: Sequence[Any], orders: Mapping[str, Any]
 ) -> tuple[Layout, Any]:
     """Returns where arrays are, and their arena; None for the latter where there are not several small ones.
 
     What native calls read goes into it: weights in the kernels' order, their packed forms, and the grids of inputs. Parameters
-    that stay in float are read by other operations, which would have to cut them out.
+    that stay in float are read by other operations, and those of stacked layers by the loop over these, which would have to
+    cut them out.
 
     Args:
+        plan: of the call.
         qparams: packed parameters, concrete.
         leaves: its arrays.
         held: those of the orders.
         orders: weights in the kernels' order, by key.
     """
+    stacked = {row.path for row in plan.rows if row.stack}
+    stacked |= {row.weight.key for row in plan.rows if row.stack and row.weight is not None}
     paths, entries, _ = flatten(qparams.params)
     own: list[bool] = []
     for path, entry in zip(paths, entries, strict=True):
         is_own = isinstance(entry, NativeTensor) or (isinstance(entry, QTensor) and path in orders)
-        own += [is_own] * len(jax.tree.leaves(entry))
-    own += [True] * (len(leaves) - len(own))  # of sites
+        own += [is_own and path not in stacked] * len(jax.tree.leaves(entry))
+    for part in (qparams.sites, orders):
+        for path in sorted(part):
+            own += [path not in stacked] * len(jax.tree.leaves(part[path]))
     arrays = [*leaves, *held]
-    chosen = [i for i, x in enumerate(arrays) if (i >= len(own) or own[i]) and is_placeable(x, SMALL)]
+    chosen = [i for i, x in enumerate(arrays) if own[i] and is_placeable(x, SMALL)]
     devices = {device for i in chosen for device in arrays[i].devices()}
     if len(chosen) < 2 or len(devices) > 1:
         return Layout(len(arrays)), None

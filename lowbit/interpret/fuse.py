@@ -6,6 +6,7 @@ reads the end of it. The kernel does the same operations in the same order, each
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from lowbit.packed import product as products
 from lowbit.program import compat
 from lowbit.program.evaluate import traced
 from lowbit.program.read import Equation, Program, Value
-from lowbit_kernels.cpu.arena import Placed
+from lowbit_kernels.cpu.arena import Placed, array_of
 
 from . import fuse_axes as axes
 
@@ -154,11 +155,10 @@ class _Run:
         return [self.get(v) for v in self.program.outs]
 
     def compute(self, equation: Equation) -> None:
-        values = [self.get(v) for v in equation.ins]
         if equation.call in ("scan", "while", "cond") and _holds_product(equation):
-            made = _calls[equation.call](equation, values)
+            made = _calls[equation.call](equation, [self.place(v) for v in equation.ins])
         else:
-            made = compat.rebind(equation.eqn, values)
+            made = compat.rebind(equation.eqn, [self.get(v) for v in equation.ins])
         self.env.update(zip(equation.outs, made, strict=True))
 
     # What is put into a call.
@@ -347,16 +347,16 @@ def _scan(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
         outs = run(body, [*consts, *carry, *slices])
         return outs[:n_carry], outs[n_carry:]
 
-    carry, ys = compat.scan(
-        equation.eqn, turn, list(values[n_consts : n_consts + n_carry]), list(values[n_consts + n_carry :])
-    )
+    moving = [array_of(x) for x in values[n_consts:]]
+    carry, ys = compat.scan(equation.eqn, turn, moving[:n_carry], moving[n_carry:])
     return [*carry, *ys]
 
 
 def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     condition, body = equation.bodies
     n_cond, n_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-    before, inside, carry = values[:n_cond], values[n_cond : n_cond + n_body], list(values[n_cond + n_body :])
+    before, inside = values[:n_cond], values[n_cond : n_cond + n_body]
+    carry = [array_of(x) for x in values[n_cond + n_body :]]
     return lax.while_loop(
         lambda carry: run(condition, [*before, *carry])[0],
         lambda carry: run(body, [*inside, *carry]),
@@ -366,9 +366,15 @@ def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
 
 def _cond(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     index, *rest = values
+    index = array_of(index)
     index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
-    branches = [lambda operands, body=body: run(body, operands) for body in equation.bodies]
-    return lax.switch(index, branches, rest)
+
+    def branch(body: Program, operands: Sequence[Any]) -> Any:
+        given = iter(operands)
+        return run(body, [x if isinstance(x, Placed) else next(given) for x in rest])
+
+    branches = [functools.partial(branch, body) for body in equation.bodies]
+    return lax.switch(index, branches, [x for x in rest if not isinstance(x, Placed)])
 
 
 _calls = {"scan": _scan, "while": _while, "cond": _cond}

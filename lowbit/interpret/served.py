@@ -76,7 +76,7 @@ class Served:
         stays = where is not None and all(isinstance(x, jax.Array) for x in leaves) and not any(map(is_traced, arrays))
         layout, arena = Layout(len(leaves) + len(held)), None
         if stays and where == kernels == "cpu":
-            layout, arena = arranged(qparams, leaves, held, orders)
+            layout, arena = arranged(self.orders.plan, qparams, leaves, held, orders)
         key = tree, order_tree, layout, where, kernels
         if key not in self.compiled:
             self.compiled[key] = self.compile(tree, order_tree, layout, where, kernels)
