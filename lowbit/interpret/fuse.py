@@ -19,10 +19,10 @@ from jaxtyping import Array
 
 from lowbit.packed import native_calls
 from lowbit.packed import product as products
+from lowbit.packed.arena import Placed, array_of
 from lowbit.program import compat
 from lowbit.program.evaluate import traced
 from lowbit.program.read import Equation, Program, Value
-from lowbit_kernels.cpu.arena import Placed, array_of
 
 from . import fuse_axes as axes
 

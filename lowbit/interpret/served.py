@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from lowbit.core.checks import is_traced
 from lowbit.core.meshes import explicit_mesh
 from lowbit.packed import native
+from lowbit.packed.arena import Layout, Placed, arranged, array_of
 from lowbit.packed.platforms import by_platform
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 from lowbit.program.read import read
-from lowbit_kernels.cpu.arena import Placed, array_of
 
 from . import fuse
-from .arena import Layout, Near, arranged
+from .near import Near
 from .prepared import Prepared
 
 Trace = Callable[..., Any]

@@ -1,8 +1,6 @@
 """Small arrays of packed parameters in one buffer: what a jitted call costs for each of its arguments, it then costs once."""
 
 import dataclasses
-import itertools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.qtensor import QTensor
-from lowbit.packed.native import NativeTensor
-from lowbit.packed.trees import Dropped, QParams, flatten
 from lowbit.plan.rows import Plan
-from lowbit_kernels.cpu.arena import Placed, is_placeable, place
+from lowbit_kernels.cpu.arena import Placed as Placed
+from lowbit_kernels.cpu.arena import array_of as array_of
+from lowbit_kernels.cpu.arena import is_placeable, place
+
+from .native import NativeTensor
+from .trees import QParams, flatten
 
 SMALL = 1 << 16
 """Bytes of an array above which an argument of its own costs little beside reading it, and a copy would be memory."""
@@ -82,65 +83,3 @@ def arranged(
     arena = jax.device_put(data, devices.pop()) if is_committed else jnp.asarray(data)
     places = ((i, at, tuple(arrays[i].shape), arrays[i].dtype) for i, at in zip(chosen, offsets, strict=True))
     return Layout(len(arrays), tuple(places)), arena
-
-
-@dataclasses.dataclass(frozen=True)
-class Near:
-    """Packed parameters as their containers held them, while these live: a look at every entry, without flattening.
-
-    Attributes:
-        dicts: every dictionary of the parameters.
-        lists: every list of them.
-        keys: of the dictionaries, one after the other.
-        values: of dictionaries and lists, one after the other.
-        counts: the entries of each.
-        sites: a copy of the dictionaries of the sites. Comparing these is quick where every entry is the same object; one
-            of the same value is the same.
-        others: the arrays that have no place in the arena.
-    """
-
-    dicts: list[dict[Any, Any]]
-    lists: list[list[Any]]
-    keys: list[Any]
-    values: list[Any]
-    counts: list[int]
-    sites: Any
-    others: list[Any]
-
-    @classmethod
-    def of(cls, qparams: QParams, others: list[Any]) -> "Near | None":
-        """Returns that of packed parameters; None where they are held by other containers than tuples, lists, dictionaries."""
-        dicts: list[Any] = []
-        lists: list[Any] = []
-        waiting: list[Any] = [qparams.params]
-        for node in waiting:
-            if type(node) in (dict, list):
-                (dicts if type(node) is dict else lists).append(node)
-                waiting += node.values() if type(node) is dict else node
-            elif type(node) is tuple:
-                waiting += node
-            elif not (node is None or isinstance(node, QTensor | Dropped | jax.Array)):
-                return None
-        values = [*_all(map(dict.values, dicts)), *_all(lists)]
-        counts = [*map(len, dicts), *map(len, lists)]
-        return cls(dicts, lists, [*_all(dicts)], values, counts, _copied(qparams.sites), others)
-
-    def is_unchanged(self, qparams: QParams) -> bool:
-        """Whether every container of the same packed parameters holds what it held."""
-        try:
-            is_same = qparams.sites == self.sites
-        except Exception:  # noqa: BLE001 (an array, which was exchanged, is not compared with another as a truth value)
-            return False
-        return (
-            is_same
-            and [*map(len, self.dicts), *map(len, self.lists)] == self.counts
-            and [*_all(self.dicts)] == self.keys
-            and all(map(operator.is_, itertools.chain(_all(map(dict.values, self.dicts)), *self.lists), self.values))
-        )
-
-
-_all = itertools.chain.from_iterable
-
-
-def _copied(node: Any) -> Any:
-    return {key: _copied(value) for key, value in node.items()} if type(node) is dict else node
