@@ -57,7 +57,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitMatmulCall, lowbit::MatmulImpl,
                                   .Attr<xla::ffi::Span<const int64_t>>("kinds")
                                   .Attr<xla::ffi::Span<const float>>("numbers"));
 
-// For lowbit_kernels/cpu/library.py, which reads it before any call.
+// For lowbit_kernels/cpu/library.py, which reads both before any call.
+extern "C" int lowbit_reads_arena() { return 1; }
 extern "C" int lowbit_isa_supported(int isa) {
   return isa >= 0 && isa < lowbit::kIsaCount && lowbit::IsaSupported(static_cast<lowbit::Isa>(isa));
 }

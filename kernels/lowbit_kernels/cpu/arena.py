@@ -16,6 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from lowbit_kernels.cpu import library
+
 TYPES = (
     "float32",
     "bfloat16",
@@ -93,6 +95,7 @@ def is_placeable(x: Any, most: int) -> bool:
     """Whether a concrete array may be placed: at most so many bytes, on one device, of a type that native calls read."""
     return (
         isinstance(x, jax.Array)
+        and library.reads_arena()
         and 0 < x.nbytes <= most
         and x.dtype.name in TYPES
         and isinstance(x.sharding, jax.sharding.SingleDeviceSharding)
