@@ -129,28 +129,27 @@ def grouped_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
         ValueError: where the left operand's scale varies along the contraction too, or only the left one's does.
     """
     rows, matrix = _views(matmul, lhs, rhs)
-    left, (right, scale, group, last) = rows.rows(lhs.centered()), _in_groups(rhs, matrix)
-    left = _pad_k(left, last, group)
+    left, numbers = rows.rows(lhs.centered()), dict(matmul.params)["dimension_numbers"]
     reaches, is_wide = (reach_of(lhs), reach_of(rhs)), lhs.spec.format.bits > 8
-    params = dict(matmul.params)
     if matmul.name == "dot_general":
-        (lc, _), (lb, _) = params["dimension_numbers"]
+        (lc, _), (lb, _) = numbers
         kept = [1 if i in lc else n for i, n in enumerate(lhs.shape)]
         flat = dataclasses.replace(rows, parts=(*rows.parts[: len(lb)], *[(1,)] * len(lc)))
         row_scale = flat.rows(jnp.broadcast_to(lhs.scale_values, kept))
-        shape = tuple(lhs.shape[i] for i in lb)
-        shape += tuple(n for i, n in enumerate(lhs.shape) if i not in (*lc, *lb))
-        shape += tuple(rhs.shape[i] for i in matrix.free)
-        return Layout(left, right, group, scale, row_scale, *reaches, is_wide, shape, tuple(range(len(shape))))
-    numbers = params["dimension_numbers"]
+        right, scale, group, last = _in_groups(rhs, matrix)
+        free = [n for i, n in enumerate(lhs.shape) if i not in (*lc, *lb)]
+        shape = (*(lhs.shape[i] for i in lb), *free, *(rhs.shape[i] for i in matrix.free))
+        left, order = _pad_k(left, last, group), tuple(range(len(shape)))
+        return Layout(left, right, group, scale, row_scale, *reaches, is_wide, shape, order)
+    right, scale, group, last = _in_groups(rhs, matrix)
     n, positions = lhs.shape[numbers.lhs_spec[0]], _positions(matmul, lhs, rhs)
-    left_scale = jnp.broadcast_to(lhs.scale_values.reshape(-1, 1), (n, math.prod(positions))).reshape(1, -1, 1)
+    left = _pad_k(left, last, group)
+    row_scale = jnp.broadcast_to(lhs.scale_values.reshape(-1, 1), (n, math.prod(positions))).reshape(1, -1, 1)
     shape = (matrix.feature_groups, n, *positions, matrix.size[2])
     # (group, n, positions, columns) -> n, (group columns), positions in the order of out_spec
     order = (1, 0, 2 + len(positions), *range(2, 2 + len(positions)))
-    return _ConvLayout(
-        left, right, group, scale, left_scale, *reaches, is_wide, shape, order, tuple(numbers.out_spec)
-    )  # fmt: skip
+    out_spec = tuple(numbers.out_spec)
+    return _ConvLayout(left, right, group, scale, row_scale, *reaches, is_wide, shape, order, out_spec)
 
 
 def _views(matmul: Any, lhs: QTensor, rhs: QTensor) -> tuple[RowView, MatrixView]:
