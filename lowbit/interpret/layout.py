@@ -213,7 +213,7 @@ def _in_groups(q: QTensor, view: MatrixView) -> tuple[Array, Array, int, int]:
     if any(i - q.ndim in groups for i in (*view.contract, *view.batch) if i != last):
         raise ValueError(f"groups lie within the last contracted axis; got the scale {q.scale_values.shape}")
 
-    def matrices(x: Array, inner: tuple[int, int] | None = None) -> Array:
+    def matrices(x: Array, inner: tuple[int, int] | None = None) -> Any:
         return dataclasses.replace(view, shape=tuple(x.shape)).matrices(x, inner)
 
     extra = -q.shape[last] % group

@@ -106,9 +106,9 @@ def _table(x: Array, view: MatrixView, stack: int) -> Array:  # (layers, batch, 
     return _matrices(jnp.broadcast_to(x, (*x.shape[:stack], *sizes)), view, stack)
 
 
-def _matrices(x: Array, view: MatrixView, stack: int) -> Array:  # (layers, batch, K, N)
+def _matrices(x: Array, view: MatrixView, stack: int) -> Any:  # (layers, batch, K, N)
     """An array with the view's axes, each as long as it is there: of bytes and of groups K has fewer."""
-    read = dataclasses.replace(view, shape=tuple(x.shape[stack:])).matrices
+    read: Any = dataclasses.replace(view, shape=tuple(x.shape[stack:])).matrices
     for _ in range(stack):
         read = jax.vmap(read)
     return read(x)
