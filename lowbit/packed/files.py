@@ -32,7 +32,7 @@ from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 
 from . import structure, valid
-from .belongs import check_belongs, checked
+from .belongs import check_belongs, checked, difference_of
 from .trees import QParams
 
 FORMAT = "lowbit"
@@ -191,6 +191,8 @@ def _check(plan: Plan, qparams: QParams) -> None:
     for path, q in qparams.weights().items():
         valid.check_tensor(q, path)
     valid.check_against(plan, qparams)
+    if qparams.fingerprint and (difference := difference_of(plan, qparams)) is not None:
+        raise ValueError(f"its parameters are not its plan's: {difference}; copy it again")
 
 
 def _described(card: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
