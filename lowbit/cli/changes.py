@@ -40,7 +40,9 @@ def _replaced(value: Any, names: Sequence[str], text: str, key: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         known = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         _check_known(name, known, key, names)
-        now = _like(type(value), name) if known[name] is None and not rest else known[name]
+        now = known[name]
+        if not rest and now in (None, ()):
+            now = _like(type(value), name, now)
         new = _replaced(now, rest, text, key) if rest else _parsed(now, text, key)
         return dataclasses.replace(value, **{name: new})
     if isinstance(value, tuple) and value and all(hasattr(item, "name") for item in value):
@@ -56,10 +58,12 @@ def _replaced(value: Any, names: Sequence[str], text: str, key: str) -> Any:
     raise UsageError(f"--set {key}: there is nothing called {name} in {value!r}")
 
 
-def _like(kind: type, name: str) -> Any:
-    """A value of the type that a field which is None may have besides: a number or a text; None where it is something else."""
+def _like(kind: type, name: str, now: Any) -> Any:
+    """What a field holds that is None or has no items yet: a number, a text or a tuple of them; ``now`` where it is none."""
     plain = {int: 0, float: 0.0, str: "", bool: False}
-    return next((plain[each] for each in typing.get_args(typing.get_type_hints(kind)[name]) if each in plain), None)
+    hints = typing.get_args(typing.get_type_hints(kind)[name])
+    like = next((plain[each] for each in hints if each in plain), None)
+    return now if like is None else like if now is None else (like,)
 
 
 def _first_field(value: Any) -> str:
@@ -85,8 +89,9 @@ def _parsed(now: Any, text: str, key: str) -> Any:
         kinds = {type(item) for item in now}
         if not kinds <= {int, float, str} or len(kinds) > 1:
             raise UsageError(f"--set {key}: this field cannot be set from the command line; write a config file")
+        items = text.strip("()[] ").rstrip(",")
         like = now[0] if now else 0
-        return tuple(_parsed(like, part.strip(), key) for part in text.strip("()[] ").rstrip(",").split(","))
+        return tuple(_parsed(like, part.strip(), key) for part in items.split(",")) if items else ()
     if isinstance(now, int | float):
         try:
             value = ast.literal_eval(text)

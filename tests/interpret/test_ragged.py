@@ -97,7 +97,7 @@ def test_stacked_layers_of_groups_and_a_layer_that_is_kept():
 
     def fn(p, x, sizes):
         h = lax.scan(lambda h, w: (jnp.tanh(lax.ragged_dot(h, w, sizes)), None), x, p["layers"])[0]
-        return lax.ragged_dot(h, p["head"], sizes)
+        return h, lax.ragged_dot(h, p["head"], sizes)
 
     plan = lb.bind(fn, {"head": "keep", "**": "w8,a8"}, params, X, SIZES)
     assert [(row.path, row.stack, row.is_quantized) for row in plan] == [
@@ -105,9 +105,15 @@ def test_stacked_layers_of_groups_and_a_layer_that_is_kept():
         ("head", (3,), False),
     ]
     qstate = lb.init(fn, plan, params, X, SIZES)
-    want = lb.simulate(fn, plan)(params, qstate, X, SIZES)
-    np.testing.assert_array_equal(want, lb.execute(fn, plan)(lb.pack(plan, params, qstate), X, SIZES))
-    near = np.asarray(fn(params, X, SIZES))
+    hidden, want = lb.simulate(fn, plan)(params, qstate, X, SIZES)
+    served, got = lb.execute(fn, plan)(lb.pack(plan, params, qstate), X, SIZES)
+    np.testing.assert_array_equal(hidden, served)
+    # A kept sum of eight floats: XLA rounds its products as it fuses them, in each program anew.
+    experts = np.repeat(np.arange(len(SIZES)), SIZES)
+    size = np.zeros(want.shape)  # rows behind the last group are zeros
+    size[: len(experts)] = np.einsum("mk,mkn->mn", *map(np.abs, (hidden[: len(experts)], params["head"][experts])))
+    assert np.all(np.abs(want - got) <= 8 * np.finfo(np.float32).eps * size)
+    near = np.asarray(fn(params, X, SIZES)[1])
     assert np.abs(want - near).max() < 0.05 * np.abs(near).max()
     assert "ragged_dot_general" in str(
         jax.make_jaxpr(lambda p, x: lb.simulate(fn, plan)(p, qstate, x, SIZES))(params, X)

@@ -16,6 +16,7 @@ from tests.interpret.zoo import CASES
 from tests.values import heavy_tailed, normal
 
 OWN_GRADIENT = {"own_gradient": "body"}
+EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 def _plan(case):
@@ -67,8 +68,10 @@ def test_a_leaf_s_delta_is_another_leaf_and_zeros_at_every_result_change_nothing
     want, got = jax.jit(case.fn)(other, *case.args), run(case.params, deltas, *case.args)
     narrow = any(roles["output"].dtype == jnp.bfloat16 for roles in outputs.values())
     for a, b in zip(_floats(want), _floats(got), strict=True):
-        # XLA keeps a sum of bfloat16 in float32 where nothing reads it between: half a step of the result.
-        bound = 0.5 * float(jnp.finfo(jnp.bfloat16).eps) * np.abs(a) if narrow else 0.0
+        # XLA keeps a sum of bfloat16 in float32 where nothing reads it between: half a step of the result. Of float32, it
+        # rounds a product and its sum once or twice as it fuses them, which differs with the processor: some steps of the
+        # largest entry.
+        bound = 0.5 * float(jnp.finfo(jnp.bfloat16).eps) * np.abs(a) if narrow else 16 * EPS * np.abs(a).max(initial=0)
         assert np.all(np.abs(a - b) <= bound)
 
 

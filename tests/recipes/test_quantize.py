@@ -268,12 +268,13 @@ def test_a_recipe_rewrites_the_model_and_corrects_biases():
     plain = dataclasses.replace(named("rtn"), name="plain")
     mended = dataclasses.replace(plain, name="mended", rewrite=lb.chain(equalize()), is_corrected=True)
     y, losses, off = np.asarray(fn(params, x)), {}, {}
-    for recipe in (plain, mended):
+    for recipe in (plain, mended, named("equalized")):
         qparams, plan, report = lb.quantize(fn, params, {"**": "w4/tensor"}, batches=[(x,)], recipe=recipe)
         got = np.asarray(served(report, plan, qparams, x))
         losses[recipe.name], off[recipe.name] = loss(got, y), np.abs((got - y).mean(axis=0)).max()
-    assert losses["mended"] < 0.2 * losses["plain"]
-    assert off["mended"] < 1e-3 * np.abs(y).max() < off["plain"]
+    for name in ("mended", "equalized"):
+        assert losses[name] < 0.2 * losses["plain"]
+        assert off[name] < 1e-3 * np.abs(y).max() < off["plain"]
 
 
 def test_a_look_up_takes_the_nearest_levels_and_says_so():

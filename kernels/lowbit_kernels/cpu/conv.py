@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lowbit_kernels import checks
 from lowbit_kernels.cpu import library
 from lowbit_kernels.cpu.arena import reshaped
 from lowbit_kernels.cpu.matmul import check_config
@@ -45,6 +46,24 @@ class PreparedConv:
     kernel: tuple[int, int, int, int] = dataclasses.field(metadata={"static": True})
     groups: int = dataclasses.field(metadata={"static": True})
     depthwise: bool = dataclasses.field(metadata={"static": True})
+
+
+def check_prepared(packed: PreparedConv) -> None:
+    """Raises ValueError or TypeError where the arrays of `packed` do not fit its integers."""
+    bits = checks.integer("PreparedConv.bits", packed.bits, 1, 8)
+    checks.flag("PreparedConv.signed", packed.signed)
+    checks.flag("PreparedConv.depthwise", packed.depthwise)
+    height, width, inputs, out = checks.integers("PreparedConv.kernel", packed.kernel, 4, 0)
+    groups = checks.integer("PreparedConv.groups", packed.groups, 1)
+    table = (groups * -(-(out // groups) // 16), 16)
+    weights = (table[0], -(-height * width * inputs // block_inputs(bits)), 64)
+    if packed.depthwise:
+        table, weights = (-(-out // 16), 16), (height * width, out)
+    for name, wanted, dtype in (("weights", weights, "uint8"), ("scales", table, "float32"), ("sums", table, "int32")):
+        x = getattr(packed, name)
+        checks.described(f"PreparedConv.{name}", x)
+        if x.shape != wanted or x.dtype.name != dtype:
+            raise ValueError(f"PreparedConv.{name} must be {dtype} {wanted}, got {x.dtype} {x.shape}")
 
 
 def is_depthwise(kernel: tuple[int, int, int, int], groups: int, bits: int, *, signed: bool) -> bool:

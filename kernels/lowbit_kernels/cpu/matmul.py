@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lowbit_kernels import checks
 from lowbit_kernels.cpu import library
 from lowbit_kernels.cpu.arena import reshaped
 from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, restore, stored_bits
@@ -121,8 +122,10 @@ def check_config(config: object) -> CpuConfig:
         config = CpuConfig()
     if not isinstance(config, CpuConfig):
         raise ValueError(f"implementation 'cpu' takes config=CpuConfig(...), got {type(config).__name__}")
-    if config.threads is not None and config.threads < 1:
-        raise ValueError(f"CpuConfig.threads must be at least 1, got {config.threads}")
+    if config.threads is not None:
+        checks.integer("CpuConfig.threads", config.threads, 1)
+    if config.isa is not None:
+        library.isa_number(config.isa)
     return config
 
 
