@@ -23,6 +23,10 @@ from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
 from .screen import Screen, Training
 from .training import train
+from .trajectory import trajectory
+
+EPOCH_SAMPLES = 1_000
+"""Test inputs, at most, that the metric of a quantized training is measured on after every epoch."""
 
 
 class PromiseError(RuntimeError):
@@ -47,6 +51,24 @@ class Job:
     def test_digest(self) -> str:
         """Of the test split."""
         return digest(tuple(self.data.test))
+
+    def log(self, name: str, kind: str, **values: Any) -> None:
+        """Appends a line of a piece to the metrics, and gives it to the experiment's writers."""
+        self.folder.log(name, kind, **values)
+        for writer in self.experiment.writers:
+            if writer in self.silent:
+                continue
+            try:
+                writer(self.folder.path, {"piece": name, "kind": kind, **plain(values)})
+            except Exception as error:  # noqa: BLE001 - a service may raise anything, and a training goes on without it
+                self.silent.add(writer)
+                said = f"{getattr(writer, '__name__', writer)} writes no more: {type(error).__name__}: {error}"
+                self.screen.say(f"{said} (metrics.jsonl has every line)", style="yellow")
+
+    @functools.cached_property
+    def silent(self) -> set[Any]:
+        """Writers that raised."""
+        return set()
 
     @functools.cached_property
     def keys(self) -> dict[str, str]:
@@ -201,12 +223,12 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
     assert method.fit is not None
     assert job.experiment.loss is not None
 
-    def evaluate(tree: Any, rest: Any) -> float:
+    def evaluate(tree: Any, rest: Any) -> dict[str, float]:
         call = jax.jit(model.fn)
         found = outputs(
             lambda x: call(tree["params"], rest["state"], x), job.data.test.inputs, job.experiment.test_batch
         )
-        return score(job, found)
+        return {"metric": score(job, found)}
 
     tree, rest = train(
         float_loss(model.fn, model.train_fn, job.experiment.loss),
@@ -301,6 +323,20 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     if method.fit is None or method.around is not None:
         return fn, plan, params, model.state, qstate, None
     assert job.experiment.loss is not None
+
+    def evaluate(tree: Any, rest: Any) -> dict[str, Any]:
+        state, now = (
+            {"learn": tree["learn"], "fixed": rest["fixed"]},
+            model._replace(params=tree["params"], state=rest["state"]),
+        )
+        served, params = _served(method, now, batches[0])
+        call = lb.simulate(served, plan)
+        some = job.data.test.inputs[:EPOCH_SAMPLES]
+        found = outputs(
+            lambda x: call(params, state, rest["state"], x), some, min(len(some), job.experiment.test_batch)
+        )
+        return {"metric": score(job, found), **trajectory(plan)(params, state)}
+
     tree, rest = train(
         quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms),
         {"params": model.params, "learn": qstate["learn"]},
@@ -310,6 +346,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
         seed=seed,
         state=job.folder.state(name, train_key(job, method, seed)),
         watch=_watch(job, name),
+        evaluate=evaluate,
     )
     fn, params = _served(method, model._replace(params=tree["params"], state=rest["state"]), batches[0])
     return fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]}, None
@@ -325,7 +362,10 @@ def _served(method: Method, model: Model, x: Any) -> tuple[Callable[..., Any], A
 
 
 def _watch(job: Job, name: str) -> Training:
-    return Training(job.screen, name, lambda epoch, values: job.folder.log(name, "epoch", epoch=epoch, **values))
+    def log(epoch: int, values: Any) -> None:
+        job.log(name, "epoch", epoch=epoch, **values)
+
+    return Training(job.screen, name, log, job.experiment.watch)
 
 
 def measured(piece: Piece) -> dict[str, Any]:
