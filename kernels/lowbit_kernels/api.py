@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, Integer, Num
 
-from lowbit_kernels import sharded, tuning
+from lowbit_kernels import checks, sharded, tuning
+from lowbit_kernels.checks import CODES, FLOATS
 from lowbit_kernels.cpu.prepare import PreparedMatrix, check_prepared, restore
 from lowbit_kernels.implementations import report, select, select_sums
 from lowbit_kernels.matrix import PackedMatrix, check_matrix, dequantize_matrix, levels_matrix, merge_factors
@@ -22,9 +23,6 @@ from lowbit_kernels.pallas import gpu
 from lowbit_kernels.pallas.gpu import KMinorMatrix
 from lowbit_kernels.platforms import INTERPRETERS, default_platform, platform_named
 from lowbit_kernels.spec import Implementation, MatmulSpec
-
-X_DTYPES = ("float32", "bfloat16", "float16")
-CODE_DTYPES = ("int8", "uint8")
 
 Weights = PackedMatrix | PreparedMatrix | KMinorMatrix
 Activation = StaticActivation | str | None
@@ -67,6 +65,7 @@ def quant_matmul(
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit; the message names both sides.
+        TypeError: what is no array, no packed matrix or no dtype.
         NotImplementedError: the named implementation cannot run this; the message says why.
 
     >>> from lowbit_kernels import pack_matrix
@@ -74,7 +73,7 @@ def quant_matmul(
     >>> quant_matmul(jnp.array([[1.0, 1.0]]), w).tolist()
     [[2.0, 4.0]]
     """
-    x = jnp.asarray(x)
+    x = checks.array("quant_matmul: x", x)
     spec = matmul_spec(x, packed, activation, out_dtype, platform)
     if config is not None and implementation is None:
         raise ValueError("config belongs to one implementation: pass its name as `implementation`")
@@ -115,6 +114,7 @@ def quant_sums(
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
+        TypeError: what is no array, no packed matrix or no number.
         NotImplementedError: the named implementation cannot run this, or gives no sums.
 
     >>> from lowbit_kernels import pack_matrix
@@ -122,10 +122,13 @@ def quant_sums(
     >>> quant_sums(jnp.array([[1, 10]], jnp.int8), w, zero=1).tolist()
     [[27, 36]]
     """
-    if packed.groups > 1 or codes.dtype.name not in CODE_DTYPES:
-        raise ValueError(
-            f"quant_sums: takes int8 or uint8 codes and a weight of one group, got {codes.dtype.name}, {packed.groups} groups"
-        )
+    codes = checks.array("quant_sums: codes", codes, "code")
+    check_weights(packed)
+    checks.number("quant_sums: zero", zero, is_integer=True)
+    if codes.shape[-1:] != packed.shape[:1]:
+        raise ValueError(f"quant_sums: codes must have shape (..., K) with K = {packed.shape[0]}, got {codes.shape}")
+    if packed.groups > 1:
+        raise ValueError(f"quant_sums: packed must be a weight of one group, got {packed.groups} groups")
     lo, hi = (0, 255) if codes.dtype == jnp.uint8 else (-128, 127)
     grid = StaticActivation(jnp.ones((), jnp.float32), jnp.asarray(zero, jnp.int32), lo, hi)
     spec = matmul_spec(codes, packed, grid, "float32", platform)
@@ -149,7 +152,13 @@ def explain(
     """Text that says which implementation `quant_matmul` runs for these arguments and why the others do not.
 
     Reads shapes and dtypes only: `x` may be a `jax.ShapeDtypeStruct`.
+
+    Raises:
+        ValueError: as `quant_matmul`.
+        TypeError: as `quant_matmul`.
+        NotImplementedError: the named implementation cannot run this.
     """
+    checks.described("explain: x", x)
     return report(matmul_spec(x, packed, activation, out_dtype, platform), implementation)
 
 
@@ -164,42 +173,34 @@ def matmul_spec(
     x: Any, packed: Weights, activation: Activation, out_dtype: Any, platform: str | None = None
 ) -> MatmulSpec:
     """The static description of a call, after checking that its parts fit together."""
-    if isinstance(packed, PreparedMatrix):
-        check_prepared(packed)
-    elif isinstance(packed, PackedMatrix):
-        check_matrix(packed)
-    elif not isinstance(packed, KMinorMatrix):
-        raise TypeError(
-            f"packed must be a PackedMatrix, a PreparedMatrix or a KMinorMatrix, got {type(packed).__name__}"
-        )
+    check_weights(packed)
     length, out = packed.shape
     if len(x.shape) < 1 or x.shape[-1] != length:
         raise ValueError(
             f"x must have shape (..., K) with K = {length} of the packed matrix {packed.shape}, got {x.shape}"
         )
     name = x.dtype.name
-    if name not in X_DTYPES + CODE_DTYPES:
-        raise ValueError(f"x must be one of {X_DTYPES + CODE_DTYPES}, got {name}")
-    if name in CODE_DTYPES and not isinstance(activation, StaticActivation):
+    if name not in FLOATS + CODES:
+        raise ValueError(f"x must be one of {FLOATS + CODES}, got {name}")
+    if name in CODES and not isinstance(activation, StaticActivation):
         raise ValueError(f"x holds {name} codes: pass their grid as activation=StaticActivation(scale, zero, lo, hi)")
     if isinstance(activation, StaticActivation):
         check_activation(activation, x.shape[:-1])
         if (name == "uint8" and activation.lo < 0) or (name == "int8" and activation.hi > 127):
             raise ValueError(f"x holds {name} codes but StaticActivation says [{activation.lo}, {activation.hi}]")
         kind = "static"
-    elif activation is None or activation == "fp8":
+    elif activation is None or (isinstance(activation, str) and activation == "fp8"):
         kind = "float"  # e4m3 codes are exact in any dtype of x, so that every implementation takes them
-    elif activation == "int8":
+    elif isinstance(activation, str) and activation == "int8":
         kind = "dynamic"
     else:
-        raise ValueError(f'activation must be None, "int8", "fp8" or a StaticActivation, got {activation!r}')
+        got = checks.kind_of(activation)
+        raise ValueError(f'activation must be None, "int8", "fp8" or a StaticActivation, got {got}')
     if kind != "float":
         _check_integers(packed)
     if out_dtype is None:
-        out_dtype = x.dtype if name in X_DTYPES else jnp.float32
-    out_name = jnp.dtype(out_dtype).name
-    if out_name not in X_DTYPES:
-        raise ValueError(f"out_dtype must be one of {X_DTYPES}, got {out_name}")
+        out_dtype = x.dtype if name in FLOATS else jnp.float32
+    out_name = checks.float_dtype("out_dtype", out_dtype)
     return MatmulSpec(
         rows=int(np.prod(x.shape[:-1], dtype=np.int64)),
         length=length,
@@ -222,6 +223,16 @@ def matmul_spec(
         else None,
         platform=default_platform() if platform is None else platform_named(platform),
     )
+
+
+def check_weights(packed: Any) -> None:
+    """Raises ValueError or TypeError where `packed` is no packed matrix, or one whose fields do not fit together."""
+    kinds = (PackedMatrix, PreparedMatrix, KMinorMatrix)
+    checks.instance("packed", packed, kinds, "pack_matrix or prepare")
+    if isinstance(packed, PreparedMatrix):
+        check_prepared(packed)
+    elif isinstance(packed, PackedMatrix):
+        check_matrix(packed)
 
 
 def _check_integers(packed: Weights) -> None:
@@ -248,6 +259,9 @@ def largest_group(bits: int, *, signed: bool, affine: bool) -> int:
     >>> largest_group(8, signed=True, affine=False), largest_group(4, signed=True, affine=True)
     (65793, 526344)
     """
+    bits = checks.integer("largest_group: bits", bits, 1, 8)
+    checks.flag("largest_group: signed", signed)
+    checks.flag("largest_group: affine", affine)
     levels = 1 << bits if affine or not signed else 1 << (bits - 1)
     return ((1 << 31) - 1) // (levels * 255)
 

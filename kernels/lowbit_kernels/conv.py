@@ -7,6 +7,7 @@ STABLE: `PackedConv`, `pack_conv`, `quant_conv`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Integer, Num
 
+from lowbit_kernels import checks
 from lowbit_kernels.cpu import conv as cpu
 from lowbit_kernels.cpu.conv import PreparedConv
+from lowbit_kernels.cpu.matmul import check_config
 from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
 from lowbit_kernels.numerics import (
@@ -72,19 +75,23 @@ def pack_conv(
 
     Raises:
         ValueError: shapes or dtypes that do not fit together.
+        TypeError: what is no array, no integer or no flag.
     """
-    if layout not in KERNELS:
-        raise ValueError(f"pack_conv: layout must be one of {tuple(KERNELS)}, got {layout!r}")
-    codes = jnp.asarray(codes)
+    checks.word("pack_conv: layout", layout, tuple(KERNELS))
+    checks.integer("pack_conv: bits", bits, 1, 8)
+    checks.flag("pack_conv: signed", signed)
+    codes = checks.array("pack_conv: codes", codes, "integer")
     if codes.ndim != len(layout):
         raise ValueError(f"pack_conv: codes must be {layout}, got shape {codes.shape}")
     codes = codes.transpose(KERNELS[layout])
     codes = codes[None] if codes.ndim == 3 else codes
     shape = codes.shape[0], codes.shape[1], codes.shape[2], codes.shape[3]
     axis = 3 if shape[2] == 1 else 2
-    scales = jnp.asarray(scales)
+    scales = checks.array("pack_conv: scales", scales)
     if scales.shape != shape[3:] or scales.dtype != jnp.float32:
-        raise ValueError(f"pack_conv: scales must be float32 ({shape[3]},), got {scales.dtype} {scales.shape}")
+        raise ValueError(
+            f"pack_conv: scales of codes {layout} must be float32 ({shape[3]},), got {scales.dtype} {scales.shape}"
+        )
     return PackedConv(
         codes=pack_codes(codes, bits, axis), scales=scales, bits=bits, signed=signed, kernel=shape, axis=axis
     )
@@ -92,18 +99,42 @@ def pack_conv(
 
 def conv_codes(packed: PackedConv) -> Array:
     """HWIO codes of the kernel, int8 (uint8 for unsigned codes of 8 bits)."""
-    expected = packed_length(packed.kernel[packed.axis], packed.bits)
-    if packed.codes.shape[packed.axis] != expected:
-        raise ValueError(
-            f"PackedConv.codes must have {expected} bytes along axis {packed.axis}, got {packed.codes.shape}"
-        )
+    check_conv(packed)
     return unpack_codes(packed.codes, packed.bits, packed.kernel[packed.axis], packed.axis, packed.signed)
 
 
+def check_conv(packed: Any) -> None:
+    """Raises ValueError or TypeError where `packed` is no packed convolution, or one whose fields do not fit together."""
+    checks.instance("packed", packed, (PackedConv, PreparedConv), "pack_conv or prepare_conv")
+    if isinstance(packed, PreparedConv):
+        cpu.check_prepared(packed)
+        return
+    bits = checks.integer("PackedConv.bits", packed.bits, 1, 8)
+    checks.flag("PackedConv.signed", packed.signed)
+    expected = list(checks.integers("PackedConv.kernel", packed.kernel, 4, 0))
+    axis = checks.integer("PackedConv.axis", packed.axis, 2, 3)
+    expected[axis] = packed_length(expected[axis], bits)
+    for name, wanted, dtype in (("codes", tuple(expected), "uint8"), ("scales", tuple(packed.kernel[3:]), "float32")):
+        x = getattr(packed, name)
+        checks.described(f"PackedConv.{name}", x)
+        if x.shape != wanted or x.dtype.name != dtype:
+            raise ValueError(f"PackedConv.{name} must be {dtype} {wanted}, got {x.dtype} {x.shape}")
+
+
 def prepare_conv(packed: PackedConv, *, feature_group_count: int = 1) -> PreparedConv:
-    """`packed` in the CPU kernels' order, once; pure."""
+    """`packed` in the CPU kernels' order, once; pure.
+
+    Raises:
+        ValueError: outputs that do not divide into the groups, or fields that do not fit together.
+        TypeError: `packed` is no `PackedConv`, or the number of groups no integer.
+    """
+    checks.instance("packed", packed, PackedConv, "pack_conv")
+    check_conv(packed)
+    checks.integer("prepare_conv: feature_group_count", feature_group_count, 1)
     if packed.kernel[3] % feature_group_count:
-        raise ValueError(f"prepare_conv: {packed.kernel[3]} outputs do not divide into {feature_group_count} groups")
+        raise ValueError(
+            f"prepare_conv: {packed.kernel[3]} outputs do not divide into feature_group_count = {feature_group_count} groups"
+        )
     return cpu.prepare(
         conv_codes(packed), packed.scales, bits=packed.bits, signed=packed.signed, groups=feature_group_count
     )
@@ -172,6 +203,7 @@ def quant_conv(
 
     Raises:
         ValueError: what does not fit together.
+        TypeError: what is no array, no packed convolution, no dtype, no integer or no flag.
         NotImplementedError: the named implementation cannot run this; the message says why.
     """
     call, x, shape, axes = conv_call(
@@ -199,25 +231,26 @@ def conv_call(
     keeps_nan: bool = False,
 ) -> tuple[Call, Array, tuple[int, int, int, int], Layout]:
     """The checked call, x in two dimensions, the shape `(batch, height, width, O)` of the result, and the layout."""
-    x = jnp.asarray(x)
+    x = checks.array("quant_conv: x", x, "float or code")
+    check_conv(packed)
     layout = ("NHWC" if x.ndim == 4 else "NWC") if layout is None else layout
-    if layout not in LAYOUTS:
-        raise ValueError(f"quant_conv: layout must be one of {LAYOUTS}, got {layout!r}")
+    checks.word("quant_conv: layout", layout, LAYOUTS)
+    checks.integer("quant_conv: feature_group_count", feature_group_count, 1)
+    checks.flag("quant_conv: keeps_nan", keeps_nan)
     kernel, first, flat = packed.kernel, layout[1] == "C", len(layout) == 3
     inputs = kernel[2] * feature_group_count
     if x.ndim != len(layout) or x.shape[1 if first else -1] != inputs:
         raise ValueError(
-            f"quant_conv: x must be {layout} with {kernel[2]} x {feature_group_count} channels for HWIO {kernel}, got {x.shape}"
+            f"quant_conv: x must be {layout} with {kernel[2]} x feature_group_count = {inputs} channels for HWIO {kernel}, "
+            f"got {x.shape}"
         )
-    if feature_group_count < 1 or kernel[3] % feature_group_count:
+    if kernel[3] % feature_group_count:
         raise ValueError(f"quant_conv: {kernel[3]} outputs do not divide into {feature_group_count} feature groups")
     axes = 1 if flat else 2
-    strides = (1,) * axes if strides is None else tuple(strides)
-    rhs_dilation = (1,) * axes if rhs_dilation is None else tuple(rhs_dilation)
-    if len(strides) != axes or len(rhs_dilation) != axes or min(*strides, *rhs_dilation) < 1:
-        raise ValueError(
-            f"quant_conv: strides and rhs_dilation must be {axes} positive integers each, got {strides}, {rhs_dilation}"
-        )
+    ones = (1,) * axes
+    strides = ones if strides is None else checks.integers("quant_conv: strides", strides, axes, 1)
+    rhs_dilation = ones if rhs_dilation is None else checks.integers("quant_conv: rhs_dilation", rhs_dilation, axes, 1)
+    padding = _checked_padding(padding, axes)
     if flat:
         if kernel[0] != 1:
             raise ValueError(f"quant_conv: {layout} takes a kernel of one dimension, got HWIO {kernel}")
@@ -230,16 +263,14 @@ def conv_call(
         if jnp.shape(activation.scale) and floating:
             raise ValueError("quant_conv: activation of float x must have one scale for the tensor")
         check_activation(activation, (batch, width) if flat else (batch, height, width))
-    elif activation != "int8" or not floating:
-        raise ValueError(
-            f'quant_conv: activation must be a StaticActivation, or "int8" with float x, got {activation!r} with {x.dtype}'
-        )
+    elif not isinstance(activation, str) or activation != "int8" or not floating:
+        got = f"{checks.kind_of(activation)} with {x.dtype}"
+        raise ValueError(f'quant_conv: activation must be a StaticActivation, or "int8" with float x, got {got}')
     window = tuple((k - 1) * d + 1 for k, d in zip(kernel[:2], rhs_dilation, strict=True))
     pads = lax.padtype_to_pads((height, width), window, strides, padding) if isinstance(padding, str) else padding
     pads = tuple((int(low), int(high)) for low, high in pads)
-    if len(pads) != 2:
-        raise ValueError(f"quant_conv: padding must have a pair a spatial axis, got {padding}")
-    out_name = jnp.dtype(out_dtype if out_dtype is not None else x.dtype if floating else jnp.float32).name
+    out_dtype = out_dtype if out_dtype is not None else x.dtype if floating else jnp.float32
+    out_name = checks.float_dtype("quant_conv: out_dtype", out_dtype)
     reasons = {
         "cpu": cpu.supports(packed, feature_group_count, pads, jax.default_backend()),
         "reference": "a prepared kernel is in the CPU's order" if isinstance(packed, PreparedConv) else None,
@@ -249,8 +280,11 @@ def conv_call(
         if not usable:
             raise NotImplementedError(f"quant_conv: no implementation can run this: {reasons}")
         implementation = usable[0]
-    if implementation not in NAMES:
-        raise ValueError(f"quant_conv: implementation {implementation!r} is unknown; the names are {NAMES}")
+    if not isinstance(implementation, str) or implementation not in NAMES:
+        got = checks.kind_of(implementation)
+        raise ValueError(f"quant_conv: implementation {got} is unknown; the names are {NAMES}")
+    if implementation == "cpu":
+        check_config(config)
     if reasons[implementation] is not None:
         raise NotImplementedError(f"quant_conv: {implementation!r} cannot run this: {reasons[implementation]}")
     sizes = [
@@ -262,6 +296,16 @@ def conv_call(
         keeps_nan and floating,
     )  # fmt: skip
     return call, x, (batch, sizes[0], sizes[1], kernel[3]), Layout(flat, 2 if first else 1)
+
+
+def _checked_padding(padding: Any, axes: int) -> Any:
+    """Either "SAME" or "VALID", or one pair of integers a spatial axis."""
+    if isinstance(padding, str):
+        return checks.word("quant_conv: padding", padding.upper(), ("SAME", "SAME_LOWER", "VALID"))
+    if not isinstance(padding, Sequence) or len(padding) != axes:
+        got = f"{padding!r:.80}" if isinstance(padding, Sequence) else checks.kind_of(padding)
+        raise ValueError(f"quant_conv: padding must be 'SAME', 'VALID' or {axes} pairs, one a spatial axis, got {got}")
+    return tuple(checks.integers("quant_conv: padding's pairs", pair, 2) for pair in padding)
 
 
 def run_conv(

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Num
 
-from lowbit_kernels import tuning
+from lowbit_kernels import checks, tuning
 from lowbit_kernels.api import Activation, Weights, canonical, matmul_spec, quant_matmul
 from lowbit_kernels.conv import PackedConv, conv_call, run_conv
 from lowbit_kernels.cpu import conv as cpu_conv
@@ -77,25 +77,36 @@ def prepare_steps(steps: Sequence[tuple[str, Any]], out: int, *, feature_group_c
 
     Raises:
         ValueError: an unknown kind, an operand that is neither a number nor `(out,)`, or more than 8 steps.
+        TypeError: what is no sequence of pairs, no number, no array or no integer.
 
     >>> prepare_steps([("add", jnp.ones(5, jnp.float32)), ("max", 0.0)], 5).kinds
     ('add', 'max')
     """
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise TypeError(f"prepare_steps: steps must be pairs of a kind and an operand, got {checks.kind_of(steps)}")
+    checks.integer("prepare_steps: out", out, 0)
+    checks.integer("prepare_steps: feature_group_count", feature_group_count, 1)
     if len(steps) > MOST_STEPS:
         raise ValueError(f"prepare_steps: at most {MOST_STEPS} steps follow a product, got {len(steps)}")
     if out % feature_group_count:
-        raise ValueError(f"prepare_steps: {out} channels do not divide into {feature_group_count} feature groups")
+        raise ValueError(
+            f"prepare_steps: out = {out} channels do not divide into feature_group_count = {feature_group_count} groups"
+        )
     operands, numbers = [], []
-    for kind, operand in steps:
-        if kind not in KINDS:
-            raise ValueError(f"prepare_steps: step {kind!r} is unknown; the steps are {KINDS}")
+    for step in steps:
+        if not isinstance(step, tuple | list) or len(step) != 2:
+            raise TypeError(f"prepare_steps: each of steps must be a pair of a kind and an operand, got {step!r:.80}")
+        kind, operand = step
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"prepare_steps: step {checks.kind_of(kind)} is unknown; the steps are {KINDS}")
+        checks.number(f"prepare_steps: the operand of step {kind!r}", operand)
         if isinstance(operand, int | float) and math.isfinite(operand):
             numbers.append(float(np.float32(operand)))
             continue
         operand = jnp.asarray(operand, jnp.float32) if isinstance(operand, int | float) else jnp.asarray(operand)
         if operand.dtype != jnp.float32 or operand.shape not in ((), (out,)):
             raise ValueError(
-                f"prepare_steps: the operand of {kind!r} must be float32 () or ({out},), got {operand.dtype} {operand.shape}"
+                f"prepare_steps: the operand of step {kind!r} must be float32 () or (out,) = ({out},), got {operand.dtype} {operand.shape}"
             )
         numbers.append(None)
         operands.append(jnp.broadcast_to(operand, (out,)))
@@ -165,14 +176,17 @@ def fused_matmul(
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
+        TypeError: what is no array, no packed matrix, no steps or no flag.
         NotImplementedError: the named implementation cannot run this; the message says why.
     """
-    x = jnp.asarray(x)
+    x = checks.array("fused_matmul: x", x)
+    for name, flag in {"x_columns": x_columns, "y_columns": y_columns, "keeps_nan": keeps_nan}.items():
+        checks.flag(f"fused_matmul: {name}", flag)
     if x_columns and x.ndim != 2:
         raise ValueError(f"fused_matmul: x_columns takes x of shape (K, M), got {x.shape}")
     if y_columns and x.ndim != 2:
         raise ValueError(f"fused_matmul: y_columns takes x of rank 2, got {x.shape}")
-    if activation == "fp8":
+    if isinstance(activation, str) and activation == "fp8":
         raise ValueError("fused_matmul: activation 'fp8' has no fused call; use quant_matmul")
     rows = jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if x_columns else x
     spec = matmul_spec(rows, packed, activation, "float32")
@@ -240,6 +254,7 @@ def fused_conv(
 
     Raises:
         ValueError: what does not fit together.
+        TypeError: what is no array, no packed convolution, no steps, no integer or no flag.
         NotImplementedError: the named implementation cannot run this.
     """
     call, x, shape, layout = conv_call(
@@ -277,10 +292,11 @@ def _tail(steps: Steps | None, emit: StaticActivation | None, *, keep: bool) -> 
 
 
 def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int, *, keep: bool) -> None:
-    """Raises ValueError where the steps or the grid do not fit a result of `out` channels."""
+    """Raises ValueError or TypeError where the steps or the grid do not fit a result of `out` channels."""
+    checks.flag(f"{name}: keep", keep)
     if steps is not None:
-        if not isinstance(steps, Steps):
-            raise ValueError(f"{name}: steps must be what prepare_steps returns, got {type(steps).__name__}")
+        checks.instance(f"{name}: steps", steps, Steps, "prepare_steps")
+        _check_kinds(steps)
         if (steps.out, steps.groups) != (out, groups):
             raise ValueError(
                 f"{name}: the steps are for {steps.out} channels in {steps.groups} groups, the result has {out} in {groups}: "
@@ -288,6 +304,8 @@ def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int
             )
         tiles = groups * -(-(out // groups) // 16)
         rows, table = sum(number is None for number in steps.numbers), steps.table
+        if table is not None:
+            checks.described("Steps.table", table)
         got = "none" if table is None else f"{table.dtype} {table.shape}"
         if got != (f"float32 {(rows, tiles, 16)}" if rows else "none"):
             raise ValueError(f"{name}: Steps.table must be float32 {(rows, tiles, 16)}, got {got}")
@@ -295,9 +313,24 @@ def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int
         if not keep:
             raise ValueError(f"{name}: keep=False leaves no result; pass emit")
         return
-    if not isinstance(emit, StaticActivation) or jnp.shape(emit.scale) != ():
-        raise ValueError(f"{name}: emit must be a StaticActivation with one scale")
+    checks.instance(f"{name}: emit", emit, StaticActivation, "StaticActivation(scale, zero, lo, hi)")
+    checks.number("StaticActivation.scale", emit.scale)
+    if jnp.shape(emit.scale) != ():
+        raise ValueError(f"{name}: emit must be a StaticActivation with one scale, got {jnp.shape(emit.scale)}")
     check_activation(emit, ())
+
+
+def _check_kinds(steps: Steps) -> None:
+    """Raises ValueError or TypeError where `kinds` and `numbers` do not fit together."""
+    for name in ("kinds", "numbers"):
+        if not isinstance(getattr(steps, name), tuple):
+            raise TypeError(f"Steps.{name} must be a tuple, got {checks.kind_of(getattr(steps, name))}")
+    if len(steps.kinds) != len(steps.numbers) or len(steps.kinds) > MOST_STEPS:
+        raise ValueError(f"Steps.kinds and numbers must have one entry a step, got {steps.kinds} and {steps.numbers}")
+    for kind, number in zip(steps.kinds, steps.numbers, strict=True):
+        checks.word("each of Steps.kinds", kind, KINDS)
+        if number is not None:
+            checks.number("each of Steps.numbers", number)
 
 
 def _one_by_one(

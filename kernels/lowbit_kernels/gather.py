@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from lowbit_kernels import checks
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
-from lowbit_kernels.matrix import SCALE_DTYPES
+from lowbit_kernels.matrix import SCALE_DTYPES, ZERO_DTYPES
 
 
 @jax.tree_util.register_dataclass
@@ -51,12 +52,15 @@ def pack_table(
 
     Raises:
         ValueError: shapes or dtypes that do not fit together.
+        TypeError: what is no array, no integer or no flag.
     """
-    width = jnp.shape(codes)[1]
+    checks.integer("pack_table: bits", bits, 1, 8)
+    codes = checks.array("pack_table: codes", codes, "integer", 2)
+    width = codes.shape[1]
     table = PackedTable(
         codes=pack_codes(codes, bits, axis=-1),
-        scales=jnp.asarray(scales),
-        zeros=None if zeros is None else jnp.asarray(zeros),
+        scales=checks.array("pack_table: scales", scales),
+        zeros=None if zeros is None else checks.array("pack_table: zeros", zeros),
         bits=bits,
         signed=signed,
         width=width,
@@ -72,11 +76,17 @@ def gather_rows(table: PackedTable, ids: Array, *, out_dtype: Any = jnp.float32)
     One float32 product of an exact level and its scale, then one cast to `out_dtype`. An id outside the table takes the
     nearest row, as `jnp.take(mode="clip")` does. Differentiable in `scales`.
 
+    Raises:
+        ValueError: a table whose fields do not fit together, ids that are no integers, an `out_dtype` of no floats.
+        TypeError: what is no table, no array or no dtype.
+
     >>> t = pack_table(jnp.array([[1, -2, 3], [4, 5, -6]]), jnp.array([[0.5], [2.0]]), bits=4)
     >>> gather_rows(t, jnp.array([1, 0])).tolist()
     [[8.0, 10.0, -12.0], [0.5, -1.0, 1.5]]
     """
     _check(table)
+    out_dtype = checks.float_dtype("gather_rows: out_dtype", out_dtype)
+    ids = checks.array("gather_rows: ids", ids)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise ValueError(f"gather_rows: ids must be integers, got {ids.dtype}")
     codes = jnp.take(table.codes, ids, axis=0, mode="clip")
@@ -92,18 +102,26 @@ def _expand(groups: Array, table: PackedTable) -> Array:
 
 
 def _check(table: PackedTable) -> None:
+    checks.instance("table", table, PackedTable, "pack_table")
+    checks.integer("PackedTable.bits", table.bits, 1, 8)
+    checks.integer("PackedTable.width", table.width, 1)
+    checks.integer("PackedTable.group", table.group, 1, table.width)
+    checks.flag("PackedTable.signed", table.signed)
+    for name in ("codes", "scales", "zeros"):
+        if getattr(table, name) is not None or name != "zeros":
+            checks.described(f"PackedTable.{name}", getattr(table, name))
     expected = packed_length(table.width, table.bits)
     if table.codes.ndim != 2 or table.codes.dtype != jnp.uint8 or table.codes.shape[1] != expected:
         raise ValueError(
             f"PackedTable.codes must be uint8 (V, {expected}) for {table.width} codes of {table.bits} bits, "
             f"got {table.codes.dtype} {table.codes.shape}"
         )
-    if not 1 <= table.group <= table.width:
-        raise ValueError(f"PackedTable.group must be 1 to D = {table.width}, got {table.group}")
     shape = (table.codes.shape[0], math.ceil(table.width / table.group))
     if table.scales.shape != shape or table.scales.dtype.name not in SCALE_DTYPES:
         raise ValueError(
             f"PackedTable.scales must be {shape} of {SCALE_DTYPES}, got {table.scales.dtype} {table.scales.shape}"
         )
-    if table.zeros is not None and table.zeros.shape != shape:
-        raise ValueError(f"PackedTable.zeros must be {shape}, got {table.zeros.shape}")
+    if table.zeros is not None and (table.zeros.shape != shape or table.zeros.dtype.name not in ZERO_DTYPES):
+        raise ValueError(
+            f"PackedTable.zeros must be {shape} of {ZERO_DTYPES}, got {table.zeros.dtype} {table.zeros.shape}"
+        )

@@ -6,6 +6,7 @@ To add one: write a module with an `IMPLEMENTATION` (see `spec.Implementation`) 
 import jax
 
 from lowbit_kernels import reference, xla
+from lowbit_kernels.checks import kind_of
 from lowbit_kernels.cpu import matmul as cpu
 from lowbit_kernels.pallas import gpu, tpu
 from lowbit_kernels.spec import Implementation, MatmulSpec
@@ -42,7 +43,7 @@ def select(spec: MatmulSpec, name: str | None) -> Implementation:
                 raise NotImplementedError(f"implementation {name!r} cannot run this matmul: {reason}")
             return each
     names = ", ".join(repr(each.name) for each in IMPLEMENTATIONS)
-    raise ValueError(f"implementation {name!r} is unknown; the names are {names}, or None to choose")
+    raise ValueError(f"implementation {kind_of(name)} is unknown; the names are {names}, or None to choose")
 
 
 def select_sums(spec: MatmulSpec, name: str | None) -> Implementation:

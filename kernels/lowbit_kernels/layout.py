@@ -31,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int8, Integer, UInt8
 
+from lowbit_kernels import checks
+
 AnyArray = Array | np.ndarray
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -41,7 +43,8 @@ def packed_length(length: int, bits: int) -> int:
     >>> packed_length(5, 4), packed_length(5, 2), packed_length(9, 3), packed_length(5, 8)
     (3, 2, 6, 5)
     """
-    codes, size = _word(bits)
+    codes, size = _word("packed_length", bits)
+    length = checks.integer("packed_length: length", length, 0)
     return math.ceil(length / codes) * size
 
 
@@ -61,22 +64,20 @@ def pack_codes(codes: Integer[AnyArray, "..."], bits: int, axis: int = -2) -> UI
 
     Raises:
         ValueError: `bits` outside 1..8 or `axis` outside the rank.
-        TypeError: `codes` are not integers.
+        TypeError: `codes` are no array of integers, or `bits` or `axis` no integer.
 
     >>> [hex(b) for b in np.asarray(pack_codes(jnp.array([1, -2, 7, -8, 3]), 4, axis=0))]
     ['0xe1', '0x87', '0x3']
     """
-    codes = jnp.asarray(codes)
-    if not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise TypeError(f"pack_codes: codes must be integers, got {codes.dtype}")
-    _word(bits)
-    return _packed(codes, bits, _axis(codes.ndim, axis))
+    codes = checks.array("pack_codes: codes", codes, "integer")
+    _word("pack_codes", bits)
+    return _packed(codes, int(bits), _axis("pack_codes: codes", codes.ndim, axis))
 
 
 # One program a shape, also where they are called eagerly; inlined into a trace.
 @functools.partial(jax.jit, static_argnums=(1, 2), inline=True)
 def _packed(codes: Array, bits: int, axis: int) -> Array:
-    count, size = _word(bits)
+    count, size = _word("pack_codes", bits)
     codes = codes.astype(jnp.uint8)
     if bits == 8:
         return codes
@@ -117,29 +118,31 @@ def unpack_codes(
 
     Raises:
         ValueError: `packed` has not `packed_length(length, bits)` bytes along `axis`, or bad `bits` or `axis`.
-        TypeError: `packed` is not uint8.
+        TypeError: `packed` is no uint8 array, or `bits`, `length` or `axis` no integer, or `signed` no flag.
 
     >>> unpack_codes(jnp.array([0xE1, 0x87, 0x03], jnp.uint8), 4, 5, axis=0).tolist()
     [1, -2, 7, -8, 3]
     """
-    packed = jnp.asarray(packed)
+    packed = checks.array("unpack_codes: packed", packed)
     if packed.dtype != jnp.uint8:
         raise TypeError(f"unpack_codes: packed bytes must be uint8, got {packed.dtype}")
-    axis = _axis(packed.ndim, axis)
-    expected = packed_length(length, bits)
+    checks.flag("unpack_codes: signed", signed)
+    axis = _axis("unpack_codes: packed", packed.ndim, axis)
+    count, size = _word("unpack_codes", bits)
+    expected = math.ceil(checks.integer("unpack_codes: length", length, 0) / count) * size
     if packed.shape[axis] != expected:
         raise ValueError(
             f"unpack_codes: {length} codes of {bits} bits take {expected} bytes along axis {axis}, "
-            f"got shape {packed.shape}; pass the number of codes as `length`"
+            f"got packed of shape {packed.shape}; pass the number of codes as `length`"
         )
-    return _unpacked(packed, bits, length, axis, signed)
+    return _unpacked(packed, int(bits), int(length), axis, bool(signed))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4), inline=True)
 def _unpacked(packed: Array, bits: int, length: int, axis: int, signed: bool) -> Array:  # noqa: FBT001
     if bits == 8:
         return jax.lax.bitcast_convert_type(packed, jnp.int8) if signed else packed
-    count, size = _word(bits)
+    count, size = _word("unpack_codes", bits)
     words = _split(packed, axis, size)
     planes = [_plane(words, axis + 1, byte) for byte in range(size)]
     out = []
@@ -158,11 +161,13 @@ def _unpacked(packed: Array, bits: int, length: int, axis: int, signed: bool) ->
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:  # noqa: FBT001
-    """Smallest and largest code of a width.
+    """Smallest and largest code of a width of 1 to 8 bits.
 
     >>> code_range(4, True), code_range(8, False)
     ((-8, 7), (0, 255))
     """
+    _word("code_range", bits)
+    checks.flag("code_range: signed", signed)
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
 
@@ -171,16 +176,16 @@ def _plane(x: Array, axis: int, index: int) -> Array:
     return jax.lax.index_in_dim(x, index, axis, keepdims=False)
 
 
-def _word(bits: int) -> tuple[int, int]:
+def _word(what: str, bits: int) -> tuple[int, int]:
     """(codes, bytes) of the smallest whole number of bytes."""
-    if bits not in BITS:
-        raise ValueError(f"bits must be one of {BITS}, got {bits!r}")
+    bits = checks.integer(f"{what}: bits", bits, BITS[0], BITS[-1])
     return (8 // bits, 1) if 8 % bits == 0 else (8, bits)
 
 
-def _axis(ndim: int, axis: int) -> int:
+def _axis(what: str, ndim: int, axis: int) -> int:
+    axis = checks.integer(f"axis of {what}", axis)
     if not -ndim <= axis < ndim:
-        raise ValueError(f"axis {axis} is outside an array of rank {ndim}")
+        raise ValueError(f"axis {axis} is outside {what}, an array of rank {ndim}")
     return axis % ndim
 
 

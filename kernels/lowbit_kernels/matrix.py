@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
+from lowbit_kernels import checks
 from lowbit_kernels.layout import AnyArray, pack_codes, packed_length, unpack_codes
 
 SCALE_DTYPES = ("float32", "bfloat16")
@@ -81,24 +82,29 @@ def pack_matrix(
 
     Raises:
         ValueError: shapes or dtypes that do not fit together; both are named.
+        TypeError: what is no array, no integer or no flag.
 
     >>> w = pack_matrix(jnp.array([[1, -2], [3, 4], [5, -8]]), jnp.ones((1, 2)), bits=4)
     >>> w.shape, w.codes.shape, w.groups
     ((3, 2), (2, 2), 1)
     """
-    if jnp.ndim(codes) != 2:
-        raise ValueError(f"pack_matrix: codes must be (K, N), got shape {jnp.shape(codes)}")
-    length = jnp.shape(codes)[0]
+    checks.integer("pack_matrix: bits", bits, 1, 8)
+    codes = checks.array("pack_matrix: codes", codes, "integer")
+    if codes.ndim != 2:
+        raise ValueError(f"pack_matrix: codes must be (K, N), got shape {codes.shape}")
+    length = codes.shape[0]
+    tables = {"scales": scales, "zeros": zeros, "codebook": codebook, "factors": factors}
+    tables = {
+        name: None if x is None and name != "scales" else checks.array(f"pack_matrix: {name}", x)
+        for name, x in tables.items()
+    }
     packed = PackedMatrix(
         codes=pack_codes(codes, bits),
-        scales=jnp.asarray(scales),
-        zeros=None if zeros is None else jnp.asarray(zeros),
-        codebook=None if codebook is None else jnp.asarray(codebook),
+        **tables,
         bits=bits,
         signed=signed,
         length=length,
         group=length if group is None else group,
-        factors=None if factors is None else jnp.asarray(factors),
     )
     check_matrix(packed)
     if factors is not None and not (is_traced(codes) or is_traced(factors)):
@@ -125,12 +131,16 @@ def merge_factors(packed: PackedMatrix) -> PackedMatrix:
 
 
 def check_matrix(packed: PackedMatrix) -> None:
-    """Raises ValueError where the fields of `packed` do not fit together. Reads shapes and dtypes only."""
+    """Raises ValueError or TypeError where the fields of `packed` do not fit together. Reads shapes and dtypes only."""
+    checks.instance("packed", packed, PackedMatrix, "pack_matrix")
     codes, scales, zeros, codebook = packed.codes, packed.scales, packed.zeros, packed.codebook
-    if not 1 <= packed.bits <= 8:
-        raise ValueError(f"PackedMatrix.bits must be 1 to 8, got {packed.bits}")
-    if packed.length < 1 or not 1 <= packed.group <= packed.length:
-        raise ValueError(f"PackedMatrix.group must be 1 to K = {packed.length}, got {packed.group}")
+    checks.integer("PackedMatrix.bits", packed.bits, 1, 8)
+    checks.integer("PackedMatrix.length", packed.length, 1)
+    checks.integer("PackedMatrix.group", packed.group, 1, packed.length)
+    checks.flag("PackedMatrix.signed", packed.signed)
+    for name in ("codes", "scales", "zeros", "codebook", "factors"):
+        if getattr(packed, name) is not None or name in ("codes", "scales"):
+            checks.described(f"PackedMatrix.{name}", getattr(packed, name))
     expected = packed_length(packed.length, packed.bits)
     if codes.ndim != 2 or codes.dtype != jnp.uint8 or codes.shape[0] != expected:
         raise ValueError(
@@ -150,7 +160,8 @@ def check_matrix(packed: PackedMatrix) -> None:
     if scales.shape != table or scales.dtype.name not in SCALE_DTYPES:
         raise ValueError(
             f"PackedMatrix.scales must be (G, N) = {table} of {' or '.join(SCALE_DTYPES)}, "
-            f"got {scales.dtype} {scales.shape}; G = ceil(K / group) = ceil({packed.length} / {packed.group})"
+            f"got {scales.dtype} {scales.shape}; G = ceil(K / group) = ceil({packed.length} / {packed.group}), "
+            f"codes are (K, N) = {packed.shape}"
         )
     if zeros is not None and (zeros.shape != table or zeros.dtype.name not in ZERO_DTYPES):
         raise ValueError(
@@ -183,6 +194,7 @@ def levels_matrix(packed: PackedMatrix) -> Array:
 
 def dequantize_matrix(packed: PackedMatrix) -> Float[Array, "in out"]:
     """W as float32 `(K, N)`: one product of an exact level and its scale, rounded once."""
+    check_matrix(packed)
     packed = merge_factors(packed)
     scales = expand_groups(packed.scales.astype(jnp.float32), packed)
     return levels_matrix(packed).astype(jnp.float32) * scales

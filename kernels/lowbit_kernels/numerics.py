@@ -21,6 +21,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int8, Int32, Num, UInt8
 
+from lowbit_kernels import checks
+
 FLOAT_MAX = float(np.finfo(np.float32).max)
 FP8_MAX = 448.0  # of float8_e4m3fn
 TINY = float(np.finfo(np.float32).tiny)  # 2**-126, the smallest scale
@@ -45,8 +47,11 @@ class StaticActivation:
 
 
 def check_activation(activation: StaticActivation, rows: tuple[int, ...]) -> None:
-    """Raises ValueError where the grid does not fit 8-bit codes or the scale does not fit the rows of x."""
-    lo, hi = activation.lo, activation.hi
+    """Raises ValueError or TypeError where the grid does not fit 8-bit codes or the scale does not fit the rows of x."""
+    lo = checks.integer("StaticActivation.lo", activation.lo)
+    hi = checks.integer("StaticActivation.hi", activation.hi)
+    checks.number("StaticActivation.scale", activation.scale)
+    checks.number("StaticActivation.zero", activation.zero, is_integer=True)
     if not (lo < hi and ((-128 <= lo and hi <= 127) or (0 <= lo and hi <= 255))):
         raise ValueError(f"StaticActivation codes [{lo}, {hi}] must lie in [-128, 127] or in [0, 255]")
     shape = jnp.shape(activation.scale)
@@ -59,8 +64,17 @@ def check_activation(activation: StaticActivation, rows: tuple[int, ...]) -> Non
 def rounded_product(a: Float32[Array, "..."], b: Float32[Array, "..."]) -> Float32[Array, "..."]:
     """`a * b` in float32, rounded before anything consumes it; an overflow saturates at the largest float32.
 
-    The clamp is what keeps XLA from contracting the product with a following sum. NaN passes.
+    The clamp is what keeps XLA from contracting the product with a following sum. NaN passes. Either may be a number.
+
+    Raises:
+        TypeError: neither an array nor a number.
+        ValueError: shapes that do not broadcast.
     """
+    checks.number("rounded_product: a", a)
+    checks.number("rounded_product: b", b)
+    left, right = jnp.shape(a), jnp.shape(b)
+    if any(m != n and 1 not in (m, n) for m, n in zip(left[::-1], right[::-1], strict=False)):
+        raise ValueError(f"rounded_product: a and b must broadcast, got shapes {left} and {right}")
     return lax.clamp(-FLOAT_MAX, a * b, FLOAT_MAX)
 
 
@@ -70,7 +84,16 @@ def quantize_static(
     """Codes of `x` on a calibrated grid: int8, or uint8 where `hi > 127`.
 
     Values outside the grid, infinities included, take the end code; NaN takes the code of 0.0.
+
+    Raises:
+        ValueError: a grid beyond 8 bits, or a scale that is neither one nor one a row.
+        TypeError: x is no float array, or the grid no `StaticActivation`.
     """
+    x = checks.array("quantize_static: x", x, "float")
+    checks.instance(
+        "quantize_static: activation", activation, StaticActivation, "StaticActivation(scale, zero, lo, hi)"
+    )
+    check_activation(activation, x.shape[:-1])
     scale = jnp.asarray(activation.scale, jnp.float32)
     inverse = lax.div(jnp.ones_like(scale), scale)
     inverse = inverse[..., None] if inverse.ndim else inverse
@@ -86,7 +109,12 @@ def quantize_dynamic(x: Float[Array, "... in"]) -> tuple[Int8[Array, "... in"], 
 
     An all-zero row has scale 1; no scale is below 2**-126. A row with an infinity or NaN has scale NaN and codes 0,
     so its output is NaN: loud, and confined to the row.
+
+    Raises:
+        TypeError: x is no float array.
+        ValueError: x has no axis.
     """
+    x = _rows("quantize_dynamic", x)
     scale = dynamic_scale(x)
     return quantize_static(x, StaticActivation(scale)).astype(jnp.int8), scale
 
@@ -95,11 +123,23 @@ def quantize_fp8(x: Float[Array, "... in"]) -> tuple[Float[Array, "... in"], Flo
     """float8_e4m3fn codes of each row of `x` and the scale of the row, `absmax * float32(1/448)`, as in `quantize_dynamic`.
 
     Rounded to nearest even once, from float32. A row with an infinity or NaN has scale NaN and codes 0.
+
+    Raises:
+        TypeError: x is no float array.
+        ValueError: x has no axis.
     """
+    x = _rows("quantize_fp8", x)
     scale = dynamic_scale(x, FP8_MAX)
     steps = x.astype(jnp.float32) * lax.div(jnp.ones_like(scale), scale)[..., None]
     steps = jnp.where(jnp.isnan(steps), jnp.zeros_like(steps), steps)
     return lax.clamp(-FP8_MAX, steps, FP8_MAX).astype(jnp.float8_e4m3fn), scale
+
+
+def _rows(what: str, x: Any) -> Array:
+    x = checks.array(f"{what}: x", x, "float")
+    if not x.ndim:
+        raise ValueError(f"{what}: x must have rows (..., K), got shape ()")
+    return x
 
 
 def dynamic_scale(x: Float[Array, "... in"], largest: float = 127.0) -> Float32[Array, "..."]:
@@ -137,7 +177,16 @@ def nan_where(mask: Bool[Array, "..."], x: Float32[Array, "..."]) -> Float32[Arr
 def scale_groups(
     acc: Int32[Array, "groups rows out"], scales: Float[Array, "groups out"]
 ) -> Float32[Array, "rows out"]:
-    """`sum_g float(acc[g]) * scales[g]`, g ascending, each product and each sum rounded to float32."""
+    """`sum_g float(acc[g]) * scales[g]`, g ascending, each product and each sum rounded to float32.
+
+    Raises:
+        TypeError: no array of integers, or none of floats.
+        ValueError: shapes that do not fit together.
+    """
+    acc = checks.array("scale_groups: acc", acc, "integer", 3)
+    scales = checks.array("scale_groups: scales", scales, "float", 2)
+    if scales.shape != (acc.shape[0], acc.shape[2]) or not acc.shape[0]:
+        raise ValueError(f"scale_groups: scales must be (G, N) of acc (G, M, N) = {acc.shape}, got {scales.shape}")
     scales = scales.astype(jnp.float32)
     first = rounded_product(acc[0].astype(jnp.float32), scales[0])
     if acc.shape[0] == 1:

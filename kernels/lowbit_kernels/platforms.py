@@ -33,7 +33,7 @@ def platform_named(name: str) -> str:
     """
     if name == "gpu":
         return "rocm" if _is_amd(_kind("gpu") or "") else "cuda"
-    if name not in (*PLATFORMS, *INTERPRETERS):
+    if not isinstance(name, str) or name not in (*PLATFORMS, *INTERPRETERS):
         raise ValueError(f"platform must be one of {', '.join((*PLATFORMS, *INTERPRETERS))} or gpu, got {name!r}")
     return name
 

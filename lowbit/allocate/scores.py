@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lowbit.core import json_text
 from lowbit.core.aligned import aligned
 
 from .candidates import name_of
@@ -62,7 +63,7 @@ class Scores:
             ValueError: for what is no such text.
         """
         try:
-            data = json.loads(text)
+            data = json_text.read(text)
             rows = tuple(tuple(math.inf if v is None else float(v) for v in row) for row in data["values"])
             return cls(tuple(data["paths"]), tuple(data["candidates"]), rows, data["method"], float(data["seconds"]))
         except (KeyError, TypeError, AttributeError) as error:

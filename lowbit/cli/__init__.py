@@ -19,6 +19,7 @@ from . import running as _running
 from . import runs as _runs
 from .changes import changed as changed
 from .errors import UsageError as UsageError
+from .errors import in_file_of
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
 """What bad input, missing data and missing packages raise; anything else is a defect and keeps its traceback."""
@@ -200,10 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         status = _done(arguments)
-        sys.stdout.flush()  # a full disk, or a reader that went away, may be seen only here
+        _flush()  # a full disk, or a reader that went away, may be seen only here
     except SystemExit:  # argparse, after the text of --help
         try:
-            sys.stdout.flush()
+            _flush()
         except OSError as error:
             _silence()
             return 141 if isinstance(error, BrokenPipeError) else _fail(error)
@@ -238,6 +239,12 @@ def _done(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")
         return 130
+    except BaseException as error:
+        if (said := in_file_of(error, sys.argv[1:] if arguments is None else arguments)) is None:
+            raise
+        if getattr(chosen, "traceback", False):
+            traceback.print_exc()
+        return _fail(UsageError(said))
     return 0
 
 
@@ -247,10 +254,15 @@ def _fail(error: BaseException) -> int:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     _say(text)
     try:
-        sys.stdout.flush()
+        _flush()
     except OSError:
         _silence()
     return 2
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # the process was started without one: nothing is waiting
+        sys.stdout.flush()
 
 
 def _say(text: str) -> None:

@@ -19,8 +19,10 @@ def check_name(name: object) -> str:
         ValueError: if it leads elsewhere, or is no text.
     """
     parts = name.split("/") if isinstance(name, str) else [""]
-    if any(part in ("", ".", "..") for part in parts) or any(c in str(name) for c in "\\\0"):
-        raise ValueError(f"a file of a bundle must be named relative to its folder, without '..', got {name!r}")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in str(name) or not str(name).isprintable():
+        raise ValueError(
+            f"a file of a bundle must be named relative to its folder, without '..' and in printable characters, got {name!r:.200}"
+        )
     return str(name)
 
 

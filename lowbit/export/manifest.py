@@ -15,6 +15,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from lowbit.core import json_text
+
 from .inside import check_name
 
 FORMAT = "lowbit-bundle"
@@ -43,10 +45,13 @@ def decoded(content: bytes) -> dict[str, Any]:
         ValueError: if it is not lowbit's, of another version, was altered, or says something that no manifest says.
     """
     try:
-        manifest = json.loads(content, parse_constant=_no_constant)
+        manifest = json_text.read(content)
+    except ValueError as error:
+        raise ValueError(f"its manifest.json is not lowbit's: {error}") from None
+    try:
         is_ours = manifest["format"] == FORMAT and type(manifest["version"]) is int
-    except (ValueError, KeyError, TypeError, RecursionError):
-        is_ours, manifest = False, {}
+    except (KeyError, TypeError):
+        is_ours = False
     if not is_ours:
         raise ValueError("its manifest.json is not lowbit's")
     if manifest["version"] > FORMAT_VERSION:
@@ -59,10 +64,6 @@ def decoded(content: bytes) -> dict[str, Any]:
         raise ValueError("its manifest.json was altered after the export: its digest does not hold; export again")
     _check(manifest)
     return manifest
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
 
 
 def scales_mark(manifest: Mapping[str, Any]) -> bytes:

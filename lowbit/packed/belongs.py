@@ -28,7 +28,7 @@ def check_belongs(plan: Plan, qparams: QParams) -> None:
         raise TypeError(f"qparams must be packed parameters from lowbit.pack, got {type(qparams).__name__}")
     if qparams.fingerprint == plan.fingerprint:
         return
-    difference = _difference(plan, qparams)
+    difference = difference_of(plan, qparams)
     if difference is None and not qparams.fingerprint:
         return
     raise ValueError(
@@ -37,7 +37,7 @@ def check_belongs(plan: Plan, qparams: QParams) -> None:
     )
 
 
-def _difference(plan: Plan, qparams: QParams) -> str | None:
+def difference_of(plan: Plan, qparams: QParams) -> str | None:
     """Returns the first weight or input in which packed parameters are not of the plan, or None."""
     paths, leaves, _ = flatten(qparams.params)
     found = dict(zip(paths, leaves, strict=True))
@@ -49,7 +49,7 @@ def _difference(plan: Plan, qparams: QParams) -> str | None:
             if site.spec is None or site.kind == "grid":
                 continue
             if not site.is_weight:
-                if not site.spec.dynamic and "scale" not in held.get(site.role, {}):
+                if not site.spec.dynamic and not site.own_code and "scale" not in held.get(site.role, {}):
                     return f"they have no scale for the {site.role} of {row.path!r}, which is {site.spec.text} in this plan"
                 continue
             q = found[site.key] if site.kind == "leaf" else held.get(site.role)

@@ -27,13 +27,12 @@ import numpy as np
 import safetensors
 from jax.core import Tracer
 
-from lowbit.core import atomic
+from lowbit.core import atomic, json_text
 from lowbit.plan import serial
-from lowbit.plan import valid as valid_plan
 from lowbit.plan.rows import Plan
 
 from . import structure, valid
-from .belongs import check_belongs, checked
+from .belongs import check_belongs, checked, difference_of
 from .trees import QParams
 
 FORMAT = "lowbit"
@@ -137,7 +136,6 @@ def load(path: str | os.PathLike[str]) -> tuple[Plan, QParams]:
         host = decode_tensors(content)
         arrays = {name: _on_device(name, array) for name, array in host.items()}
         plan = serial.from_json(card["plan"])
-        valid_plan.check(plan)
         tree = card["tree"]
         fingerprint = card.get("fingerprint", "")
         if fingerprint not in ("", plan.fingerprint):
@@ -193,6 +191,8 @@ def _check(plan: Plan, qparams: QParams) -> None:
     for path, q in qparams.weights().items():
         valid.check_tensor(q, path)
     valid.check_against(plan, qparams)
+    if qparams.fingerprint and (difference := difference_of(plan, qparams)) is not None:
+        raise ValueError(f"its parameters are not its plan's: {difference}; copy it again")
 
 
 def _described(card: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
@@ -265,12 +265,12 @@ def _card(source: Path, content: bytes) -> dict[str, Any]:
     if len(content) < 8 + max(length, 2):
         raise ValueError(f"{source} is truncated: {len(content)} bytes end inside its header; copy it again")
     try:
-        header = json.loads(content[8 : 8 + length])
-        card = json.loads(header["__metadata__"][FORMAT])
+        header = json_text.read(content[8 : 8 + length])
+        card = json_text.read(header["__metadata__"][FORMAT])
         is_ours = card["format"] == FORMAT and type(card["version"]) is int
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         size = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         is_ours, card, size = False, {}, 0
     if not is_ours:
         raise ValueError(

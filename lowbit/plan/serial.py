@@ -5,10 +5,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lowbit.core import json_text
 from lowbit.core.quantizer import Quantizer, Quantizers
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.lookup import spec_from_text
 
+from . import valid
 from .geometry import as_tuple, from_data, to_data
 from .rows import Plan, Row, Site, Step, Uncovered
 
@@ -117,23 +119,36 @@ def from_json(text: str, *, quantizers: Iterable[Quantizer | Quantizers] = ()) -
         quantizers: those that the plan was bound with; those of no site in it are an error.
 
     Raises:
-        ValueError: if it is not a plan, of a newer version, or if no site of it has one of the quantizers.
+        TypeError: if it is no text.
+        ValueError: if it is not a plan, of a newer version, if a field is not what `lowbit.bind` makes, or if no site of it has
+            one of the quantizers.
     """
-    try:
-        data = json.loads(text)
-        version = data["version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"this is not a lowbit plan: {error}") from None
-    if version != VERSION:
-        raise ValueError(
-            f"this plan has version {version}; this lowbit reads version {VERSION}: install a newer lowbit, or bind again"
-        )
+    if not isinstance(text, str):
+        raise TypeError(f"text must be what lowbit.plan.serial.to_json wrote, got {type(text).__name__}")
     known = {q.text: q for given in quantizers for q in _each(given)}
-    texts = {site["quantizer"] for site in _sites(data) if site["quantizer"]}
+    try:
+        data = json_text.read(text)
+        version = data["version"]
+        is_known = type(version) is int and version == VERSION
+        plan = _from_data(data, known) if is_known else Plan(())
+        valid.check(plan)
+        texts = {site["quantizer"] for site in _sites(data) if site["quantizer"]} if is_known else set()
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise ValueError(f"this is not a lowbit plan: {type(error).__name__}: {error!s:.200}") from None
+    except ValueError as error:
+        raise ValueError(f"this is not a lowbit plan: {error}") from None
+    if not is_known:
+        raise ValueError(
+            f"this plan has version {version!r:.40}; this lowbit reads version {VERSION}: install a newer lowbit, or bind again"
+        )
     if lost := sorted(known.keys() - texts):
         raise ValueError(
             f"no site of this plan has the quantizer {lost[0]}; they have {', '.join(sorted(texts)) or 'none'}"
         )
+    return plan
+
+
+def _from_data(data: dict[str, Any], known: Mapping[str, Quantizer]) -> Plan:
     rows = tuple(
         Row(
             path=row["path"],

@@ -5,14 +5,12 @@ a TypeError or ValueError that lowbit itself raises, with the parameter's name i
 """
 
 import inspect
-import re
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,6 +20,8 @@ from flax import nnx
 import lowbit as lb
 from lowbit.allocate.scores import Scores
 from lowbit.core.moments import ChannelMax
+
+from .answers import Call, Wrong, answers
 
 PACKAGE = str(Path(lb.__file__).parent)
 
@@ -51,26 +51,6 @@ class Good:
         self.module = nn.Dense(4)
         self.variables = self.module.init(jax.random.key(0), x)
         self.nnx_module = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
-
-
-class Call(NamedTuple):
-    """A function, and the names of what it takes: positional ones first."""
-
-    name: str
-    function: Callable[..., Any]
-    given: dict[str, Any]
-    rest: tuple[Any, ...] = ()
-
-    def made(self, name: str, value: Any) -> None:
-        given = {**self.given, name: value}
-        kinds = inspect.signature(self.function).parameters
-        first = [
-            given.pop(n)
-            for n, p in kinds.items()
-            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and n in given
-        ]
-        rest = given.pop("args", self.rest) if any(p.kind is p.VAR_POSITIONAL for p in kinds.values()) else ()
-        self.function(*first, *rest, **given)
 
 
 def calls(good: Good) -> dict[str, Call]:
@@ -178,32 +158,15 @@ NAMES = {"args": "args|arguments", "batches": "batch", "rules": "rule", "qparams
 
 def found_wrong(good: Good) -> tuple[int, str]:
     """How many wrong calls were made, and those that were not answered as they should be."""
-    tried, silent, deep, unnamed, other = 0, [], [], [], []
+    made = []
     for call in calls(good).values():
-        parameters = inspect.signature(call.function).parameters
-        for name, parameter in parameters.items():
+        for name, parameter in inspect.signature(call.function).parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD or (
                 name == "args" and call.name in ("explain", "bind", "chain", "pack")
             ):
                 continue
-            for what, value in wrong(call, name, parameter, good):
-                tried += 1
-                said = f"{call.name}({name}={what})"
-                try:
-                    call.made(name, value)
-                except (TypeError, ValueError) as error:
-                    frame = traceback.extract_tb(error.__traceback__)[-1]
-                    if not frame.filename.startswith(PACKAGE):
-                        deep.append(f"{said}: {type(error).__name__} at {frame.filename}: {str(error)[:90]}")
-                    elif not re.search(NAMES.get(name, rf"\b{name}\b"), str(error)):
-                        unnamed.append(f"{said}: {str(error)[:90]}")
-                except Exception as error:  # noqa: BLE001 - whatever else it is, it is listed
-                    other.append(f"{said}: {type(error).__name__}: {str(error)[:90]}")
-                else:
-                    silent.append(said)
-    found = {"silent": silent, "deep inside": deep, "without its name": unnamed, "another error": other}
-    text = "\n".join(f"{kind}: {each}" for kind, calls in found.items() for each in calls)
-    return tried, text
+            made += [Wrong(call, name, what, value) for what, value in wrong(call, name, parameter, good)]
+    return len(made), answers(made, PACKAGE, NAMES)
 
 
 def main() -> None:

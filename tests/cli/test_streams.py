@@ -66,6 +66,12 @@ def test_a_full_disk_and_a_reader_that_left(words):
         ("class Other(Inner): name = 'x'\nconfig = Other()", "config must be a Config, which its run takes, got Other"),
         ("import sys\nsys.exit(3)", "it calls sys.exit(3): a config only describes"),
         ("raise SystemExit", "it calls sys.exit(None)"),
+        ("raise SystemExit('text\\n')", r"it calls sys.exit('text\n')"),
+        ("raise GeneratorExit", "c.py, line 15: GeneratorExit"),
+        ("class Own(BaseException): pass\nraise Own('no')", "line 16: lowbit_config.Own: no"),
+        ("config = Config()\ndef run(config, out, *, fresh): return {}['x']", "c.py, line 16: KeyError: 'x'"),
+        ("config = Config()\ndef run(config, out, *, fresh): raise GeneratorExit", "c.py, line 16: GeneratorExit"),
+        ("def (", "c.py, line 15: invalid syntax"),
         ("config = Config()\ndef run(config, out, *, fresh): raise SystemExit(5)", "its run calls sys.exit(5)"),
         ("config = Config()\ndef run(config, out, *, fresh): raise MemoryError('no room')", "no room"),
         ("config = Config()\ndef run(config, out): pass", "fresh"),
@@ -89,6 +95,36 @@ def test_a_right_config_runs_and_stopping_is_one_line(tmp_path, capsys):
     path.write_text(path.read_text() + "def run(config, out, *, fresh): raise KeyboardInterrupt\n")
     assert cli.main(["run", str(path)]) == 130
     assert capsys.readouterr().err == "lowbit: stopped; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import sys\nsys.exit('bye')", "m.py, line 2: it calls sys.exit('bye'): return, or raise an error"),
+        ("def build(): raise SystemExit(3)", "m.py, line 1: it calls sys.exit(3)"),
+        ("def build(): return {}['x']", "m.py, line 1: KeyError: 'x'"),
+        ("def build(): assert not 1", "m.py, line 1: AssertionError"),
+        ("def build(", "m.py, line 1: '(' was never closed"),
+    ],
+)
+def test_models_whose_code_fails(tmp_path, capsys, source, message):
+    path = tmp_path / "m.py"
+    path.write_text(f"{source}\ndef data(): return []\n" if "never" not in message else source)
+    for words in (["quantize", "--rules", "w8"], ["allocate", "--candidate", "w4", "--bits", "4"]):
+        command, *options = words
+        given = [command, f"{path}:build", f"--data={path}:data", *options, "--out", str(tmp_path / "out")]
+        assert cli.main(given) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n"), "Traceback" in err) == ("", 1, False)
+        assert message in err
+
+
+def test_without_streams():
+    """A program may be started without them: what is written is lost, and nothing else."""
+    for end, status in ((">&-", 0), ("2>&-", 0), ("2>/dev/full", 0)):
+        command = f"{sys.executable} -m lowbit.cli --version {end}"
+        found = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stderr) == (status, ""), end
 
 
 def test_paths_that_are_something_else(tmp_path, capsys):

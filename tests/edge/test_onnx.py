@@ -242,7 +242,7 @@ def test_random_networks(graphs, integer, tmp_path):
 def test_the_manifest_says_what_a_session_needs(tmp_path):
     bundle = exported(CNN, {"**": "w8,a8"}, tmp_path / "m", integer=True)
     wanted = {"session_options": {"session.qdq_matmulnbits_accuracy_level": "1", "session.x64quantprecision": "1"}}
-    openvino = {"options_without_vnni": {"LP_TRANSFORMS_MODE": "NO"}}
+    openvino = {"options": {"LP_TRANSFORMS_MODE": "NO"}}
     assert bundle.manifest["runtimes"] == {"onnxruntime": wanted, "openvino": openvino}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from lowbit.core.extremes import largest, largest_magnitude, nan_where, smallest
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
 from lowbit.export.onnx_graph import serialize, translate
 from lowbit.export.runners.onnxruntime import session
@@ -172,6 +173,9 @@ CASES = {
         lambda x: [x.sum(0), x.max(1), x.min(), x.prod(1), x.mean(0), (x > 0).all(1), (x > 0).any(0), jax.nn.softmax(x),
                    jax.nn.softmax(x.T, 0), nn.LayerNorm(use_bias=False, use_scale=False).apply({}, x)],
         X,
+    ),
+    "orders": (
+        lambda x: [largest_magnitude(x, 0), largest(x, 1), smallest(x.T, keepdims=True), nan_where(x > 0, x)], X - 0.5,
     ),
     "pools": (_pooled, IMAGE),
     "convolutions": (_convolved, IMAGE),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from lowbit.core.extremes import largest, largest_magnitude, nan_where, smallest
 from lowbit.export.composites import Grid, dequantize, fake_quant
 from lowbit.export.onnx_graph import serialize
 from lowbit.export.onnx_graph.graph import Quantized, order
@@ -44,6 +45,44 @@ def test_transposes_meet_and_quantization_stays_next_to_operators():
             stored = weight.node.inputs[0].node  # 4 bits in the file, cast to bytes once
             assert (stored.op, str(stored.inputs[0].array.dtype)) == ("Cast", "int4")
             assert weight.node.attributes["axis"] == 0  # output channels come first
+
+
+def test_bit_patterns_are_the_floats_they_are_of():
+    """What is dynamic computes with them, and ONNX has none: an order is one of floats, wherever it was moved to."""
+    x = jnp.ones((4, 3, 8))
+
+    def named(function):
+        return [node.op for node in operators(function, x) if node.op not in ("Transpose", "Reshape")]
+
+    assert named(lambda x: largest_magnitude(x.swapaxes(0, 1).reshape(3, -1), 1)) == ["Abs", "ReduceMax"]
+    assert named(lambda x: largest(x, 1, keepdims=True)) == ["ReduceMax"]
+    assert named(lambda x: smallest(x, 2)) == ["Neg", "ReduceMax", "Neg"]
+    assert named(lambda x: nan_where(x > 0, x)) == ["Greater", "Where"]
+    for function in (
+        lambda x: lax.bitcast_convert_type(x, jnp.int32) + 1,
+        lambda x: lax.bitcast_convert_type(x, jnp.int32),
+    ):
+        with pytest.raises(ValueError, match="bitcast_convert_type has no ONNX form"):
+            operators(function, x)
+
+
+def test_a_weight_of_several_products_is_unsigned():
+    """ONNX Runtime rejects signed ones; and each signed weight has zero points of its own."""
+    codes = np.random.default_rng(0).integers(-128, 128, (3, 8, 8)).astype(np.int8)
+    grid = Grid("i8", (0.1,), (0,))
+
+    def product(x, codes):
+        return fake_quant(x, GRID) @ dequantize(jnp.asarray(codes), grid)
+
+    nodes = operators(
+        lambda x: product(product(product(product(x, codes[0]), codes[1]), codes[0]), codes[2]), jnp.ones((2, 8))
+    )
+    weights = [node.inputs[1].node for node in nodes if node.op == "MatMul"]
+    stored = [(weight.inputs[0].array, weight.inputs[2].array) for weight in weights]
+    assert [str(c.dtype) for c, _ in stored] == ["uint8", "int8", "uint8", "int8"]
+    assert weights[1].inputs[2] is not weights[3].inputs[2]
+    for (c, zero), wanted in zip(stored, (codes[0], codes[1], codes[0], codes[2]), strict=True):
+        np.testing.assert_array_equal(c.astype(int) - zero.astype(int), wanted)
 
 
 def test_a_bias_is_the_sum_of_its_steps():

@@ -1,7 +1,11 @@
 """A plan is data: it is packed by its program, read back from text, given other quantizers, bound again."""
 
 import ast
+import copy
 import dataclasses
+import functools
+import json
+import random
 
 import jax
 import jax.numpy as jnp
@@ -163,3 +167,46 @@ def test_rules_that_take_nothing_are_named_together():
         lb.bind(_fn, {"nothing": "w4", "**": "w8,a8", "b": "w4"}, PARAMS, X)
     assert "'nothing' matches no operation" in str(refused.value)
     assert "'b' never applies: '**'" in str(refused.value)
+
+
+ODD = [None, True, -1, 0, 1 << 70, 1.5, "", "x", [], {}, [[]], {"a": 1}, ["y"]]
+
+
+def test_a_plan_of_nonsense_is_refused_or_is_a_plan():
+    """Whatever stands anywhere: ValueError, or a plan that can be shown and written."""
+    text = to_json(lb.bind(_integer, RULES, PARAMS, X, integer=True))
+    data, draw, refused = json.loads(text), random.Random(0), 0
+
+    def places(value, at=()):
+        if at:
+            yield at
+        if isinstance(value, dict | list):
+            for key in value if isinstance(value, dict) else range(len(value)):
+                yield from places(value[key], (*at, key))
+
+    known = list(places(data))
+    for _ in range(400):
+        said, at = copy.deepcopy(data), draw.choice(known)
+        inner = functools.reduce(lambda x, key: x[key], at[:-1], said)
+        if draw.random() < 0.2:
+            del inner[at[-1]]
+        else:
+            inner[at[-1]] = draw.choice(ODD)
+        try:
+            plan = from_json(json.dumps(said))
+        except ValueError:
+            refused += 1
+            continue
+        assert str(plan)
+        assert from_json(to_json(plan)) == plan
+    assert refused > 200
+    for odd in (
+        "",
+        "[" * 100_000,
+        "null",
+        "{}",
+        '{"version": true}',
+        text.replace('"version":1', '"version":1,"version":1'),
+    ):
+        with pytest.raises(ValueError, match="plan"):
+            from_json(odd)

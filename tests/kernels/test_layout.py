@@ -58,7 +58,7 @@ def test_pack_under_jit_vmap_and_eval_shape():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: pack_codes(jnp.zeros((2, 2), int), 9), "bits must be one of"),
+        (lambda: pack_codes(jnp.zeros((2, 2), int), 9), "bits must be 1 to 8, got 9"),
         (lambda: pack_codes(jnp.zeros((2, 2), int), 4, axis=2), "axis 2 is outside"),
         (lambda: unpack_codes(jnp.zeros((2, 2), jnp.uint8), 4, 5), "5 codes of 4 bits take 3 bytes"),
     ],

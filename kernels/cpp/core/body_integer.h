@@ -128,7 +128,7 @@ __attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t
 
 template <int kBits, int kTiles, int kBlocks>
 void IntegerRows(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile) {
-  constexpr int kFull = Vec::kRowTile;
+  constexpr int kFull = kTiles > Vec::kTileTile ? 1 : Vec::kRowTile;
   int64_t row = row_begin;
   for (; row + kFull <= row_end; row += kFull) IntegerTile<kFull, kTiles, kBits, kBlocks>(p, row, kFull, tile);
   // A tile may compute rows past the end: scratch is padded, and they are not stored.
@@ -154,6 +154,11 @@ template <int kBits>
 void IntegerRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
   constexpr int kStep = Vec::kTileTile;
   int64_t tile = tile_begin;
+  if constexpr (kStep > 1) {  // of one row more tiles: two sums would wait for each other's multiplies
+    for (; row_end - row_begin == 1 && tile + 2 * kStep <= tile_end; tile += 2 * kStep) {
+      IntegerRows<kBits, 2 * kStep>(p, row_begin, row_end, tile);
+    }
+  }
   for (; tile + kStep <= tile_end; tile += kStep) IntegerRows<kBits, kStep>(p, row_begin, row_end, tile);
   for (; tile < tile_end; ++tile) IntegerRows<kBits, 1>(p, row_begin, row_end, tile);
 }

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from lowbit_kernels import checks
 from lowbit_kernels.layout import pack_codes, unpack_codes
 from lowbit_kernels.matrix import PackedMatrix, check_matrix
 
@@ -95,8 +96,13 @@ def prepare(packed: PackedMatrix, *, column_sums: bool = True) -> PreparedMatrix
     """`packed` in the CPU kernels' order; the same numbers, the same number of bits a code (3-bit codes take 4).
 
     Pure: works under `jit`, `vmap` and `eval_shape`. Without `column_sums` static activations with a zero point are refused.
+
+    Raises:
+        ValueError: fields that do not fit together.
+        TypeError: `packed` is no `PackedMatrix`, or `column_sums` no flag.
     """
     check_matrix(packed)
+    checks.flag("prepare: column_sums", column_sums)
     bits, offset = stored_bits(packed.bits), _offset(packed)
     codes = unpack_codes(packed.codes, packed.bits, packed.length, axis=0, signed=packed.signed)
     codes = (codes + jnp.asarray(offset & 127, codes.dtype)).astype(jnp.uint8) ^ jnp.uint8(offset & 128)
@@ -133,7 +139,13 @@ def prepare(packed: PackedMatrix, *, column_sums: bool = True) -> PreparedMatrix
 
 
 def restore(prepared: PreparedMatrix) -> PackedMatrix:
-    """The canonical matrix: the inverse of `prepare`, exact."""
+    """The canonical matrix: the inverse of `prepare`, exact.
+
+    Raises:
+        ValueError: fields that do not fit together.
+        TypeError: `prepared` is no `PreparedMatrix`.
+    """
+    check_prepared(prepared)
     bits, span = stored_bits(prepared.bits), block_inputs(prepared.bits)
     whole, total = group_blocks(prepared.length, prepared.group, prepared.bits)
     tiles, out, groups = prepared.blocks.shape[0], prepared.out, prepared.groups
@@ -163,7 +175,16 @@ def restore(prepared: PreparedMatrix) -> PackedMatrix:
 
 
 def check_prepared(prepared: PreparedMatrix) -> None:
-    """Raises ValueError where the arrays of `prepared` do not fit its integers."""
+    """Raises ValueError or TypeError where the arrays of `prepared` do not fit its integers."""
+    checks.instance("prepared", prepared, PreparedMatrix, "prepare")
+    checks.integer("PreparedMatrix.bits", prepared.bits, 1, 8)
+    checks.integer("PreparedMatrix.length", prepared.length, 1)
+    checks.integer("PreparedMatrix.group", prepared.group, 1, prepared.length)
+    checks.integer("PreparedMatrix.out", prepared.out, 0)
+    checks.flag("PreparedMatrix.signed", prepared.signed)
+    for name in ("blocks", "scales", "zeros", "column_sums", "codebook", "factors"):
+        if getattr(prepared, name) is not None or name in ("blocks", "scales"):
+            checks.described(f"PreparedMatrix.{name}", getattr(prepared, name))
     _, total = group_blocks(prepared.length, prepared.group, prepared.bits)
     tiles = math.ceil(prepared.out / CHANNELS)
     if prepared.blocks.shape != (tiles, total, CHANNELS * BYTES) or prepared.blocks.dtype != jnp.uint8:

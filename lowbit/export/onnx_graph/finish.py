@@ -35,6 +35,29 @@ def finish(g: Graph, outputs: Sequence[Value]) -> None:
                 _write(g, x)
     for x in outputs:
         _write(g, x)
+    _write_unsigned(g, outputs)
+
+
+def _write_unsigned(g: Graph, outputs: Sequence[Value]) -> None:
+    """Writes signed bytes that several operations multiply by as unsigned ones, 128 higher, zero points too.
+
+    On x86, "session.x64quantprecision" has ONNX Runtime 1.32 do that itself, product by product: it calls the new constant by
+    the old one's name, and rejects the file where it is there already. Codes of less than 8 bits it leaves as they are.
+    """
+    users, readers = users_of(outputs), dict[int, list[Value]]()
+    for value in order(outputs):
+        if value.op == "DequantizeLinear" and operand(value).array is not None and operand(value).dtype == np.int8:
+            readers.setdefault(id(operand(value)), []).append(value)
+    for values in readers.values():
+        if sum(len(users[id(value)]) for value in values) < 2:
+            continue
+        for value in values:
+            assert value.node is not None
+            codes, scale, zero = (operand(value, i) for i in range(3))
+            assert codes.array is not None
+            assert zero.array is not None
+            higher = [g.constant((x.astype(np.int16) + 128).astype(np.uint8)) for x in (codes.array, zero.array)]
+            value.node = Node("DequantizeLinear", [higher[0], scale, higher[1]], value.node.attributes)
 
 
 def _write(g: Graph, x: Value, *, is_wide: bool = False) -> None:

@@ -134,6 +134,14 @@ class Graph:
             self._values[key] = Value(array.shape, array.dtype, array=array)
         return self._values[key]
 
+    def own_constant(self, array: np.ndarray) -> Value:
+        """Returns a constant of one user, whatever equals it.
+
+        Where ONNX Runtime 1.32 turns signed bytes of a product into unsigned ones ("session.x64quantprecision", on x86), it
+        names the new constant after the old, and rejects a file in which two products have one.
+        """
+        return Value(array.shape, array.dtype, array=array)
+
     def quantized(self, value: Quantized) -> Value:
         """Returns a constant that is kept as codes."""
         return Value(value.codes.shape, np.dtype(np.float32), quantized=value)

@@ -77,7 +77,8 @@ def dequantized(g: Graph, codes: Value, how: Layout) -> Value:
     if zero is None and bits_of(codes.dtype) == 8:
         zero = np.zeros(how.scale.shape)  # ONNX Runtime 1.32 fuses Gemm and Conv only where zero points are written
     if zero is not None:
-        inputs.append(g.constant(np.asarray(zero, codes.dtype)))
+        zero = np.asarray(zero, codes.dtype)
+        inputs.append(g.own_constant(zero) if zero.dtype == np.int8 else g.constant(zero))
     attributes = {} if how.axis is None else {"axis": how.axis}
     if how.block is not None:
         attributes["block_size"] = how.block

@@ -14,9 +14,9 @@ from lowbit.program.read import Equation, Program, read
 from lowbit.program.read import Value as Read
 from lowbit.program.spellings import SPELLINGS, spelling
 
-from . import arithmetic, indexing, movement, products, quantized, windows
+from . import arithmetic, bits, indexing, movement, products, quantized, windows
 from .arithmetic import Handler
-from .graph import Graph, Value, bits_of
+from .graph import Graph, Value, bits_of, order
 
 _UNROLLED = 4096
 """Operators that an unrolled loop may have."""
@@ -62,7 +62,12 @@ def graph_of(g: Graph, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
     Raises:
         ValueError: for a primitive that has no ONNX form, by its name and source line.
     """
-    return _Translation(g).body(read(jaxpr), inputs)
+    outputs = _Translation(g).body(read(jaxpr), inputs)
+    if any(map(bits.is_pattern, order(outputs))):
+        raise ValueError(
+            "the primitive bitcast_convert_type has no ONNX form; write it with other operations, or leave the target out"
+        )
+    return outputs
 
 
 def _constant(g: Graph, value: Any) -> Value:
@@ -97,6 +102,8 @@ class _Translation:
         eqn, name = equation.eqn, equation.name
         if all(v.array is not None for v in values) and name not in NAMES and not self.keeps(eqn, values):
             return [self.g.constant(np.asarray(y)) for y in self.computed(eqn, values)]
+        if name == "bitcast_convert_type" or any(map(bits.is_pattern, values)):
+            return [self.of_bits(equation, values)]
         if name not in self.handlers:
             raise ValueError(self.refusal(eqn))
         if len(eqn.outvars) > 1:  # optimization_barrier
@@ -118,6 +125,13 @@ class _Translation:
         assert made.dtype == np.dtype(out.dtype) or name == "quant_quantize", (name, made.dtype, out.dtype)
         return [made]
 
+    def of_bits(self, equation: Equation, values: Sequence[Value]) -> Value:
+        eqn = equation.eqn
+        made = bits.written(self.g, equation.name, values, eqn.params, eqn.outvars[0].aval, self.handlers)
+        if made is None:
+            raise ValueError(self.refusal(eqn, "bitcast_convert_type"))
+        return made
+
     def keeps(self, eqn: Any, values: Sequence[Value]) -> bool:
         """Whether an equation of constants is no work for now: it moves them, or would make codes wide."""
         if eqn.primitive.name in _VIEWS:
@@ -132,8 +146,8 @@ class _Translation:
         with jax.ensure_compile_time_eval():
             return compat.rebind(eqn, [jnp.asarray(v.array) for v in values])
 
-    def refusal(self, eqn: Any) -> str:
-        name, where = eqn.primitive.name, compat.source_line(eqn)
+    def refusal(self, eqn: Any, name: str = "") -> str:
+        name, where = name or eqn.primitive.name, compat.source_line(eqn)
         at = f" ({where})" if where else ""
         hint = {
             "while": "; a loop must have a length that is known: use lax.scan, or lax.fori_loop with constant bounds",
