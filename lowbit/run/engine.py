@@ -17,7 +17,8 @@ from . import report
 from .experiment import Experiment, Method, Suite
 from .folder import TIMES, RunFolder
 from .identity import fingerprint
-from .pieces import Job, Piece, check_rules, eval_key, key_of, made, measured, name_of
+from .job import Job
+from .pieces import Piece, check_rules, eval_key, key_of, made, measured, name_of
 from .results import Results, Row
 from .screen import Screen, console
 

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from lowbit.core.kept import digest
 from lowbit.rewrites import batch_norm
 
 from .environment import NUMERIC
 from .evals.column import Eval
-from .experiment import FLOAT, Dataset, Experiment, Method, Model
-from .folder import RunFolder, plain
+from .experiment import FLOAT, Method, Model
+from .folder import plain
 from .identity import fingerprint, modules_of, numerics
+from .job import Job
 from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
-from .screen import Screen, Training
+from .screen import Training
 from .training import train
 from .trajectory import trajectory
 
@@ -31,49 +31,6 @@ EPOCH_SAMPLES = 1_000
 
 class PromiseError(RuntimeError):
     """What is simulated is not what is executed, where every operand is an integer."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """One experiment with its data, its folder, and what shows the progress."""
-
-    experiment: Experiment
-    data: Dataset
-    folder: RunFolder
-    screen: Screen
-
-    @functools.cached_property
-    def train_digest(self) -> str:
-        """Of the training split, every bit."""
-        return digest(tuple(self.data.train))
-
-    @functools.cached_property
-    def test_digest(self) -> str:
-        """Of the test split."""
-        return digest(tuple(self.data.test))
-
-    def log(self, name: str, kind: str, **values: Any) -> None:
-        """Appends a line of a piece to the metrics, and gives it to the experiment's writers."""
-        self.folder.log(name, kind, **values)
-        for writer in self.experiment.writers:
-            if writer in self.silent:
-                continue
-            try:
-                writer(self.folder.path, {"piece": name, "kind": kind, **plain(values)})
-            except Exception as error:  # noqa: BLE001 - a service may raise anything, and a training goes on without it
-                self.silent.add(writer)
-                said = f"{getattr(writer, '__name__', writer)} writes no more: {type(error).__name__}: {error}"
-                self.screen.say(f"{said} (metrics.jsonl has every line)", style="yellow")
-
-    @functools.cached_property
-    def silent(self) -> set[Any]:
-        """Writers that raised."""
-        return set()
-
-    @functools.cached_property
-    def keys(self) -> dict[str, str]:
-        """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
-        return {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

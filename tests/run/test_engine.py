@@ -13,6 +13,7 @@ from lowbit.run import Allocation, Eval, Fit, Method, engine, pieces, run, train
 from lowbit.run.experiment import Suite
 from lowbit.run.folder import RunFolder, read_metrics
 from lowbit.run.identity import fingerprint
+from lowbit.run.job import Job
 from tests.run import tiny
 
 LATER = ("seconds", "latency", "commit", "dirty")
@@ -240,7 +241,7 @@ def test_a_piece_is_known_by_what_it_depends_on(tmp_path):
     data = tiny.bumps()
 
     def keys(config, data=data, method=1):
-        job = pieces.Job(config, data, folder, None)
+        job = Job(config, data, folder, None)
         return pieces.train_key(job, job.experiment.rows[method], 0), pieces.key_of(job, job.experiment.rows[method], 0)
 
     def strong(strength):
