@@ -24,7 +24,7 @@ constexpr int64_t kFewInputs = 192;
 
 extern const Body kBody;
 const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8,
-                    DirectExpand, DirectRows, kFewInputs};
+                    DirectExpand, DirectRows, kFewInputs, 8, 2};
 
 }  // namespace body_avx512vnni
 }  // namespace lowbit
