@@ -53,9 +53,8 @@ def described(what: str, x: Any) -> None:
 
 def number(what: str, x: Any, *, is_integer: bool = False) -> None:
     """Raises TypeError where `x` is neither a real number nor an array of them; a whole one, where asked."""
-    if isinstance(x, bool) or (
-        not isinstance(x, int | float) and not isinstance(x, jax.Array | np.ndarray | np.generic)
-    ):
+    is_number = isinstance(x, int | float | jax.Array | np.ndarray | np.generic) or hasattr(x, "__jax_array__")
+    if isinstance(x, bool) or not is_number:
         raise TypeError(f"{what} must be a number or an array of jax or numpy, got {kind_of(x)}")
     dtype = getattr(x, "dtype", None)
     if dtype is not None and not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):

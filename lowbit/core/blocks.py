@@ -89,7 +89,7 @@ def reduce_blocks(
             if block == n or (block != 1 and block >= n):  # a symbolic dimension: its own block, or one per row
                 axes.append(position)
             position += 1
-    reduced = reduction(cut, axis=tuple(axes), keepdims=True) if axes else cut
+    reduced = reduction(cut, axis=tuple(axes), keepdims=True)  # also along none: of one element too |x| is a magnitude
     return reduced.reshape(scale_shape(x.shape, blocks))
 
 

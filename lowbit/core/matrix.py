@@ -7,6 +7,7 @@ input of an operation is read as rows of such a matrix is `lowbit.core.rows`.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -68,14 +69,22 @@ class MatrixView:
         batch, inner, free = (math.prod(self.shape[i] for i in axes) for axes in (self.batch, self.contract, self.free))
         return batch * self.feature_groups, inner, free // self.feature_groups
 
-    def matrices(self, leaf: Shaped[AnyArray, "..."]) -> Shaped[AnyArray, "matrix inner columns"]:
-        """Returns an array of the leaf's shape as ``[matrix, K, N]``."""
+    def matrices(self, leaf: Shaped[AnyArray, "..."], inner: Sequence[int] | None = None) -> Shaped[AnyArray, "..."]:
+        """Returns an array of the leaf's shape as ``[matrix, K, N]``.
+
+        Args:
+            leaf: the array.
+            inner: lengths that ``K`` is cut in, one of them -1 perhaps: ``[matrix, *inner, N]``.
+        """
         if tuple(leaf.shape) != self.shape:
             raise ValueError(f"leaf must have the shape {self.shape}, got {tuple(leaf.shape)}")
-        count, inner, columns = self.size
+        count, length, columns = self.size
+        lengths = (length,) if inner is None else tuple(inner)
         moved = leaf.transpose((*self.batch, *self.contract, *self.free))
-        cut = moved.reshape(count // self.feature_groups, inner, self.feature_groups, columns)
-        return cut.swapaxes(1, 2).reshape(count, inner, columns)
+        if self.feature_groups == 1:
+            return moved.reshape(count, *lengths, columns)
+        cut = moved.reshape(count // self.feature_groups, length, self.feature_groups, columns)
+        return cut.swapaxes(1, 2).reshape(count, *lengths, columns)
 
     def leaf(self, matrices: Shaped[AnyArray, "matrix inner columns"]) -> Shaped[AnyArray, "..."]:
         """Returns ``[matrix, K, N]`` as an array of the leaf's shape: the inverse of `matrices`."""

@@ -39,7 +39,7 @@ class Window:
     feature_groups: int = 1
 
     def patches(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """Returns ``[feature group, example, *position, channel, *kernel]``."""
+        """Returns ``[example, feature group, channel, *kernel, *position]``."""
         canonical = jnp.transpose(x, self.image)
         found = lax.conv_general_dilated_patches(
             canonical,
@@ -52,9 +52,7 @@ class Window:
         )
         examples, _, *positions = found.shape
         channels = canonical.shape[1] // self.feature_groups
-        cut = found.reshape(examples, self.feature_groups, channels, *self.kernel, *positions)
-        inner = 1 + len(self.kernel)
-        return jnp.transpose(cut, (1, 0, *range(2 + inner, cut.ndim), *range(2, 2 + inner)))
+        return found.reshape(examples, self.feature_groups, channels, *self.kernel, *positions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,25 +88,25 @@ class RowView:
 
     def rows(self, x: Shaped[Array, "..."]) -> Shaped[Array, "matrix row inner"]:
         """Returns the values of an operand as ``[matrix, row, K]``, in its own dtype."""
+        batch, inner, parts, batch_order = self.batch, self.contract, self.parts, self.batch_order
         if self.window is not None:
-            moved = self.window.patches(x)
-            lead, first = 1, moved.ndim - len(self.parts)
-        else:
-            free = [i for i in range(x.ndim) if i not in (*self.batch, *self.contract)]
-            moved = jnp.transpose(x, (*self.batch, *free, *self.contract))
-            lead, first = len(self.batch), len(self.batch) + len(free)
-        batch_parts = [n for part in self.parts[: len(self.batch)] for n in part]
-        inner_parts = [n for part in self.parts[len(self.batch) :] for n in part]
-        row_shape = moved.shape[lead:first]
-        if self.window is not None:
-            batch_parts = [self.window.feature_groups]
-        cut = moved.reshape(*batch_parts, *row_shape, *inner_parts)
-        b, r = len(batch_parts), len(row_shape)
-        cut = jnp.flip(cut, [b + r + i for i in self.flipped])
-        batch_order = self.batch_order if self.window is None else (0,)
-        cut = jnp.transpose(cut, (*batch_order, *range(b, b + r), *(b + r + i for i in self.order)))
-        matrices, inner = self.size
-        return cut.reshape(matrices, math.prod(row_shape), inner)
+            x = self.window.patches(x)
+            batch, inner, batch_order = (1,), tuple(range(2, 2 + len(parts))), (0,)
+            parts = ((self.window.feature_groups,), *parts)
+        cut_in = dict(zip((*batch, *inner), parts, strict=True))
+        shape: list[Any] = []
+        places: list[range] = []
+        for axis, n in enumerate(x.shape):
+            lengths = cut_in.get(axis, (n,))
+            places.append(range(len(shape), len(shape) + len(lengths)))
+            shape += lengths
+        free = [axis for axis in range(x.ndim) if axis not in cut_in]
+        outer, rows, columns = ([i for axis in axes for i in places[axis]] for axes in (batch, free, inner))
+        cut = x.reshape(shape)
+        cut = jnp.flip(cut, [columns[i] for i in self.flipped]) if self.flipped else cut
+        moved = jnp.transpose(cut, (*(outer[i] for i in batch_order), *rows, *(columns[i] for i in self.order)))
+        matrices, length = self.size
+        return moved.reshape(matrices, math.prod(x.shape[axis] for axis in free), length)
 
 
 @dataclasses.dataclass(frozen=True)

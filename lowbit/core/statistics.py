@@ -251,7 +251,10 @@ class Sample(Statistic):
         """Returns the state: values, how many have been seen (float32: a share is asked of it), and batches."""
         return jnp.zeros((self.size,), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
 
-    def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
+    def update(
+        self, state: State, x: Shaped[Array, "..."], operand: Operand | None = None, *, beside: Array | None = None
+    ) -> State:
+        """Returns the state after the values ``x``; whose they are makes no difference to a sample."""
         if x.size == 0:
             return state
         kept, count, batches = state

@@ -6,6 +6,8 @@ reads the end of it. The kernel does the same operations in the same order, each
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from jaxtyping import Array
 
 from lowbit.packed import native_calls
 from lowbit.packed import product as products
+from lowbit.packed.arena import Placed, array_of
 from lowbit.program import compat
 from lowbit.program.evaluate import traced
 from lowbit.program.read import Equation, Program, Value
@@ -24,6 +27,9 @@ from lowbit.program.read import Equation, Program, Value
 from . import fuse_axes as axes
 
 MOST_STEPS = 8
+
+_RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
+"""Operations that keep the order of what they read where they keep its size."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -98,7 +104,9 @@ def _holds_product(equation: Equation) -> bool:
 
 class _Run:
     def __init__(self, program: Program, env: dict[Value, Any]):
-        self.program, self.env = program, env
+        self.program = program
+        self.placed = {value: x for value, x in env.items() if isinstance(x, Placed)}
+        self.env = {value: x for value, x in env.items() if not isinstance(x, Placed)}
         self.own = set(program.equations)
         self.codes: dict[Value, tuple[Array, Array]] = {}
         self.chains: dict[Equation, Chain] = {}  # by the last equation
@@ -115,6 +123,9 @@ class _Run:
         """A value, computed now if it was not: operands of steps may come later in the program."""
         if value in self.env:
             return self.env[value]
+        if value in self.placed:
+            self.env[value] = self.placed[value].array()
+            return self.env[value]
         if value.is_written:
             return traced(value)
         assert value.source is not None
@@ -123,6 +134,16 @@ class _Run:
         else:
             self.compute(value.source)
         return self.env[value]
+
+    def place(self, value: Value) -> Any:
+        """A value as a native call reads it: where it lies in an arena, if it is a reshaped parameter that does."""
+        if value in self.placed:
+            return self.placed[value]
+        source = value.source
+        if source is None or source.name not in _RESHAPES or len(source.ins) != 1 or value.dtype != source.ins[0].dtype:
+            return self.get(value)
+        inner = self.place(source.ins[0]) if math.prod(value.shape) == math.prod(source.ins[0].shape) else None
+        return inner.reshape(value.shape) if isinstance(inner, Placed) else self.get(value)
 
     def outs(self) -> list[Any]:
         for equation in self.program.equations:
@@ -134,11 +155,10 @@ class _Run:
         return [self.get(v) for v in self.program.outs]
 
     def compute(self, equation: Equation) -> None:
-        values = [self.get(v) for v in equation.ins]
         if equation.call in ("scan", "while", "cond") and _holds_product(equation):
-            made = _calls[equation.call](equation, values)
+            made = _calls[equation.call](equation, [self.place(v) for v in equation.ins])
         else:
-            made = compat.rebind(equation.eqn, values)
+            made = compat.rebind(equation.eqn, [self.get(v) for v in equation.ins])
         self.env.update(zip(equation.outs, made, strict=True))
 
     # What is put into a call.
@@ -257,7 +277,7 @@ class _Run:
         emit = None
         if chain.readers:
             reader = chain.readers[0]
-            scale, zero = (self.get(v) for v in reader.ins[1:3])
+            scale, zero = (self.place(v) for v in reader.ins[1:3])
             next_product = reader.params["product"]
             emit = native_calls.StaticActivation(scale=scale, zero=zero, lo=next_product.lo, hi=next_product.hi)
         found = native_calls.run(
@@ -282,10 +302,12 @@ class _Run:
 
     def operands(self, equation: Equation) -> tuple[Any, Any, Any]:
         source = self.given.get(equation)
+        read = self.get if _order(equation).batch else self.place  # of several matrices each is cut out of one array
+        others = [read(v) for v in equation.ins[1:]]
         if source is None:
-            return products.operands(equation.params, [self.get(v) for v in equation.ins])
+            return products.operands(equation.params, [self.get(equation.ins[0]), *others])
         codes, marks = self.codes[source]
-        x, grid, weight = products.operands(equation.params, [codes, *(self.get(v) for v in equation.ins[1:])])
+        x, grid, weight = products.operands(equation.params, [codes, *others])
         return x, native_calls.Grid(marks, grid.zero), weight
 
     def numbers(self, step: Step) -> Any:
@@ -325,16 +347,16 @@ def _scan(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
         outs = run(body, [*consts, *carry, *slices])
         return outs[:n_carry], outs[n_carry:]
 
-    carry, ys = compat.scan(
-        equation.eqn, turn, list(values[n_consts : n_consts + n_carry]), list(values[n_consts + n_carry :])
-    )
+    moving = [array_of(x) for x in values[n_consts:]]
+    carry, ys = compat.scan(equation.eqn, turn, moving[:n_carry], moving[n_carry:])
     return [*carry, *ys]
 
 
 def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     condition, body = equation.bodies
     n_cond, n_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-    before, inside, carry = values[:n_cond], values[n_cond : n_cond + n_body], list(values[n_cond + n_body :])
+    before, inside = values[:n_cond], values[n_cond : n_cond + n_body]
+    carry = [array_of(x) for x in values[n_cond + n_body :]]
     return lax.while_loop(
         lambda carry: run(condition, [*before, *carry])[0],
         lambda carry: run(body, [*inside, *carry]),
@@ -344,9 +366,15 @@ def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
 
 def _cond(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
     index, *rest = values
+    index = array_of(index)
     index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
-    branches = [lambda operands, body=body: run(body, operands) for body in equation.bodies]
-    return lax.switch(index, branches, rest)
+
+    def branch(body: Program, operands: Sequence[Any]) -> Any:
+        given = iter(operands)
+        return run(body, [x if isinstance(x, Placed) else next(given) for x in rest])
+
+    branches = [functools.partial(branch, body) for body in equation.bodies]
+    return lax.switch(index, branches, [x for x in rest if not isinstance(x, Placed)])
 
 
 _calls = {"scan": _scan, "while": _while, "cond": _cond}

@@ -127,6 +127,8 @@ class _Reader:
             and self.is_table(kinds[0])
         ):
             return [self.lookup(equation, kinds, stack)]
+        if equation.name in primitives.EACH:
+            return kinds
         first = kinds[0] if kinds else None
         if isinstance(first, Weight | Picked):
             axes = moves.track(equation.eqn, first.axes)

@@ -210,14 +210,14 @@ def contraction(eqn: Any, index: int, picked: Sequence[int] = ()) -> tuple[int, 
     """Returns the contracted axes of operand ``index`` of an operation, in the operand's own order.
 
     Those of a look-up's table are the axes that a scale is shared along: all that it does not pick from; where it picks
-    single elements, all but the first.
+    single elements, all but the first, and of a vector the one that it has.
     """
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         return tuple(sorted(params["dimension_numbers"][0][index]))
     if name in primitives.LOOKUPS:
         rank = len(eqn.invars[0].aval.shape)
-        kept = tuple(i for i in range(rank) if i not in picked) or tuple(range(1, rank))
+        kept = tuple(i for i in range(rank) if i not in picked) or tuple(range(min(1, rank - 1), rank))
         return kept if index == 0 else ()
     numbers = params["dimension_numbers"]
     spec = numbers.lhs_spec if index == 0 else numbers.rhs_spec

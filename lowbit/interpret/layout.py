@@ -1,14 +1,21 @@
-"""How the scales of two operands meet the result of a dot or convolution."""
+"""How the scales of two operands meet the result of a dot or convolution.
+
+A scale that stays out of the contraction is shaped to the result; with one that varies along it, the operation is a sum over
+groups, cut out of the one view of weights and inputs (`lowbit.core.matrix`, `lowbit.core.rows`).
+"""
 
 import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lowbit.core.matrix import MatrixView
 from lowbit.core.qtensor import QTensor
+from lowbit.core.rows import RowView, Window, order_of
 from lowbit.core.spec import Spec
 
 
@@ -115,39 +122,77 @@ class Layout:
 def grouped_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
     """Returns the canonical form of an operation whose right operand has groups along the contraction.
 
+    Both operands are read by the views of `lowbit.core.matrix` and `lowbit.core.rows`; what is added here is a whole number
+    of groups, and a scale for each.
+
     Raises:
         ValueError: where the left operand's scale varies along the contraction too, or only the left one's does.
     """
-    params = dict(matmul.params)
+    rows, matrix = _views(matmul, lhs, rhs)
+    left, numbers = rows.rows(lhs.centered()), dict(matmul.params)["dimension_numbers"]
+    reaches, is_wide = (reach_of(lhs), reach_of(rhs)), lhs.spec.format.bits > 8
     if matmul.name == "dot_general":
-        (lc, rc), (lb, rb) = params["dimension_numbers"]
-        left_scale, left = lhs.scale_values, lhs.centered()
+        (lc, _), (lb, _) = numbers
+        kept = [1 if i in lc else n for i, n in enumerate(lhs.shape)]
+        flat = dataclasses.replace(rows, parts=(*rows.parts[: len(lb)], *[(1,)] * len(lc)))
+        row_scale = flat.rows(jnp.broadcast_to(lhs.scale_values, kept))
+        right, scale, group, last = _in_groups(rhs, matrix)
+        free = [n for i, n in enumerate(lhs.shape) if i not in (*lc, *lb)]
+        shape = (*(lhs.shape[i] for i in lb), *free, *(rhs.shape[i] for i in matrix.free))
+        left, order = _pad_k(left, last, group), tuple(range(len(shape)))
+        return Layout(left, right, group, scale, row_scale, *reaches, is_wide, shape, order)
+    right, scale, group, last = _in_groups(rhs, matrix)
+    n, positions = lhs.shape[numbers.lhs_spec[0]], _positions(matmul, lhs, rhs)
+    left = _pad_k(left, last, group)
+    row_scale = jnp.broadcast_to(lhs.scale_values.reshape(-1, 1), (n, math.prod(positions))).reshape(1, -1, 1)
+    shape = (matrix.feature_groups, n, *positions, matrix.size[2])
+    # (group, n, positions, columns) -> n, (group columns), positions in the order of out_spec
+    order = (1, 0, 2 + len(positions), *range(2, 2 + len(positions)))
+    out_spec = tuple(numbers.out_spec)
+    return _ConvLayout(left, right, group, scale, row_scale, *reaches, is_wide, shape, order, out_spec)
+
+
+def _views(matmul: Any, lhs: QTensor, rhs: QTensor) -> tuple[RowView, MatrixView]:
+    """How the left operand is read as rows and the right one as matrices, K in the leaf order of the right one."""
+    params = dict(matmul.params)
+    numbers = params["dimension_numbers"]
+    if matmul.name == "dot_general":
+        (lc, rc), (lb, rb) = numbers
+        left_scale = lhs.scale_values
         if any(left_scale.shape[i] != 1 for i in lc) or lhs.groups:
             raise ValueError(
                 f"the left operand's scale {left_scale.shape} varies along the contraction; only a weight (the right "
                 f"operand) may have groups there: use /tensor or /dynamic for the input"
             )
-        left_free = [i for i in range(left.ndim) if i not in (*lc, *lb)]
-        right_free = [i for i in range(rhs.ndim) if i not in (*rc, *rb)]
         pairs = sorted(zip(lc, rc, strict=True), key=lambda pair: pair[1])
-        lc, rc = [p[0] for p in pairs], [p[1] for p in pairs]
-        dims = [left.shape[i] for i in lb], [left.shape[i] for i in left_free], [rhs.shape[i] for i in right_free]
-        batch, rows, columns = (math.prod(d) for d in dims)
-        left = jnp.transpose(left, [*lb, *left_free, *lc]).reshape(batch, rows, -1)
-        row_scale = jnp.transpose(jnp.broadcast_to(left_scale, _kept(lhs.shape, lc)), [*lb, *left_free, *lc])
-        order = tuple(range(sum(len(d) for d in dims)))
-        shape = tuple(n for d in dims for n in d)
-        left_out = row_scale.reshape(batch, rows, 1)
-        right, scale, group, last = _contract_first(rhs, rb, rc, right_free, batch, columns)
-    else:
-        return _conv_layout(matmul, lhs, rhs)
-    left = _pad_k(left, last, group)
-    is_wide = lhs.spec.format.bits > 8
-    return Layout(left, right, group, scale, left_out, reach_of(lhs), reach_of(rhs), is_wide, shape, order)
+        contract = tuple(pair[0] for pair in pairs)
+        parts = tuple((lhs.shape[i],) for i in (*lb, *contract))
+        rows = RowView(tuple(lb), contract, parts, tuple(range(len(lb))), tuple(range(len(lc))))
+        return rows, MatrixView(tuple(rhs.shape), tuple(pair[1] for pair in pairs), tuple(rb))
+    if params["batch_group_count"] != 1:
+        raise ValueError("a convolution with batch groups cannot have group scales; use /channel")
+    if any(lhs.scale_values.shape[i] != 1 for i in numbers.lhs_spec[1:]):
+        raise ValueError("a convolution's input scale may differ between examples only: use a<bits>/tensor or /dynamic")
+    contract = tuple(numbers.rhs_spec[1:])
+    window = Window(
+        tuple(numbers.lhs_spec),
+        tuple(rhs.shape[i] for i in contract[1:]),
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        params["feature_group_count"],
+    )
+    rows = RowView((), (), tuple((rhs.shape[i],) for i in contract), (), order_of(contract), window)
+    return rows, MatrixView(tuple(rhs.shape), tuple(sorted(contract)), (), window.feature_groups)
 
 
-def _kept(shape, contracted) -> list[int]:
-    return [1 if i in contracted else n for i, n in enumerate(shape)]
+def _positions(matmul: Any, lhs: QTensor, rhs: QTensor) -> list[int]:
+    """The lengths of the result's spatial axes."""
+    codes = [jax.ShapeDtypeStruct(q.shape, jnp.float32) for q in (lhs, rhs)]
+    spec = dict(matmul.params)["dimension_numbers"].out_spec
+    shape = jax.eval_shape(matmul.bind, *codes).shape
+    return [shape[i] for i in spec[2:]]
 
 
 def _pad_k(left: Array, last: int, group: int) -> Array:
@@ -160,18 +205,19 @@ def _pad_k(left: Array, last: int, group: int) -> Array:
     return left.reshape(b, m, -1)
 
 
-def _contract_first(q: QTensor, batch_axes, contracted, free, batch: int, columns: int):
+def _in_groups(q: QTensor, view: MatrixView) -> tuple[Array, Array, int, int]:
     """The right operand as ``(batch, K, columns)``, its scale as ``(group, batch, 1, columns)``, the group, the last axis."""
     groups = dict(q.groups)
-    last = next((i for i in reversed(contracted) if q.shape[i] > 1), contracted[-1])
+    last = next((i for i in reversed(view.contract) if q.shape[i] > 1), view.contract[-1])
     group = groups.get(last - q.ndim, q.shape[last] if q.scale_values.shape[last] == 1 else 1)
-    if any(i - q.ndim in groups for i in (*contracted, *batch_axes) if i != last):
+    if any(i - q.ndim in groups for i in (*view.contract, *view.batch) if i != last):
         raise ValueError(f"groups lie within the last contracted axis; got the scale {q.scale_values.shape}")
-    order = [*batch_axes, *contracted, *free]
-    values = q.centered()
+
+    def matrices(x: Array, inner: tuple[int, int] | None = None) -> Any:
+        return dataclasses.replace(view, shape=tuple(x.shape)).matrices(x, inner)
+
     extra = -q.shape[last] % group
-    values = jnp.pad(values, [(0, extra if i == last else 0) for i in range(q.ndim)])
-    right = jnp.transpose(values, order).reshape(batch, -1, columns)
+    right = matrices(jnp.pad(q.centered(), [(0, extra if i == last else 0) for i in range(q.ndim)]))
     scale = q.scale_values
     for axis, size in q.groups:
         position = axis + q.ndim
@@ -179,56 +225,8 @@ def _contract_first(q: QTensor, batch_axes, contracted, free, batch: int, column
             scale = jnp.repeat(scale, size, axis=position)
             scale = lax.slice_in_dim(scale, 0, q.shape[position], axis=position)
     shape = [scale.shape[i] if i == last else q.shape[i] for i in range(q.ndim)]
-    scale = jnp.transpose(jnp.broadcast_to(scale, shape), order).reshape(batch, -1, 1, columns)
+    scale = matrices(jnp.broadcast_to(scale, shape), (-1, 1))
     return right, jnp.moveaxis(scale, 1, 0), group, q.shape[last]
-
-
-def _conv_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
-    """A convolution as a dot over patches, in the kernel's order: spatial axes and input channels as the leaf has them."""
-    params = dict(matmul.params)
-    numbers = params["dimension_numbers"]
-    if params["batch_group_count"] != 1:
-        raise ValueError("a convolution with batch groups cannot have group scales; use /channel")
-    if any(lhs.scale_values.shape[i] != 1 for i in numbers.lhs_spec[1:]):
-        raise ValueError("a convolution's input scale may differ between examples only: use a<bits>/tensor or /dynamic")
-    feature_groups = params["feature_group_count"]
-    spatial = len(numbers.lhs_spec) - 2
-    kernel = [rhs.shape[i] for i in numbers.rhs_spec[2:]]
-    canonical = jnp.transpose(lhs.centered(), numbers.lhs_spec)
-    patches = lax.conv_general_dilated_patches(
-        canonical,
-        filter_shape=kernel,
-        window_strides=params["window_strides"],
-        padding=params["padding"],
-        lhs_dilation=params["lhs_dilation"],
-        rhs_dilation=params["rhs_dilation"],
-        precision=lax.Precision.HIGHEST,
-    )
-    n, _, *positions = patches.shape
-    inputs = canonical.shape[1] // feature_groups
-    patches = patches.reshape(n, feature_groups, inputs, *kernel, *positions)
-    # the kernel's contracted axes in leaf order, each found among (inputs, *kernel)
-    contracted = sorted(numbers.rhs_spec[1:])
-    source = {numbers.rhs_spec[1]: 2, **{axis: 3 + i for i, axis in enumerate(numbers.rhs_spec[2:])}}
-    rows = [0, *range(3 + spatial, 3 + 2 * spatial)]
-    left = jnp.transpose(patches, [1, *rows, *(source[i] for i in contracted)])
-    left = left.reshape(feature_groups, n * math.prod(positions), -1)
-    out_axis = numbers.rhs_spec[0]
-    columns = rhs.shape[out_axis] // feature_groups
-    right, scale, group, last = _contract_first(rhs, [], contracted, [out_axis], 1, rhs.shape[out_axis])
-    k = right.shape[1]
-    right = jnp.moveaxis(right.reshape(k, feature_groups, columns), 0, 1)
-    groups = scale.shape[0]
-    scale = jnp.moveaxis(scale.reshape(groups, 1, feature_groups, columns), 1, 2)
-    left = _pad_k(left, last, group)
-    shape = (feature_groups, n, *positions, columns)
-    # (group, n, positions, columns) -> n, (group columns), positions in the order of out_spec
-    merged = [1, 0, 2 + spatial, *range(2, 2 + spatial)]
-    left_scale = jnp.broadcast_to(lhs.scale_values.reshape(-1, 1), (n, math.prod(positions))).reshape(1, -1, 1)
-    return _ConvLayout(
-        left, right, group, scale, left_scale, reach_of(lhs), reach_of(rhs),
-        lhs.spec.format.bits > 8, shape, tuple(merged), tuple(numbers.out_spec),
-    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

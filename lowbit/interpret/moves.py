@@ -114,6 +114,8 @@ def move(eqn: Any, q: QTensor, others: Sequence[Any] = ()) -> QTensor:
         MoveError: where groups do not line up with the movement.
     """
     name, params = eqn.primitive.name, eqn.params
+    if name == "stop_gradient":
+        return jax.tree.map(lax.stop_gradient, q)
     if name in _SAME:
         return q
     if name in _VARYING:

@@ -199,17 +199,15 @@ def observation(
         for site in rows[path].sites:
             if site.kind == "leaf" and site.role in roles:
                 given, used = values[site.key], plain(on_grid.get(site.key, values[site.key]))
-                update = functools.partial(_of_leaf, site, roles[site.role])
+                update = functools.partial(of_leaf, site, roles[site.role])
                 after[path][site.role] = automatic(update, after[path][site.role], given, used)
 
     def at(op: Operation, given: list[Any], state: Any) -> tuple[Any, Any]:
         row, roles = rows[op.path], wanted.get(op.path, {})
         seen, others = dict(state["seen"]), state["beside"]
 
-        def updated(role: str, x: Any, *, is_product: bool) -> None:
-            seen[role] = _updated(
-                op, row, role, roles[role], seen[role], x, others.get(role, {}), is_product=is_product
-            )
+        def look(role: str, x: Any, *, is_product: bool) -> None:
+            seen[role] = updated(op, row, role, roles[role], seen[role], x, others.get(role, {}), is_product=is_product)
 
         operands = []
         for site, value in zip(row.sites, given, strict=True):
@@ -218,7 +216,7 @@ def observation(
             x = value if op.is_lookup else plain(value)
             is_quantized = grids is not None and site.spec is not None
             if site.role in roles and site.kind != "leaf":
-                updated(site.role, x, is_product=False)
+                look(site.role, x, is_product=False)
             if not is_quantized:
                 used = value if op.is_lookup and isinstance(value, QTensor) else x
             elif site.kind == "leaf":
@@ -227,12 +225,12 @@ def observation(
                 assert grids is not None
                 used = grids.operand(site, plain(value), state["grid"], seen.get(site.role))
             if site.role in roles and site.kind != "leaf":
-                updated(site.role, plain(used) if is_quantized else x, is_product=True)
+                look(site.role, plain(used) if is_quantized else x, is_product=True)
             operands.append(used)
         out = compute(op, *operands)
         if OUTPUT in roles:
             for is_product in (False, True):
-                updated(OUTPUT, out, is_product=is_product)
+                look(OUTPUT, out, is_product=is_product)
         return out, {**state, "seen": seen}
 
     def reduce(sites: Any, axis_names: tuple[str, ...]) -> Any:
@@ -255,17 +253,18 @@ def observation(
         for path in paths
     }
     for path, roles in after.items():
-        start[path]["seen"] = {role: each for role, each in roles.items() if not _is_leaf(rows[path], role)}
+        start[path]["seen"] = {role: each for role, each in roles.items() if not is_leaf(rows[path], role)}
     walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce, is_guarded=grids is not None)
     _, walked = walk.run(leaves, start)
     return {path: {**roles, **walked[path]["seen"]} for path, roles in after.items()}
 
 
-def _is_leaf(row: Row, role: str) -> bool:
+def is_leaf(row: Row, role: str) -> bool:
+    """Returns whether a role is that of a parameter, which is looked at in its own coordinates."""
     return any(site.role == role and site.kind == "leaf" for site in row.sites)
 
 
-def _updated(
+def updated(
     op: Operation,
     row: Row,
     role: str,
@@ -276,7 +275,7 @@ def _updated(
     *,
     is_product: bool,
 ) -> dict[str, Any]:
-    """The states of those statistics that are of the product, or of those that are not; what is empty says nothing."""
+    """Returns the states of those statistics that are of the product, or of those that are not; what is empty says nothing."""
     after = dict(states)
     if isinstance(x, tuple):  # of a look-up: all its indices
         x = x[0] if len(x) == 1 else jnp.stack(jnp.broadcast_arrays(*x), axis=-1)
@@ -292,10 +291,10 @@ def _updated(
     return after
 
 
-def _of_leaf(
+def of_leaf(
     site: Site, statistics: Sequence[Statistic], states: Mapping[str, Any], given: Any, used: Any
 ) -> dict[str, Any]:
-    """The states of a parameter's statistics, in leaf coordinates, layer by layer."""
+    """Returns the states of a parameter's statistics, in leaf coordinates, layer by layer."""
     after = dict(states)
     layer = leaf_operand(site)
     operand = Observed(layer.shape, layer.dtype, layer.contract, 0, is_weight=True)

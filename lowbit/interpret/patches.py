@@ -1,6 +1,8 @@
 """A convolution of int8 codes as products of its windows with the kernel, for compilers without an integer convolution.
 
-XLA for GPUs has none. A window's codes lie side by side (im2col), 8 bits each, and meet the kernel in an int8 product.
+XLA for GPUs has none. A window's codes lie side by side (im2col), 8 bits each, and meet the kernel in an int8 product. Not the
+rows of `lowbit.core.rows`: the order of ``K`` is the product's own, taps before channels, so that windows are cut by strided
+slices of int8 and padded with the zero point, where the patches of jax are a float convolution padded with 0.
 """
 
 import itertools

@@ -1,5 +1,6 @@
 """The calls of `lowbit.execute`: what is made of packed parameters once, and served as long as their arrays live."""
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,14 @@ import jax.numpy as jnp
 from lowbit.core.checks import is_traced
 from lowbit.core.meshes import explicit_mesh
 from lowbit.packed import native
+from lowbit.packed.arena import Layout, Placed, arranged, array_of
 from lowbit.packed.platforms import by_platform
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 from lowbit.program.read import read
 
 from . import fuse
+from .near import Near
 from .prepared import Prepared
 
 Trace = Callable[..., Any]
@@ -47,10 +50,12 @@ class Served:
         last = self.last
         if last is None or not isinstance(qparams, QParams) or last.given != (len(args), tuple(kwargs)):
             return None
+        if (near := last.near) is not None and last.owner() is qparams and near.is_unchanged(qparams):
+            return functools.partial(last.call, near.others, last.arena)
         leaves, tree = jax.tree.flatten(qparams)
         if list(map(id, leaves)) != last.ids or tree != last.tree or self.last is not last:
             return None
-        return lambda args, kwargs: last.call(leaves, last.held, args, kwargs)
+        return functools.partial(last.call, last.layout.apart([*leaves, *last.held]), last.arena)
 
     def prepared(
         self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], where: str | None, kernels: str | None
@@ -67,21 +72,28 @@ class Served:
         orders = {} if kernels is None else self.orders(qparams, kernels)
         leaves, tree = jax.tree.flatten(qparams)
         held, order_tree = jax.tree.flatten(orders)
-        key = tree, order_tree, where, kernels
-        if key not in self.compiled:
-            self.compiled[key] = self.compile(tree, order_tree, where, kernels)
-        call = self.compiled[key]
         arrays = [*leaves, *jax.tree.leaves((args, kwargs))]
-        if where is not None and all(isinstance(x, jax.Array) for x in leaves) and not any(map(is_traced, arrays)):
-            self.last = _Last(leaves, tree, held, call, (len(args), tuple(kwargs)), self)
-        return lambda args, kwargs: call(leaves, held, args, kwargs)
+        stays = where is not None and all(isinstance(x, jax.Array) for x in leaves) and not any(map(is_traced, arrays))
+        layout, arena = Layout(len(leaves) + len(held)), None
+        if stays and where == kernels == "cpu":
+            layout, arena = arranged(self.orders.plan, qparams, leaves, held, orders)
+        key = tree, order_tree, layout, where, kernels
+        if key not in self.compiled:
+            self.compiled[key] = self.compile(tree, order_tree, layout, where, kernels)
+        call, others = self.compiled[key], layout.apart([*leaves, *held])
+        if stays:
+            given = len(args), tuple(kwargs)
+            self.last = _Last(qparams, leaves, tree, held, layout, arena, call, given, Near.of(qparams, others), self)
+        return lambda args, kwargs: call(others, arena, args, kwargs)
 
-    def compile(self, tree: Any, order_tree: Any, where: str | None, kernels: str | None) -> Any:
+    def compile(self, tree: Any, order_tree: Any, layout: Layout, where: str | None, kernels: str | None) -> Any:
         """Returns the jitted call for parameters of a structure."""
+        count = tree.num_leaves
 
         @jax.jit
-        def compiled(leaves, held, args, kwargs):
-            qparams, orders = jax.tree.unflatten(tree, leaves), jax.tree.unflatten(order_tree, held)
+        def compiled(others, arena, args, kwargs):
+            arrays = layout.together(others, arena)
+            qparams, orders = jax.tree.unflatten(tree, arrays[:count]), jax.tree.unflatten(order_tree, arrays[count:])
             qparams = native.attached(qparams, orders) if orders else qparams
 
             def plain(*given):
@@ -90,7 +102,7 @@ class Served:
             def on_cpu(*given):
                 return fused(functools.partial(self.trace_of, where="cpu"), *given)
 
-            if kernels != "cpu":
+            if kernels != "cpu":  # nothing is placed
                 return plain(qparams, args, kwargs)
             if where is not None:
                 return on_cpu(qparams, args, kwargs)
@@ -103,8 +115,21 @@ class Served:
 class _Last:
     """The parameters of the last call, known by their arrays' identities; forgotten when one of them dies."""
 
-    def __init__(self, leaves: Sequence[Any], tree: Any, held: Any, call: Any, given: Any, owner: Served):
-        self.ids, self.tree, self.held, self.call, self.given = list(map(id, leaves)), tree, held, call, given
+    def __init__(
+        self,
+        qparams: QParams,
+        leaves: Sequence[Any],
+        tree: Any,
+        held: Sequence[Any],
+        layout: Layout,
+        arena: Any,
+        call: Any,
+        given: Any,
+        near: Near | None,
+        owner: Served,
+    ):
+        self.ids, self.tree, self.held, self.layout, self.arena = list(map(id, leaves)), tree, held, layout, arena
+        self.call, self.given, self.near = call, given, near
         me, home = weakref.ref(self), weakref.ref(owner)
 
         def forget(_: Any) -> None:
@@ -112,6 +137,11 @@ class _Last:
             if owner is not None and owner.last is me():
                 owner.last = None
 
+        def part(_: Any) -> None:
+            if (last := me()) is not None:
+                last.near = None
+
+        self.owner = weakref.ref(qparams, part)
         self.refs = [weakref.ref(leaf, forget) for leaf in leaves]
 
 
@@ -122,26 +152,32 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
     """
     count = len(jax.tree.leaves(qparams))
     flat, tree = jax.tree.flatten((qparams, args, kwargs))
+    arenas = [x.arena for x in flat if isinstance(x, Placed)][:1]
 
     def one_by_one(*flat: Any) -> Any:
-        return trace_of(*jax.tree.unflatten(tree, flat), is_fused=False)
+        return trace_of(*jax.tree.unflatten(tree, map(array_of, flat)), is_fused=False)
 
     def products(*flat: Any) -> Any:
         return trace_of(*jax.tree.unflatten(tree, flat), is_fused=True)
 
-    if explicit_mesh(flat) is not None:  # every product's results are spread in their types again: none joins another
+    apart = [x for x in flat if not isinstance(x, Placed)]
+    if explicit_mesh(apart) is not None:  # every product's results are spread in their types again: none joins another
         return one_by_one(*flat)
-    closed, shapes = jax.make_jaxpr(products, return_shape=True)(*flat)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Placed) else x for x in flat]
+    closed, out_shapes = jax.make_jaxpr(products, return_shape=True)(*shapes)
     program = read(closed, fixed=count)
     if not fuse.has_product(program):
         return one_by_one(*flat)
-    out_tree = jax.tree.structure(shapes)
+    out_tree = jax.tree.structure(out_shapes)
     # What nothing reads, such as the packed form of a prepared weight, is no argument: each costs time in every call.
     read_here = [i for i, v in enumerate(program.inputs) if v in program.readers or _is_key(flat[i])]
-    avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) if not _is_key(x) else None for x in flat]
+    avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) if not _is_key(x) else None for x in shapes]
+    passed = [i for i in read_here if not isinstance(flat[i], Placed)]
 
     def whole(given: Sequence[Any]) -> list[Any]:
-        found = dict(zip(read_here, given, strict=True))
+        *others, arena = given if arenas else (*given, None)
+        found: dict[int, Any] = dict(zip(passed, others, strict=True))
+        found |= {i: dataclasses.replace(x, arena=arena) for i in read_here if isinstance(x := flat[i], Placed)}
         return [found[i] if i in found else jnp.zeros(a.shape, a.dtype) for i, a in enumerate(avals)]  # pyright: ignore[reportOptionalMemberAccess] (of keys, which are all read)
 
     @jax.custom_vjp
@@ -162,7 +198,7 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
         return tuple(found.get(i) for i in range(len(given)))
 
     run.defvjp(forward, backward)
-    return run(*(flat[i] for i in read_here))
+    return run(*(flat[i] for i in passed), *arenas)
 
 
 def _is_key(x: Any) -> bool:

@@ -79,6 +79,10 @@ def plain(value: Any) -> Any:
 
 def reevaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     """Returns the results of an equation that is no operation: a quantized weight moves if it can, else it is an array."""
+    if eqn.primitive.name in primitives.EACH:
+        rest = [not isinstance(v, QTensor | Dropped) for v in values]
+        outs = iter(lax.optimization_barrier([v for v, is_array in zip(values, rest, strict=True) if is_array]))
+        return [next(outs) if is_array else v for v, is_array in zip(values, rest, strict=True)]
     if values and isinstance(values[0], QTensor):
         first = values[0]
         if moves.track(eqn, moves.leaf_axes(first.shape)) is not None:

@@ -47,7 +47,16 @@ class Captured(Statistic):
 
 
 def values(
-    fn: Any, plan: Plan, traced: Trace, watch: Watch, loss: Any, params: Any, args: Any, kwargs: Mapping[str, Any]
+    fn: Any,
+    plan: Plan,
+    traced: Trace,
+    watch: Watch,
+    loss: Any,
+    params: Any,
+    args: Any,
+    kwargs: Mapping[str, Any],
+    *,
+    kinds: frozenset[str] = frozenset(("float", "gradient")),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns ``{path: {role: {what: array}}}`` of one batch, and how often each was computed.
 
@@ -60,8 +69,9 @@ def values(
         params: float parameters.
         args: the batch.
         kwargs: keyword arguments.
+        kinds: which of them to find.
     """
-    wanted = {(path, role): {s.beside for s in statistics if s.beside} for path, role, statistics in watch.places}
+    wanted = {(path, role): kinds & {s.beside for s in statistics} for path, role, statistics in watch.places}
     wanted = {place: kinds for place, kinds in wanted.items() if kinds}
     found: dict[str, Any] = {}
     turns: dict[str, Any] = {}

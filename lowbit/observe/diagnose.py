@@ -17,6 +17,7 @@ from jaxtyping import Array
 from lowbit.core.aligned import aligned
 from lowbit.core.blocks import join, split, spread
 from lowbit.core.keywords import check_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.metrics import decibels
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
@@ -25,6 +26,7 @@ from lowbit.core.statistics import NotFinite
 from lowbit.interpret import observe as walk
 from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.execute import explain
+from lowbit.interpret.integer.observe import observation as integer_observation
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.packing import pack
 from lowbit.interpret.ranks import fitted, with_axes
@@ -141,12 +143,14 @@ def diagnose(
 ) -> Diagnosis:
     """Returns a row per quantized operation: what it loses alone, and with everything before it quantized.
 
-    Alone: its operands are those of the float model, put on their grids. Accumulated: as `lowbit.simulate` computes. Warns
-    of a weight that has one level only. ``print`` shows a table; ``.json()``; `lowbit.report.figures.diagnosis` a plot.
+    Alone: its operands are those of the float model, put on their grids. Accumulated: as `lowbit.simulate` computes. Results
+    of a full-integer plan are on their own grids, with the bias, relu and clips that the operation absorbs, beside the float
+    value of the same. Warns of a weight that has one level only. ``print`` shows a table; ``.json()``;
+    `lowbit.report.figures.diagnosis` a plot.
 
     Args:
         fn: the function of the plan.
-        plan: from `lowbit.bind`; not full-integer.
+        plan: from `lowbit.bind`.
         params: float parameters.
         qstate: from `lowbit.init`, `lowbit.calibrate` or training.
         batches: argument tuples; all operands of one batch are in memory at a time.
@@ -157,7 +161,7 @@ def diagnose(
             one that is repeated costs its first batch; batches must then be the same ones in the same order. Outside `jax.jit`.
 
     Raises:
-        ValueError: for a full-integer plan, a plan without a quantized operation, a state of another plan, no batch, or NaN.
+        ValueError: for a plan without a quantized operation, a state of another plan, no batch, or NaN.
         TypeError: if a batch is not a tuple of arguments.
     """
     arguments.check(fn=fn, plan=plan, params=params, qstate=qstate, kwargs=kwargs, progress=progress)
@@ -165,11 +169,8 @@ def diagnose(
     arguments.check_leaves(plan, params)
     if kwargs is not None:
         check_keywords("lowbit.diagnose", None, ("kwargs",), {"kwargs": kwargs})
-    if plan.is_full_integer or not plan.quantized:
-        raise ValueError(
-            "plan must be an ordinary plan with a quantized operation: operations of a full-integer one absorb what follows "
-            "them; bind the same rules without integer=True, and diagnose that"
-        )
+    if not plan.quantized:
+        raise ValueError("plan must have a quantized operation: its rules leave all of them in float, or it has none")
     chosen = checked_codes(plan, codes)
     qparams = pack(plan, params, qstate, chosen)
     first: list[Any] = []
@@ -177,7 +178,9 @@ def diagnose(
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not first:
             first.append((args, keywords))
-        made = _stepper(fn, plan)(params, qstate, qparams.sites, args, keywords, chosen)
+        made = (_integer_stepper if plan.is_full_integer else _stepper)(fn, plan)(
+            params, qstate, qparams.sites, args, keywords, chosen
+        )
         return made if states is None else jax.tree.map(_joined, states, made)
 
     resumed = Resumed(cache, f"diagnose {plan.fingerprint}", (params, qstate, qparams))
@@ -211,9 +214,8 @@ def _joined(before: Array, now: Array) -> Array:
     return before | now if before.dtype == jnp.bool_ else before + now
 
 
-@functools.lru_cache(maxsize=64)
-def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
-    """Returns ``(params, qstate, served inputs, args, kwargs, codes) -> {path: {role: {name: state}}}`` of one batch."""
+def _watches(plan: Plan) -> list[Watch]:
+    """What is looked at: all float operands and results, those that are quantized, and those that a grid may clip."""
     captured: dict[str, dict[str, Any]] = {}
     noisy: dict[str, dict[str, Any]] = {}
     clipped: dict[str, dict[str, Any]] = {}
@@ -228,7 +230,13 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
                 clipped.setdefault(row.path, {})[site.role] = (Beyond(),)
         for wanted, statistics in ((captured, (Captured(),)), (noisy, (Noise(), NotFinite()))):
             wanted.setdefault(row.path, {})[OUTPUT] = statistics
-    watches = [Watch.of(each) for each in (captured, noisy, clipped)]
+    return [Watch.of(each) for each in (captured, noisy, clipped)]
+
+
+@functools.lru_cache(maxsize=64)
+def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
+    """Returns ``(params, qstate, served inputs, args, kwargs, codes) -> {path: {role: {name: state}}}`` of one batch."""
+    watches = _watches(plan)
 
     @jax.jit
     def step(params, qstate, served, args, kwargs, codes):
@@ -252,17 +260,53 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
         accumulated = walk.observation(fit, traced, watches[1], starts[1], grids=grids, **given)
         alone = walk.observation(fit, traced, watches[1], starts[1], grids=forced, **given)
         beyond = walk.observation(fit, traced, watches[2], starts[2], grids=forced, **given)
-        made: dict[str, Any] = {}
-        for path, role, _ in watches[1].places:
-            made.setdefault(path, {})[role] = {
-                "alone": alone[path][role]["noise"],
-                "accumulated": accumulated[path][role]["noise"],
-                "beyond": beyond.get(path, {}).get(role, {}).get("beyond", jnp.zeros(2, jnp.float32)),
-                "turns": jnp.max(floats[path][role]["captured"][1]),
-                "batches": jnp.ones((), jnp.int32),
-                "not_finite": alone[path][role]["not_finite"],
-            }
-        return made
+        turns = {
+            path: {role: jnp.max(each["captured"][1]) for role, each in roles.items()} for path, roles in floats.items()
+        }
+        return _made(watches[1], accumulated, alone, beyond, turns)
+
+    return step
+
+
+def _made(watch: Watch, accumulated: Any, alone: Any, beyond: Any, turns: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of every place after one batch; ``turns`` where there may be more than one."""
+    found: dict[str, Any] = {}
+    for path, role, _ in watch.places:
+        found.setdefault(path, {})[role] = {
+            "alone": alone[path][role]["noise"],
+            "accumulated": accumulated[path][role]["noise"],
+            "beyond": beyond.get(path, {}).get(role, {}).get("beyond", jnp.zeros(2, jnp.float32)),
+            "turns": turns.get(path, {}).get(role, jnp.ones((), jnp.int32)),
+            "batches": jnp.ones((), jnp.int32),
+            "not_finite": alone[path][role]["not_finite"],
+        }
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _integer_stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
+    """Returns `_stepper` of a full-integer plan, whose float values are computed beside the integers: in loops too."""
+    _, noisy, clipped = _watches(plan)
+
+    @jax.jit
+    def step(params, qstate, served, args, kwargs, codes):
+        traced = trace(fn, params, args, dict(kwargs), has_picks=False)
+        check_same_operations(traced.graph, plan)
+
+        def look(leaves, qstate, served, codes):
+            now, ends = dataclasses.replace(traced, leaves=leaves), {}
+            for path, role, _ in clipped.places:
+                grid = next(site.key for site in plan[path].sites if site.role == role)
+                ends.setdefault(path, {})[role] = {"ends": _ends(plan[path], role, served[grid])}
+
+            def seen(watch: Watch, *, is_alone: bool) -> Any:
+                given = {"qstate": qstate, "codes": codes, "beside": ends, "is_alone": is_alone}
+                return integer_observation(plan, now, watch, walk.empty(watch, plan, now), **given)
+
+            found = seen(noisy, is_alone=False), seen(noisy, is_alone=True), seen(clipped, is_alone=True)
+            return _made(noisy, *found, {})
+
+        return automatic(look, traced.leaves, qstate, served, codes)
 
     return step
 

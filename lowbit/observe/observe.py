@@ -1,5 +1,6 @@
 """`observe`: statistics of any operand or result of any operation, folded over batches."""
 
+import dataclasses
 import functools
 import itertools
 import warnings
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from lowbit.core.keywords import check_keywords
+from lowbit.core.meshes import automatic
 from lowbit.core.paths import is_match, nearest
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret import observe as walk
 from lowbit.interpret.codes import checked_codes
+from lowbit.interpret.integer.observe import observation as integer_observation
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
@@ -59,7 +62,10 @@ def observe(
             operations without the role, or whose operand the statistic does not read; one that names an operation does not.
         qstate: from `lowbit.init` or `lowbit.calibrate`: the model is then computed as `lowbit.simulate` does. Statistics
             of the product (`lowbit.core.statistics.Statistic.is_of_product`), such as `lowbit.core.moments.Gram`, see an
-            operand on its own grid, the others as what precedes leaves it. None: the model in float.
+            operand on its own grid, the others as what precedes leaves it. None: the model in float. Of a full-integer plan
+            an operand is on its grid before the operation reads it, and ``output`` is what the operation leaves on its own
+            grid, with the bias, relu and clips that it absorbs (`lowbit.plan.rows.Step.absorbed`); so is the float value
+            beside it.
         codes: of weights, as a solver chose them (`lowbit.pack`), in place of the nearest; beside ``qstate``.
         loss: from the result of ``fn`` to a scalar, for statistics beside gradients; None: ``fn`` returns one. Gradients are
             those of the float model.
@@ -96,11 +102,6 @@ def observe(
         check_keywords("lowbit.observe", None, ("kwargs",), {"kwargs": kwargs})
     if qstate is not None:
         check_state(plan, qstate)
-        if plan.is_full_integer:
-            raise ValueError(
-                "qstate= is not for full-integer plans, whose operations absorb what follows them: leave qstate= out to "
-                "observe in float, or bind the same rules without integer=True and observe that"
-            )
     if codes is not None and qstate is None:
         raise ValueError("codes are of a quantized model: give its qstate= too")
     chosen = checked_codes(plan, codes)
@@ -144,6 +145,17 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         floats, given = (traced, params)
         if other is not None:
             floats, given = trace(fn, other, args, dict(kwargs), has_picks=not plan.is_full_integer), other
+        if is_quantized and plan.is_full_integer:
+            slopes, turns = besides.values(
+                fn, plan, floats, watch, loss, given, args, kwargs, kinds=frozenset(("gradient",))
+            )
+
+            def look(leaves: Any, float_leaves: Any, states: Any, qstate: Any, codes: Any, slopes: Any) -> Any:
+                now, right = (dataclasses.replace(t, leaves=x) for t, x in ((traced, leaves), (floats, float_leaves)))
+                given = {"qstate": qstate, "codes": codes, "floats": right, "beside": slopes}
+                return integer_observation(plan, now, watch, states, **given)
+
+            return automatic(look, traced.leaves, floats.leaves, states, qstate, codes, slopes), turns
         beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns

@@ -1,11 +1,13 @@
 """Packed weights as the kernels of accelerators read them: the canonical matrix, mostly the bytes as they are stored.
 
+It is the view of `lowbit.core.matrix` taken of packed bytes: what is here is when bytes allow that, and what a kernel needs beside.
+
 A weight whose codes share bytes along the last axis it is contracted over is that matrix already, up to the order of its
 axes. So nothing needs to be prepared for a TPU, and a program that is lowered for another machine than this one finds the
 weight it needs.
 """
 
-import functools
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.core.matrix import MatrixView
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Format
 from lowbit_kernels import PackedMatrix
@@ -69,23 +72,20 @@ def view_of(q: QTensor, contract: tuple[int, ...], batch: tuple[int, ...], stack
     if note_of(q, contract, batch, stack) in (REPACKS, MERGES):
         return None
     shape, bits = q.shape[stack:], q.spec.format.bits
-    free = [i for i in range(len(shape)) if i not in (*contract, *batch)]
-    order = [*batch, *contract, *free]
-    lengths = [math.prod(shape[i] for i in axes) for axes in (batch, contract, free)]
-    flat = functools.partial(_flat, shape=shape, contract=contract, order=order, lengths=lengths, stack=stack)
+    view = MatrixView(tuple(shape), contract, batch)
     blocks = q.blocks[stack:]
     group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     assert group is not None
     is_plain = not isinstance(q.scale, QTensor) and q.scale.dtype.name in SCALE_DTYPES
     scales: Any = q.scale if is_plain else q.scale_values
     matrix = PackedMatrix(
-        codes=flat(q.codes, is_table=False),
-        scales=flat(scales),
-        zeros=None if q.zero is None else flat(q.zero),
+        codes=_matrices(q.codes, view, stack),
+        scales=_table(scales, view, stack),
+        zeros=None if q.zero is None else _table(q.zero, view, stack),
         codebook=None if q.spec.format.is_integer else _codebook(q, stack, batch),
         bits=bits,
         signed=q.spec.format.is_signed,
-        length=lengths[1],
+        length=view.size[1],
         group=group,
     )
     if not batch:
@@ -100,11 +100,15 @@ def _codebook(q: QTensor, stack: int, batch: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(levels, (*many, *levels.shape))
 
 
-def _flat(
-    x: Array, *, shape: Any, contract: Any, order: Any, lengths: Any, stack: int, is_table: bool = True
-) -> Array:  # (layers, batch, K or groups, N)
-    if is_table:  # one number for the whole of a free axis is repeated: a number a group, never a weight
-        sizes = [n if i in contract else shape[i] for i, n in enumerate(x.shape[stack:])]
-        x = jnp.broadcast_to(x, (*x.shape[:stack], *sizes))
-    x = jnp.transpose(x, [*range(stack), *(stack + i for i in order)])
-    return x.reshape(*x.shape[:stack], lengths[0], -1, lengths[2])
+def _table(x: Array, view: MatrixView, stack: int) -> Array:  # (layers, batch, groups, N)
+    """Scales or zero points: one number for the whole of a free axis is repeated, a number a group, never a weight."""
+    sizes = [n if i in view.contract else view.shape[i] for i, n in enumerate(x.shape[stack:])]
+    return _matrices(jnp.broadcast_to(x, (*x.shape[:stack], *sizes)), view, stack)
+
+
+def _matrices(x: Array, view: MatrixView, stack: int) -> Any:  # (layers, batch, K, N)
+    """An array with the view's axes, each as long as it is there: of bytes and of groups K has fewer."""
+    read: Any = dataclasses.replace(view, shape=tuple(x.shape[stack:])).matrices
+    for _ in range(stack):
+        read = jax.vmap(read)
+    return read(x)

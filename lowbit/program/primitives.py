@@ -18,6 +18,9 @@ SAME = frozenset(
 COPIES = frozenset(("copy", "stop_gradient"))
 """Those of `SAME` that say nothing of where the operand is kept."""
 
+EACH = frozenset(("optimization_barrier",))
+"""Those of `SAME` that take several operands and return every one of them."""
+
 VARYING = frozenset(
     (
         "pbroadcast", "pbroadcast_done", "pbroadcast_dynamic", "pbroadcast_start", "preduced", "pvary", "reduced_vary_cast", "reduced_vary_cast_p",

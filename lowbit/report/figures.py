@@ -104,6 +104,45 @@ def accuracy_against_bytes(points: Sequence[Point]) -> str:
         return _svg(figure)
 
 
+class Curve(NamedTuple):
+    """One training: its name, and the loss and the metric after every epoch; NaN where one was not measured."""
+
+    name: str
+    losses: Sequence[float]
+    metrics: Sequence[float]
+
+
+def learning_curves(curves: Sequence[Curve], metric: str) -> str:
+    """Returns loss (logarithmic) and metric over epochs as SVG; curves of one name have one colour.
+
+    Raises:
+        ValueError: if there is no curve.
+        ImportError: if matplotlib is not installed.
+    """
+    if not curves:
+        raise ValueError("learning_curves needs at least one curve")
+    names = list(dict.fromkeys(curve.name for curve in curves))
+    with _pyplot() as plt:
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
+        colours = plt.get_cmap("tab20").colors
+        for curve in curves:
+            i = names.index(curve.name)
+            is_first = next(each for each in curves if each.name == curve.name) is curve
+            style = {"color": colours[i % 20], "lw": 1.4 if is_first else 0.7, "marker": "o", "markersize": 2.5}
+            epochs = range(1, len(curve.losses) + 1)
+            left.plot(epochs, curve.losses, label=curve.name if is_first else None, **style)
+            right.plot(epochs, curve.metrics, **style)
+        if min(min(curve.losses) for curve in curves) > 0:
+            left.set_yscale("log")
+        left.set(xlabel="epoch", ylabel="mean training loss")
+        right.set(xlabel="epoch", ylabel=f"test {metric}")
+        for axes in (left, right):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(axis="y", color="#e9ebee", lw=0.8)
+        figure.legend(loc="outside lower center", ncols=min(len(names), 5), frameon=False, fontsize=8)
+        return _svg(figure)
+
+
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8)):

@@ -39,3 +39,5 @@ from .metric import absolute_error as absolute_error
 from .metric import cross_entropy as cross_entropy
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx
+from .writers import tensorboard as tensorboard
+from .writers import wandb as wandb

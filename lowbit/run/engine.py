@@ -17,7 +17,8 @@ from . import report
 from .experiment import Experiment, Method, Suite
 from .folder import TIMES, RunFolder
 from .identity import fingerprint
-from .pieces import Job, Piece, check_rules, eval_key, key_of, made, measured, name_of
+from .job import Job
+from .pieces import Piece, check_rules, eval_key, key_of, made, measured, name_of
 from .results import Results, Row
 from .screen import Screen, console
 
@@ -187,14 +188,14 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a method of the user's raises: its row says it, the others go on
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         job.folder.fail(name, key, text)
-        job.folder.log(name, "error", seed=seed, method=method.name, error=text)
+        job.log(name, "error", seed=seed, method=method.name, error=text)
         job.screen.say(f"seed {seed}  {method.name:<12} failed: {text}", style="red")
         if not isinstance(error, ValueError):
             traceback.print_exc(file=sys.stderr)
         return
     found[TIMES] = round(time.perf_counter() - before, 2)
     job.folder.finish(name, key, found)
-    job.folder.log(name, "result", seed=seed, method=method.name, **found)
+    job.log(name, "result", seed=seed, method=method.name, **found)
     job.screen.say(_line(job, seed, method, found))
 
 
@@ -238,7 +239,7 @@ def _together(job: Job) -> dict[str, dict[str, Any]]:
                 values = dict(each.measure(pieces))
                 job.folder.finish(name, key, values)
                 for method, value in values.items():
-                    job.folder.log(f"seed-{seed}/{method}", each.name, **value)
+                    job.log(f"seed-{seed}/{method}", each.name, **value)
         found = merged(found, values)
     return found
 

@@ -15,6 +15,7 @@ from lowbit.recipes.recipe import Recipe
 
 from .evals.column import Eval
 from .metric import Metric
+from .writers import Writer
 
 FLOAT = "float"
 """The name of the first row: every operation left as it is."""
@@ -166,6 +167,9 @@ class Experiment:
         seeds: one whole repetition each.
         evals: what is measured of every piece besides metric, bits and bytes.
         report: ``report(results)`` draws and prints `lowbit.run.results.Results`; None for `lowbit.run.report.standard`.
+        writers: functions that take every line of the metrics besides the folder (`lowbit.run.writers`).
+        watch: told ``(piece, steps done, loss)`` after every step of a training, or None. The loss is a jax array that may not
+            be computed yet: to read it waits.
         baseline: name of a guess without a model, and ``outputs`` of it for the test inputs; or None.
         train_samples: at most this many for training; None: all.
         test_samples: at most this many for the metric; None: all.
@@ -184,6 +188,8 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     evals: tuple[Eval, ...] = ()
     report: Callable[[Any], None] | None = None
+    writers: tuple[Writer, ...] = ()
+    watch: Callable[[str, int, jax.Array], None] | None = None
     baseline: tuple[str, Callable[[np.ndarray], np.ndarray]] | None = None
     train_samples: int | None = None
     test_samples: int | None = None

@@ -11,47 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from lowbit.core.kept import digest
 from lowbit.rewrites import batch_norm
 
 from .environment import NUMERIC
 from .evals.column import Eval
-from .experiment import FLOAT, Dataset, Experiment, Method, Model
-from .folder import RunFolder, plain
+from .experiment import FLOAT, Method, Model
+from .folder import plain
 from .identity import fingerprint, modules_of, numerics
+from .job import Job
 from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
-from .screen import Screen, Training
+from .screen import Training
 from .training import train
+from .trajectory import trajectory
+
+EPOCH_SAMPLES = 1_000
+"""Test inputs, at most, that the metric of a quantized training is measured on after every epoch."""
 
 
 class PromiseError(RuntimeError):
     """What is simulated is not what is executed, where every operand is an integer."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """One experiment with its data, its folder, and what shows the progress."""
-
-    experiment: Experiment
-    data: Dataset
-    folder: RunFolder
-    screen: Screen
-
-    @functools.cached_property
-    def train_digest(self) -> str:
-        """Of the training split, every bit."""
-        return digest(tuple(self.data.train))
-
-    @functools.cached_property
-    def test_digest(self) -> str:
-        """Of the test split."""
-        return digest(tuple(self.data.test))
-
-    @functools.cached_property
-    def keys(self) -> dict[str, str]:
-        """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
-        return {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,12 +180,12 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
     assert method.fit is not None
     assert job.experiment.loss is not None
 
-    def evaluate(tree: Any, rest: Any) -> float:
+    def evaluate(tree: Any, rest: Any) -> dict[str, float]:
         call = jax.jit(model.fn)
         found = outputs(
             lambda x: call(tree["params"], rest["state"], x), job.data.test.inputs, job.experiment.test_batch
         )
-        return score(job, found)
+        return {"metric": score(job, found)}
 
     tree, rest = train(
         float_loss(model.fn, model.train_fn, job.experiment.loss),
@@ -301,6 +280,20 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     if method.fit is None or method.around is not None:
         return fn, plan, params, model.state, qstate, None
     assert job.experiment.loss is not None
+
+    def evaluate(tree: Any, rest: Any) -> dict[str, Any]:
+        state, now = (
+            {"learn": tree["learn"], "fixed": rest["fixed"]},
+            model._replace(params=tree["params"], state=rest["state"]),
+        )
+        served, params = _served(method, now, batches[0])
+        call = lb.simulate(served, plan)
+        some = job.data.test.inputs[:EPOCH_SAMPLES]
+        found = outputs(
+            lambda x: call(params, state, rest["state"], x), some, min(len(some), job.experiment.test_batch)
+        )
+        return {"metric": score(job, found), **trajectory(plan)(params, state)}
+
     tree, rest = train(
         quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms),
         {"params": model.params, "learn": qstate["learn"]},
@@ -310,6 +303,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
         seed=seed,
         state=job.folder.state(name, train_key(job, method, seed)),
         watch=_watch(job, name),
+        evaluate=evaluate,
     )
     fn, params = _served(method, model._replace(params=tree["params"], state=rest["state"]), batches[0])
     return fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]}, None
@@ -325,7 +319,10 @@ def _served(method: Method, model: Model, x: Any) -> tuple[Callable[..., Any], A
 
 
 def _watch(job: Job, name: str) -> Training:
-    return Training(job.screen, name, lambda epoch, values: job.folder.log(name, "epoch", epoch=epoch, **values))
+    def log(epoch: int, values: Any) -> None:
+        job.log(name, "epoch", epoch=epoch, **values)
+
+    return Training(job.screen, name, log, job.experiment.watch)
 
 
 def measured(piece: Piece) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from lowbit.core import atomic
 from lowbit.report import figures, page, tables
 
+from . import sections as parts
 from .environment import command
 from .evals.column import Column, gap, mean, size, spread, worst
 from .evals.grids import GRIDS
@@ -18,13 +19,22 @@ from .folder import TIMES, RunFolder, write_json
 from .results import Results, Row, deviation
 from .screen import Console, console
 
-NOTES = (
-    "packed weights read back from the file, mean ± standard deviation over seeds. bits/w: stored bits per weight, scales "
-    "included. file: the packed checkpoint. sim-exec: largest difference of an output over all seeds. export: the StableHLO "
-    "artifact, deflated; vmfb: the module IREE compiled; exec-IREE: as sim-exec. ms bN: median time of a call with N samples; "
-    "(2x) is twice as fast as float in the same runtime. flash: code and constants of the compiled model; RAM: its static "
-    "memory and deepest stack; differ: outputs that are not those of lowbit.execute; us: microseconds a sample on one core."
-)
+NOTES = {
+    "bits/w": "stored bits per weight, scales included",
+    "file": "the packed checkpoint",
+    "sim-exec": "largest difference of an output over all seeds",
+    "export": "the StableHLO artifact, deflated",
+    "vmfb": "the module IREE compiled",
+    "exec-IREE": "as sim-exec",
+    " ms b": "median time of a call with so many samples; (2x) is twice as fast as float in the same runtime",
+    "flash": "code and constants of the compiled model",
+    "RAM": "its static memory and deepest stack",
+    "differ": "outputs that are not those of lowbit.execute",
+    " us": "microseconds a sample on one core",
+    "M4 Minstr": "millions of instructions on a Cortex-M4",
+    "on IREE": "the metric there",
+}
+"""What heads of columns, or parts of them, mean."""
 CAPTION = (
     "Orange lines are the numbers the format can hold; outside them values are clipped. Weights are shown in steps of "
     "their own scale, so channels with different scales share one grid. The operations with most rounding noise."
@@ -60,6 +70,15 @@ def table(results: Results) -> tables.Table:
     return tables.Table(title, ["method", *(column.head for column in asked)], lines)
 
 
+def legend(metric: str, found: tables.Table) -> str:
+    """Returns what the columns of a table mean, of those that it has."""
+    lines = [f"{metric}: packed weights read back from the file, mean ± standard deviation over seeds"]
+    lines += [
+        f"{head.strip()}: {text}" for head, text in NOTES.items() if any(head in f" {name}" for name in found.columns)
+    ]
+    return ". ".join(lines) + "."
+
+
 def _cells(row: Row, base: Row, asked: Sequence[Column]) -> list[str]:
     found = []
     for column in asked:
@@ -73,18 +92,19 @@ def standard(results: Results) -> None:
     made, folder = results.experiment, results.folder
     found = table(results)
     write_json(folder.path / "summary.json", summary(results, found) | results.made)
-    note = f"{made.metric.name}: {NOTES}"
+    note = legend(made.metric.name, found)
     atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
     sections = [page.table(found, note), *_failures(results)]
     if any(row.results for row in results.rows):
         drawing = figures.accuracy_against_bytes(_points(results))
         atomic.write(folder.path / "accuracy.svg", drawing)
         sections.append(page.figure(f"{made.metric.name} against size", drawing))
+    sections += [*parts.curves(results), *parts.by_seed(results), *parts.layers(results)]
     for method in made.methods:
         drawing = folder.path / f"seed-{made.seeds[0]}" / method.name / GRIDS
         if drawing.is_file():
             sections.append(page.figure(f"{method.name}: values and their grid", drawing.read_text(), caption=CAPTION))
-    write_report(made.name, folder, sections)
+    write_report(made.name, folder, [*sections, *parts.files(results)])
     show(found, note, results)
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+from .trajectory import collapsed
 
 try:
     from rich.console import Console
@@ -58,18 +61,38 @@ class Screen:
 
 
 class Training:
-    """A `Watch` of the training loop: moves the second bar, keeps the epochs' numbers."""
+    """A `Watch` of the training loop: moves the second bar, keeps the epochs' numbers, and says what goes wrong in them.
 
-    def __init__(self, screen: Screen, name: str, log: Callable[[int, Mapping[str, float]], None]):
+    Args:
+        screen: with the bar.
+        name: of the piece.
+        log: takes an epoch and its numbers.
+        watch: told ``(name, steps done, loss)`` after every step, or None.
+    """
+
+    def __init__(
+        self,
+        screen: Screen,
+        name: str,
+        log: Callable[[int, Mapping[str, Any]], None],
+        watch: Callable[[str, int, Any], None] | None = None,
+    ):
         self._bar: Callable[[int], None] | None = None
-        self._screen, self._name, self._log = screen, name, log
+        self._screen, self._name, self._log, self._watch = screen, name, log, watch
+        self._before: Mapping[str, Any] | None = None
 
-    def step(self, done: int, total: int) -> None:
+    def step(self, done: int, total: int, loss: Any) -> None:
         """Moves the bar."""
         if self._bar is None:
             self._bar = self._screen.start(self._name, total)
         self._bar(done)
+        if self._watch is not None:
+            self._watch(self._name, done, loss)
 
-    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+    def epoch(self, epoch: int, values: Mapping[str, Any]) -> None:
         """Keeps the epoch's numbers."""
         self._log(epoch, values)
+        if "weight_db" in values:
+            for line in collapsed(self._before, values):
+                self._screen.say(f"{self._name}, epoch {epoch + 1}: {line}", style="yellow")
+            self._before = values

@@ -19,11 +19,11 @@ Trainable = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], tup
 class Watch(Protocol):
     """What the loop tells the outside: after every step, and after every epoch."""
 
-    def step(self, done: int, total: int) -> None:
-        """After every step."""
+    def step(self, done: int, total: int, loss: jax.Array) -> None:
+        """After every step, whose loss may not be computed yet."""
         ...
 
-    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+    def epoch(self, epoch: int, values: Mapping[str, Any]) -> None:
         """After every epoch."""
         ...
 
@@ -85,7 +85,7 @@ def train(
     state: State,
     watch: Watch,
     around: Around | None = None,
-    evaluate: Callable[[Any, Any], float] | None = None,
+    evaluate: Callable[[Any, Any], Mapping[str, Any]] | None = None,
 ) -> tuple[Any, Any]:
     """Returns ``tree`` and ``rest`` after ``fit.epochs`` epochs.
 
@@ -102,7 +102,7 @@ def train(
         state: where the state is kept; one that depends on something else, or is damaged, is not continued.
         watch: told about every step and epoch.
         around: makes the parameters' optimizer out of Adam, or None.
-        evaluate: the metric of ``tree, rest``, logged with every epoch.
+        evaluate: what is logged of ``tree, rest`` with every epoch, beside the mean loss.
 
     Raises:
         ValueError: if there are fewer samples than one batch holds.
@@ -130,13 +130,11 @@ def train(
             losses.append(value)
             if i % 20 == 19:
                 jax.block_until_ready(value)  # the bar tells what is done, not what is queued
-            watch.step(epoch * steps + i + 1, total)
+            watch.step(epoch * steps + i + 1, total, value)
         mean = float(np.mean(np.asarray(jnp.stack(losses), np.float64)))
         if not np.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}: lower the learning rate")
-        values = {"loss": mean}
-        if evaluate is not None:
-            values["metric"] = evaluate(carry[0], carry[1])
+        values = {"loss": mean} | ({} if evaluate is None else dict(evaluate(carry[0], carry[1])))
         state.save(tuple(carry), epoch + 1)
         watch.epoch(epoch, values)
     return carry[0], carry[1]

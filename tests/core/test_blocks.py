@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.core import blocks
+from lowbit.core import blocks, extremes
+from lowbit.core.ranges import Full
 from lowbit.core.spec import Channel, Group, Operand, Tensor, Tile
+from lowbit.quantizers.rtn import rtn
 
 
 @st.composite
@@ -31,7 +33,7 @@ def test_against_a_loop(sizes, seed):
     shape, cut = sizes
     x = np.random.default_rng(seed).standard_t(2, shape).astype(np.float32)
     expected = np.asarray([np.abs(x[s]).max() for s in slices(shape, cut)]).reshape(blocks.scale_shape(shape, cut))
-    np.testing.assert_array_equal(blocks.reduce_blocks(jnp.abs(jnp.asarray(x)), cut, jnp.max), expected)
+    np.testing.assert_array_equal(blocks.reduce_blocks(jnp.asarray(x), cut, extremes.largest_magnitude), expected)
     np.testing.assert_array_equal(blocks.join(blocks.split(jnp.asarray(x), cut), shape, cut), x)
     spread = blocks.join(
         blocks.split(jnp.zeros(shape), cut) + blocks.spread(jnp.asarray(expected), shape, cut), shape, cut
@@ -40,6 +42,18 @@ def test_against_a_loop(sizes, seed):
         assert (np.asarray(spread)[s] == value).all()
     for s, row in zip(slices(shape, cut), np.asarray(blocks.rows(jnp.asarray(x), cut)), strict=True):
         assert sorted(row[~np.isnan(row)]) == sorted(x[s].reshape(-1))
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (4, 5), (1, 5)])
+def test_a_block_of_one_element_has_its_magnitude(shape):
+    """No axis is shared then; a signed "magnitude" gave every negative element the scale of a block of zeros."""
+    x = np.random.default_rng(0).standard_t(2, shape).astype(np.float32)
+    found = blocks.reduce_blocks(jnp.asarray(x), (1,) * len(shape), extremes.largest_magnitude)
+    np.testing.assert_array_equal(found, np.abs(x))
+    operand = Operand(shape, contract=())
+    spec = rtn("w8").weight.spec
+    scale, _ = Full().of_values(jnp.asarray(x), operand, spec)
+    np.testing.assert_allclose(np.asarray(scale, np.float64), np.abs(x).astype(np.float64) / 127, rtol=1e-6)
 
 
 def test_granularities():

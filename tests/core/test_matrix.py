@@ -39,6 +39,15 @@ def test_matrices_and_back(view):
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_the_contraction_cut_in_parts_is_the_same_numbers(view):
+    leaf = np.arange(np.prod(view.shape)).reshape(view.shape)
+    count, inner, columns = view.size
+    part = next(n for n in (2, 3, 5) if inner % n == 0)
+    want = view.matrices(leaf).reshape(count, inner // part, part, columns)
+    np.testing.assert_array_equal(view.matrices(leaf, (-1, part)), want)
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=str)
 @pytest.mark.parametrize("granularity", [Tensor(), Channel(), Group(2), Group(4), Tile(2, 2)], ids=lambda g: g.text)
 def test_scales_follow_their_entries(view, granularity):
     """``scale[group[k], n]`` is the scale of the entry, whatever shares it."""

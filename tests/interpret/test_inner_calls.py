@@ -41,6 +41,8 @@ LEAVES = {
     "rot90": lambda p, x: x @ jnp.rot90(p["w"]),
     "nested": lambda p, x: x @ jax.jit(lambda w: jax.checkpoint(lambda w: jnp.flip(w, 0).T)(w)[::-1])(p["w"]),
     "with data": lambda p, x: _used(jax.jit(lambda w, x: (w.T, x * 2.0))(p["w"], x)),
+    "stopped": lambda p, x: x @ lax.stop_gradient(p["w"]).T,
+    "behind a barrier with data": lambda p, x: _used(lax.optimization_barrier((p["w"], x))),
     "carried by scan": lambda p, x: x @ lax.scan(lambda c, _: (c, None), p["w"], None, length=2)[0],
     "carried by while": lambda p, x: x @ lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1]), (0, p["w"]))[1],
 }
@@ -86,6 +88,23 @@ def test_a_moving_function_keeps_its_own_gradient(name):
     want = np.broadcast_to(3.0 * np.asarray(X, np.float64).sum(0), (16, 16))
     is_same = np.abs(np.asarray(grad) - want) <= 1e-4
     assert is_same.sum() >= 240  # the largest weight of a channel lies on its bound, where nothing passes
+
+
+@pytest.mark.parametrize("options", [{}, {"integer": True}], ids=["plain", "integer"])
+def test_a_weight_whose_gradient_is_stopped_has_none(options):
+    """Frozen in one of its two uses, it has the gradient of the other: the sum over outputs of x_i. Once it had both."""
+    for fn, share in (
+        (LEAVES["stopped"], 0.0),
+        (lambda p, x: x @ jax.jit(lambda w: lax.stop_gradient(w.T))(p["w"]), 0.0),
+        (lambda p, x: x @ lax.stop_gradient(p["w"]).T + x @ p["w"].T, 1.0),
+    ):
+        plan = lb.bind(fn, {"**": "w8,a8"}, PARAMS, X, **options)
+        qstate = lb.init(fn, plan, PARAMS, X)
+        run = lb.simulate(fn, plan)
+        grad = np.asarray(jax.grad(lambda p, run=run, qstate=qstate: jnp.sum(run(p, qstate, X)))(PARAMS)["w"])
+        want = share * np.asarray(X, np.float64).sum(0)
+        is_same = np.abs(grad - want) <= 0.02 * max(np.abs(want).max(), 1e-30)
+        assert is_same.all() if share == 0.0 else is_same.sum() >= 200
 
 
 def test_a_weight_used_as_it_is_and_in_arithmetic_is_served_as_simulated():

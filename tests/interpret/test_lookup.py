@@ -139,6 +139,29 @@ def test_an_index_out_of_range_is_what_the_mode_says(mode, fill, outside):
             np.testing.assert_allclose(got[0], rows[2], rtol=1e-6)
 
 
+VECTOR = heavy_tailed(4, 11)
+ELEMENTS = {
+    "index": lambda p, i: p["t"][i],
+    "vmap": lambda p, i: jax.vmap(lambda i: lax.dynamic_index_in_dim(p["t"], i, keepdims=False))(i),
+    "slices": lambda p, i: lax.map(lambda i: lax.dynamic_slice(p["t"], (i,), (1,))[0], i),
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_elements_of_a_vector_share_one_scale(name):
+    """Biases of tokens or of distances. Each had a scale of its own, and that of a negative one was a block of zeros'."""
+    fn, index = ELEMENTS[name], jnp.array([3, 0, 10, 7])
+    assert (VECTOR < 0).any()
+    for rule, right in (("w8", rounded(VECTOR, 0)), ("w4/g4", None)):
+        ((want, got),), plan = served(fn, {"**": rule}, {"t": VECTOR}, (jnp.array([1, 2, 5, 5]),), (index,))
+        np.testing.assert_array_equal(want, got)
+        assert plan["t"].weight.operand.contract == (0,)
+        if right is None:
+            padded = np.concatenate([np.asarray(VECTOR, np.float64), [0.0]]).reshape(3, 4)
+            right = rounded(padded, 1, bits=4).reshape(-1)
+        np.testing.assert_allclose(got, right[np.asarray(index)], rtol=1e-6)
+
+
 def _any_lookup(rng):
     """A random look-up in ``CUBE``, ``(function of the table and indices, indices)``: windows, batches, any order of axes."""
     sizes = [int(rng.integers(1, n + 1)) for n in CUBE.shape]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
+from lowbit.interpret import served
 from lowbit.packed import native
 
 R = np.random.default_rng(3)
@@ -114,3 +115,60 @@ def test_nothing_outlives_the_parameters():
     gc.collect()
     assert [ref() for ref in leaves if ref() is not None and ref() is not PARAMS["c"]] == []
     assert run is lb.execute(fn, plan)
+
+
+def test_small_arrays_are_one_argument_of_the_compiled_call(monkeypatch):
+    """Of sixteen layers, each with arrays of its weight, of its kernel's order and of its grid, the call has two arguments."""
+    found, real = [], served.arranged
+    monkeypatch.setattr(served, "arranged", lambda *given: found.append(real(*given)[0]) or real(*given))
+    params = {"first": {f"l{i:02}": _array(32, 32) for i in range(8)}, "then": [_array(32, 32) for _ in range(8)]}
+
+    def fn(p, x):
+        for w in (*(p["first"][name] for name in sorted(p["first"])), *p["then"]):
+            x = jax.nn.relu(x @ w)
+        return x
+
+    x = _array(1, 32)
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+    run, slow = lb.execute(fn, plan), lb.execute(fn, plan, implementation="reference")
+    np.testing.assert_array_equal(run(qparams, x), slow(qparams, x))
+    (layout,) = found
+    assert layout.count == len(layout.places) == 16 * (2 + 3 + 2)
+    # Exchanged in a dictionary and in a list, and under another name.
+    before = run(qparams, x)
+    qparams.params["then"][3] = dataclasses.replace(
+        qparams.params["then"][3], scale=qparams.params["then"][3].scale * 2
+    )
+    np.testing.assert_array_equal(run(qparams, x), slow(qparams, x))
+    assert bool(jnp.any(run(qparams, x) != before))
+    first = qparams.params["first"]
+    first["l06"], first["l07"] = first["l07"], first["l06"]
+    np.testing.assert_array_equal(run(qparams, x), slow(qparams, x))
+    first["l08"] = first.pop("l07")
+    with pytest.raises(ValueError, match="l07"):
+        run(qparams, x)
+
+
+def test_loops_read_constant_weights_where_they_lie_and_stacked_ones_are_arguments(monkeypatch):
+    """Weights of a scan over time and of a branch are in the arena, those of a scan over layers are not."""
+    found, real = [], served.arranged
+    monkeypatch.setattr(served, "arranged", lambda *given: found.append(real(*given)[0]) or real(*given))
+    params = {"a": _array(16, 16), "b": _array(16, 16), "c": _array(3, 16, 16)}
+
+    def fn(p, x, flag):
+        x, _ = jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["a"]), None), x, None, length=3)
+        x = jax.lax.cond(flag, lambda x: jax.nn.relu(x @ p["b"]), lambda x: x, x)
+        return jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, p["c"])[0]
+
+    x, flags = _array(2, 16), (jnp.asarray(True), jnp.asarray(False))
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x, flags[0])
+    qstate = lb.calibrate(fn, plan, params, [(x, flag) for flag in flags])
+    qparams = lb.pack(plan, params, qstate)
+    run, slow = lb.execute(fn, plan), lb.execute(fn, plan, implementation="reference")
+    results = [np.asarray(run(qparams, x, flag)) for flag in flags]
+    for result, flag in zip(results, flags, strict=True):
+        np.testing.assert_array_equal(result, slow(qparams, x, flag))
+    assert (results[0] != results[1]).any()
+    (layout,) = found
+    assert (layout.count, len(layout.places)) == (3 * (2 + 3 + 2), 2 * (2 + 3 + 2))

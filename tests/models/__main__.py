@@ -2,7 +2,7 @@
 
     python -m tests.models [--only GLOB] [--upto bind|integer] [--results PATH]
 
-One process a package, one line a model, each with a time limit. The table goes to ``experiments/results/models.json``; lines
+One line a model, each with a limit of processor time. The table goes to ``experiments/results/models.json``; lines
 of models that were not run are kept. It ends with 1 where a model that bound without help in that file does not any more.
 """
 
@@ -115,7 +115,7 @@ def _gradients(fn: Any, plan: Any, case: Case, qstate: Any) -> str:
 
 
 def _late(signum: int, frame: Any) -> None:
-    raise TimeoutError(f"more than {SECONDS} s")
+    raise TimeoutError(f"more than {SECONDS} s of processor time")
 
 
 def main() -> int:
@@ -126,7 +126,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGPROF, _late)
     known = json.loads(given.results.read_text())["models"] if given.results.exists() else {}
     worse = []
     for package in PACKAGES:
@@ -139,14 +139,14 @@ def main() -> int:
             path = f"{package}/{name}"
             if not fnmatch.fnmatch(path, given.only) and not fnmatch.fnmatch(path, given.only + "/*"):
                 continue
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             try:
                 line = look(make(), given.upto)
             except Exception as error:  # noqa: BLE001
                 line = Line(bound=f"not run: {_short(error)}")
                 traceback.print_exc(limit=-4)
             finally:
-                signal.alarm(0)
+                signal.setitimer(signal.ITIMER_PROF, 0)
             print(f"{path:40}", json.dumps(dataclasses.asdict(line)), flush=True)
             if line.bound and known.get(path, {"bound": line.bound})["bound"] == "":
                 worse.append(path)

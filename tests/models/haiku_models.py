@@ -10,16 +10,24 @@ import jax.numpy as jnp
 from .case import Case, random, tokens, values
 
 
-def _case(make: Callable[..., Any], *args: Any) -> Case:
+def _case(make: Callable[..., Any], *args: Any, has_norms: bool = False) -> Case:
+    """The case of a network; one with batch norms is asked for in training first, which is what makes their averages."""
     model = hk.without_apply_rng(hk.transform_with_state(make))
-    params, state = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), *args))
+    first, later = ({"is_training": True}, {"is_training": False}) if has_norms else ({}, {})
+    params, state = jax.eval_shape(lambda: model.init(jax.random.PRNGKey(0), *args, **first))
     state = random(state)
-    return Case(lambda params, *args: model.apply(params, state, *args)[0], random(params), args)
+    return Case(lambda params, *args: model.apply(params, state, *args, **later)[0], random(params), args)
 
 
-def _resnet(x: Any) -> Any:
+def _resnet(x: Any, is_training: bool) -> Any:
     blocks = {"blocks_per_group": (1, 1, 1, 1), "channels_per_group": (8, 8, 8, 8), "bottleneck": False}
-    return hk.nets.ResNet(num_classes=4, **blocks, use_projection=(False, True, True, True))(x, is_training=False)
+    first = {"output_channels": 8}
+    net = hk.nets.ResNet(num_classes=4, **blocks, use_projection=(False, True, True, True), initial_conv_config=first)
+    return net(x, is_training)
+
+
+def _mobile_net(x: Any, is_training: bool) -> Any:
+    return hk.nets.MobileNetV1((1, 2), (8, 16), num_classes=4)(x, is_training)
 
 
 def _recurrent(core: Callable[[], Any]) -> Callable[[Any], Any]:
@@ -45,11 +53,8 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     """Yields names, and what makes the models."""
     image = values(1, 2, 32, 32, 3)
     yield "MLP", lambda: _case(lambda x: hk.nets.MLP([16, 4])(x), values(2, 3, 8))
-    yield "ResNet", lambda: _case(_resnet, image)
-    yield (
-        "MobileNetV1",
-        lambda: _case(lambda x: hk.nets.MobileNetV1((1, 2), (8, 16), num_classes=4)(x, is_training=False), image),
-    )
+    yield "ResNet", lambda: _case(_resnet, image, has_norms=True)
+    yield "MobileNetV1", lambda: _case(_mobile_net, image, has_norms=True)
     yield "LSTM", lambda: _case(_recurrent(lambda: hk.LSTM(6)), values(3, 5, 2, 8))
     yield "GRU", lambda: _case(_recurrent(lambda: hk.GRU(6)), values(3, 5, 2, 8))
     yield "VanillaRNN", lambda: _case(_recurrent(lambda: hk.VanillaRNN(6)), values(3, 5, 2, 8))

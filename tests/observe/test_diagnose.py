@@ -108,19 +108,3 @@ def test_codes_of_a_solver_are_what_is_diagnosed_and_observed():
     assert (low, high) == (min(y.min() for y in arriving), max(y.max() for y in arriving))
     with pytest.raises(ValueError, match="give its qstate="):
         lb.observe(two_layers, plan, PARAMS, DATA, {"b": {"output": (MinMax(Tensor()),)}}, codes=codes)
-
-
-def test_full_integer_plans_are_refused_with_the_way_out():
-    plan = lb.bind(two_layers, {"**": "w4,a8"}, PARAMS, *DATA[0], integer=True)
-    qstate = lb.init(two_layers, plan, PARAMS, *DATA[0])
-    wanted = {"b": {"input": (MinMax(Tensor()),)}}
-    found = lb.observe(two_layers, plan, PARAMS, DATA, wanted)["b"]["input"]["minmax"]
-    exact = np.tanh(np.concatenate([np.asarray(x, np.float64) for (x,) in DATA]) @ np.asarray(PARAMS["a"], np.float64))
-    for got, want in zip(jax.tree.leaves(found), (exact.min(), exact.max()), strict=True):
-        assert np.asarray(got).item() == pytest.approx(want, abs=1e-6)
-    for call in (
-        lambda: lb.observe(two_layers, plan, PARAMS, DATA, wanted, qstate=qstate),
-        lambda: lb.diagnose(two_layers, plan, PARAMS, qstate, DATA),
-    ):
-        with pytest.raises(ValueError, match="bind the same rules without integer=True"):
-            call()

@@ -84,6 +84,24 @@ def test_page_escapes_and_stands_alone():
     assert not re.search(r'(src|href)="', text)
 
 
+def test_a_page_has_contents_and_sorts():
+    """As a browser without network shows it: links to its own parts, one script, rows in the order of the clicked column."""
+    table = tables.Table("t", ["name", "n"], [["a", "9.5"], ["b", "1,000"], ["c", "-"]])
+    sections = [
+        page.section("x < y", page.table(table, is_sortable=True)),
+        *(page.figure(f, "<svg></svg>") for f in "fg"),
+    ]
+    text = page.page("title", "lead", sections)
+    assert re.findall(r'<a href="(.*?)">(.*?)</a>', text) == [
+        ("#part-1", "x &lt; y"),
+        ("#part-2", "f"),
+        ("#part-3", "g"),
+    ]
+    assert all(f'<h2 id="part-{i}">' in text for i in (1, 2, 3))
+    assert text.count("<script") == 1
+    assert page.links([("a&b", "c/d")]) == '<p><a href="c/d">a&amp;b</a></p>'
+
+
 def test_table_width_fits():
     from rich.console import Console
 

@@ -11,14 +11,14 @@ enum Config { kGiven, kGroups, kDepthwise, kLo, kHi, kBits, kOffset, kXFirst, kY
               kConfig = kPadding + 2 };
 
 ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> config, ffi::Span<const int64_t> kinds, ffi::Span<const float> numbers) {
-  if (config.size() != kConfig) return Answer("config has another length: the library is of another version");
+  if (config.size() < kConfig) return Answer("config has another length: the library is of another version");
   const int64_t* a = config.begin();
   ConvCall c;
   c.tail.y = ViewOf(*y);
   c.tail.codes = ViewOf(*codes);
   c.tail.marks = ViewOf(*marks);
   c.scratch = ViewOf(*scratch);
-  Operands in(args, 0, a[kGiven]);
+  Operands in(args, 0, a[kGiven], a + kConfig, config.end());
   c.x = in.Next();
   c.x_scale = in.Next(kScale, Type::kF32, {1});
   c.x_zero = in.Next(kScale, Type::kS32, {1});

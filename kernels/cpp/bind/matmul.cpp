@@ -10,14 +10,14 @@ enum Config { kGiven, kActivation, kLo, kHi, kBits, kOffset, kLength, kGroup, kX
               kNextHi, kIsa, kThreads, kConfig };
 
 ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::AnyBuffer> codes, ffi::Result<ffi::AnyBuffer> marks, ffi::Result<ffi::AnyBuffer> scratch, ffi::Span<const int64_t> config, ffi::Span<const int64_t> kinds, ffi::Span<const float> numbers) {
-  if (config.size() != kConfig) return Answer("config has another length: the library is of another version");
+  if (config.size() < kConfig) return Answer("config has another length: the library is of another version");
   const int64_t* a = config.begin();
   MatmulCall c;
   c.tail.y = ViewOf(*y);
   c.tail.codes = ViewOf(*codes);
   c.tail.marks = ViewOf(*marks);
   c.scratch = ViewOf(*scratch);
-  Operands in(args, c.tail.y.rank < 2 ? 0 : c.tail.y.rank - 2, a[kGiven]);
+  Operands in(args, c.tail.y.rank < 2 ? 0 : c.tail.y.rank - 2, a[kGiven], a + kConfig, config.end());
   const int64_t tiles = c.tail.y.rank < 2 ? 0 : CeilDivide(c.tail.y.dims[c.tail.y.rank - (a[kYColumns] != 0 ? 2 : 1)], kLanes);
   c.x = in.Next();
   c.x_scale = in.Next(kScale, Type::kF32, {0});
@@ -57,7 +57,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitMatmulCall, lowbit::MatmulImpl,
                                   .Attr<xla::ffi::Span<const int64_t>>("kinds")
                                   .Attr<xla::ffi::Span<const float>>("numbers"));
 
-// For lowbit_kernels/cpu/library.py, which reads it before any call.
+// For lowbit_kernels/cpu/library.py, which reads both before any call.
+extern "C" int lowbit_reads_arena() { return 1; }
 extern "C" int lowbit_isa_supported(int isa) {
   return isa >= 0 && isa < lowbit::kIsaCount && lowbit::IsaSupported(static_cast<lowbit::Isa>(isa));
 }

@@ -1,4 +1,6 @@
 // The avx512vnni body. Compiled with its own instruction set (CMakeLists.txt); called only where the machine has it.
+#include <vector>
+
 #include "core/conv.h"
 #include "core/problem.h"
 #include <immintrin.h>
@@ -13,11 +15,16 @@ namespace {
 #include "core/body_integer.h"
 #include "core/body_float.h"
 #include "core/body_conv.h"
+#include "core/body_direct.h"
 #include "core/body_table.h"
 }  // namespace
 
+// Codes multiply twice as fast as pairs; with few of them, gathering a window costs more than that.
+constexpr int64_t kFewInputs = 192;
+
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
+const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8,
+                    DirectExpand, DirectRows, kFewInputs, 8, 2};
 
 }  // namespace body_avx512vnni
 }  // namespace lowbit

@@ -111,14 +111,22 @@ void ConvQuantize(const Conv& c, int64_t line_begin, int64_t line_end) {
   }
 }
 
-// Few bytes are copied here: a call of memcpy costs more than the copy.
+// Few bytes are copied here: a call of memcpy costs more than the copy. The last piece overlaps the one before it.
+template <int kPiece>
+LOWBIT_INLINE void CopyPieces(int8_t* to, const int8_t* from, int64_t n) {
+  for (int64_t k = 0; k + kPiece < n; k += kPiece) __builtin_memcpy(to + k, from + k, kPiece);
+  __builtin_memcpy(to + n - kPiece, from + n - kPiece, kPiece);
+}
 LOWBIT_INLINE void CopySpan(int8_t* to, const int8_t* from, int64_t n) {
-  if (n >= 64) {
+  if (n >= 512) {
     __builtin_memcpy(to, from, n);
-    return;
+  } else if (n >= 32) {
+    CopyPieces<32>(to, from, n);
+  } else if (n >= 8) {
+    CopyPieces<8>(to, from, n);
+  } else {
+    for (; n > 0; --n) *to++ = *from++;
   }
-  for (; n >= 8; n -= 8, to += 8, from += 8) __builtin_memcpy(to, from, 8);
-  for (; n > 0; --n) *to++ = *from++;
 }
 
 // The scale of a window: NaN where a position that it sums over is marked so, for its group if groups have their own.

@@ -55,7 +55,7 @@ void FloatTile(const Matmul& p, int64_t row, int64_t valid, int64_t tile) {
 
 template <int kBits, bool kBook, int kTiles>
 void FloatRows(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile) {
-  constexpr int kFull = Vec::kRowTile;
+  constexpr int kFull = kTiles > Vec::kTileTile ? 1 : Vec::kRowTile;
   int64_t row = row_begin;
   for (; row + kFull <= row_end; row += kFull) FloatTile<kFull, kTiles, kBits, kBook>(p, row, kFull, tile);
   const int64_t left = row_end - row;
@@ -70,6 +70,11 @@ template <int kBits, bool kBook>
 void FloatRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t tile_begin, int64_t tile_end) {
   constexpr int kStep = Vec::kTileTile;
   int64_t tile = tile_begin;
+  if constexpr (kStep > 1) {  // as IntegerRange
+    for (; row_end - row_begin == 1 && tile + 2 * kStep <= tile_end; tile += 2 * kStep) {
+      FloatRows<kBits, kBook, 2 * kStep>(p, row_begin, row_end, tile);
+    }
+  }
   for (; tile + kStep <= tile_end; tile += kStep) FloatRows<kBits, kBook, kStep>(p, row_begin, row_end, tile);
   for (; tile < tile_end; ++tile) FloatRows<kBits, kBook, 1>(p, row_begin, row_end, tile);
 }

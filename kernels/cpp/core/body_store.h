@@ -114,6 +114,42 @@ __attribute__((noinline)) void StoreSlowly(const Tail& t, int64_t m, int64_t val
   if (t.codes != nullptr) EmitCodes<kRows>(t, m, valid, tile, v, count);
 }
 
+// Rows of 16 channels side by side, the tail in registers: what StoreSlowly does with them.
+template <int kRows, typename V>
+__attribute__((noinline)) void StoreTail(const Tail& t, int64_t m, int64_t valid, int64_t tile, typename V::F* v) {
+  const float* row = t.steps == nullptr ? nullptr : t.steps + tile * kLanes;
+  for (int s = 0; s < t.count; ++s) {
+    const typename V::F w = t.one[s] ? V::SetF(t.numbers[s]) : V::LoadF(row);
+    if (!t.one[s]) row += t.step_stride;
+    switch (t.kinds[s]) {
+      case Step::kAdd:
+        for (int r = 0; r < kRows; ++r) v[r] = V::AddF(v[r], w);
+        break;
+      case Step::kMul:
+        for (int r = 0; r < kRows; ++r) v[r] = V::Saturate(V::MulF(v[r], w));
+        break;
+      case Step::kMax:
+        for (int r = 0; r < kRows; ++r) v[r] = V::Larger(v[r], w);
+        break;
+      case Step::kMin:
+        for (int r = 0; r < kRows; ++r) v[r] = V::Smaller(v[r], w);
+        break;
+    }
+  }
+  for (int64_t r = 0; r < kRows && r < valid && t.y != nullptr; ++r) {
+    V::Store(static_cast<float*>(t.y) + t.at(m + r) + tile * kLanes, v[r]);
+  }
+  if (t.codes == nullptr) return;
+  const typename V::F inverse = V::SetF(1.0f / t.next_scale), lo = V::SetF(static_cast<float>(t.next_lo - t.next_zero)),
+                      hi = V::SetF(static_cast<float>(t.next_hi - t.next_zero));
+  const typename V::I add = V::Set(t.next_zero);  // bytes of a code are the same, signed or not
+  for (int64_t r = 0; r < kRows && r < valid; ++r) {
+    const bool nan = V::StoreCodes(t.codes + t.at(m + r) + tile * kLanes, v[r], inverse, lo, hi, add);
+    // Other threads may find another NaN of the same row: they write the same.
+    if (nan) __atomic_store_n(reinterpret_cast<uint32_t*>(t.marks + m + r), 0x7fc00000u, __ATOMIC_RELAXED);
+  }
+}
+
 // Results [m .. m + valid, 16 tile ..] of a problem with `out` channels: the tail, then memory.
 template <int kRows>
 LOWBIT_INLINE void StoreTile(const Tail& t, int64_t out, int64_t m, int64_t valid, int64_t tile,
@@ -124,6 +160,13 @@ LOWBIT_INLINE void StoreTile(const Tail& t, int64_t out, int64_t m, int64_t vali
       Vec::Store(static_cast<float*>(t.y) + t.at(m + r) + tile * kLanes, values[r]);
     }
     return;
+  }
+  if constexpr (Vec::kTails) {
+    if (count == kLanes && t.channel_stride == 1 && !t.y_bf16) {
+      Vec::F v[kRows];
+      for (int r = 0; r < kRows; ++r) v[r] = values[r];
+      return StoreTail<kRows, Vec>(t, m, valid, tile, v);
+    }
   }
   alignas(64) float v[kRows][kLanes];
   for (int r = 0; r < kRows; ++r) Vec::Store(v[r], values[r]);

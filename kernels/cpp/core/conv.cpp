@@ -173,7 +173,8 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   uint32_t found = 0;
   c.found = &found;
   // Codes of 4 bits and fewer multiply faster than pairs of 16: with many of them, gathering a window is the smaller part.
-  const bool many = c.bits < 8 && Times(c.inputs(), c.group_tiles()) >= kManyCodes;
+  const int64_t most = c.bits < 8 ? std::min(kManyCodes, body.direct_most) : body.direct_most;
+  const bool many = Times(c.inputs(), c.group_tiles()) >= most;
   if (!c.depthwise && body.direct_rows != nullptr && !many && PairBytes(c) <= kMostPairBytes) {
     return RunDirect(c, body, at, pool, threads);
   }

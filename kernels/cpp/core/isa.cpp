@@ -99,9 +99,11 @@ Isa BestIsa() {
 
 #if defined(__x86_64__)
 ScopedFlushSubnormals::ScopedFlushSubnormals() : saved_(_mm_getcsr()) {
-  _mm_setcsr(static_cast<unsigned>(saved_) | 0x8040);  // FTZ, DAZ
+  if ((saved_ & 0x8040) != 0x8040) _mm_setcsr(static_cast<unsigned>(saved_) | 0x8040);  // FTZ, DAZ: XLA's threads have both
 }
-ScopedFlushSubnormals::~ScopedFlushSubnormals() { _mm_setcsr(static_cast<unsigned>(saved_)); }
+ScopedFlushSubnormals::~ScopedFlushSubnormals() {
+  if ((saved_ & 0x8040) != 0x8040) _mm_setcsr(static_cast<unsigned>(saved_));
+}
 #elif defined(__aarch64__)
 ScopedFlushSubnormals::ScopedFlushSubnormals() {
   asm volatile("mrs %0, fpcr" : "=r"(saved_));

@@ -103,7 +103,7 @@ const char* CheckGrid(int64_t lo, int64_t hi, Type type) {
   return nullptr;
 }
 
-void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
+void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   if (p.rows == 0 || p.out == 0) return;
   const Body& body = BodyOf(isa);
   const int64_t padded = PaddedRows(p);
@@ -144,10 +144,14 @@ void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   // Multiply. Tiles outermost: a chunk reads its weights once and reuses them over its rows. Rows are cut only where
   // there are too few tiles to feed every thread.
   const int64_t tiles = p.tiles();
-  const double work = static_cast<double>(p.rows) * static_cast<double>(p.length) * static_cast<double>(tiles);
-  if (work < 1 << 15) threads = 1;
+  // In cycles, roughly: reading a weight takes as long as multiplying it by one row. Fewer are not worth waking a thread.
+  const int64_t rate = p.activation == Activation::kFloat ? body.floats_a_cycle : body.codes_a_cycle;
+  const double cycles = std::max(1.0, static_cast<double>(p.rows) / static_cast<double>(rate)) *
+                        static_cast<double>(p.length) * static_cast<double>(tiles);
+  if (cycles < 1 << 15) threads = 1;
   const int64_t wanted = threads == 1 ? 1 : 16 * threads;
-  const int64_t tile_chunk = std::max<int64_t>(2, RoundUp(tiles / wanted, 2));
+  const int64_t together = p.rows == 1 ? 4 : 2;  // tiles that a body takes together
+  const int64_t tile_chunk = std::max<int64_t>(together, RoundUp(tiles / wanted, together));
   const int64_t tile_chunks = (tiles + tile_chunk - 1) / tile_chunk;
   const int64_t row_splits = std::max<int64_t>(1, std::min(wanted / tile_chunks, (p.rows + 15) / 16));
   const int64_t row_chunk = RoundUp((p.rows + row_splits - 1) / row_splits, 16);

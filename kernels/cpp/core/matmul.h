@@ -22,8 +22,8 @@ const char* CheckGrid(int64_t lo, int64_t hi, Type type);
 // Null, or what is wrong with the sizes. Pointers are not followed.
 const char* Check(const Matmul& p);
 
-// Computes y. `scratch` has ScratchBytes(p); `threads` limits the pool's, 0 takes all. The result of an integer
+// Computes y, and leaves in `p` where its scratch lies. `scratch` has ScratchBytes(p); `threads` limits the pool's, 0 takes all. The result of an integer
 // activation does not depend on `isa` or `threads`: threads split rows and channels, never the sum.
-void Run(Matmul p, void* scratch, Isa isa, Pool* pool, int64_t threads);
+void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads);
 
 }  // namespace lowbit

@@ -32,6 +32,7 @@ const char* ReadBatched(const View& view, const View& y, size_t batch_rank, bool
   out->view = &view;
   out->stride = SizeOf(view.type);
   out->single = true;
+  if (batch_rank == 0) return nullptr;
   for (size_t i = 0; i < view.rank; ++i) {
     if (i >= batch_rank) {
       out->stride = Times(out->stride, view.dims[i]);
@@ -138,11 +139,10 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   t.channel_stride = y_columns ? p.rows : 1;
 
   const char* anything = "";  // stands for an array that is there: Check() follows no pointer
-  Matmul shape = p;
-  if (has_sums) shape.column_sums = anything;
-  if (has_book) shape.codebook = reinterpret_cast<const float*>(anything);
-  if (factored) shape.factors = reinterpret_cast<const int8_t*>(anything);
-  if (const char* problem = Check(shape)) return problem;
+  if (has_sums) p.column_sums = anything;
+  if (has_book) p.codebook = reinterpret_cast<const float*>(anything);
+  if (factored) p.factors = reinterpret_cast<const int8_t*>(anything);
+  if (const char* problem = Check(p)) return problem;
 
   int64_t batch = 1;
   for (size_t i = 0; i < r; ++i) batch = Times(batch, y.dims[i]);
@@ -167,9 +167,8 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   const int64_t scratch_bytes = ScratchBytes(p), scratch_size = Elements(call.scratch);
   LOWBIT_REQUIRE(call.scratch.type == Type::kU8 && scratch_size >= scratch_bytes, "scratch is too small");
   const Isa isa = call.isa < 0 ? BestIsa() : static_cast<Isa>(call.isa);
-  auto run = [&](int64_t b, int64_t scratch, Pool* workers) {
-    auto at = [&](const Batched& a) { return a.At(batch_dims, r, b); };
-    Matmul q = p;
+  auto run = [&](Matmul& q, int64_t b, int64_t scratch, Pool* workers) {
+    auto at = [&](const Batched& a) { return r == 0 ? a.view->data : a.At(batch_dims, r, b); };
     q.x = at(in[kX]);
     q.x_scale = static_cast<const float*>(at(in[kScale]));
     q.x_zero = ReadZero(call.x_zero.type, at(in[kZero]));
@@ -192,9 +191,12 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   const int64_t threads = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());
   const int64_t wanted = call.threads == 0 ? threads : std::min(threads, call.threads);
   if (batch > 1 && work < 1 << 22 && Times(batch, scratch_bytes) <= scratch_size) {
-    ParallelFor(pool, Times(batch, work) < 1 << 15 ? 1 : wanted, batch, [&](int64_t b) { run(b, b, nullptr); });
+    ParallelFor(pool, Times(batch, work) < 1 << 15 ? 1 : wanted, batch, [&](int64_t b) {
+      Matmul q = p;
+      run(q, b, b, nullptr);
+    });
   } else {
-    for (int64_t b = 0; b < batch; ++b) run(b, 0, pool);
+    for (int64_t b = 0; b < batch; ++b) run(p, b, 0, pool);  // which sets everything that depends on b
   }
   return nullptr;
 }

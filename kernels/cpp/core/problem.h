@@ -131,6 +131,10 @@ struct Body {
   // pairs, and some output positions of one feature group.
   void (*direct_expand)(const Conv&, int64_t tile) = nullptr;
   void (*direct_rows)(const Conv&, const Tail&, int64_t group, int64_t row_begin, int64_t row_end) = nullptr;
+  // With fewer inputs times tiles than this it is the faster one for codes of 8 bits.
+  int64_t direct_most = INT64_MAX;
+  // Multiplies of 16 channels by an input in a cycle, roughly: of codes, and of floats.
+  int64_t codes_a_cycle = 1, floats_a_cycle = 1;
 };
 
 const Body& BodyOf(Isa isa);

@@ -31,6 +31,44 @@ struct Vec {
   static F Saturate(F v) { return _mm512_min_ps(SetF(3.402823466e38f), _mm512_max_ps(SetF(-3.402823466e38f), v)); }
   static void Store(float* p, F v) { _mm512_storeu_ps(p, v); }
 
+  // XLA's maximum and minimum, as `Larger` and `Smaller` of body_store.h: NaN wins, the second one's first, and 0.0 is above -0.0.
+  static F Larger(F a, F b) { return Chosen(a, b, _mm512_max_ps(a, b), _mm512_and_si512(Bits(a), Bits(b))); }
+  static F Smaller(F a, F b) { return Chosen(a, b, _mm512_min_ps(a, b), _mm512_or_si512(Bits(a), Bits(b))); }
+  static I Bits(F v) { return _mm512_castps_si512(v); }
+  static F Chosen(F a, F b, F chosen, I equal) {
+    chosen = _mm512_mask_mov_ps(chosen, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), _mm512_castsi512_ps(equal));
+    chosen = _mm512_mask_mov_ps(chosen, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a);
+    return _mm512_mask_mov_ps(chosen, _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q), b);
+  }
+
+  // A tail is done in registers, as `StoreSlowly` and `EmitCodes` of body_store.h do it in memory.
+  static constexpr bool kTails = true;
+  // Codes of 16 values; returns whether one is NaN.
+  static bool StoreCodes(int8_t* to, F v, F inverse, F lo, F hi, I add) {
+    const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
+    F r = _mm512_roundscale_ps(MulF(v, inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    r = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(r, r, _CMP_ORD_Q), r);
+    r = _mm512_min_ps(hi, _mm512_max_ps(lo, r));
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvttps_epi32(r), add)));
+    return number != 0xffff;
+  }
+
+  // (code - offset) * factor + 128 of 64 codes, each a byte modulo 256. Factors come from `Factors`, `add` from `Shifts`.
+  static constexpr bool kExpands = true;
+  static I Factors(const int8_t* p) {
+    const I f = Load8(p);
+    return _mm512_or_si512(_mm512_and_si512(f, Set(0xffff)), _mm512_slli_epi32(f, 16));
+  }
+  static I Shifts(I factors, int32_t offset) {
+    return _mm512_sub_epi16(_mm512_set1_epi16(128), _mm512_mullo_epi16(factors, _mm512_set1_epi16(static_cast<short>(offset))));
+  }
+  static W Expanded(W codes, I factors, I add) {
+    const I low = _mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)), factors);
+    const I high = _mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), factors);
+    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_add_epi16(low, add),
+                                  _mm512_slli_epi16(_mm512_add_epi16(high, add), 8));
+  }
+
   // Sum of n codes.
   static int32_t Sum(const int8_t* q, int64_t n) {
     const __m512i ones = _mm512_set1_epi8(1);
@@ -53,6 +91,15 @@ struct Vec {
     // Not the intrinsic: around it GCC 12 copies and spills accumulators in the innermost loop (3 times slower).
     const I word = _mm512_set1_epi32(x);
     asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(word));
+    return acc;
+  }
+
+  // acc += of each channel two int16 products (body_direct.h).
+  static W Held(W w) { return w; }
+  template <bool kHalf>
+  static I DotPairs(I acc, W w, int32_t x) {
+    const I word = _mm512_set1_epi32(x);
+    asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(word));
     return acc;
   }
 

@@ -10,10 +10,11 @@ from jaxtyping import Array
 
 from lowbit_kernels import checks
 from lowbit_kernels.cpu import library
+from lowbit_kernels.cpu.arena import reshaped
 from lowbit_kernels.cpu.matmul import check_config
 from lowbit_kernels.cpu.prepare import block_inputs, stored_bits
 from lowbit_kernels.cpu.prepare import prepare as prepare_matrix
-from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, grouped, zero_of
+from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, grouped, scale_of, zero_of
 from lowbit_kernels.matrix import pack_matrix
 from lowbit_kernels.numerics import StaticActivation
 
@@ -130,15 +131,15 @@ def run(
     spatial = (batch, height, width)
     stored = (batch, out, height, width) if call.y_channels_first else shape
     empty = (0, *stored[1:])
-    scale = jnp.asarray(activation.scale, jnp.float32)
-    scale = scale if scale.ndim else jnp.reshape(scale, (1,))
+    scale = scale_of(activation)
+    scale = scale if scale.ndim else reshaped(scale, (1,))
     x_shape = (x.shape[0], *x.shape[2:], x.shape[1]) if call.x_channels_first else x.shape
     results = [
         *tail.results(native, stored, empty, spatial, (0, 0, 0)),
         jax.ShapeDtypeStruct((_scratch_bytes(x_shape, packed, shape, call),), jnp.uint8),
     ]
     steps, next_scale, next_zero = tail.operands()
-    operands, bits = given(
+    operands, bits, places = given(
         [x, (None if is_dynamic else scale, 1), (None if is_dynamic else zero_of(activation), 1), packed.weights,
          packed.scales, (None if packed.depthwise else packed.sums, 2), (steps, 4), (next_scale, 8), (next_zero, 8)]
     )  # fmt: skip
@@ -147,7 +148,7 @@ def run(
         8 if packed.depthwise else stored_bits(packed.bits), 1 << (packed.bits - 1) if packed.signed else 0,
         call.x_channels_first, call.y_channels_first, call.keeps_nan, is_dynamic, *tail.bounds(),
         library.isa_number(config.isa), 0 if config.threads is None else config.threads,
-        *packed.kernel[:2], *call.strides, *call.dilation, *(low for low, _ in call.padding),
+        *packed.kernel[:2], *call.strides, *call.dilation, *(low for low, _ in call.padding), *places,
     )  # fmt: skip
     native_call = jax.ffi.ffi_call(library.TARGETS["LowbitConvCall"], results, vmap_method="sequential")
     y, codes, marks, _ = native_call(*operands, config=np.asarray(numbers, np.int64), **tail.attributes())

@@ -59,6 +59,13 @@ def status() -> Status:
     return Status(str(paths[0]), usable, "")
 
 
+@functools.cache
+def reads_arena() -> bool:
+    """Whether operands may be placed in an arena (`arena.py`): a library that was built before there were any reads none."""
+    path = status().path
+    return path is not None and hasattr(ctypes.CDLL(path), "lowbit_reads_arena")
+
+
 def isa_number(name: str | None) -> int:
     """Number of an instruction set; None takes the environment variable LOWBIT_KERNELS_ISA, else the best (-1).
 

@@ -10,8 +10,9 @@ from jaxtyping import Array
 
 from lowbit_kernels import checks
 from lowbit_kernels.cpu import library
+from lowbit_kernels.cpu.arena import reshaped
 from lowbit_kernels.cpu.prepare import PreparedMatrix, group_blocks, prepare, restore, stored_bits
-from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, zero_of
+from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, scale_of, zero_of
 from lowbit_kernels.matrix import PackedMatrix, merge_factors
 from lowbit_kernels.numerics import StaticActivation
 from lowbit_kernels.spec import Implementation, MatmulSpec
@@ -81,7 +82,7 @@ def call(
     if x.dtype == jnp.float16:
         x = x.astype(jnp.float32)
     static = activation if isinstance(activation, StaticActivation) else None
-    scale = None if static is None else jnp.reshape(jnp.asarray(static.scale, jnp.float32), (-1,))
+    scale = None if static is None else reshaped(scale_of(static), (-1,))
     zero = None if static is None else zero_of(static)
     if static is not None and matrix.column_sums is None:
         raise ValueError("static activations need a matrix prepared with column_sums=True")
@@ -96,7 +97,7 @@ def call(
     ]
     steps, next_scale, next_zero = tail.operands()
     book = matrix.codebook if activation is None else None
-    operands, bits = given(
+    operands, bits, places = given(
         [x, (scale, 1), (zero, 1), matrix.blocks, matrix.scales, (matrix.zeros, 2),
          (matrix.column_sums if static is not None else None, 4), (book, 8), (matrix.factors, 16), (steps, 32),
          (next_scale, 64), (next_zero, 64)]
@@ -104,7 +105,7 @@ def call(
     config = (
         bits, kind, -128 if static is None else static.lo, 127 if static is None else static.hi, stored_bits(matrix.bits),
         1 << (matrix.bits - 1) if matrix.signed else 0, length, matrix.group, x_columns, y_columns, keeps_nan,
-        *tail.bounds(), library.isa_number(config.isa), 0 if config.threads is None else config.threads,
+        *tail.bounds(), library.isa_number(config.isa), 0 if config.threads is None else config.threads, *places,
     )  # fmt: skip
     call = jax.ffi.ffi_call(library.TARGETS["LowbitMatmulCall"], results, vmap_method="expand_dims")
     y, codes, marks, _ = call(*operands, config=np.asarray(config, np.int64), **tail.attributes())

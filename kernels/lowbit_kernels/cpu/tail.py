@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from lowbit_kernels.cpu.arena import TYPES, Placed, reshaped
 from lowbit_kernels.numerics import StaticActivation
 
 KINDS = ("add", "mul", "max", "min")  # numbers shared with enum Step in cpp/core/problem.h
@@ -38,12 +39,11 @@ class Tail(NamedTuple):
     emit: StaticActivation | None
     keep: bool
 
-    def operands(self) -> tuple[Array | None, Array | None, Array | None]:
+    def operands(self) -> tuple[Any, Any, Any]:
         """steps, next_scale, next_zero; None of what the call does without."""
         if self.emit is None:
             return self.table, None, None
-        scale = jnp.asarray(self.emit.scale).astype(jnp.float32)
-        return self.table, jnp.reshape(scale, (1,)), zero_of(self.emit)
+        return self.table, reshaped(scale_of(self.emit), (1,)), zero_of(self.emit)
 
     def attributes(self) -> dict[str, Any]:
         """kinds, numbers."""
@@ -77,18 +77,36 @@ def grouped(table: Array, groups: int) -> Array:
     return table.reshape(*lead, groups * tiles, 16)
 
 
-def zero_of(activation: StaticActivation) -> Array:
+def scale_of(activation: StaticActivation) -> Any:
+    """The scale in float32, as it lies where it is placed in an arena."""
+    scale = activation.scale
+    return scale if isinstance(scale, Placed) and scale.dtype == jnp.float32 else jnp.asarray(scale).astype(jnp.float32)
+
+
+def zero_of(activation: StaticActivation) -> Any:
     """`(1,)`, float32 as it is, else int32: a cast would be an operation of its own in every call."""
-    zero = jnp.asarray(activation.zero)
+    zero = activation.zero
+    if isinstance(zero, Placed) and zero.dtype in (jnp.float32, jnp.int32):
+        return zero.reshape(1)
+    zero = jnp.asarray(zero)
     return jnp.reshape(zero if zero.dtype == jnp.float32 else zero.astype(jnp.int32), (1,))
 
 
-def given(operands: list[Array | tuple[Array | None, int]]) -> tuple[list[Array], int]:
-    """The operands that a call has, and the bits of those it may do without."""
-    arrays, bits = [], 0
-    for operand in operands:
+def given(operands: list[Any]) -> tuple[list[Array], int, tuple[int, ...]]:
+    """The operands that a call has, the bits of those it may do without, and where those lie that are placed in an arena.
+
+    The arena of the latter, the same for all, is one more operand, the last. Of each: its position among `operands`, where it
+    begins, its type, its rank and its shape.
+    """
+    arrays, bits, places, arena = [], 0, [], None
+    for slot, operand in enumerate(operands):
         array, bit = operand if isinstance(operand, tuple) else (operand, 0)
-        if array is not None:
-            arrays.append(array)
-            bits |= bit
-    return arrays, bits
+        if array is None:
+            continue
+        bits |= bit
+        if isinstance(array, Placed) and (arena is None or arena is array.arena):
+            arena = array.arena
+            places += [slot, array.offset, TYPES.index(array.dtype.name), array.ndim, *array.shape]
+        else:
+            arrays.append(array.array() if isinstance(array, Placed) else array)
+    return arrays if arena is None else [*arrays, arena], bits, tuple(places)

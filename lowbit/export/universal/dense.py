@@ -1,4 +1,8 @@
-"""Dense layers with more than two axes, as every compiler has them: ``y[..., N] = x[..., K] @ w[K, N]``."""
+"""Dense layers with more than two axes, as every compiler has them: ``y[..., N] = x[..., K] @ w[K, N]``.
+
+Not the view of `lowbit.core.matrix`: ``K`` is in the order in which the dot names its axes, not the leaf's, so that an input whose
+contracted axes lie last already is not moved at run time.
+"""
 
 import dataclasses
 import math

@@ -43,7 +43,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     program = program_for(plan, traced)
     sites = plan.grids()
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
-    env = _data(program, traced)
+    env = data_of(program, traced)
 
     def at(node: Node, values: list[Any], states: Any) -> tuple[list[Any], Any]:
         if node.kind == "index":
@@ -66,7 +66,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         return {**states, node.path: {**roles, spans.ROLE: spans.updated(roles[spans.ROLE], values)}}
 
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
-    _warm(program, known)
+    warm(program, known)
     found = {**statistics, **evaluate(program.nodes, env, at, walked, measured)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
@@ -76,12 +76,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     return found
 
 
-def _data(program: Program, traced: Trace) -> dict[Value, Any]:
+def data_of(program: Program, traced: Trace) -> dict[Value, Any]:
+    """Returns the arguments of a call, by what they are in the program."""
     flat = program.flat
     return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
 
 
-def _warm(program: Program, known: Constants) -> None:
+def warm(program: Program, known: Constants) -> None:
     """Computes what nodes inside scans take from outside, outside."""
     for node, scope in program.everywhere():
         if scope:
@@ -130,10 +131,10 @@ def simulation(
 
     known, weights, changed = weights_of(plan, program, traced, qstate, forward, updated if train else None)
     is_exact = not train or all(_is_plain(q) for q in _quantizers(plan))
-    grids = {path: _grid(site, states[path]) for path, site in sites.items()}
-    arithmetic = _arithmetic(plan, program, traced, weights, grids) if is_exact else None
-    env = _data(program, traced)
-    _warm(program, known)
+    grids = {path: grid_of(site, states[path]) for path, site in sites.items()}
+    arithmetic = exact_arithmetic(plan, program, traced, weights, grids) if is_exact else None
+    env = data_of(program, traced)
+    warm(program, known)
 
     def at(node: Node, values: list[Any], after: Any) -> tuple[list[Any], Any]:
         if node.kind == "index":
@@ -179,7 +180,8 @@ def _scalars(q: QTensor) -> tuple[Array, Array]:
     return q.scale_values.reshape(()), zero
 
 
-def _grid(site: Site, state: Any) -> tuple[Array, Array]:
+def grid_of(site: Site, state: Any) -> tuple[Array, Array]:
+    """Returns the scale and zero point of a grid, float32 scalars."""
     operand = layer_operand(site)
     probe = jnp.zeros((1,) * len(operand.shape), operand.dtype)
     q = quantizer_of(site).quantize(state, probe, dataclasses.replace(operand, shape=probe.shape))
@@ -213,17 +215,19 @@ def _moved(node: Node, value: Levels, known: Constants) -> list[Levels]:
     return [value._replace(levels=x) for x in moved(equation, value.levels, value.zero, rest)]
 
 
-def _arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
+def exact_arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
+    """Returns the integer arithmetic on weights and grids, without gradients, its dots carried in float32."""
     weights, grids = lax.stop_gradient((weights, grids))
     leaves = lax.stop_gradient(list(traced.leaves[: traced.count]))
     known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
-    _warm(program, known)
-    specs = _specs(plan)
+    warm(program, known)
+    specs = specs_of(plan)
     found = constants(program, specs, known, weights, grids)
     return Arithmetic(program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=True)
 
 
-def _specs(plan: Plan) -> dict[str, Spec]:
+def specs_of(plan: Plan) -> dict[str, Spec]:
+    """Returns the specs of the grids, by path."""
     return {path: site.spec for path, site in plan.grids().items() if site.spec is not None}
 
 
@@ -288,8 +292,8 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
             return with_codes(quantizer_of(site).quantize(state, x, operand), codes.get(site.key))
 
         _, weights, _ = weights_of(plan, program, now, qstate, forward, None)
-        grids = {path: _grid(site, get(qstate, path, "output")) for path, site in plan.grids().items()}
-        return dict(_arithmetic(plan, program, now, weights, grids).found)
+        grids = {path: grid_of(site, get(qstate, path, "output")) for path, site in plan.grids().items()}
+        return dict(exact_arithmetic(plan, program, now, weights, grids).found)
 
     return freeze
 
@@ -304,7 +308,7 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
         carried: whether dots are computed on integers carried in float32, exactly, or on int8 codes.
         has_integer_io: whether the arguments are codes already, and the results stay codes.
     """
-    program, specs = program_for(plan, traced), _specs(plan)
+    program, specs = program_for(plan, traced), specs_of(plan)
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     weights = {}
     for node, site, var in weight_places(plan, program):
@@ -314,7 +318,7 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
     arithmetic = Arithmetic(
         program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried
     )
-    env = _data(program, traced)
+    env = data_of(program, traced)
     _warm_selected(program, known)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:

@@ -1,0 +1,85 @@
+"""Small arrays of packed parameters in one buffer: what a jitted call costs for each of its arguments, it then costs once."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lowbit.core.qtensor import QTensor
+from lowbit.plan.rows import Plan
+from lowbit_kernels.cpu.arena import Placed as Placed
+from lowbit_kernels.cpu.arena import array_of as array_of
+from lowbit_kernels.cpu.arena import is_placeable, place
+
+from .native import NativeTensor
+from .trees import QParams, flatten
+
+SMALL = 1 << 16
+"""Bytes of an array above which an argument of its own costs little beside reading it, and a copy would be memory."""
+
+Place = tuple[int, int, tuple[int, ...], Any]
+"""Of a placed array: its position among all, where it begins, its shape and its dtype."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the arrays of packed parameters, and of their kernels' orders, are. Hashable.
+
+    Attributes:
+        count: of all arrays.
+        places: of those in the arena.
+    """
+
+    count: int
+    places: tuple[Place, ...] = ()
+
+    def apart(self, arrays: Sequence[Any]) -> list[Any]:
+        """Returns those of all arrays that have no place in the arena."""
+        placed = {i for i, *_ in self.places}
+        return [x for i, x in enumerate(arrays) if i not in placed]
+
+    def together(self, others: Sequence[Any], arena: Any) -> list[Any]:
+        """Returns all arrays, in order, of those that have no place in the arena, and the arena."""
+        found = {i: Placed(arena, at, shape, dtype) for i, at, shape, dtype in self.places}
+        rest = iter(others)
+        return [found[i] if i in found else next(rest) for i in range(self.count)]
+
+
+def arranged(
+    plan: Plan, qparams: QParams, leaves: Sequence[Any], held: Sequence[Any], orders: Mapping[str, Any]
+) -> tuple[Layout, Any]:
+    """Returns where arrays are, and their arena; None for the latter where there are not several small ones.
+
+    What native calls read goes into it: weights in the kernels' order, their packed forms, and the grids of inputs. Parameters
+    that stay in float are read by other operations, and those of stacked layers by the loop over these, which would have to
+    cut them out.
+
+    Args:
+        plan: of the call.
+        qparams: packed parameters, concrete.
+        leaves: its arrays.
+        held: those of the orders.
+        orders: weights in the kernels' order, by key.
+    """
+    stacked = {row.path for row in plan.rows if row.stack}
+    stacked |= {row.weight.key for row in plan.rows if row.stack and row.weight is not None}
+    paths, entries, _ = flatten(qparams.params)
+    own: list[bool] = []
+    for path, entry in zip(paths, entries, strict=True):
+        is_own = isinstance(entry, NativeTensor) or (isinstance(entry, QTensor) and path in orders)
+        own += [is_own and path not in stacked] * len(jax.tree.leaves(entry))
+    for part in (qparams.sites, orders):
+        for path in sorted(part):
+            own += [path not in stacked] * len(jax.tree.leaves(part[path]))
+    arrays = [*leaves, *held]
+    chosen = [i for i, x in enumerate(arrays) if own[i] and is_placeable(x, SMALL)]
+    devices = {device for i in chosen for device in arrays[i].devices()}
+    if len(chosen) < 2 or len(devices) > 1:
+        return Layout(len(arrays)), None
+    data, offsets = place([arrays[i] for i in chosen])
+    is_committed = any(arrays[i].committed for i in chosen)
+    arena = jax.device_put(data, devices.pop()) if is_committed else jnp.asarray(data)
+    places = ((i, at, tuple(arrays[i].shape), arrays[i].dtype) for i, at in zip(chosen, offsets, strict=True))
+    return Layout(len(arrays), tuple(places)), arena

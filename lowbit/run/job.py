@@ -1,0 +1,54 @@
+"""What all pieces of one experiment have in common while it runs: data, folder, screen, keys, and where metrics go."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from lowbit.core.kept import digest
+
+from .experiment import Dataset, Experiment
+from .folder import RunFolder, plain
+from .screen import Screen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One experiment with its data, its folder, and what shows the progress."""
+
+    experiment: Experiment
+    data: Dataset
+    folder: RunFolder
+    screen: Screen
+
+    @functools.cached_property
+    def train_digest(self) -> str:
+        """Of the training split, every bit."""
+        return digest(tuple(self.data.train))
+
+    @functools.cached_property
+    def test_digest(self) -> str:
+        """Of the test split."""
+        return digest(tuple(self.data.test))
+
+    def log(self, name: str, kind: str, **values: Any) -> None:
+        """Appends a line of a piece to the metrics, and gives it to the experiment's writers."""
+        self.folder.log(name, kind, **values)
+        for writer in self.experiment.writers:
+            if writer in self.silent:
+                continue
+            try:
+                writer(self.folder.path, {"piece": name, "kind": kind, **plain(values)})
+            except Exception as error:  # noqa: BLE001 - a service may raise anything, and a training goes on without it
+                self.silent.add(writer)
+                said = f"{getattr(writer, '__name__', writer)} writes no more: {type(error).__name__}: {error}"
+                self.screen.say(f"{said} (metrics.jsonl has every line)", style="yellow")
+
+    @functools.cached_property
+    def silent(self) -> set[Any]:
+        """Writers that raised."""
+        return set()
+
+    @functools.cached_property
+    def keys(self) -> dict[str, str]:
+        """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
+        return {}
