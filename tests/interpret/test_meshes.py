@@ -99,7 +99,8 @@ def test_a_full_integer_plan(kind):
     wanted = {"down": {"output": (MinMax(Tensor()),)}}
     seen = lb.observe(perceptron, plan, params, [(x,)], wanted, qstate=state)["down"]["output"]["minmax"]
     assert [float(end.squeeze()) for end in seen] == [float(want.min()), float(want.max())]
-    alone, spread_out = (lb.diagnose(perceptron, plan, *given, [(a,)])["down"] for *given, a in ((PARAMS, qstate, X), (params, state, x)))  # fmt: skip
+    alone = lb.diagnose(perceptron, plan, PARAMS, qstate, [(X,)])["down"]
+    spread_out = lb.diagnose(perceptron, plan, params, state, [(x,)])["down"]
     assert spread_out.output == pytest.approx(alone.output, rel=1e-4)  # decibels of sums in float32, in another order
 
 
