@@ -14,6 +14,7 @@ from lowbit.core.keywords import check_keywords, merged, shares_keywords
 from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
+from lowbit.interpret import large
 from lowbit.interpret.integer import spans
 from lowbit.interpret.integer.interpretations import observation as integer_observation
 from lowbit.interpret.observe import Grids, Watch, observation
@@ -24,7 +25,9 @@ from lowbit.interpret.state import (
     finished,
     initial_state,
     layer_operand,
+    quantized_sites,
     quantizer_of,
+    site_key,
     statistics_of,
     walked_sites,
 )
@@ -112,7 +115,7 @@ def calibrate(
     _check_weights(plan, params)
     if plan.is_full_integer and sequential:
         raise ValueError("sequential=True is not for full-integer plans: their grids are measured in float")
-    qstate = initializer(plan)(params, empty_statistics(plan), key) if sequential else {}
+    qstate = _initial(plan, params, empty_statistics(plan), key) if sequential else {}
     observe_batch = _observer(fn, plan, sequential=sequential)
 
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -121,7 +124,7 @@ def calibrate(
     resumed = Resumed(cache, f"calibrate {plan.fingerprint} {sequential}", (params, qstate))
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
-    made = initializer(plan)(params, statistics, key)
+    made = _initial(plan, params, statistics, key)
     made = spans.kept(plan, statistics, made) if plan.is_full_integer else made
     spans.check(plan, made)
     return made
@@ -170,10 +173,21 @@ def _so_far(qstate: QState) -> Grids:
     return dataclasses.replace(Grids.of(qstate), operand=operand)
 
 
+def _initial(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:
+    """`initial_state`, in one program but for large weights."""
+    leaves = dict(zip(*flatten(params)[:2], strict=True))
+    made = {
+        site.key: large.started(site, leaves[site.key], site_key(key, f"{site.key}/{site.role}"))
+        for _, site in quantized_sites(plan)
+        if site.kind == "leaf" and large.is_large(leaves[site.key])
+    }
+    return initializer(plan)(params, statistics, key, made)
+
+
 @functools.lru_cache(maxsize=256)
 def initializer(plan: Plan) -> Callable[..., QState]:
     """Returns the jitted `initial_state` of a plan."""
-    return jax.jit(lambda params, statistics, key: initial_state(plan, params, statistics, key))
+    return jax.jit(lambda params, statistics, key, made: initial_state(plan, params, statistics, key, made=made))
 
 
 def _check_weights(plan: Plan, params: Any) -> None:

@@ -17,6 +17,7 @@ from lowbit.packed.bits import pack as pack_tensor
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan, Row, Site, Step
 
+from . import large
 from .codes import checked_codes, with_codes
 from .derive import derivation, has_derived
 from .integer import spans
@@ -75,7 +76,12 @@ def pack(
         )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
     spans.check(plan, qstate)
-    made = _packer(plan)(weights, states, chosen)
+    made = {
+        _name(site): large.packed(site, states[_name(site)], weights[site.key], chosen.get(site.key))
+        for _, site in quantized_sites(plan)
+        if site.is_weight and site.kind == "leaf" and large.is_large(weights[site.key])
+    }
+    made |= _packer(plan, frozenset(made))(weights, states, chosen)
     sites = plan.leaf_sites()
 
     def leaf(path: str, x: Any) -> Any:
@@ -152,8 +158,8 @@ def _as_served(plan: Plan, params: Any, qstate: QState, codes: Mapping[str, Any]
 
 
 @functools.lru_cache(maxsize=256)
-def _packer(plan: Plan) -> Callable[..., dict[str, Any]]:
-    """Returns ``(weights, states, codes) -> {site: QTensor, or the range of an input}``: one compiled program a plan."""
+def _packer(plan: Plan, without: frozenset[str] = frozenset()) -> Callable[..., dict[str, Any]]:
+    """Returns ``(weights, states, codes) -> {site: QTensor, or the range of an input}`` of all sites but some: one program."""
 
     @jax.jit
     def run(weights: Mapping[str, Any], states: Mapping[str, QState], codes: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def _packer(plan: Plan) -> Callable[..., dict[str, Any]]:
             if site.is_weight
             else _input(row, site, states[_name(site)])
             for row, site in quantized_sites(plan)
-            if site.kind != "grid"
+            if site.kind != "grid" and _name(site) not in without
         }
 
     return run

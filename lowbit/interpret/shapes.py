@@ -65,9 +65,9 @@ def flipped_of(op: Operation, index: int) -> tuple[int, ...]:
 
 def producers_of(graph: Graph) -> dict[str, tuple[str, ...]]:
     """Returns the operations that feed every operation, nearest upstream, in program order."""
-    paths = {op.address: op.path for op in graph.operations}
+    place = {op.address: i for i, op in enumerate(graph.operations)}
     return {
-        op.path: tuple(path for address, path in paths.items() if address in makers(op.kinds))
+        op.path: tuple(graph.operations[i].path for i in sorted(place[a] for a in makers(op.kinds) if a in place))
         for op in graph.operations
     }
 

@@ -257,13 +257,26 @@ def finished(site: Site, states: Mapping[str, Any]) -> dict[str, Any]:
     return {s.name: s.finish(states[s.name]) for s in statistics_of(site) if not isinstance(s, NotFinite)}
 
 
-def initial_state(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:
-    """Returns the state of every site from parameters and folded statistics."""
+def initial_state(
+    plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array, *, made: Mapping[str, QState] | None = None
+) -> QState:
+    """Returns the state of every site from parameters and folded statistics.
+
+    Args:
+        plan: the plan.
+        params: float parameters.
+        statistics: folded, of the other sites.
+        key: of what starts at random.
+        made: states of parameters that were made before, by path.
+    """
+    made = made or {}
     leaves = dict(zip(*flatten(params)[:2], strict=True))
     parts: QState = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         quantizer, now = quantizer_of(site), site_key(key, f"{site.key}/{site.role}")
-        if site.kind == "leaf":
+        if site.kind == "leaf" and site.key in made:
+            state = made[site.key]
+        elif site.kind == "leaf":
             start = functools.partial(quantizer.init, site.operand)
             state = automatic(start, {"values": leaves[site.key]}, now, like=leaves[site.key])
         else:

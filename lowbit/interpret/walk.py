@@ -258,6 +258,8 @@ class _Run:
             return (moved, {path: after[path] for path in carried}), (outs[n_carry:], stacked)
 
         start = _moving([plain(v) for v in carry], fixed), carried
+        if any(isinstance(v, Dropped) for v in values):
+            start = _lost(step, start, (xs, scanned))
         (moving, carried), (ys, stacked) = compat.scan(equation.eqn, step, start, (xs, scanned))
         return [*_merge(moving, fixed), *ys], {**sites, **carried, **stacked}
 
@@ -292,6 +294,18 @@ class _Run:
         outs = compat.shard_map(eqn, function, (*specs, *replicated), all_specs)(*flat)
         after = jax.tree.unflatten(state_tree, outs[len(out_specs) :]) if self.walk.writes else {}
         return outs[: len(out_specs)], {**sites, **after}
+
+
+def _lost(step, start, stacked):
+    """What a scan carries, without what it computes of weights that are packed already: nothing needs that."""
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stacked)
+    moving, carried = start
+    while True:
+        (after, _), _ = jax.eval_shape(step, (moving, carried), one)
+        now = [b if isinstance(b, Dropped) else a for a, b in zip(moving, after, strict=True)]
+        if [isinstance(v, Dropped) for v in now] == [isinstance(v, Dropped) for v in moving]:
+            return now, carried
+        moving = now
 
 
 def _dropping_alike(functions, operands, inner):

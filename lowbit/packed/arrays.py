@@ -83,7 +83,7 @@ def quantize_array(
     key = jax.random.key(0) if key is None else key
     axis = axis % x.ndim
     if (along := _independent(x, quantizer, axis)) is not None and (
-        count := count_of(x.size, x.shape[along], _WHOLE if along == _place(x, quantizer, axis) else 1)
+        count := count_of(x.size, x.shape[along], WHOLE_BYTES if along == _place(x, quantizer, axis) else 1)
     ) > 1:
         place = _place(x, quantizer, axis)
         size = x.shape[along] // count
@@ -132,7 +132,7 @@ def _part(x: Any, along: int, start: int, stop: int) -> jax.Array:
     return jnp.asarray(x[(slice(None),) * along + (slice(start, stop),)])
 
 
-_WHOLE = 8
+WHOLE_BYTES = 8
 """Codes that fill whole bytes, whatever their bits."""
 
 
@@ -150,7 +150,7 @@ def _independent(x: Any, quantizer: Quantizer, axis: int) -> int | None:
         return None
     blocks = quantizer.spec.granularity.blocks(Operand(tuple(x.shape), str(x.dtype), contract=(axis,)))
     place = _place(x, quantizer, axis)
-    axes = [i for i, block in enumerate(blocks) if block == 1 and (i != place or x.shape[i] % _WHOLE == 0)]
+    axes = [i for i, block in enumerate(blocks) if block == 1 and (i != place or x.shape[i] % WHOLE_BYTES == 0)]
     return max(axes, key=lambda i: x.shape[i], default=None)
 
 

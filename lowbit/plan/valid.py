@@ -38,7 +38,8 @@ def check(plan: Plan) -> None:
     )
     known = {step.path for step in plan.steps}
     for i, step in enumerate(plan.steps):
-        _field(f"steps[{i}]", (*step.inputs, step.grid), lambda x: known.issuperset(x), "paths of steps")
+        places = (*step.inputs, step.grid) if step.grid else step.inputs  # indices have no grid
+        _field(f"steps[{i}]", places, lambda x: known.issuperset(x), "paths of steps")
 
 
 def _field(name: str, value: Any, is_right: Callable[[Any], bool], allowed: str) -> None:

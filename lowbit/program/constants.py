@@ -39,8 +39,7 @@ def is_integral(value: Value, _seen: dict[Value, bool] | None = None) -> bool:
         return True
     if value not in seen:
         seen[value] = False
-        is_float = jnp.issubdtype(value.dtype, jnp.floating)
         source = value.source
-        is_plain = source is None or (source.call is None and all(is_integral(v, seen) for v in source.ins))
-        seen[value] = not is_float and is_plain
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            seen[value] = source is None or (source.call is None and all(is_integral(v, seen) for v in source.ins))
     return seen[value]

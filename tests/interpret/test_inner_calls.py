@@ -59,6 +59,7 @@ DERIVED = {
     "cond with data": lambda p, x: _used(
         (p["w"] * 2.0, lax.cond(jnp.sum(x) > 0, lambda w, x: (w * 2.0, x), lambda w, x: (w, x * 2.0), p["w"], x)[1])
     ),
+    "powers in a loop": lambda p, x: x @ lax.fori_loop(0, 2, lambda _, c: c @ p["w"] * 0.1, jnp.eye(16)),
     "products meet sums": lambda p, x: x @ (p["w"] * p["b"] + p["b"] * 1.37),
 }
 

@@ -14,6 +14,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import lowbit as lb
+from lowbit.core.spec import Tensor
+from lowbit.core.statistics import MinMax
 
 KINDS = (AxisType.Auto, AxisType.Explicit)
 RULES = {
@@ -94,6 +96,12 @@ def test_a_full_integer_plan(kind):
     assert equal(state, qstate)
     assert equal(lb.simulate(perceptron, plan)(params, state, x), want)
     assert equal(lb.execute(perceptron, plan)(lb.pack(plan, params, state), x), want)
+    wanted = {"down": {"output": (MinMax(Tensor()),)}}
+    seen = lb.observe(perceptron, plan, params, [(x,)], wanted, qstate=state)["down"]["output"]["minmax"]
+    assert [float(end.squeeze()) for end in seen] == [float(want.min()), float(want.max())]
+    alone = lb.diagnose(perceptron, plan, PARAMS, qstate, [(X,)])["down"]
+    spread_out = lb.diagnose(perceptron, plan, params, state, [(x,)])["down"]
+    assert spread_out.output == pytest.approx(alone.output, rel=1e-4)  # decibels of sums in float32, in another order
 
 
 @pytest.mark.parametrize("kind", KINDS)

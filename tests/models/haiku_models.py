@@ -21,7 +21,9 @@ def _case(make: Callable[..., Any], *args: Any, has_norms: bool = False) -> Case
 
 def _resnet(x: Any, is_training: bool) -> Any:
     blocks = {"blocks_per_group": (1, 1, 1, 1), "channels_per_group": (8, 8, 8, 8), "bottleneck": False}
-    return hk.nets.ResNet(num_classes=4, **blocks, use_projection=(False, True, True, True))(x, is_training)
+    first = {"output_channels": 8}
+    net = hk.nets.ResNet(num_classes=4, **blocks, use_projection=(False, True, True, True), initial_conv_config=first)
+    return net(x, is_training)
 
 
 def _mobile_net(x: Any, is_training: bool) -> Any:

@@ -109,6 +109,33 @@ def test_prepared_pieces_are_the_whole(monkeypatch, fn, rule):
     assert made == [6]
 
 
+@pytest.mark.parametrize(
+    ("fn", "rule", "is_cut"),
+    [
+        *((dense, rule, True) for rule in ("w4/g32", "w4,a8", "w4/g16/affine", "w3", "wnf4/g16", "w16")),
+        *((dense, rule, False) for rule in ("w8/tensor,a8", "wnvfp4", "w4/g8/dq", lb.lsq("w4"))),
+        *((transposed, rule, True) for rule in ("w4/g32", "w3")),
+        *((fn, "w4/g16/affine", True) for fn in (heads, experts, layers)),
+    ],
+)
+def test_weights_by_themselves_are_those_of_one_program(monkeypatch, fn, rule, is_cut):
+    params, x = {"w": heavy_tailed(0, *MODELS[fn])}, heavy_tailed(1, 3, 64)
+    plan = lb.bind(fn, {"**": rule}, params, x)
+    key = next(site.key for site in plan.rows[0].sites if site.is_weight)
+    codes = {key: lb.pack(plan, params, lb.init(fn, plan, params, x)).weights()[key].unpacked_codes()[..., ::-1]}
+
+    def made():
+        qstate = lb.init(fn, plan, params, x)
+        return qstate, lb.pack(plan, params, qstate), lb.pack(plan, params, qstate, codes)
+
+    whole, seen, joined = made(), [], pieces.joined
+    monkeypatch.setattr(pieces, "ELEMENTS", 4100 if fn is layers else 1100)
+    monkeypatch.setattr(pieces, "joined", lambda *given, **how: seen.append(given[0]) or joined(*given, **how))
+    assert same(made(), whole)
+    assert (len(seen) == 3) == is_cut
+    assert all(count > 1 for count in seen)
+
+
 MEMORY = """
     import jax, jax.numpy as jnp, numpy as np
     import lowbit as lb
@@ -141,7 +168,7 @@ MEMORY = """
         params = {"first": draw((width, width), np.float32), "rest": draw((7, width, width), np.float32)}
         params, x = jax.tree.map(jnp.asarray, params), jnp.ones((1, width))
         plan = lb.bind(network, {"**": "w4/g32"}, params, x)
-        qstate = lb.init(network, plan, params, x)
+        qstate = beside(lambda: lb.init(network, plan, params, x), params)
         qparams = beside(lambda: lb.pack(plan, params, qstate), params)
         beside(lambda: lb.prepare(plan, qparams), params, qparams)
 

@@ -210,21 +210,42 @@ void FactorRange(const Matmul& p, int64_t row_begin, int64_t row_end, int64_t ti
   }
 }
 
+// A group's codes times factors, as ExpandTile writes them.
+template <int kBits, typename V>
+LOWBIT_INLINE uint8_t* ExpandGroup(const Matmul& p, const int8_t* factors, const uint8_t* w, int64_t blocks, uint8_t* out) {
+  const typename V::I factor = V::Factors(factors), add = V::Shifts(factor, p.offset);
+  for (int64_t b = 0; b < blocks; ++b, w += kBlockBytes) {
+    const typename V::W block = V::LoadW(w);
+    for (int s = 0; s < 8 / kBits; ++s, out += kBlockBytes) {
+      const typename V::W codes = V::Expanded(V::template Field<kBits>(block, s), factor, add);
+      __builtin_memcpy(out, &codes, kBlockBytes);
+    }
+  }
+  return out;
+}
+
 // A tile of codes times factors as stored 8-bit codes: field s of block b becomes block (b * per + s), whose bytes meet
 // the activations where they lie. `sums` are the column sums of what is stored, over the inputs that there are.
 void ExpandTile(const Matmul& p, int64_t tile, uint8_t* out, int32_t* sums) {
   const uint8_t* w = p.w + tile * p.blocks * kBlockBytes;
-  const int per = 8 / p.bits, mask = (1 << p.bits) - 1;
+  [[maybe_unused]] const int per = 8 / p.bits, mask = (1 << p.bits) - 1;
   for (int64_t n = 0; n < kLanes; ++n) sums[n] = static_cast<int32_t>(128 * p.length);
   for (int64_t g = 0; g < p.groups; ++g) {
     const int64_t index = (tile * p.groups + g) * kLanes;
-    int16_t factor[kBlockBytes];
-    for (int64_t i = 0; i < kBlockBytes; ++i) factor[i] = p.factors[index + i / 4];
-    for (int64_t b = 0; b < p.blocks_of(g); ++b, w += kBlockBytes) {
-      for (int s = 0; s < per; ++s, out += kBlockBytes) {
-        for (int64_t i = 0; i < kBlockBytes; ++i) {
-          const int16_t code = static_cast<int16_t>((w[i] >> (p.bits * s) & mask) - p.offset);
-          out[i] = static_cast<uint8_t>(code * factor[i] + 128);
+    if constexpr (Vec::kExpands) {
+      const int64_t blocks = p.blocks_of(g);
+      out = p.bits == 4 ? ExpandGroup<4, Vec>(p, p.factors + index, w, blocks, out)
+                        : ExpandGroup<2, Vec>(p, p.factors + index, w, blocks, out);
+      w += blocks * kBlockBytes;
+    } else {
+      int16_t factor[kBlockBytes];
+      for (int64_t i = 0; i < kBlockBytes; ++i) factor[i] = p.factors[index + i / 4];
+      for (int64_t b = 0; b < p.blocks_of(g); ++b, w += kBlockBytes) {
+        for (int s = 0; s < per; ++s, out += kBlockBytes) {
+          for (int64_t i = 0; i < kBlockBytes; ++i) {
+            const int16_t code = static_cast<int16_t>((w[i] >> (p.bits * s) & mask) - p.offset);
+            out[i] = static_cast<uint8_t>(code * factor[i] + 128);
+          }
         }
       }
     }

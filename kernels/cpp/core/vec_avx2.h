@@ -9,6 +9,7 @@ struct Vec {
   static constexpr int kTileTile = 1;
   static constexpr int32_t kSeen8 = 0;
   static constexpr bool kTails = false;  // a tail is done in memory
+  static constexpr bool kExpands = false;
 
   static I Set(int32_t v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
   static I Load(const int32_t* p) {

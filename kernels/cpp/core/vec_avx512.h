@@ -53,6 +53,22 @@ struct Vec {
     return number != 0xffff;
   }
 
+  // (code - offset) * factor + 128 of 64 codes, each a byte modulo 256. Factors come from `Factors`, `add` from `Shifts`.
+  static constexpr bool kExpands = true;
+  static I Factors(const int8_t* p) {
+    const I f = Load8(p);
+    return _mm512_or_si512(_mm512_and_si512(f, Set(0xffff)), _mm512_slli_epi32(f, 16));
+  }
+  static I Shifts(I factors, int32_t offset) {
+    return _mm512_sub_epi16(_mm512_set1_epi16(128), _mm512_mullo_epi16(factors, _mm512_set1_epi16(static_cast<short>(offset))));
+  }
+  static W Expanded(W codes, I factors, I add) {
+    const I low = _mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)), factors);
+    const I high = _mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), factors);
+    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_add_epi16(low, add),
+                                  _mm512_slli_epi16(_mm512_add_epi16(high, add), 8));
+  }
+
   // Sum of n codes.
   static int32_t Sum(const int8_t* q, int64_t n) {
     const __m512i ones = _mm512_set1_epi8(1);

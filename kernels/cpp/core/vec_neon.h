@@ -9,6 +9,7 @@ struct Vec {
   static constexpr int kTileTile = 1;
   static constexpr int32_t kSeen8 = 128;  // sdot is signed by signed: 8-bit codes enter with the top bit flipped
   static constexpr bool kTails = false;  // a tail is done in memory
+  static constexpr bool kExpands = false;
 
   template <typename R, typename Fn>
   static R Each(Fn fn) {

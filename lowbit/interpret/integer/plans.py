@@ -107,11 +107,11 @@ def steps_of(
         refused.made(node.path, lambda node=node, specs=specs: _check_long(node, specs), source=node.source)
     refused.check()
     steps = tuple(dataclasses.replace(step, site=site_of.get(step.path)) for step in _bare_steps(program))
-    return tuple(_on_grids(row, program) for row in rows), steps
+    nodes = {node.path: node for node, _ in reversed(program.everywhere())}
+    return tuple(_on_grids(row, program, nodes.get(row.path)) for row in rows), steps
 
 
-def _on_grids(row: Row, program: Program) -> Row:
-    node = next((node for node, _ in program.everywhere() if node.path == row.path), None)
+def _on_grids(row: Row, program: Program, node: Node | None) -> Row:
     if node is None or node.kind == "lookup":  # of integers alone, or with indices for inputs
         return row
     grids = iter([program.grids[v] for v in node.ins])

@@ -24,6 +24,7 @@ from lowbit.program import primitives, read
 from lowbit.program.axes import Labels, rooted, stripped
 from lowbit.program.canonical import ONE, Atom, NotSeen, Polynomial, View
 from lowbit.program.constants import is_integral
+from lowbit.program.cuts import Cuts
 from lowbit.program.read import Equation, Value
 
 from .masks import Mask, kept, mask_of, moved
@@ -96,24 +97,26 @@ def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: 
     """
     made: dict[Equation, Found] = {}
     inside: set[Equation] = set()
+    cuts = Cuts(order)
     for equation in equations:
         if equation.name != "reduce_sum" or not equation.is_data or equation in inside:
             continue
         if not jnp.issubdtype(equation.outs[0].dtype, jnp.floating):
             continue
-        found = _from(equation, order, readers)
+        found = _from(equation, order, readers, cuts)
         if found is not None:
             made[found.equations[-1]] = found
             inside.update(found.equations)
     return made
 
 
-def _from(total: Equation, order: Mapping[Equation, int], readers: Readers) -> Found | None:
+def _from(total: Equation, order: Mapping[Equation, int], readers: Readers, cuts: Cuts) -> Found | None:
     (x,), axes = total.ins, total.params["axes"]
     longer = [i for i in axes if x.shape[i] > 1]
     if len(longer) > 1 or (not longer and len(axes) != 1):
         return None
-    leaves = _leaves(x)
+    through = cuts.of(x)
+    leaves = [leaf for leaf in _leaves(x) if through is None or leaf in through]
     for root in _ends(total, order, readers):
         later = []
         for leaf in leaves:
