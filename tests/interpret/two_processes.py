@@ -58,7 +58,10 @@ def main(rank, port):
 
     made = jax.tree.map(lambda g: multihost_utils.process_allgather(g, tiled=True), gradient(params, qstate, x))
     own_made = gradient(held, own, x_held)
-    told("gradient", all(np.allclose(made[k], own_made[k], rtol=1e-5, atol=1e-7) for k in held))
+    # Sums of up to 64 products, added in another order by two processes: each within 64 roundings of the largest entry.
+    bound = {k: 64 * np.finfo(np.float32).eps * np.abs(own_made[k]).max() for k in held}
+    off = {k: float(np.abs(made[k] - own_made[k]).max()) for k in held}
+    told("gradient", all(off[k] <= bound[k] for k in held), off=off)
     qparams = lb.pack(plan, params, qstate)
     told("pack", not qparams.params["up"].codes.is_fully_addressable)
     told("execute", is_equal(lb.execute(model, plan)(qparams, x), want))
