@@ -249,7 +249,7 @@ class _Run:
             return
         takers = [e for e in readers if e is not None and self.takes_codes(e, chain.out, chain.channels)]
         same = [e for e in takers if _grid(e) == _grid(takers[0])]
-        chain.readers, chain.is_kept = same, len(same) != len(readers)
+        chain.readers, chain.is_kept = same, not same or len(same) != len(readers)
         self.given |= dict.fromkeys(same, chain.out)
 
     def takes_codes(self, equation: Equation, value: Value, channels: tuple[int, ...]) -> bool:

@@ -239,3 +239,18 @@ def test_vmap_of_the_call_is_the_call():
     run = lb.execute(fn, plan)
     many = jnp.stack([x, x + 1.0])
     np.testing.assert_array_equal(jax.vmap(lambda v: run(qparams, v))(many), jnp.stack([run(qparams, v) for v in many]))
+
+
+def test_a_result_that_nothing_reads_does_no_harm():
+    """A pooler whose result the caller drops: the call is made, of what is left the numbers are those of the reference."""
+
+    def fn(p, x):
+        h = jax.nn.relu(x @ p["w"])
+        jnp.tanh(h @ p["pooler"])
+        return h @ p["w"]
+
+    params, x = {"w": normal(0, 16, 16), "pooler": normal(1, 16, 16)}, normal(2, 3, 16)
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+    got = lb.execute(fn, plan)(qparams, x)
+    np.testing.assert_array_equal(got, lb.execute(fn, plan, implementation="reference")(qparams, x))
