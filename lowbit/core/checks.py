@@ -40,12 +40,12 @@ def holds(named: Mapping[str, Sequence[Any]], law: Law) -> dict[str, bool]:
     return {name: bool(found[name]) and all(_holds_in_parts(x, law) for x in large[name]) for name in named}
 
 
-_MANY = 1 << 24
+_MANY = 1 << 22
 """So many values are looked at at once: a program writes down a byte of each before it knows of all."""
 
 
 def _is_large(x: Any) -> bool:
-    return isinstance(x, jax.Array) and x.size > _MANY // 4 and len(x.sharding.device_set) == 1
+    return isinstance(x, jax.Array) and x.size > _MANY and len(x.sharding.device_set) == 1
 
 
 def _holds_in_parts(x: jax.Array, law: Law) -> bool:

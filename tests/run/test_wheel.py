@@ -63,7 +63,7 @@ def test_an_experiment_of_ones_own(python, tmp_path):
         assert found["difference"]["execute"]["max"] == 0
         assert found["difference"]["iree"]["max"] < 1e-4
         assert found["bytes"]["vmfb"] > 0
-    assert (out / "report.html").read_text().count("<svg") == 3
+    assert (out / "report.html").read_text().count("<svg") == 4
     assert json.loads((out / "run.json").read_text())["commit"] is None
     again = called(python, tmp_path, "-m", "lowbit.cli", "run", "own.py")
     assert "3 of 3 pieces were finished" in again.stdout
