@@ -129,12 +129,32 @@ class Problem:
             losses = np.zeros((len(tried), count))
             for total, loss in zip(losses, found / self.energy(aimed, np.asarray(weighs)), strict=True):
                 np.add.at(total, self.index, loss)
+            losses[self.clips(whole, count, tried)] = np.inf
             multiple = tried[np.argmin(losses, axis=0)]
         else:
             multiple = np.zeros(count, np.float32)
             multiple[self.index] = found
         shape = self.scales.scale_shape
         return stored(jnp.asarray((whole * multiple).reshape(shape)), self.spec, self.operand)
+
+    def clips(self, whole: np.ndarray, count: int, tried: np.ndarray) -> np.ndarray:
+        """Returns which multiples clip some output too much, ``[tried, scale]``: by more energy than rounding on the whole range costs it.
+
+        What calibration inputs say of an entry is not enough to clip it by: one weight a hundred times the others, whose input the
+        others predict, carries the outliers that a transformer makes for a few tokens and needs.
+        """
+        groups = self.index.shape[1]
+        order = np.argsort(self.group, kind="stable")
+        starts = np.searchsorted(self.group[order], np.arange(groups))
+        sizes = np.diff(np.append(starts, self.group.size))[None, :, None]
+        reach, step = (x[self.index] for x in (whole * self.spec.format.reach, whole))
+        magnitude = np.abs(self.w[:, order])
+        found = np.zeros((len(tried), count), bool)
+        for at, multiple in zip(found, np.abs(tried), strict=True):
+            over = np.maximum(magnitude - multiple * np.repeat(reach, sizes.ravel(), axis=1), 0.0)
+            lost = np.add.reduceat(np.square(over), starts, axis=1)
+            np.logical_or.at(at, self.index, lost > sizes * np.square(step) / 12)
+        return found
 
     def energy(self, w: np.ndarray, weighs: np.ndarray) -> np.ndarray:
         """Returns what every output is worth in the search of a scale that outputs share, ``[matrix, 1, N]``: its own power.

@@ -331,7 +331,9 @@ def test_scales_of_uneven_levels_are_searched_beyond_the_full_range():
 
 
 def test_a_scale_that_outputs_share_loses_the_least_share_of_every_output():
-    """In float64: of 64 multiples of the full range, the one with the least sum over outputs of error over power, both by ``H_kk``."""
+    """In float64: of 64 multiples of the full range, the one with the least sum over outputs of error over power, both by ``H_kk``.
+
+    Of those, that is, that clip no output by more energy than rounding on the full range costs it."""
     rng = np.random.default_rng(9)
     w = (rng.standard_t(4, size=(24, 16)) * np.geomspace(0.01, 1, 16)).astype(np.float32)
     x = (rng.normal(size=(256, 24)) * np.geomspace(1, 0.05, 24)).astype(np.float32)
@@ -343,5 +345,25 @@ def test_a_scale_that_outputs_share_loses_the_least_share_of_every_output():
     off = [s * np.clip(np.rint(w / s), -4, 3) - w for s in scales]
     relative = [np.sum(np.sum(h * e**2, axis=0) / np.sum(h * np.square(w, dtype=np.float64), axis=0)) for e in off]
     plain = [np.sum(h * e**2) for e in off]
+    clipped = [np.sum(np.maximum(np.abs(w) - 3 * s, 0.0) ** 2, axis=0).max() for s in scales]
+    relative = np.where(np.array(clipped) <= 24 * (np.abs(w).max() / 3) ** 2 / 12, relative, np.inf)
     assert got == pytest.approx(scales[np.argmin(relative)], rel=1e-6)
     assert np.argmin(relative) != np.argmin(plain)  # data that tell one from the other
+
+
+@pytest.mark.parametrize("rule", ["w8/tensor", "w4/tensor"])
+def test_a_giant_that_calibration_makes_cheap_is_not_clipped_away(rule):
+    """One weight a hundred times the others, on an input that others predict: what is clipped is at most what rounding on the
+    whole range costs, ``K (max / reach)^2 / 12``; by calibration alone a half of it would be cut off."""
+    rng = np.random.default_rng(3)
+    w = rng.normal(size=(64, 32)).astype(np.float32)
+    w[5, 7] = 100.0
+    x = rng.normal(size=(512, 64)).astype(np.float32)
+    x[:, 5] = 0.05 * x[:, 6]
+    qparams, _, _ = lb.quantize(lambda p, x: x @ p["w"], {"w": w}, {"**": rule}, batches=[(x,)], recipe="gptq")
+    got = qparams.weights()["w"]
+    top = got.spec.format.high
+    reach = float(np.asarray(got.scale_values, np.float64).item()) * top
+    assert 100.0 - reach <= np.sqrt(64 / 12) * 100.0 / top
+    far = float(np.asarray(got.dequantize())[5, 7])
+    assert abs(far - 100.0) <= np.sqrt(64 / 12) * 100.0 / top + reach / top
