@@ -57,7 +57,7 @@ def page(title: str, lead: str, sections: Sequence[str]) -> str:
         return f'<h2 id="part-{len(heads)}">{found[1]}</h2>'
 
     body = re.sub("<h2>(.*?)</h2>", anchored, body)
-    links = "".join(f'<a href="#part-{i}">{head}</a>' for i, head in enumerate(heads, 1))
+    links = " ".join(f'<a href="#part-{i}">{head}</a>' for i, head in enumerate(heads, 1))  # lines break at spaces
     if len(heads) > 2:
         body = f"<nav>{links}</nav>\n{body}"
     if 'class="sortable"' in body:

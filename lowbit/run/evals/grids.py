@@ -14,7 +14,7 @@ GRIDS = "grids.svg"
 """In a piece's folder."""
 
 
-def grids(*, limit: int = 6) -> Eval:
+def grids(*, limit: int = 4) -> Eval:
     """Returns an eval that draws values and their grid, of the ``limit`` operations with most rounding noise."""
     return Eval("grids", _Grids(limit), is_together=True)
 
