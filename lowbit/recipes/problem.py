@@ -90,6 +90,12 @@ class Problem:
         return filled(self.group, self.size[1:2])
 
     @property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order of their groups, and where each group begins in it."""
+        order = np.argsort(self.group, kind="stable")
+        return order, np.searchsorted(self.group[order], np.arange(self.index.shape[1]))
+
+    @property
     def numbers(self) -> tuple[Any, np.ndarray | None]:
         """The format, and bounds of levels as data where it is an integer."""
         found = self.spec.format
@@ -100,8 +106,7 @@ class Problem:
     def searched(self, solver: Solver, aimed: np.ndarray, known: Factor | None) -> Any:
         """The scales with the least weighed error among multiples of the full range, as they are stored; shared ones together."""
         matrices, groups, columns = self.index.shape
-        order = np.argsort(self.group, kind="stable")
-        starts = np.searchsorted(self.group[order], np.arange(groups))
+        order, starts = self.runs
         local = np.maximum.reduceat(np.abs(self.w[:, order]), starts, axis=1)
         count = int(np.prod(self.scales.scale_shape))
         reach = np.zeros(count, np.float32)
@@ -143,9 +148,7 @@ class Problem:
         What calibration inputs say of an entry is not enough to clip it by: one weight a hundred times the others, whose input the
         others predict, carries the outliers that a transformer makes for a few tokens and needs.
         """
-        groups = self.index.shape[1]
-        order = np.argsort(self.group, kind="stable")
-        starts = np.searchsorted(self.group[order], np.arange(groups))
+        order, starts = self.runs
         sizes = np.diff(np.append(starts, self.group.size))[None, :, None]
         reach, step = (x[self.index] for x in (whole * self.spec.format.reach, whole))
         magnitude = np.abs(self.w[:, order])

@@ -74,6 +74,15 @@ def test_grids_draw_every_panel():
         figures.grids([])
 
 
+def test_texts_of_a_drawing_keep_their_numbers():
+    """Paths are written in tenths of a point; what stands at an axis is read."""
+    svg = figures.learning_curves([figures.Curve("m", [0.9, 0.8], [0.251, 0.259])], "error")
+    labels = [float(found) for found in re.findall(r">(0\.25\d)<", svg)]
+    assert len(labels) >= 3
+    steps = np.diff(sorted(set(labels)))
+    np.testing.assert_allclose(steps, steps[0], atol=1e-9)
+
+
 def test_page_escapes_and_stands_alone():
     table = tables.Table("t", ["a<b", "n"], [["<script>", "1"]])
     text = page.page(
