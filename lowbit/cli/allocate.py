@@ -49,7 +49,7 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
 def allocate(chosen: argparse.Namespace) -> None:
     """Allocates bits in the model of ``FILE.py:FUNCTION``."""
     import lowbit as lb
-    from lowbit.allocate.choose import allocation
+    from lowbit.allocate.choose import allocation, check_budget
     from lowbit.core import atomic
 
     budget = lb.budget(**{unit: value for unit in UNITS if (value := getattr(chosen, unit)) is not None})
@@ -69,6 +69,9 @@ def allocate(chosen: argparse.Namespace) -> None:
     if loss not in (None, "mse", "kl"):
         loss = _function(loss, "--loss")
     plan = lb.bind(fn, rules, params, *batches[0], integer=chosen.integer)
+    check_budget(
+        plan, chosen.candidate, budget, target=chosen.target
+    )  # scores take minutes: what cannot be is said first
     with _screen() as progress:
         scores = lb.sensitivity(
             fn, plan, params, batches, candidates=chosen.candidate, method=chosen.method, loss=loss, cache=out / "scored",

@@ -51,6 +51,9 @@ def test_wrong_requests_are_one_line(given, tmp_path, capsys):
     assert "budget needs a limit" in capsys.readouterr().err
     assert main([*given, "--bits", "2", "--out", str(tmp_path / "out")]) == 2
     assert "below the least possible" in capsys.readouterr().err
+    assert main([*given, "--bits", "5", "--target", "toaster", "--out", str(tmp_path / "out")]) == 2
+    assert "unknown target 'toaster'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "scored").exists()  # said before anything is scored
 
 
 def test_pictures_name_what_they_show():

@@ -207,3 +207,40 @@ def test_bad_input_is_answered(plan):
         lb.sensitivity(chain, plan, PARAMS, [(X,)], candidates="w4")
     with pytest.raises(ValueError, match="candidates must differ"):
         lb.sensitivity(chain, plan, PARAMS, [(X,)], candidates=("w4", "w4"))
+
+
+def test_thirty_layers_and_five_candidates_cost_few_passes():
+    """One pass forward and backward a batch, and of every candidate one forward for ranges and one for its changes."""
+    counts = {"forward": 0, "backward": 0}
+
+    def bump(name: str) -> None:
+        counts[name] += 1
+
+    @jax.custom_vjp
+    def counted(x):
+        jax.debug.callback(functools.partial(bump, "forward"))
+        return x
+
+    def forward(x):
+        return counted(x), None
+
+    def backward(_, g):
+        jax.debug.callback(functools.partial(bump, "backward"))
+        return (g,)
+
+    counted.defvjp(forward, backward)
+    params = {f"w{i:02}": jnp.asarray(RNG.normal(size=(6, 6)) * 0.4, jnp.float32) for i in range(30)}
+
+    def deep(params, x):
+        x = counted(x)
+        for name in sorted(params):
+            x = jnp.tanh(x @ params[name])
+        return x
+
+    plan = lb.bind(deep, {"**": "w8,a8"}, params, X)
+    words = ("w2", "w3", "w4", "w8,a4", "w8,a8")
+    scores = lb.sensitivity(deep, plan, params, [(X,)], candidates=words, method="taylor", loss=lambda y: jnp.sum(y**2))
+    jax.effects_barrier()
+    assert scores.array().shape == (30, 5)
+    assert counts["backward"] == 1
+    assert (counts["forward"] + counts["backward"]) / 2 <= 12

@@ -1,0 +1,38 @@
+"""Mixed plans under a budget beside uniform ones, on pretrained networks: what the table of papers/allocation.md is made from.
+
+Command::
+
+    lowbit run experiments/configs/allocate_networks.py
+
+Needs what ``post_training.py`` needs; a stopped run goes on, ``--set only=minilm`` runs one network and ``--set recipes=rtn`` one
+recipe. ``cp runs/allocate_networks/summary.json experiments/results/allocate_networks.json`` and ``python -m
+experiments.mixed_table papers/allocation.md`` write the table.
+"""
+
+from experiments.mixed import Budgeted, Mixed, Network
+from experiments.mixed import run as run
+from experiments.mixed_subjects import clothes, faces, mobilenet, sentences
+
+_WIDTHS = ("w2", "w3", "w4", "w5", "w6", "w8")
+
+config = Mixed(
+    name="allocate_networks",
+    networks=(
+        Network(
+            "fashion_mnist", "Fashion-MNIST", clothes, "top-1 %", _WIDTHS, (Budgeted(3.0, ("w3",)),),
+            ladder=(3.5, 4.0, 5.0, 6.0), measured=5, recipes=("rtn", "qat"),
+        ),
+        Network(
+            "minilm", "MiniLM", sentences, "nearest sentence %", _WIDTHS, (Budgeted(3.5, ("w4",)),),
+            keep=("**/dot_*",), ladder=(2.5, 3.0, 4.0, 4.5, 5.0, 6.0), measured=2,
+        ),
+        Network(
+            "blazeface", "BlazeFace", faces, "right %", _WIDTHS, (Budgeted(4.0, ("w4",)),),
+            ladder=(3.5, 4.5, 5.0, 6.0), measured=4,
+        ),
+        Network(
+            "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", _WIDTHS, (Budgeted(4.0, ("w4",)), Budgeted(5.0, ("w5",))),
+            ladder=(3.5, 4.5, 6.0), measured=1,
+        ),
+    ),
+)  # fmt: skip
