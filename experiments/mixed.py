@@ -19,9 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from experiments.mixed_measures import Compared, gains, per_input, ranks
+from experiments.mixed_measures import per_input
+from experiments.mixed_summary import summary
 from experiments.post_training import compiled_kept
+from lowbit.allocate import measures
+from lowbit.allocate.budget import Budget
 from lowbit.allocate.choose import allocation
+from lowbit.allocate.evolution import evolve
 from lowbit.allocate.scores import Scores
 from lowbit.core import atomic
 from lowbit.plan.costs import weight_bits
@@ -70,12 +74,17 @@ class Budgeted:
     """One budget, and the uniform plans that it is compared with.
 
     Attributes:
-        bits: mean stored bits of a weight, scales included.
-        uniform: rules of plans that are no smaller.
+        bits: mean stored bits of a weight, scales included; or a rule: as large as the uniform plan of it.
+        uniform: rules of plans that are no smaller, or are shown for another reason.
     """
 
-    bits: float
+    bits: float | str
     uniform: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What plans are called by."""
+        return f"as {self.bits}" if isinstance(self.bits, str) else f"{self.bits:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +105,8 @@ class Network:
             all are compared with what was measured.
         measured: batches of ``inputs`` on which every candidate is measured at every operation, one at a time.
         recipes: of `lowbit.quantize`, or `QAT`.
+        generations: of evolution, which begins with the plan of each budget and looks at whole plans rounded to nearest, on the
+            calibration data; 0: none.
     """
 
     name: str
@@ -110,6 +121,7 @@ class Network:
     methods: tuple[str, ...] = ("taylor kl", "taylor mse", "fisher kl", "hessian own", "linearity", "sqnr")
     measured: int = 1
     recipes: tuple[str, ...] = ("rtn", "gptq")
+    generations: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +163,7 @@ def run(config: Mixed, out: Path, *, fresh: bool = False) -> Path:
                 for work in works.values():
                     work.compared()
         made = {key: folder.environment[key] for key in ("versions", "device")}
-        networks = [summary(folder, work) for work in works.values()]
+        networks = [made for network in config.networks if (made := summary(folder.path / network.name, network))]
         write_json(
             folder.path / "summary.json", {"config": config.name, "command": command(), "networks": networks} | made
         )
@@ -227,22 +239,46 @@ class _Work:
         is_nearest = recipe == self.network.recipes[0]
         made: dict[str, dict[str, str]] = {}
         for budget in self.network.budgets:
-            made[f"mixed {budget.bits:g}"] = self.rules("", self.choice(budget.bits))
+            made[f"mixed {budget.name}"] = self.rules("", self.choice(budget))
             made |= {f"uniform {rule.replace('/', ' ')}": self.rules(rule) for rule in budget.uniform}
+            if is_nearest and self.network.generations:
+                made[f"evolved {budget.name}"] = self.rules("", self.evolved(budget))
         if is_nearest:
-            made |= {f"mixed {bits:g}": self.rules("", self.choice(bits)) for bits in self.network.ladder}
+            made |= {f"mixed {bits:g}": self.rules("", self.choice(Budgeted(bits, ()))) for bits in self.network.ladder}
             made |= {f"uniform {rule}": self.rules(rule) for rule in self.network.candidates}
         return made
 
-    def choice(self, bits: float) -> dict[str, str]:
+    def choice(self, budget: Budgeted) -> dict[str, str]:
         """What is chosen under a budget: kept, since it does not need the network once it is known."""
         scores = self.found[f"scores/{self.network.chosen}"]["scores"]
 
         def choose() -> dict[str, Any]:
-            found = allocation(self.plan, Scores.from_json(json.dumps(scores)), budget=lb.budget(bits=bits))
+            found = allocation(self.plan, Scores.from_json(json.dumps(scores)), budget=self.limit(budget))
             return {"choice": found.choice, "gap": found.gap, "table": str(found), "costs": found.lines[0].costs}
 
-        return self.piece(f"choice/{bits:g}", {"scores": scores}, choose)["choice"]
+        return self.piece(f"choice/mixed {budget.name}", {"scores": scores}, choose)["choice"]
+
+    def limit(self, budget: Budgeted) -> Budget:
+        if not isinstance(budget.bits, str):
+            return lb.budget(bits=budget.bits)
+        rule = budget.bits
+        uniform = lb.with_quantizers(self.plan, lambda row: rule if row.weight and row.weight.spec else "keep")
+        return lb.budget(bits=stored_bits(uniform) * (1 + 1e-9))
+
+    def evolved(self, budget: Budgeted) -> dict[str, str]:
+        """What evolution makes of it, by the divergence of whole plans on the calibration data."""
+        scores = self.found[f"scores/{self.network.chosen}"]["scores"]
+        generations = self.network.generations
+
+        def search() -> dict[str, Any]:
+            model = self.subject.model
+            found = evolve(
+                model.fn, self.plan, model.params, [(model.state, *x) for x in self.subject.batches],
+                Scores.from_json(json.dumps(scores)), budget=self.limit(budget), measure=measures.kl, generations=generations,
+            )  # fmt: skip
+            return {"choice": found.choice, "start": found.start, "measured": found.measured}
+
+        return self.piece(f"choice/evolved {budget.name}", {"scores": scores, "n": generations}, search)["choice"]
 
     def _float(self) -> dict[str, Any]:
         model, subject = self.subject.model, self.subject
@@ -297,9 +333,7 @@ class _Work:
             np.savez(file, **found._asdict())
         right = subject.right(outputs["labelled"], self._read(FLOAT, "labelled"))
         said = {"dB": found.decibels, "KL": found.divergence, "right %": 100 * float(np.mean(right))}
-        stored = [site for site in (row.weight for row in plan.quantized) if site is not None]
-        elements = sum(math.prod(site.operand.shape) for site in stored)
-        return said | {"bits": sum(map(weight_bits, stored)) / elements, "rules": dict(rules)}
+        return said | {"bits": stored_bits(plan), "rules": dict(rules)}
 
     def _save(self, name: str, part: str, outputs: Sequence[np.ndarray]) -> None:
         with atomic.replacing(self.folder.piece(f"{self.network.name}/{name}") / f"{part}.npy") as file:
@@ -309,67 +343,7 @@ class _Work:
         return np.load(self.folder.path / self.network.name / name / f"{part}.npy")
 
 
-def summary(folder: RunFolder, work: _Work) -> dict[str, Any]:
-    """Returns what the table shows of a network: plans, gains with their intervals, and how well scores predict."""
-    network, found = work.network, work.found
-    compared: dict[str, Compared] = {}
-    for name in found:
-        path = folder.path / network.name / name.replace(" ", "_") / "compared.npz"
-        if path.is_file():
-            with np.load(path) as data:
-                compared[name] = Compared(**data)
-    pairs = []
-    for budget in network.budgets:
-        for recipe in network.recipes:
-            mixed = f"mixed {budget.bits:g}/{recipe}"
-            for rule in budget.uniform:
-                uniform = f"uniform {rule.replace('/', ' ')}/{recipe}"
-                if mixed in compared and uniform in compared:
-                    pairs.append(
-                        {"bits": budget.bits, "recipe": recipe, "mixed": mixed, "uniform": uniform, "rule": rule}
-                        | gains(compared[mixed], compared[uniform])
-                    )
-    plans = {name: {k: v for k, v in found[name].items() if k != "rules"} for name in compared}
-    said = {"name": network.name, "title": network.title, "right": network.right, "chosen": network.chosen}
-    counts = {"inputs": len(next(iter(compared.values())).noise) if compared else 0}
-    choices = {name.removeprefix("choice/"): found[name]["choice"] for name in found if name.startswith("choice/")}
-    return said | counts | {
-        "float": found.get(FLOAT), "plans": plans, "pairs": pairs, "choices": choices, "ranks": ranks(found, network.methods),
-        "predicted": _predicted(network, found, choices),
-    }  # fmt: skip
-
-
-def _predicted(
-    network: Network, found: Mapping[str, Any], choices: Mapping[str, Mapping[str, str]]
-) -> list[dict[str, Any]]:
-    """For every plan rounded to nearest: what single measurements and the scores that chose add up to, and what it measured."""
-    if "measured" not in found:
-        return []
-    tables = {
-        "singles": (found["measured"]["scores"], 1.0),
-        "scores": (
-            found[f"scores/{network.chosen}"]["scores"],
-            _per_input(found[f"scores/{network.chosen}"], network.chosen),
-        ),
-    }
-    made = []
-    for name, result in found.items():
-        plan, _, recipe = name.partition("/")
-        if recipe != network.recipes[0] or "KL" not in result:
-            continue
-        kind, _, word = plan.partition(" ")
-        line: dict[str, Any] = {"plan": plan, "bits": result["bits"], "measured": result["KL"]}
-        for title, (table, factor) in tables.items():
-            values, names = np.asarray(table["values"], float), list(table["candidates"])
-            if kind == "uniform" and word not in names:
-                break
-            picked = [word] * len(values) if kind == "uniform" else [choices[word][path] for path in table["paths"]]
-            line[title] = factor * float(sum(values[r, names.index(c)] for r, c in enumerate(picked)))
-        else:
-            made.append(line)
-    return sorted(made, key=lambda line: line["bits"])
-
-
-def _per_input(found: Mapping[str, Any], method: str) -> float:
-    """What turns a score into a divergence of one input: squared gradients of a drawn likelihood are twice it, over a batch."""
-    return 0.5 / found["batch"] if method.startswith(("taylor", "fisher")) else 1.0
+def stored_bits(plan: Plan) -> float:
+    """Returns the mean stored bits of the weights that are quantized, scales included."""
+    sites = {row.weight.key: row.weight for row in plan.quantized if row.weight is not None}
+    return sum(map(weight_bits, sites.values())) / sum(math.prod(site.operand.shape) for site in sites.values())

@@ -1,7 +1,7 @@
 """The tables of mixed plans for papers/allocation.md and the README, written by this and by nothing else.
 
 ``python -m experiments.mixed_table papers/allocation.md`` renders ``experiments/results/allocate_networks.json`` between the marks;
-``--pictures FOLDER`` draws, for every network, what `lowbit.report.allocation` draws.
+``--report FOLDER`` writes a page with pictures of every network.
 """
 
 import json
@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.matrix_table import write_block
+from lowbit.allocate.pareto import Front, FrontPoint
+from lowbit.allocate.scores import Scores
+from lowbit.core import atomic
+from lowbit.report import allocation as pictures
+from lowbit.report import page
 
 RESULT = Path(__file__).parent / "results" / "allocate_networks.json"
 MARKS = (
@@ -60,7 +65,7 @@ def _pairs(found: Mapping[str, Any]) -> list[str]:
             cells = [
                 title,
                 _NAMES.get(pair["recipe"], pair["recipe"]),
-                f"{pair['bits']:g}: {one['bits']:.2f}",
+                f"{pair['mixed'].partition('/')[0].partition(' ')[2]}: {one['bits']:.2f}",
                 *_numbers(one),
             ]
             cells += [
@@ -125,29 +130,47 @@ def _predicted(found: Mapping[str, Any]) -> list[str]:
     return [*lines, "", said]
 
 
-def pictures(found: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draws predicted against measured of every network, as SVG, and returns the files."""
-    from lowbit.core import atomic
-    from lowbit.report.allocation import predicted_against_measured
+def report(found: Mapping[str, Any], folder: Path) -> Path:
+    """Writes ``report.html`` with the pictures of every network, and these as PNG, and returns it.
 
+    The front is of what plans rounded to nearest measure: mixed ones beside uniform ones.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    sections = []
     for network in found["networks"]:
-        if lines := network["predicted"]:
-            path = folder / f"{network['name']}_predicted.svg"
-            drawn = predicted_against_measured(
-                [line["singles"] for line in lines], [line["measured"] for line in lines]
+        title, name = network["title"], network["name"]
+        measured = {plan.partition("/")[0]: each for plan, each in network["plans"].items() if plan.endswith("/rtn")}
+        points = {
+            kind: tuple(
+                FrontPoint(each["bits"], each["KL"], 0.0, (plan.partition(" ")[2],))
+                for plan, each in sorted(measured.items(), key=lambda item: item[1]["bits"])
+                if plan.startswith(kind)
             )
-            atomic.write(path, drawn)
-            made.append(path)
-    return made
+            for kind in ("mixed", "uniform")
+        }
+        front = Front("stored bits of a weight", (), points["mixed"], points["uniform"])
+        label, path = "measured KL", folder / f"{name}_front.png"
+        sections.append(
+            page.figure(f"{title}: mixed and uniform plans", pictures.pareto_front(front, label=label, path=path))
+        )
+        if network["scores"] is not None:
+            scores = Scores.from_json(json.dumps(network["scores"]))
+            drawn = pictures.heat_map(scores, path=folder / f"{name}_scores.png")
+            sections.append(page.figure(f"{title}: scores", drawn))
+        if lines := network["predicted"]:
+            sums, right = [line["singles"] for line in lines], [line["measured"] for line in lines]
+            drawn = pictures.predicted_against_measured(sums, right, path=folder / f"{name}_predicted.png")
+            sections.append(page.figure(f"{title}: sum of single measurements beside the whole plan's", drawn))
+    text = page.page("Mixed plans on real networks", f"By {found['command']}.", sections)
+    atomic.write(folder / "report.html", text)
+    return folder / "report.html"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the tables into the documents named, or pictures into a folder."""
+    """Writes the tables into the documents named, or a page with pictures into a folder."""
     found = json.loads(RESULT.read_text())
-    if arguments[:1] == ["--pictures"]:
-        pictures(found, Path(arguments[1]))
+    if arguments[:1] == ["--report"]:
+        print(report(found, Path(arguments[1])))
     else:
         write_block(arguments, markdown(found), MARKS)
 

@@ -4,7 +4,7 @@ Command::
 
     lowbit run experiments/configs/allocate_networks.py
 
-Needs what ``post_training.py`` needs; a stopped run goes on, ``--set only=minilm`` runs one network and ``--set recipes=rtn`` one
+Needs what ``post_training.py`` needs; about 40 minutes on 2 idle CPU cores, half of them GPTQ on MobileNetV2; a stopped run goes on, ``--set only=minilm`` runs one network and ``--set recipes=rtn`` one
 recipe. ``cp runs/allocate_networks/summary.json experiments/results/allocate_networks.json`` and ``python -m
 experiments.mixed_table papers/allocation.md`` write the table.
 """
@@ -19,20 +19,21 @@ config = Mixed(
     name="allocate_networks",
     networks=(
         Network(
-            "fashion_mnist", "Fashion-MNIST", clothes, "top-1 %", _WIDTHS, (Budgeted(3.0, ("w3",)),),
-            ladder=(3.5, 4.0, 5.0, 6.0), measured=5, recipes=("rtn", "qat"),
+            "fashion_mnist", "Fashion-MNIST", clothes, "top-1 %", _WIDTHS, (Budgeted("w3", ("w3",)),),
+            ladder=(3.0, 3.5, 4.0, 5.0, 6.0), measured=5, recipes=("rtn", "qat"), generations=30,
         ),
         Network(
-            "minilm", "MiniLM", sentences, "nearest sentence %", _WIDTHS, (Budgeted(3.5, ("w4",)),),
+            "minilm", "MiniLM", sentences, "nearest sentence %", _WIDTHS,
+            (Budgeted(3.5, ("w3/g64", "w3/g32/bfloat16", "w4")),),
             keep=("**/dot_*",), ladder=(2.5, 3.0, 4.0, 4.5, 5.0, 6.0), measured=2,
         ),
         Network(
-            "blazeface", "BlazeFace", faces, "right %", _WIDTHS, (Budgeted(4.0, ("w4",)),),
-            ladder=(3.5, 4.5, 5.0, 6.0), measured=4,
+            "blazeface", "BlazeFace", faces, "right %", _WIDTHS, (Budgeted("w4", ("w4",)),),
+            ladder=(3.5, 4.0, 4.5, 5.0, 6.0), measured=4, generations=30,
         ),
         Network(
-            "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", _WIDTHS, (Budgeted(4.0, ("w4",)), Budgeted(5.0, ("w5",))),
-            ladder=(3.5, 4.5, 6.0), measured=1,
+            "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", _WIDTHS, (Budgeted("w4", ("w4",)), Budgeted("w5", ("w5",))),
+            ladder=(3.5, 4.0, 4.5, 6.0), measured=1, generations=30,
         ),
     ),
 )  # fmt: skip

@@ -42,7 +42,7 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--target", metavar="NAME", help="only what this target holds")
     parser.add_argument("--integer", action="store_true", help="a full-integer plan")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
-    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument("--report", action="store_true", help="also write report.html, and its pictures as PNG")
     parser.set_defaults(do=allocate)
 
 
@@ -94,5 +94,5 @@ def allocate(chosen: argparse.Namespace) -> None:
     if chosen.report:
         from lowbit.report.allocation import allocation_page
 
-        atomic.write(out / "report.html", allocation_page(found, scores, front, title=chosen.model))
+        atomic.write(out / "report.html", allocation_page(found, scores, front, title=chosen.model, folder=out))
         print(out / "report.html")

@@ -6,7 +6,8 @@ section 3. ``lambda``: the width, a real number; ``Q_b``: the grid of ``b`` bits
     Q_lambda(x) = (1 - t) Q_floor(x) + t Q_ceil(x),   dQ_lambda/dlambda = Q_ceil(x) - Q_floor(x)
 
 Differs from the paper: grids of one reach, each twice as fine as the one before, in place of DoReFa's and PACT's, and the reach is
-learned as LSQ learns its step; 2 to 8 bits (the paper lets kernels have none). Below 2 bits only the loss moves a width, above 8
+learned as LSQ learns its step; a width begins a quarter of a bit off a whole one, where its gradient knows both sides; 2 to 8
+bits (the paper lets kernels have none). Below 2 bits only the loss moves a width, above 8
 only what bits cost, so that none is stuck beyond an end. The cost is `lowbit.learn.price`.
 """
 
@@ -32,7 +33,10 @@ class FracBits(Blended):
     """A width that is a trained real number."""
 
     def first(self, shape: tuple[int, ...]) -> QState:
-        return {"learn": {"bits": jnp.full(shape, np.float32(self.start))}, "fixed": {}}
+        first = (
+            self.start - 0.25 if self.start > LEAST else LEAST + 0.25
+        )  # two grids, and the nearest width is that of the rule
+        return {"learn": {"bits": jnp.full(shape, np.float32(first))}, "fixed": {}}
 
     def widths(self, qstate: QState) -> Float[Array, "..."]:
         bits = qstate["learn"]["bits"]

@@ -43,6 +43,8 @@ def test_the_larger_weight_gets_the_bits(given, tmp_path, capsys):
     assert "optimality gap 0.0e+00" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 3
+    for name in ("front.png", "bits.png", "scores.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert len(json.loads((out / "front.json").read_text())["points"]) >= 3
 
 
