@@ -163,7 +163,8 @@ def run(config: Mixed, out: Path, *, fresh: bool = False) -> Path:
                 for work in works.values():
                     work.compared()
         made = {key: folder.environment[key] for key in ("versions", "device")}
-        networks = [made for network in config.networks if (made := summary(folder.path / network.name, network))]
+        every = [summary(folder.path / network.name, network) for network in config.networks]
+        networks = [each for each in every if each is not None]
         write_json(
             folder.path / "summary.json", {"config": config.name, "command": command(), "networks": networks} | made
         )
@@ -245,7 +246,7 @@ class _Work:
                 made[f"evolved {budget.name}"] = self.rules("", self.evolved(budget))
         if is_nearest:
             made |= {f"mixed {bits:g}": self.rules("", self.choice(Budgeted(bits, ()))) for bits in self.network.ladder}
-            made |= {f"uniform {rule}": self.rules(rule) for rule in self.network.candidates}
+            made |= {f"uniform {rule.replace('/', ' ')}": self.rules(rule) for rule in self.network.candidates}
         return made
 
     def choice(self, budget: Budgeted) -> dict[str, str]:

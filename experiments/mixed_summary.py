@@ -84,10 +84,14 @@ def _predicted(
         kind, _, word = plan.partition(" ")
         line: dict[str, Any] = {"plan": plan, "bits": result["bits"], "measured": result["KL"]}
         for title, (table, factor) in tables.items():
-            values, names = np.asarray(table["values"], float), list(table["candidates"])
+            values, names = np.asarray(table["values"], float), [name.replace("/", " ") for name in table["candidates"]]
             if kind == "uniform" and word not in names:
                 break
-            picked = [word] * len(values) if kind == "uniform" else [choices[plan][path] for path in table["paths"]]
+            picked = (
+                [word] * len(values)
+                if kind == "uniform"
+                else [choices[plan][path].replace("/", " ") for path in table["paths"]]
+            )
             line[title] = factor * float(sum(values[r, names.index(c)] for r, c in enumerate(picked)))
         else:
             made.append(line)
