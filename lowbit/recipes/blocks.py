@@ -152,18 +152,28 @@ class Walk:
             taught = [i for i in every if i not in held] or list(every)
             first = taught[0]
             unit = jnp.maximum(error(made(found, [first])[0], [right[first][v] for v in part.outs]), 1e-12)
-            learned = self.learned(number, piece, program, found, weights, right, now, taught, compiled, readers, unit)
+            tried = [found]
+            for rate in self.method.rates:
+                task = f"block-{number}-{rate}"
+                tried.append(
+                    self.learned(
+                        number, task, piece, program, found, weights, right, now, taught, compiled, readers, unit, rate
+                    )
+                )
             wants = [[right[i][v] for v in part.outs] for i in held]
-            before, after = (
+            lost = [
                 sum(float(error(outs, want)) for outs, want in zip(made(each, held), wants, strict=True)) / len(held)
-                for each in (found, learned)
-            )
-            is_better = after < before
-            said = f"{decibels(1.0, before):.1f} dB on held-out batches, {decibels(1.0, after):.1f} learned"
-            found = learned if is_better else found
+                for each in tried
+            ]
+            # What is not finite is not less than anything.
+            best = min(range(len(tried)), key=lambda i: lost[i] if np.isfinite(lost[i]) else np.inf)
+            found = tried[best]
+            learned = ", ".join(f"{decibels(1.0, x):.1f}" for x in lost[1:])
+            said = f"{decibels(1.0, lost[0]):.1f} dB on held-out batches, {learned} learned"
             for key in weights:
-                notes = [f"its block: {said}" if is_better else f"its block stays as solved: {said}"]
-                found.notes.setdefault(key, []).extend(notes)
+                found.notes.setdefault(key, []).append(
+                    f"its block {'stays as solved' if best == 0 else 'is learned'}: {said}"
+                )
         for env, outs in zip(now, made(found, every), strict=True):
             env.update(zip(part.outs, outs, strict=True))
         return found
@@ -215,13 +225,13 @@ class Walk:
         return rounding(weight, levels - shift, scale, bounds, parts, self.method.slack, is_free=free)
 
     def learned(
-        self, number: int, piece: Piece, program: Program, found: Found, weights: Mapping[str, tuple[Site, Rounding]],
+        self, number: int, task: str, piece: Piece, program: Program, found: Found, weights: Mapping[str, tuple[Site, Rounding]],
         right: Sequence[dict[Value, Any]], now: Sequence[dict[Value, Any]], taught: Sequence[int], compiled: Compiled,
-        readers: Mapping[str, int], unit: Any,
+        readers: Mapping[str, int], unit: Any, rate: float,
     ) -> Found:  # fmt: skip
         """Returns what is learned of one block, out of what is kept where it was learned before."""
         part, method = piece.stretch, self.method
-        kept = self.kept.read(f"block-{number}")
+        kept = self.kept.read(task)
         quantized = {site.key for site in self.plan.leaf_sites().values() if site.spec is not None}
         biases = [path for path in piece.biases(program, dict.fromkeys(quantized)) if readers[path] == 1]
         if kept is None:
@@ -249,9 +259,9 @@ class Walk:
             for step, i in enumerate(order[: method.steps]):
                 data = tuple([env[v] for v in values] for env, values in (
                     (now[i], part.inputs), (right[i], part.inputs), (right[i], part.outs)))  # fmt: skip
-                state, _ = one(state, roundings, vectors, others, data, unit, step_keys[step])
+                state, _ = one(state, roundings, vectors, others, data, unit, jnp.float32(rate), step_keys[step])
             kept = self.arrays(state[0], weights, biases, vectors, piece, found)
-            self.kept.write(f"block-{number}", kept)
+            self.kept.write(task, kept)
         return self.applied(kept, weights, biases, piece, found)
 
     def arrays(
