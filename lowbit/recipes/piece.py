@@ -7,11 +7,10 @@ import jax.numpy as jnp
 
 from lowbit.interpret.state import layer_operand, quantizer_of
 from lowbit.plan.rows import Plan, Site
+from lowbit.program import primitives
 from lowbit.program.read import Equation, Program, Value
 from lowbit.program.stretches import Stretch
 from lowbit.solvers.depthwise import depthwise
-
-_MOVES = ("reshape", "broadcast_in_dim", "convert_element_type", "squeeze", "expand_dims")
 
 
 class Piece:
@@ -69,6 +68,7 @@ class Piece:
                 return x
             if site.is_weight:
                 return quantizer_of(site).quantize(next(after), x, layer_operand(site)).dequantize()
+            assert steps is not None  # `at` asks for grids only where there are some
             i = next(count)
             state = states[i]
             if "scale" in state["fixed"]:
@@ -107,6 +107,9 @@ def _is_added(value: Value, program: Program) -> bool:
         return False
     return all(
         e is not None
-        and ((e.name in _MOVES and not e.is_data and _is_added(e.outs[0], program)) or (e.name == "add" and e.is_data))
+        and (
+            (e.name in primitives.MOVES and not e.is_data and _is_added(e.outs[0], program))
+            or (e.name == "add" and e.is_data)
+        )
         for e in readers
     )

@@ -209,7 +209,8 @@ class Block:
         learned, inner = state
         slopes, lost = jax.grad(loss, has_aux=True)(learned)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes its step counts with floats
-            updates, inner = self.optimizer.update(slopes, inner)
+            updated: Any = self.optimizer.update(slopes, inner)
+        updates, inner = updated
         rates = {**self.rates, "rounding": rate}
         learned = {
             name: [x + jnp.float32(rates[name]) * d for x, d in zip(learned[name], updates[name], strict=True)]
