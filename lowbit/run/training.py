@@ -135,6 +135,8 @@ def train(
         if not np.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}: lower the learning rate")
         values = {"loss": mean} | ({} if evaluate is None else dict(evaluate(carry[0], carry[1])))
+        watch.epoch(
+            epoch, values
+        )  # before the state: killed between the two, an epoch is done and told again, never untold
         state.save(tuple(carry), epoch + 1)
-        watch.epoch(epoch, values)
     return carry[0], carry[1]
