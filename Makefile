@@ -26,7 +26,7 @@ PIN := constraints/py$(subst .,,$(PYTAG)).txt
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --quiet
-EXTRAS := experiments,export,sweep,dev
+EXTRAS := experiments,export,sweep,ray,grain,dev
 
 # Two stamps: the environment follows the dependency files, the kernels follow their C++ sources.
 DEPS := $(VENV)/.lowbit-deps-$(PYTAG)
