@@ -144,7 +144,7 @@ def _is_done(job: Job, method: Method, seed: int) -> bool:
 
 def _introduce(job: Job) -> None:
     data, screen, folder = job.data, job.screen, job.folder
-    sizes = f"{len(data.train.labels)} train, {len(data.test.labels)} test"
+    sizes = f"{data.train.size} train, {data.test.size} test"
     screen.say(f"{job.experiment.name}: {data.name} from {data.source}; {sizes}")
     screen.say(f"into {folder.path}", style="dim")
     if folder.is_changed:

@@ -6,6 +6,7 @@ submitit's executors.
 """
 
 import itertools
+import logging
 import subprocess
 import sys
 import time
@@ -151,6 +152,7 @@ def by_ray(
     """
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise ImportError("sweeps by Ray need it: pip install 'lowbit[ray]'") from error
 
@@ -159,8 +161,8 @@ def by_ray(
             return subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
 
     logs.mkdir(parents=True, exist_ok=True)
-    where = {"address": "local", "num_cpus": jobs} if address == "local" else {"address": address}
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning", **where)
+    cores = jobs if address == "local" else None
+    ray.init(address, num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     try:
         task = ray.remote(**{"num_cpus": 1, "max_retries": 0, **options})(done)
         running = {name: task.remote(list(words), str(logs / f"{name}.log")) for name, words in commands.items()}
@@ -168,7 +170,7 @@ def by_ray(
         for name, result in running.items():
             try:
                 statuses[name] = ray.get(result)
-            except ray.exceptions.RayError:  # of the node that it was on: its run goes on with the next sweep
+            except RayError:  # of the node that it was on: its run goes on with the next sweep
                 statuses[name] = 1
         return statuses
     finally:
