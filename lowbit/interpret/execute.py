@@ -272,14 +272,14 @@ def execution(
             return anywhere(op, row, values, states), states
         return differentiable(op, row, functools.partial(anywhere, op, row), values, states), states
 
-    def anywhere(op: Operation, row: Row, values: list[Any], states: Any) -> Any:
+    def anywhere(op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
         if platform is not None:
             return on(platform, op, row, values, states)
         functions = {name: functools.partial(on, name, op, row) for name in PLATFORMS}
         like = jax.ShapeDtypeStruct(op.eqn.outvars[0].aval.shape, result_dtype(op.eqn))
         return by_platform(functions, functions["cpu"], like, values, states)
 
-    def on(platform: str, op: Operation, row: Row, values: list[Any], states: Any) -> Any:
+    def on(platform: str, op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
         note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
         result, reason = None, f"asked for {implementation}"
         is_cpu, how = platform == "cpu", "cpu"

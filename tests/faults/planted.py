@@ -4,27 +4,8 @@ A fault is a replacement: its old text stands once in its file. `make test-fault
 tree. To add one, write what a tired programmer would, name the quickest test that must fail, and run `make test-faults FAULTS=name`.
 """
 
-import dataclasses
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """One fault.
-
-    Attributes:
-        name: what went wrong.
-        file: from the root of the tree.
-        old: text that stands in it once.
-        new: what stands there instead.
-        tests: node ids, one of which must fail at least; files and doctests count.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from tests.faults.fault import Fault as Fault
+from tests.faults.of_routes import FAULTS as OF_ROUTES
 
 FAULTS = (
     Fault(
@@ -380,36 +361,5 @@ FAULTS = (
         "return arrays, note",
         ("tests/run/test_folder.py::test_every_flipped_bit_of_a_state_is_refused",),
     ),
-    Fault(
-        "what was picked is looked up before a scan over it",
-        "lowbit/interpret/kinds.py",
-        "if is_leading or is_counted else None",
-        "if is_leading else None",
-        ("tests/interpret/test_picked.py::test_what_is_picked_and_then_scanned_over_is_quantized_once[index]",),
-    ),
-    Fault(
-        "a packed model has the derivative of its integers, which is zero",
-        "lowbit/interpret/execute.py",
-        "if not has_derivative or op.is_lookup:",
-        "if True:",
-        (
-            "tests/interpret/test_derivative.py::test_to_the_input_it_is_that_of_the_product_where_nothing_clips[dot-w8,a8]",
-        ),
-    ),
-    Fault(
-        "a weight comes out of a convolution's order transposed",
-        "lowbit/packed/native.py",
-        "now = [order.index(axis) for atoms in weight.axes for axis, _ in atoms]",
-        "now = [*range(len(order))]",
-        (
-            "tests/interpret/test_derivative.py::test_to_the_input_it_is_that_of_the_product_where_nothing_clips[left-w8,a8]",
-        ),
-    ),
-    Fault(
-        "a full-integer plan inlines what has a gradient of its own",
-        "lowbit/interpret/integer/flat.py",
-        '("jit", "remat", read.OF_DATA, read.LAYERS)',
-        '("jit", "remat", "custom_jvp", read.LAYERS)',
-        ("tests/interpret/test_own_gradients.py::test_it_is_a_factor_of_the_gradient_of_the_body[weight]",),
-    ),
+    *OF_ROUTES,
 )
