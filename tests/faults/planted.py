@@ -90,7 +90,7 @@ FAULTS = (
         "lowbit/packed/bits.py",
         "return packed_length(shape[axis], bits) * rest, axis not in contract, -axis",
         "return packed_length(shape[axis], bits) * rest, axis in contract, -axis",
-        ("tests/packed/test_native.py::test_levels_that_are_no_integers_run_natively",),
+        ("tests/packed/test_bits.py",),
     ),
     Fault(
         "bfloat16 scales are stored in float32",
