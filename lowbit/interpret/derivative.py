@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.gradients import inclusive
-from lowbit.packed import native
+from lowbit.packed.native import NativeTensor
+from lowbit.packed.restored import dequantized
 from lowbit.plan.rows import Row
 from lowbit.program.compat import rebind
 
@@ -55,7 +56,7 @@ def _in_float(op: Operation, row: Row, values: Sequence[Any], states: Mapping[st
     operands = []
     for site, value in zip(row.sites, values, strict=True):
         if site.spec is None or site.is_weight:
-            held = native.dequantized(value) if isinstance(value, native.NativeTensor) else None
+            held = dequantized(value) if isinstance(value, NativeTensor) else None
             operands.append(plain(value) if held is None else held)
         else:
             nearest = inclusive(site.spec.format.nearest)

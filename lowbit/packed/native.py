@@ -245,26 +245,6 @@ def in_order(packed: lowbit_kernels.PackedMatrix, platform: str) -> Any:
     return gpu.prepare(packed) if platform == "cuda" and gpu.why_not_prepare(packed) is None else packed
 
 
-def dequantized(weight: NativeTensor) -> Array | None:
-    """Returns a weight out of its order for a CPU's kernels, where its axes are now; None where it is in no such order."""
-    matrix = weight.matrix
-    if len(weight.axes) != weight.ndim:  # still with its layers
-        return None
-    if isinstance(matrix, lowbit_kernels.PreparedConv):
-        values = lowbit_kernels.dequantize_conv(matrix)
-    elif isinstance(matrix, lowbit_kernels.PreparedMatrix):
-        one: Callable[[Any], Array] = lambda m: lowbit_kernels.dequantize_matrix(lowbit_kernels.restore(m))  # noqa: E731
-        values = jax.vmap(one)(matrix) if weight.batch else one(matrix)
-    else:
-        return matrix if isinstance(matrix, jax.Array) else None
-    lengths = {axis: n for atoms in weight.axes for axis, n in atoms}
-    first = [i for i in (*weight.batch, *weight.contract) if i in lengths]
-    order = [*first, *sorted(i for i in lengths if i not in first)]
-    now = [order.index(axis) for atoms in weight.axes for axis, _ in atoms]
-    values = jnp.transpose(values.reshape([lengths[i] for i in order]), now)
-    return values.reshape(weight.shape).astype(weight.dtype)
-
-
 def status() -> str | None:
     """Returns why the native kernels cannot run on a CPU, or None if they can."""
     return lowbit_kernels.status().reason or None

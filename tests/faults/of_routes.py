@@ -21,7 +21,7 @@ FAULTS = (
     ),
     Fault(
         "a weight comes out of a convolution's order transposed",
-        "lowbit/packed/native.py",
+        "lowbit/packed/restored.py",
         "now = [order.index(axis) for atoms in weight.axes for axis, _ in atoms]",
         "now = [*range(len(order))]",
         (
