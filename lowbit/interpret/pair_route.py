@@ -8,10 +8,8 @@ from jaxtyping import Array
 
 from lowbit.core.meshes import explicit_mesh
 from lowbit.core.qtensor import QTensor
-from lowbit.packed import native, native_calls
-from lowbit.plan.rows import Row, Site
-from lowbit_kernels import StaticActivation
-from lowbit_kernels.cpu.pair import MOST_SUMMED, quant_product
+from lowbit.packed import native, native_calls, pair_calls
+from lowbit.plan.rows import Row
 
 from .arithmetic import Matmul, float_result, result_dtype
 from .inputs import quantized_input
@@ -40,9 +38,8 @@ def pair_result(
     matmul, dtype = Matmul.of(op.eqn), result_dtype(op.eqn)
 
     def native_call(operands: list[Array], states: States) -> Array:
-        grids = [_grid(site, states.get(site.role, {})) for site in row.sites]
         numbers = dict(matmul.params)["dimension_numbers"]
-        return quant_product(*operands, numbers, *grids, keeps_nan=keeps_nan).astype(dtype)
+        return pair_calls.run(operands, numbers, row.sites, states, keeps_nan=keeps_nan).astype(dtype)
 
     def backward(given: Any, gradient: Array) -> Any:
         served = [
@@ -57,13 +54,6 @@ def pair_result(
     return run([plain(x) for x in values], {role: dict(state) for role, state in states.items()}), None
 
 
-def _grid(site: Site, state: Mapping[str, Any]) -> StaticActivation | None:
-    grid, spec = native_calls.grid_of(site, state), site.spec
-    if grid is None or spec is None:
-        return None
-    return StaticActivation(grid.scale, grid.zero, int(spec.format.low), int(spec.format.high))
-
-
 def _why_not(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
     if row.primitive != "dot_general" or not row.is_integer or op.is_lookup:
         return "both operands are computed, and the native kernels take dots of integers of those"
@@ -75,14 +65,13 @@ def _why_not(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
     for dtype in (*(str(aval.dtype) for aval in avals), str(result_dtype(op.eqn))):
         if dtype not in native_calls.FLOATS:
             return f"the kernels compute in {', '.join(native_calls.FLOATS)}, not in {dtype}"
-    for site in row.sites:
-        if site.spec is None or site.spec.format.bits > 8 or not native_calls.can_take_input(site):
-            return "an operand is quantized outside the kernel"
+    if not all(pair_calls.can_take(site) for site in row.sites):
+        return "an operand is quantized outside the kernel"
     (lc, _), _ = op.eqn.params["dimension_numbers"]
     length = 1
     for i in lc:
         length *= avals[0].shape[i]
-    if not 1 <= length <= MOST_SUMMED:
+    if not 1 <= length <= pair_calls.MOST_SUMMED:
         return f"a sum of {length} products does not fit in int32" if length else "there is nothing to sum"
     arrays = [plain(x) for x in values]
     if explicit_mesh(arrays) is not None or any(getattr(jax.typeof(x), "vma", None) for x in arrays):
