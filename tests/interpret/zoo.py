@@ -286,6 +286,20 @@ def decoding() -> Case:
     return Case(fn, params, (jnp.int32(3), jnp.zeros((4, 8))), 5)
 
 
+def depthwise_of_two_axes() -> Case:
+    """As Keras keeps it: channels and how many results each has are two axes."""
+    params = {"kernel": normal(47, 3, 3, 6, 1), "wide": normal(48, 3, 3, 6, 2)}
+
+    def fn(p, x):
+        for name in ("kernel", "wide"):
+            w = p[name].reshape(3, 3, 1, -1)
+            numbers = {"feature_group_count": 6, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+            x = lax.conv_general_dilated(x, w, (1, 1), "SAME", **numbers)
+        return x
+
+    return Case(fn, params, (normal(49, 2, 6, 6, 6),), 2)
+
+
 def _cases() -> dict[str, Any]:
     return {
         name: functools.cache(function)  # building one takes longer than most tests
