@@ -132,6 +132,8 @@ def _gradients(fn: Any, case: Case) -> list[Any]:
 
 
 def _cosine(a: list[Any], b: list[Any]) -> float | None:
+    if not a:
+        return None
     one, other = (jnp.concatenate([x.astype(jnp.float32).ravel() for x in each]) for each in (a, b))
     norms = jnp.linalg.norm(one) * jnp.linalg.norm(other)
     return round(float(one @ other / norms), 4) if norms > 0 else None
