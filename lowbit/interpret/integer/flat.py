@@ -11,12 +11,13 @@ from lowbit.interpret.walk import plain, reevaluate
 from lowbit.program import primitives, read
 from lowbit.program.read import Value
 
-_INLINED = ("jit", "remat", "custom_jvp", read.LAYERS)
+_INLINED = ("jit", "remat", read.OF_DATA, read.LAYERS)
 
 
 def flatten(traced: Trace) -> read.Program:
-    """Returns the program of a trace: parameters are fixed, calls inlined, layers of a scan written out, functions with their own gradient kept.
+    """Returns the program of a trace: parameters are fixed, calls inlined, layers of a scan written out.
 
+    Functions with their own gradient are kept, but those of data that have a `jax.custom_jvp`.
     A product that sums nothing, with constant integers, is one of elements: the mask of heads that a model closes over.
     """
     program = read.read(traced.jaxpr, fixed=traced.count, inlined=_INLINED)

@@ -33,6 +33,7 @@ from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
 from .nodes import Node, Program
+from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
 from .run import Arithmetic, Levels, defined, evaluate, indices
 from .weights import weight_of, weight_places, weights_of
@@ -103,6 +104,7 @@ def simulation(
     step: Array | None,
     updated: Callable[..., Any],
     codes: Mapping[str, Any],
+    custom_vjp: str = "raise",
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Returns flat results, the new states of weight leaves and those of grids and derived weights.
 
@@ -118,6 +120,7 @@ def simulation(
         step: for them.
         updated: ``(site, state, statistics or None, value) -> state`` after a training batch.
         codes: chosen for weights, by key.
+        custom_vjp: ``"raise"`` where a function with its own gradient that a grid cuts in two is differentiated, or ``"body"``.
     """
     program, sites = program_for(plan, traced), plan.grids()
     states = {path: get(qstate, path, "output") for path in sites}
@@ -149,6 +152,8 @@ def simulation(
             y = env[node.out]
         else:
             y = defined(node, xs, lambda v: _at_operation(node, v, known, weights))[0]
+            if custom_vjp == "raise":
+                y = refusing_parts(node, y)
         placed = _of_rank(y, len(site.operand.shape))
         q = forward(site, state, placed, layer_operand(site))
         levels = q.codes.reshape(y.shape)
