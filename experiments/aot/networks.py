@@ -1,6 +1,7 @@
 """Networks in shapes of real layers, as pure functions, with the rules that they are quantized by.
 
-No value matters: what is compiled depends on shapes. Sizes are such that no activation has as many elements as a weight.
+No value matters: what is compiled depends on shapes. Sizes are such that no activation, and no cache in bytes as a chip pads it,
+has as many elements as a weight.
 """
 
 import functools
@@ -102,7 +103,7 @@ def convolutional(dtype: str, size: int = 20, width: int = 256) -> Network:
 
 
 def decoding(
-    dtype: str, sequences: int = 8, length: int = 200, width: int = WIDTH, layers: int = 4, heads: int = 16
+    dtype: str, sequences: int = 5, length: int = 200, width: int = WIDTH, layers: int = 4, heads: int = 16
 ) -> Network:
     """A step of a language model: a token of every sequence is looked up, and goes through layers with a cache to logits."""
     words = 5 * width

@@ -27,7 +27,8 @@ def test_every_quantized_product_of_every_network_is_a_kernel(name):
             assert one.ok, (target, case, one.error)
             assert one.metrics["kernels"] == one.metrics["products"], (target, case)
             assert one.metrics["products"] == PRODUCTS[case.split()[0]], (target, case)
-            assert one.metrics["temp"] < one.metrics["packed"], (target, case)
+            most = 2 if case.startswith("convolutional") else 1  # whose activations are as large as its weights
+            assert one.metrics["temp"] < most * one.metrics["packed"], (target, case)
 
 
 PRODUCTS = {"dense": 2, "scanned": 4, "convolutional": 1, "decoding": 5}
@@ -83,6 +84,10 @@ def test_an_unpacked_weight_and_a_wide_product_are_found_in_a_program():
     assert not unpacked("%ones = f32[1024,4096]{1,0} fusion(), kind=kLoop, calls=%one", weights)
     tuples = "%t = (f32[8]{0:T(256)}, /*index=1*/s8[1024,4096]{1,0}) custom-call(%w), custom_call_target=x"
     assert unpacked(tuples, weights) == ["s8[1024,4096]"]
+    prefetched = (
+        "%b = s8[4194304]{0} bitcast(%w)\n%s = ((s8[4194304]{0}), s8[4194304]{0:S(1)}, s32[]) slice-start(%b), slice={}"
+    )
+    assert not unpacked(prefetched, weights)
     bytes_ = "%a = s8[8,64]{1,0} parameter(0)\n%b = s8[64,8]{1,0} parameter(1)\n%c = s32[8,8]{1,0} dot(%a, %b), x={}"
     assert not widened(bytes_)
     assert widened(bytes_.replace("%b = s8", "%b = s32")) == ["s8 x s32"]
