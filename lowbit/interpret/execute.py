@@ -29,6 +29,7 @@ from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .native_route import float_weight, native_result
 from .operations import Operation
+from .pair_route import pair_result
 from .poison import poisoned
 from .ranks import fitted, with_axes
 from .served import Served
@@ -287,8 +288,10 @@ def execution(
             if not is_cpu:
                 result, how, reason = kernel_result(platform, op, row, values, states, implementation, quantized_input)
             elif implementation in (None, "cpu"):
-                result, reason = native_result(
-                    op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=is_fused
+                result, reason = (
+                    pair_result(op, row, values, states, keeps_nan=keeps_nan)
+                    if row.weight is None
+                    else native_result(op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=is_fused)
                 )
             else:
                 reason = f"it is no implementation of execute's on a CPU (platform={platform!r})"

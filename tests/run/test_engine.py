@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -267,3 +268,12 @@ def test_a_piece_is_known_by_what_it_depends_on(tmp_path):
     assert other[0] == base[0]
     assert other[1] != base[1]
     assert fingerprint(PLAIN.methods[0]) != fingerprint(PLAIN.methods[1])
+
+
+def test_a_drawing_that_is_lost_is_made_again(first, tmp_path):
+    shutil.copytree(first, tmp_path / "run")
+    drawn = tmp_path / "run/evals/grids/w8a8.svg"
+    before = drawn.read_bytes()
+    drawn.unlink()
+    run(tiny.config, tmp_path / "run")
+    assert drawn.read_bytes() == before

@@ -197,9 +197,9 @@ def _scratch_bytes(x_shape: tuple[int, ...], packed: PreparedConv, shape: tuple[
     gathered = padded(1) + rows * (-(-length // 64) * 64 + 64 + 12)
     is_together = packed.groups == 1 and call.dilation[1] == 1
     runs, run = (height, width * inputs) if is_together else (height * width, inputs)
-    pairs = packed.groups * -(-(out // packed.groups) // 16) * runs * -(-run // 2) * 64
-    return 64 + (max(gathered, padded(2) + pairs) if pairs <= _MOST_PAIR_BYTES else gathered)
+    words = packed.groups * -(-(out // packed.groups) // 16) * runs * -(-run // 2) * 64
+    return 64 + (max(gathered, padded(2) + words) if words <= _MOST_WORD_BYTES else gathered)
 
 
-_MOST_PAIR_BYTES = 1 << 18
-"""Up to so many bytes of weights are widened to 16 bits in a call (`kMostPairBytes` in cpp/core/conv.cpp)."""
+_MOST_WORD_BYTES = 1 << 18
+"""Up to so many bytes of weights are widened to 16 bits in a call (`kMostWordBytes` in cpp/core/conv.cpp)."""
