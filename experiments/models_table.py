@@ -76,7 +76,7 @@ def refusals(models: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
             found.setdefault(f"`{what}`", []).append(name)
         if line["integer"] and "cannot place" not in line["integer"]:
             text = _PATHS.sub("", line["integer"].split(": ", 1)[1]).strip()
-            found.setdefault(text[:60], []).append(name)
+            found.setdefault(text[:80].rsplit(" ", 1)[0], []).append(name)
     return dict(sorted(found.items(), key=lambda each: -len(each[1])))
 
 

@@ -238,6 +238,19 @@ def half_precision() -> Case:
     return Case(fn, params, (normal(33, 4, 8),), 1)
 
 
+def half_precision_residual() -> Case:
+    """XLA keeps sums in float32 where one program reads them, and rounds them where a kernel does."""
+    params = {"a": normal(50, 8, 8), "b": normal(51, 8, 8)}
+
+    def fn(p, x):
+        x = x.astype(jnp.bfloat16)
+        for name in "ab":
+            x = x * jnp.bfloat16(1.37) + jnp.tanh(x) @ p[name].astype(jnp.bfloat16)
+        return x.astype(jnp.float32)
+
+    return Case(fn, params, (normal(52, 64, 8),), 2)
+
+
 def one_row() -> Case:
     """One token at one place, against a cache."""
     params = {"tokens": normal(34, 11, 8), "places": normal(35, 7, 8), "query": normal(36, 8, 8)}

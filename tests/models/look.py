@@ -127,10 +127,13 @@ def _gradients(fn: Any, case: Case) -> list[Any]:
     def loss(params: Any) -> Any:
         return sum(jnp.sum(jnp.sin(x.astype(jnp.float32))) for x in _floats(fn(params, *case.args)))
 
-    return _floats(jax.jit(jax.grad(loss, allow_int=True))(case.params))
+    quickly = {"xla_llvm_disable_expensive_passes": True}  # nobody compares their last bits
+    return _floats(jax.jit(jax.grad(loss, allow_int=True), compiler_options=quickly)(case.params))
 
 
 def _cosine(a: list[Any], b: list[Any]) -> float | None:
+    if not a:
+        return None
     one, other = (jnp.concatenate([x.astype(jnp.float32).ravel() for x in each]) for each in (a, b))
     norms = jnp.linalg.norm(one) * jnp.linalg.norm(other)
     return round(float(one @ other / norms), 4) if norms > 0 else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import demo_table, matrix_table, post_training_table
+from experiments import demo_table, matrix_table, models_table, post_training_table
 from tests.project import rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_the_links_lead_somewhere(path: Path) -> None:
 def test_tables_are_what_was_measured() -> None:
     """README's tables are rendered from the results of their runs, and nobody edits them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for made in (matrix_table, demo_table, post_training_table):
+    for made in (matrix_table, demo_table, post_training_table, models_table):
         start, end = matrix_table.block(text, made.MARKS)
         assert text[start:end] == made.markdown(json.loads(made.RESULT.read_text()))
     with pytest.raises(ValueError, match="once each"):

@@ -59,7 +59,8 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         path = program.grids[node.out]
         site = sites[path]
         operand = layer_operand(site)
-        folded = {s.name: s.update(states[path]["output"][s.name], outs[0], operand) for s in statistics_of(site)}
+        x = _of_rank(outs[0], len(operand.shape))
+        folded = {s.name: s.update(states[path]["output"][s.name], x, operand) for s in statistics_of(site)}
         return outs, {**states, path: {**states[path], "output": folded}}
 
     def measured(node: Node, values: list[Any], states: Any) -> Any:
@@ -153,7 +154,8 @@ def simulation(
             y = defined(node, xs, lambda v: _at_operation(node, v, known, weights))[0]
             if custom_vjp == "raise":
                 y = refusing_parts(node, y)
-        q = forward(site, state, _of_rank(y, len(site.operand.shape)), layer_operand(site))
+        placed = _of_rank(y, len(site.operand.shape))
+        q = forward(site, state, placed, layer_operand(site))
         levels = q.codes.reshape(y.shape)
         if arithmetic is not None and node.kind != "input":
             codes = [
@@ -162,7 +164,7 @@ def simulation(
             ]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
         if train and node.kind not in ("concatenate", "select"):
-            after = {**after, path: {"output": updated(site, after[path]["output"], None, y)}}
+            after = {**after, path: {"output": updated(site, after[path]["output"], None, placed)}}
         return [Levels(levels, *_scalars(q))], after
 
     start = {path: {"output": state} for path, state in states.items()} if train else {}

@@ -44,7 +44,7 @@ def program_for(plan: Plan, traced: Trace) -> Program:
         raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
     ranks = {node.path: len(node.out.shape) for node, _ in program.everywhere() if node.outs}
     for path, site in plan.grids().items():
-        if ranks[path] != len(site.operand.shape):
+        if max(ranks[path], 1) != max(len(site.operand.shape), 1):
             raise ValueError(
                 f"{path} has {ranks[path]} axes in this call and {len(site.operand.shape)} in the plan: a full-integer plan holds "
                 f"constants in the shapes it was bound with; give arguments of as many axes as then, or bind a plan for these"
@@ -84,7 +84,7 @@ def steps_of(
     """Returns the rows, their inputs on grids, and the steps.
 
     A grid has the quantizer of the operations that read it; where none does, that of the operation that makes it, or of
-    what it is made from.
+    what it is made from. It has the axes of its first value, and one at least: others that share it may have more.
 
     Raises:
         ValueError: for operations that are not integer, or that want one grid in two ways.
@@ -97,7 +97,7 @@ def steps_of(
             "grid",
             node.path,
             (),
-            Operand((0,) * len(node.out.shape), str(node.out.dtype), (), 0, is_weight=False),
+            Operand((0,) * max(len(node.out.shape), 1), str(node.out.dtype), (), 0, is_weight=False),
             quantizers[node.path].spec,
             quantizers[node.path],
         )
