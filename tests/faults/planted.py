@@ -359,7 +359,7 @@ FAULTS = (
         "lowbit/core/kept.py",
         "return (arrays, note) if metadata[_SEAL] == _hash(arrays, note) else None",
         "return arrays, note",
-        ("tests/run/test_folder.py::test_every_flipped_bit_of_a_state_is_refused",),
+        ("tests/run/test_folder.py::test_every_flipped_bit_of_what_is_sealed_is_refused",),
     ),
     *OF_ROUTES,
 )
