@@ -26,7 +26,7 @@ PIN := constraints/py$(subst .,,$(PYTAG)).txt
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input --quiet
-EXTRAS := experiments,export,sweep,dev
+EXTRAS := experiments,export,sweep,ray,grain,dev
 
 # Two stamps: the environment follows the dependency files, the kernels follow their C++ sources.
 DEPS := $(VENV)/.lowbit-deps-$(PYTAG)
@@ -39,7 +39,7 @@ CPP_FILES := kernels/pyproject.toml $(wildcard kernels/CMakeLists.txt) \
 NATIVE := $(PY) -c 'import lowbit_kernels as k, sys; s = k.status(); print("== kernels:", s.path and ", ".join(s.isas)); sys.exit(s.path is None and s.reason)'
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-times test-faults fuzz fuzz-files test-edge test-models lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
+.PHONY: help env demo test test-slow test-times test-faults fuzz fuzz-files fuzz-runs test-edge test-models lint format types imports pytest kernels-test kernels-sanitize test-jax12 test-aot test-aot-tpu test-aot-cuda bench pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## \(.*\)$$/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -131,6 +131,9 @@ fuzz: env  ## export 500 random networks and compare every target
 
 fuzz-files: env  ## damage bundles, manifests and checkpoints, and kill writers, 50 times as often as `make test` does
 	LOWBIT_FUZZ_FILES=50 $(PY) -m pytest -q -n $(JOBS) tests/core/test_atomic.py tests/export/test_untrusted*.py tests/packed/test_resigned.py
+
+fuzz-runs: env  ## kill runs and whole sweeps at random, fifty times each: twenty minutes
+	LOWBIT_KILLS=50 $(PY) -m pytest -q -n 0 tests/run/test_kills.py
 
 # Converters and runtimes are wheels, in an environment of their own; emulators and cross compilers are Debian packages,
 # installed here where this is root. IREE's programs for 64-bit Arm are in a wheel of that machine, which is only unpacked:

@@ -33,7 +33,8 @@ NOTE = (
 
 def markdown(found: Mapping[str, Any]) -> str:
     """Returns the tables: plans under a budget, then scores beside what was measured, then sums beside whole plans."""
-    return "\n".join([*_pairs(found), "", NOTE, "", *_ranks(found), "", *_predicted(found)]) + "\n"
+    more = [line for part in (_ranks(found), _predicted(found)) if part for line in ("", *part)]
+    return "\n".join([*_pairs(found), "", NOTE, *more]) + "\n"
 
 
 def wins(pair: Mapping[str, Any]) -> bool:
@@ -91,6 +92,8 @@ def _gain(pair: Mapping[str, Any], what: str, digits: int) -> str:
 
 
 def _ranks(found: Mapping[str, Any]) -> list[str]:
+    if not any(network["ranks"] for network in found["networks"]):
+        return []
     methods = list(dict.fromkeys(method for network in found["networks"] for method in network["ranks"]))
     heads = ["rank correlation with measured KL", *methods]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]

@@ -25,7 +25,7 @@ def _decibels(outputs: np.ndarray, before: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(before**2) / max(np.sum((outputs - before) ** 2), 1e-30)))
 
 
-def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
+def mobilenet(calibration: int = 128, agreement: int = 100) -> Subject:
     """Returns MobileNetV2: top-1 of 200 crops of 20 labelled photographs, agreement on crops of others.
 
     Args:
@@ -53,7 +53,7 @@ def mobilenet(calibration: int = 32, agreement: int = 100) -> Subject:
     return Subject(model, _batched(data.train.inputs[:calibration], 8), inputs, score)
 
 
-def faces(calibration: int = 64) -> Subject:
+def faces(calibration: int = 256) -> Subject:
     """Returns BlazeFace: 200 labelled crops; calibration sees photographs that are none of them."""
     data = lfw_faces.load()
     others = photographs.pixels(photographs.crops("calibration")[:calibration], 128) * 2 - 1
@@ -66,7 +66,7 @@ def faces(calibration: int = 64) -> Subject:
     return Subject(blazeface.load(), _batched(others, 32), _batched(data.test.inputs, 50), score)
 
 
-def tiny(name: str, calibration: int = 128, scored: int = 2000) -> Subject:
+def tiny(name: str, calibration: int = 512, scored: int = 2000) -> Subject:
     """Returns one of MLPerf Tiny's: agreement with float's class, or the correlation of anomaly scores."""
     seen, asked = tiny_inputs.load(name, calibration, scored)
 
@@ -79,14 +79,18 @@ def tiny(name: str, calibration: int = 128, scored: int = 2000) -> Subject:
         return {"agreement %": float(np.mean(same)), "low": low, "high": high, "logits dB": _decibels(outputs, before)}
 
     model = _folded(mlperf_tiny.load(name), seen[:1])
-    return Subject(model, _batched(seen, 64), _batched(asked, 250), score)
+    return Subject(model, _batched(seen, 32), _batched(asked, 250), score)
 
 
-def sentences(calibration: int = 64, scored: int = 300, length: int = 64) -> Subject:
-    """Returns MiniLM: mean cosine to float's vectors on sentences of texts that calibration has not seen."""
+def sentences(calibration: int = 256, scored: int = 300, length: int = 64) -> Subject:
+    """Returns MiniLM: mean cosine to float's vectors on sentences of texts that calibration has not seen.
 
-    def batches(count: int, first: int) -> list[tuple[Any, ...]]:
-        ids, mask = minilm.tokens(brown.sentences(count, first=first), length)
+    Calibration reads three sentences at a time, cut to the length: of single ones more than half of the rows would be padding.
+    """
+
+    def batches(count: int, first: int, together: int) -> list[tuple[Any, ...]]:
+        alone = brown.sentences(count * together, first=first)
+        ids, mask = minilm.tokens([" ".join(alone[i::count]) for i in range(count)], length)
         return [(ids[i : i + 32], mask[i : i + 32]) for i in range(0, count, 32)]
 
     def score(outputs: np.ndarray, before: np.ndarray) -> dict[str, float]:
@@ -94,7 +98,7 @@ def sentences(calibration: int = 64, scored: int = 300, length: int = 64) -> Sub
         low, high = interval(cosines, np.arange(len(cosines)))
         return {"cosine": float(np.mean(cosines)), "low": low, "high": high}
 
-    return Subject(minilm.load(), batches(calibration, 0), batches(scored, 1), score)
+    return Subject(minilm.load(), batches(calibration, 0, 3), batches(scored, 1, 1), score)
 
 
 def on_auto_encoder(name: str, *recipes: str, calibration: int) -> PostTraining:

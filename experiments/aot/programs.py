@@ -24,6 +24,9 @@ NOTE = (
 TOLERANCE = {"temp": 0.05, "bytes": 0.05}
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32}
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16)\[([\d,]+)\]")
+_COMPUTATION = re.compile(r"(?:ENTRY )?(%[\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%[\w.\-]+ = (.*?) ([\w\-]+)\((.)")
+_VIEWS = ("bitcast", "slice-start", "slice-done", "get-tuple-element", "tuple")
 _PRODUCT = re.compile(r"= s32\[\S* (?:convolution|dot)\((%[\w.\-]+), (%[\w.\-]+)\)")
 
 
@@ -89,18 +92,34 @@ def complaint(text: str, metrics: dict[str, Any], weights: list[Any]) -> str:
 
 
 def unpacked(text: str, weights: list[Any]) -> list[str]:
-    """The arrays of a program with as many elements as a weight, of all its layers or of one, and more bits for each."""
+    """The buffers of a program with as many elements as a weight, of all its layers or of one, and more bits for each."""
     bits: dict[int, int] = {}
     for site in weights:
         shape, stack = site.operand.shape, site.operand.stack
         for size in (math.prod(shape), math.prod(shape[stack:])):
             bits[size] = max(_bits(site), bits.get(size, 0))
     found = set()
-    for dtype, shape in _ARRAY.findall(text):
+    for dtype, shape in buffers(text):
         size = math.prod(int(n) for n in shape.split(","))
         if size in bits and _BITS.get(dtype, 64) > bits[size]:
             found.add(f"{dtype}[{shape}]")
     return sorted(found)
+
+
+def buffers(text: str) -> list[tuple[str, str]]:
+    """The dtypes and shapes of what the instructions of a program make of other values.
+
+    What is inside a fusion never leaves registers or on-chip memory; what has no operands is made of no weight; views, and parts
+    on their way to on-chip memory, hold the bytes that are there already.
+    """
+    fused = set(re.findall(r" fusion\(.*calls=(%[\w.\-]+)", text))
+    found, inside = [], ""
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            inside = head[1]
+        elif inside not in fused and (made := _INSTRUCTION.match(line)) and made[2] not in _VIEWS and made[3] != ")":
+            found += _ARRAY.findall(made[1])
+    return found
 
 
 def widened(text: str) -> list[str]:

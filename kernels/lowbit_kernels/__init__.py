@@ -11,6 +11,7 @@ from lowbit_kernels.api import largest_group as largest_group
 from lowbit_kernels.api import quant_matmul as quant_matmul
 from lowbit_kernels.api import quant_sums as quant_sums
 from lowbit_kernels.conv import PackedConv as PackedConv
+from lowbit_kernels.conv import dequantize_conv as dequantize_conv
 from lowbit_kernels.conv import pack_conv as pack_conv
 from lowbit_kernels.conv import prepare_conv as prepare_conv
 from lowbit_kernels.conv import quant_conv as quant_conv

@@ -103,6 +103,18 @@ def conv_codes(packed: PackedConv) -> Array:
     return unpack_codes(packed.codes, packed.bits, packed.kernel[packed.axis], packed.axis, packed.signed)
 
 
+def dequantize_conv(packed: PackedConv | PreparedConv) -> Array:
+    """W as float32 HWIO, prepared or not: one product of an exact level and its scale, rounded once.
+
+    Raises:
+        ValueError: fields that do not fit together.
+        TypeError: `packed` is no convolution's.
+    """
+    check_conv(packed)
+    codes, scales = cpu.restore(packed) if isinstance(packed, PreparedConv) else (conv_codes(packed), packed.scales)
+    return codes.astype(jnp.float32) * scales
+
+
 def check_conv(packed: Any) -> None:
     """Raises ValueError or TypeError where `packed` is no packed convolution, or one whose fields do not fit together."""
     checks.instance("packed", packed, (PackedConv, PreparedConv), "pack_conv or prepare_conv")

@@ -46,6 +46,18 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
         default=[],
         help="of its update_parameters; may be repeated",
     )
+    sweep.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run by Ray: the address of a cluster, auto, or local for one that --jobs sizes",
+    )
+    sweep.add_argument(
+        "--ray-set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="of its tasks, such as num_gpus=1; may be repeated",
+    )
     sweep.add_argument("--without", metavar="EVAL", action="append", default=[], help="leave an eval out")
     sweep.add_argument("--only", metavar="GLOB", action="append", default=[], help="of pieces, as lowbit run takes it")
     sweep.add_argument("--accept-stale", action="store_true", help="take pieces that another commit of lowbit finished")
@@ -86,14 +98,19 @@ def _sweep(chosen: argparse.Namespace) -> int:
     out = Path(chosen.out) if chosen.out else Path("sweeps") / path.stem
     if chosen.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {chosen.jobs}")
+    if chosen.ray and chosen.submitit:
+        raise UsageError("--ray and --submitit are two schedulers: give one of them")
     words = [
         word for option in ("without", "only") for value in getattr(chosen, option) for word in (f"--{option}", value)
     ]
     words += ["--accept-stale"] if chosen.accept_stale else []
     commands = {point.name: sweep.command(path.resolve(), point, out.resolve(), words) for point in asked}
     print(f"{len(commands)} runs into {out}")
-    if chosen.submitit:
-        parameters = dict(_parameter(text) for text in chosen.submitit_set)
+    if chosen.ray:
+        options = dict(_parameter(text, "--ray-set") for text in chosen.ray_set)
+        statuses = sweep.by_ray(commands, chosen.ray, chosen.jobs, out.resolve() / "logs", options)
+    elif chosen.submitit:
+        parameters = dict(_parameter(text, "--submitit-set") for text in chosen.submitit_set)
         statuses = sweep.by_submitit(commands, chosen.submitit, out / "logs", parameters)
     else:
         statuses = sweep.by_processes(commands, chosen.jobs, out / "logs")
@@ -106,10 +123,12 @@ def _sweep(chosen: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
-def _parameter(text: str) -> tuple[str, int | str]:
+def _parameter(text: str, option: str) -> tuple[str, int | str]:
     key, sign, value = text.partition("=")
     if not sign or not key:
-        raise UsageError(f"--submitit-set {text}: write KEY=VALUE, such as timeout_min=60")
+        raise UsageError(
+            f"{option} {text}: write KEY=VALUE, such as {'num_gpus=1' if 'ray' in option else 'timeout_min=60'}"
+        )
     return key, int(value) if value.isdecimal() else value
 
 

@@ -85,6 +85,14 @@ def cast_once(x: Float[Array, "..."], dtype: jax.typing.DTypeLike) -> Float[Arra
     return x.astype(dtype)
 
 
+def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns ``x`` unchanged; where it is bfloat16, rounded to it even where XLA kept the float32 that it was computed in.
+
+    What reads it in one program then reads what another program reads that is given it as an array.
+    """
+    return cast_once(x.astype(jnp.float32), x.dtype) if x.dtype == jnp.bfloat16 else x
+
+
 def stochastic(x: Float[Array, "..."], key: Array) -> Float[Array, "..."]:
     """Returns ``x`` rounded up or down at random, up with probability ``x - floor(x)``; gradient straight through.
 

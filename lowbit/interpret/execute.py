@@ -21,6 +21,7 @@ from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.compat import rebind
 
 from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
+from .derivative import differentiable, without_derivative
 from .elsewhere import integer_results, kernel_result
 from .inputs import quantized_input
 from .int8 import int8_result
@@ -28,6 +29,7 @@ from .integer.interpretations import execution as integer_execution
 from .lookup import lookup
 from .native_route import float_weight, native_result
 from .operations import Operation
+from .pair_route import pair_result
 from .poison import poisoned
 from .ranks import fitted, with_axes
 from .served import Served
@@ -46,7 +48,9 @@ def execute(
     """Returns ``run(qparams, *args, **kwargs)``: ``fn`` on packed weights.
 
     The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
-    operation is quantized this is ``jax.jit(fn)``.
+    operation is quantized this is ``jax.jit(fn)``. The gradient, to arguments and scales, is on every route that of the
+    operations on dequantized operands, straight through the rounding of an input within its range: that of `lowbit.simulate`
+    with `lowbit.rtn`. A full-integer plan raises when differentiated.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations.
@@ -86,8 +90,9 @@ def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str |
 
     def trace_of(qparams, args, kwargs, *, where, is_fused):
         return execution(
-            fn, plan, qparams, args, kwargs, implementation=implementation, platform=where, is_fused=is_fused
-        )
+            fn, plan, qparams, args, kwargs, implementation=implementation, platform=where, is_fused=is_fused,
+            has_derivative=not is_fused,
+        )  # fmt: skip
 
     served = Served(plan, trace_of)
 
@@ -212,6 +217,7 @@ def execution(
     has_integer_io: bool = False,
     keeps_nan: bool = True,
     is_fused: bool = False,
+    has_derivative: bool = False,
 ) -> Any:
     """Returns ``y`` of one call on packed parameters; `execute` is this under jit.
 
@@ -229,6 +235,8 @@ def execution(
             the code of the zero point. Full-integer plans never do.
         is_fused: whether products on native kernels are equations that `lowbit.interpret.fuse` puts together with what
             follows them.
+        has_derivative: whether it may be differentiated: that of a full-integer plan is an error. Without, gradients are lost
+            at products of integers.
     """
     check_belongs(plan, qparams)
     is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
@@ -238,6 +246,9 @@ def execution(
     if not plan.quantized:
         return fn(qparams.params, *args, **kwargs)
     if is_integer:
+        if has_derivative:
+            leaves, qparams = without_derivative(_NO_DERIVATIVE, (traced.leaves, qparams))
+            traced = dataclasses.replace(traced, leaves=leaves)
         run = functools.partial(integer_execution, plan, has_integer_io=has_integer_io)
 
         def results(leaves: list[Any], qparams: QParams) -> list[Any]:
@@ -258,13 +269,18 @@ def execution(
         values = [
             states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
         ]
+        if not has_derivative or op.is_lookup:
+            return anywhere(op, row, values, states), states
+        return differentiable(op, row, functools.partial(anywhere, op, row), values, states), states
+
+    def anywhere(op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
         if platform is not None:
-            return on(platform, op, row, values, states), states
+            return on(platform, op, row, values, states)
         functions = {name: functools.partial(on, name, op, row) for name in PLATFORMS}
         like = jax.ShapeDtypeStruct(op.eqn.outvars[0].aval.shape, result_dtype(op.eqn))
-        return by_platform(functions, functions["cpu"], like, values, states), states
+        return by_platform(functions, functions["cpu"], like, values, states)
 
-    def on(platform: str, op: Operation, row: Row, values: list[Any], states: Any) -> Any:
+    def on(platform: str, op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
         note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
         result, reason = None, f"asked for {implementation}"
         is_cpu, how = platform == "cpu", "cpu"
@@ -272,8 +288,10 @@ def execution(
             if not is_cpu:
                 result, how, reason = kernel_result(platform, op, row, values, states, implementation, quantized_input)
             elif implementation in (None, "cpu"):
-                result, reason = native_result(
-                    op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=is_fused
+                result, reason = (
+                    pair_result(op, row, values, states, keeps_nan=keeps_nan)
+                    if row.weight is None
+                    else native_result(op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=is_fused)
                 )
             else:
                 reason = f"it is no implementation of execute's on a CPU (platform={platform!r})"
@@ -302,6 +320,11 @@ def execution(
     outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
     return jax.tree.unflatten(traced.out_tree, outs)
 
+
+_NO_DERIVATIVE = (
+    "lowbit.execute of a full-integer plan has no derivative: differentiate lowbit.simulate, whose values are the same, or pass "
+    "what goes into it through jax.lax.stop_gradient"
+)
 
 _COMPUTED = ("derived", "constant")
 

@@ -23,6 +23,7 @@ from .kinds import (
     carried,
     combine,
     computed,
+    is_layered,
     join,
     layer_of,
     leaf_contraction,
@@ -164,6 +165,10 @@ class _Reader:
             self.made |= frozenset().union(*(k.picks for k in kinds if isinstance(k, Picked)))
         return [Data(k.near, makers=k.makers) if isinstance(k, Picked) else k for k in kinds]
 
+    def changing(self, kinds: Sequence[Kind], unchanged: Sequence[bool]) -> list[Kind]:
+        """Returns what a loop carries: what is the same in every turn is what it was."""
+        return [k if same else self.settled([k])[0] for k, same in zip(kinds, unchanged, strict=True)]
+
     def is_table(self, kind: Kind) -> bool:
         return isinstance(kind, Picked) or bool(leaves_of(kind))
 
@@ -239,8 +244,7 @@ class _Reader:
     _remat = _jit
 
     def _shard_map(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
-        outs = self.settled(self._jit(equation, self.settled(kinds), stack))
-        return [computed(k) for k in outs]
+        return [computed(k) for k in self.settled(self._jit(equation, kinds, stack))]
 
     def _custom_vjp(self, equation: Equation, kinds: list[Kind], stack: Stack) -> list[Kind]:
         before = self.own_gradient
@@ -260,12 +264,12 @@ class _Reader:
         condition, body = equation.bodies
         n_carry = len(equation.outs)
         n_cond, n_body = len(condition.inputs) - n_carry, len(body.inputs) - n_carry
-        consts, carry = kinds[n_cond : n_cond + n_body], self.settled(kinds[n_cond + n_body :])
+        unchanged = [out is x for out, x in zip(body.outs, body.inputs[n_body:], strict=True)]
+        consts, carry = kinds[n_cond : n_cond + n_body], self.changing(kinds[n_cond + n_body :], unchanged)
 
         def once(carry: Sequence[Kind]) -> list[Kind]:
-            return self.settled(self.body(body, [*consts, *carry], stack))
+            return self.changing(self.body(body, [*consts, *carry], stack), unchanged)
 
-        unchanged = [out is x for out, x in zip(body.outs, body.inputs[n_body:], strict=True)]
         fixed = self._fixpoint(once, carry, unchanged)
         (goes_on,) = self.body(condition, [*kinds[:n_cond], *fixed], stack)
         once(fixed)
@@ -277,20 +281,23 @@ class _Reader:
         loop = equation.loop
         assert loop is not None
         n_carry, n_consts = len(loop.carries), loop.n_consts
-        consts, rest = kinds[:n_consts], self.settled(kinds[n_consts:])
-        carry, xs = rest[:n_carry], rest[n_carry:]
-        is_layers = any(not isinstance(k, Data) and leaves_of(k) for k in xs)
+        unchanged = [out is x for out, x in zip(loop.afters, loop.carries, strict=True)]
+        consts, xs = kinds[:n_consts], kinds[n_consts + n_carry :]
+        carry = self.changing(kinds[n_consts : n_consts + n_carry], unchanged)
+        is_layers = any(is_layered(k) for k in xs)
         if is_layers:
             stack = (*stack, loop.length)
             if self.recording:
                 self.graph.layer_scans.add(equation.address)
         # Of a scan over layers a derived weight is computed for every one of them; of another scan, once.
-        sliced = [layer_of(k) if is_layers else turning(layer_of(k)) for k in xs]
+        layers = [layer_of(k) for k in xs]
+        given = [k if k is not None else self.settled([x])[0] for k, x in zip(layers, xs, strict=True)]
+        sliced = given if is_layers else [turning(k) for k in given]
 
         def once(carry: Sequence[Kind]) -> list[Kind]:
-            return self.settled(self.body(loop.body, [*consts, *carry, *sliced], stack))
+            outs = self.body(loop.body, [*consts, *carry, *sliced], stack)
+            return [*self.changing(outs[:n_carry], unchanged), *self.settled(outs[n_carry:])]
 
-        unchanged = [out is x for out, x in zip(loop.afters, loop.carries, strict=True)]
         fixed = self._fixpoint(lambda c: once(c)[:n_carry], carry, unchanged, is_layers=is_layers)
         outs = once(fixed)
         stacked = [k if isinstance(k, Data) else Derived(leaves_of(k)) for k in outs[n_carry:]]

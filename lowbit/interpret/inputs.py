@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lowbit.core.qtensor import QTensor, quantize_with
+from lowbit.core.qtensor import Nearest, QTensor, quantize_with
 from lowbit.core.ranges import Full, dynamic_range
 from lowbit.core.scales import stored_scale
 from lowbit.plan.rows import Site
@@ -11,8 +11,14 @@ from lowbit.plan.rows import Site
 from .state import layer_operand
 
 
-def quantized_input(site: Site, state: Mapping[str, Any], x: Any) -> QTensor:
+def quantized_input(site: Site, state: Mapping[str, Any], x: Any, *, nearest: Nearest | None = None) -> QTensor:
     """Returns an input on its served grid: from the spec alone, or by the quantizer's own code where that does not do.
+
+    Args:
+        site: the input's.
+        state: its scale and zero point, or what its own code keeps.
+        x: the input.
+        nearest: as of `lowbit.core.qtensor.quantize_with`: another gradient of the same values, where the spec does.
 
     Raises:
         ValueError: where that code is not there, in a plan read from a file.
@@ -31,5 +37,5 @@ def quantized_input(site: Site, state: Mapping[str, Any], x: Any) -> QTensor:
         return site.quantizer.quantize(dict(state), x, operand)
     if spec.dynamic:
         scale, zero = dynamic_range(Full(), x, operand, spec)
-        return quantize_with(x, spec, stored_scale(scale, spec, operand), zero, blocks)
-    return quantize_with(x, spec, state["scale"], state.get("zero"), blocks)
+        return quantize_with(x, spec, stored_scale(scale, spec, operand), zero, blocks, nearest=nearest)
+    return quantize_with(x, spec, state["scale"], state.get("zero"), blocks, nearest=nearest)

@@ -121,18 +121,28 @@ def left_behind(kinds: Iterable[Kind], *, is_data: bool) -> list[Kind]:
     return [k if isinstance(k, Data) else Data(is_mixed=bool(leaves_of(k))) for k in kinds]
 
 
-def layer_of(kind: Kind) -> Kind:
-    """Returns the kind of one slice of a scanned operand."""
+def layer_of(kind: Kind) -> Kind | None:
+    """Returns the kind of one slice of a scanned operand; None where what was picked has no slices that are a weight."""
+    if not isinstance(kind, Weight | Picked):
+        return kind
+    is_leading = _leads(kind.axes)
     if isinstance(kind, Weight):
-        first, rest = (kind.axes[0], kind.axes[1:]) if kind.axes else ((), ())
-        later = {axis for group in rest for axis, _ in group}
-        leads = len(first) == 1 and all(first[0][0] < axis for axis in later)
-        return (
-            Weight(kind.leaf, rest, kind.varies, kind.flipped)
-            if leads
-            else Derived(frozenset([kind.leaf]), kind.varies)
-        )
-    return kind
+        derived = Derived(frozenset([kind.leaf]), kind.varies)
+        return dataclasses.replace(kind, axes=kind.axes[1:]) if is_leading else derived
+    is_counted = all(axis < 0 for axis, _ in kind.axes[0])
+    return dataclasses.replace(kind, axes=kind.axes[1:]) if is_leading or is_counted else None
+
+
+def is_layered(kind: Kind) -> bool:
+    """Returns whether the slices of a scanned operand are layers of parameters: what data picked in turn is none."""
+    return _leads(kind.axes) if isinstance(kind, Picked) else bool(leaves_of(kind))
+
+
+def _leads(axes: moves.Axes) -> bool:
+    """Whether the first axis is a whole one of a leaf, before those that the others are of."""
+    first, rest = (axes[0], axes[1:]) if axes else ((), ())
+    later = {axis for group in rest for axis, _ in group if axis >= 0}
+    return len(first) == 1 and first[0][0] >= 0 and all(first[0][0] < axis for axis in later)
 
 
 def join(options: Sequence[Kind]) -> Kind:

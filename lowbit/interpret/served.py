@@ -148,7 +148,7 @@ class _Last:
 def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
     """Returns one call's result, what follows its products being inside their native calls: the same bits, and gradients.
 
-    The derivative is that of the operations one by one, on which the kernels' products have theirs.
+    The derivative is that of the operations one by one, as `lowbit.interpret.derivative` has it.
     """
     count = len(jax.tree.leaves(qparams))
     flat, tree = jax.tree.flatten((qparams, args, kwargs))

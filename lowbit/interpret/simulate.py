@@ -67,7 +67,8 @@ def simulate(
             Without it, differentiating ``run`` warns where a quantizer trains in another form than it serves, or keeps a
             state while training.
         custom_vjp: ``"raise"`` if a quantized operation lies inside a function with its own gradient, or ``"body"`` to
-            differentiate the body instead.
+            differentiate the body instead. In a full-integer plan, where a grid lies inside such a function, differentiating
+            it raises.
         codes: what a solver chose in place of the nearest codes, as for `lowbit.pack`: ``run`` is then what
             ``lowbit.execute`` of ``lowbit.pack(plan, params, qstate, codes)`` is. Gradients reach parameters straight through,
             and scales as the chosen levels have them. Other codes of the same plan compile nothing.
@@ -178,7 +179,9 @@ def simulated_trace(
 
         def run(leaves: list[Any], qstate: QState, codes: Any, key: Array | None, step: Array | None) -> Any:
             now = dataclasses.replace(traced, leaves=leaves)
-            return integer_simulation(plan, now, qstate, train=train, key=key, step=step, updated=_updated, codes=codes)
+            return integer_simulation(
+                plan, now, qstate, train=train, key=key, step=step, updated=_updated, codes=codes, custom_vjp=custom_vjp
+            )
 
         outs, changed, sites = automatic(run, traced.leaves, qstate, codes, key, step, like=like)
         result = jax.tree.unflatten(traced.out_tree, outs)

@@ -11,6 +11,7 @@ from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.trees import Dropped
 from lowbit.plan.rows import Plan
+from lowbit.program.compat import jaxpr_of
 from lowbit.program.read import LAYERS
 from lowbit.program.read import read as read_program
 
@@ -111,7 +112,7 @@ def trace(
     shown = [_abstract(leaf) for leaf in leaves]
     if has_codes:
         shown = [jax.ShapeDtypeStruct(x.shape, jnp.float32) if x.dtype in (jnp.int8, jnp.int16) else x for x in shown]
-    jaxpr = jax.make_jaxpr(flat)(*shown)
+    jaxpr = jaxpr_of(flat, shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
     program = read_program(jaxpr, fixed=len(paths), inlined=() if has_picks else (LAYERS,))
     return Trace(jaxpr, read(program, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
-from lowbit.core.rounding import unfused
+from lowbit.core.rounding import settled, unfused
 from lowbit.packed.bits import unpack
 from lowbit.packed.native import NativeTensor
 from lowbit.packed.trees import Dropped
@@ -133,7 +133,8 @@ class _Run:
             operation = self.operations[address]
             at = functools.partial(self.walk.at, operation)
             like = equation.eqn.outvars[0].aval, None
-            out, state = automatic(at, operation.operands(values), sites.get(operation.path), like=like)
+            operands = [settled(v) if isinstance(v, jax.Array) else v for v in operation.operands(values)]
+            out, state = automatic(at, operands, sites.get(operation.path), like=like)
             return [out], ({**sites, operation.path: state} if self.walk.writes else sites)
         if self.looks_inside(equation, values):
             return getattr(self, "_" + str(equation.call))(equation, values, sites)

@@ -16,6 +16,7 @@ from lowbit.interpret.trace import Model, trace
 from lowbit.interpret.with_quantizers import rule_of
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
+from lowbit.program.compat import jaxpr_of
 from lowbit.program.evaluate import again
 from lowbit.program.read import Value, read
 from lowbit.program.segments import INLINED, Block, cut
@@ -72,7 +73,7 @@ class Captured:
             params, args, kwargs = jax.tree.unflatten(tree, leaves)
             return jax.tree.leaves(self.fn(params, *args, **kwargs))
 
-        closed = jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in leaves))
+        closed = jaxpr_of(flat, [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in leaves])
         return tapped(read(closed, inlined=("jit",)), leaves, self.places)[1]
 
 

@@ -161,11 +161,17 @@ def _why_not_conv(row: Row, site: Site) -> str | None:
 
 
 def _kernel_order(site: Site) -> tuple[int, ...] | None:
-    """Of a convolution's weight, HWIO or OIHW: its axes as spatial ones, inputs, outputs; None of another."""
-    rank, contract = len(site.operand.shape), {i for i in site.operand.contract if site.operand.shape[i] > 1}
-    orders = (*range(rank),), (*range(2, rank), 1, 0)
-    fits = [order for order in orders if order[-1] not in site.operand.contract and order[-1] not in contract]
-    return max(fits, key=lambda order: site.operand.shape[order[-1]], default=None)
+    """Of a convolution's weight, HWIO or OIHW: its axes as spatial ones, inputs, outputs; None of another.
+
+    Also of one depthwise, HWCM with a multiplier M of 1. Axes before the last are contracted, or have length 1: a multiplier
+    of more merges two axes into the outputs.
+    """
+    shape, rank = site.operand.shape, len(site.operand.shape)
+    orders = (*range(rank),), (*range(2, rank), 1, 0), (*range(rank - 2), rank - 1, rank - 2)
+    alone = {i for i in range(rank) if i not in site.operand.contract}
+    wide = {i for i in alone if shape[i] > 1}
+    fits = [order for order in orders if order[-1] in alone and wide <= {order[-1]}]
+    return max(fits, key=lambda order: shape[order[-1]], default=None)
 
 
 def conv_of(q: QTensor, feature_groups: int, order: tuple[int, ...]) -> Any:

@@ -177,7 +177,7 @@ def run(
     """Returns a product, what follows it and the codes of the next operation, by one native call.
 
     Args:
-        product: what it is; `why_not_call` has nothing against it.
+        product: what it is.
         x: the input: float, or codes that an earlier call emitted.
         grid: of a static input; with codes, its scale may be their marks.
         weight: prepared.

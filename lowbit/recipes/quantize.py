@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from lowbit.calibrate.fold import calibrate
-from lowbit.core.kept import Kept
 from lowbit.core.metrics import decibels
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizers
@@ -23,16 +22,17 @@ from lowbit.interpret.packing import pack
 from lowbit.interpret.with_quantizers import with_quantizers
 from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
-from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.rows import Plan, Row
 from lowbit.quantizers.rtn import RTN
-from lowbit.rewrites.bias_correction import behind, bias_correction
+from lowbit.rewrites.bias_correction import bias_correction
 from lowbit.rewrites.given import given as with_batches
 
 from .lookup import named
 from .noise import accumulated
 from .recipe import Recipe
 from .report import Line, Report
-from .work import Progress, Work, bare_plan
+from .rounded import Given, rounded
+from .work import Progress
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -127,22 +127,10 @@ def quantize(
     qstate = calibrate(fn, plan, params, calls(), progress=lambda n: say("ranges", n, count))
     clock.done("ranges")
 
-    def content() -> Iterator[Any]:
-        yield params, jax.jit(fn)(params, *first)
-        yield from calls()
-
-    kept = Kept(cache, f"{plan.fingerprint} {chosen} {window}", content)
-    biases = behind(fn, plan, params, first) if chosen.solver.is_centered else {}
-    work = Work(fn, plan, chosen, calls, count, kept, say, biases)
-    before = params
-    solved, qstate, codes, notes, results = work.run(params, qstate, window)
-    params = solved if biases else params
+    made = rounded(Given(fn, plan, params, qstate, calls, count, window, cache, say, first), chosen)
+    chosen, before, solved, qstate, codes, notes, results = made
+    params = solved if chosen.blocks is not None or chosen.solver.is_centered else params
     clock.done("solve")
-    if chosen.is_remeasured and any(_is_static(site) for row in plan for site in row.sites):
-        bare = bare_plan(plan, frozenset(codes))
-        again = calibrate(fn, bare, solved, calls(), sequential=True, progress=lambda n: say("ranges again", n, count))
-        qstate = _with_inputs_of(plan, qstate, again)
-        clock.done("ranges again")
     if chosen.is_corrected:
         some = list(itertools.islice(calls(), chosen.mean_batches))
         params, corrected = bias_correction(
@@ -176,21 +164,6 @@ class _Clock:
     def done(self, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage], self.last = now - self.last, now
-
-
-def _is_static(site: Site) -> bool:
-    return not site.is_weight and site.spec is not None and not site.spec.dynamic
-
-
-def _with_inputs_of(plan: Plan, qstate: Any, other: Any) -> Any:
-    """A state with the inputs' part of another."""
-    made = {part: {key: dict(roles) for key, roles in qstate[part].items()} for part in ("learn", "fixed")}
-    for row in plan.rows:
-        for site in row.sites:
-            if not site.is_weight and site.spec is not None:
-                for part, sites in made.items():
-                    sites[site.key][site.role] = other[part][site.key][site.role]
-    return made
 
 
 def _with_input_ranges(plan: Plan, recipe: Recipe) -> Plan:
@@ -241,10 +214,11 @@ def _line(
         f = {name: float(value) for name, value in found.items()}
         numbers = {
             "weight_db": decibels(f["size"], f["noise"]),
-            "output_db": decibels(f["power"], f["error"]),
-            "ratio": f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0,
-            "clipped": f["clipped"],
         }
+        if "error" in f:  # of one that was learned with its block, the block's notes say what it loses
+            numbers["output_db"] = decibels(f["power"], f["error"])
+            numbers["ratio"] = f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0
+            numbers["clipped"] = f["clipped"]
     return Line(
         path=row.path,
         weight="-" if weight is None else "" if weight.spec is None else weight.spec.text,

@@ -12,6 +12,7 @@ from lowbit.core.grid import Grid
 from lowbit.core.ranges import RangeRule
 from lowbit.plan.rows import Plan
 from lowbit.rewrites.chain import Rewrite
+from lowbit.solvers.brecq import Reconstruction
 from lowbit.solvers.descent import descend, refit
 from lowbit.solvers.factor import Factor
 
@@ -113,6 +114,9 @@ class Recipe:
         is_corrected: whether biases take back the mean that rounding adds (`lowbit.rewrites.bias_correction`).
         mean_batches: that those means are measured on, at most: every operation runs the model on them once.
         is_remeasured: whether input ranges are measured again once weights are solved.
+        blocks: how blocks are learned again once all is solved (`lowbit.solvers.brecq`); None: they are not.
+        rival: a recipe that weights are solved by as well, from the same rewrite; what it makes is kept where it loses less on
+            held-out batches. None: no other.
         why: said in the report: why it was picked.
         pick: from a plan to the recipe that is run on it in place of this one; None: this one.
     """
@@ -126,6 +130,8 @@ class Recipe:
     is_corrected: bool = False
     mean_batches: int = 2
     is_remeasured: bool = True
+    blocks: Reconstruction | None = None
+    rival: "Recipe | None" = None
     why: str = ""
     pick: Callable[[Plan], "Recipe"] | None = dataclasses.field(default=None, repr=False)
 
@@ -150,4 +156,6 @@ class Recipe:
         text += f", is_corrected={self.is_corrected}"
         text += f", mean_batches={self.mean_batches}" if self.is_corrected else ""
         text += f", is_remeasured={self.is_remeasured}"
+        text += "" if self.rival is None else f", rival={self.rival.name}"
+        text += "" if self.blocks is None else f", blocks={self.blocks}"
         return f"{text} ({self.why})" if self.why else text

@@ -155,7 +155,7 @@ class Work:
             for row in rows
         }
         seen = observe(
-            self.fn, bare, params, self.calls(), wanted, qstate=_carried(bare, qstate), beside=before if solver.alpha else None,
+            self.fn, bare, params, self.calls(), wanted, qstate=carried(bare, qstate), beside=before if solver.alpha else None,
             progress=lambda n: self.say(f"inputs of window {number}", n, self.batches),
         )  # fmt: skip
         found = {}
@@ -243,8 +243,13 @@ def bare_plan(plan: Plan, solved: frozenset[str]) -> Plan:
     return with_quantizers(plan, choose)
 
 
-def _carried(bare: Plan, qstate: Any) -> Any:
-    """The state of a plan without some of its quantizers; None where none are left: the model in float."""
+def carried(bare: Plan, qstate: Any) -> Any:
+    """Returns the state of a plan without some of its quantizers; None where none are left: the model in float.
+
+    Args:
+        bare: from `bare_plan`.
+        qstate: of the whole plan.
+    """
     if not bare.quantized:
         return None
     parts: Any = {part: {} for part in PARTS}

@@ -24,6 +24,7 @@ from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 from lowbit.program import primitives
 from lowbit.program.commuting import COMMUTING
+from lowbit.program.compat import jaxpr_of
 from lowbit.program.crossings import CROSSINGS
 from lowbit.program.flow import INLINED, Flow, Use
 from lowbit.program.read import read
@@ -83,7 +84,7 @@ def _flat(fn: Callable[..., Any], params: Any, args: Any, kwargs: Any) -> Any:
         params, args, kwargs = jax.tree.unflatten(tree, leaves)
         return jax.tree.leaves(fn(params, *args, **kwargs))
 
-    return jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in leaves))
+    return jaxpr_of(flat, [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in leaves])
 
 
 def bias_correction(

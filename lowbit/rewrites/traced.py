@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lowbit.core.paths import flatten
+from lowbit.program.compat import jaxpr_of
 from lowbit.program.read import Equation, Program, Value
 from lowbit.program.read import read as read_program
 
@@ -99,7 +100,7 @@ def read(
     paths, state_paths = tuple(flatten(params)[0]), tuple(flatten(state)[0])
     fixed = len(paths) + len(state_paths)
     return Traced(
-        read_program(jax.make_jaxpr(flat)(*avals), fixed=fixed, inlined=inlined),
+        read_program(jaxpr_of(flat, avals), fixed=fixed, inlined=inlined),
         paths,
         state_paths,
         jax.tree.structure(out),

@@ -26,12 +26,10 @@ from .evals.latency import iree_latency as iree_latency
 from .evals.latency import latency as latency
 from .evals.verify import verify as verify
 from .experiment import Allocation as Allocation
-from .experiment import Dataset as Dataset
 from .experiment import Experiment as Experiment
 from .experiment import Fit as Fit
 from .experiment import Method as Method
 from .experiment import Model as Model
-from .experiment import Split as Split
 from .experiment import Suite as Suite
 from .metric import ACCURACY as ACCURACY
 from .metric import Metric as Metric
@@ -39,5 +37,8 @@ from .metric import absolute_error as absolute_error
 from .metric import cross_entropy as cross_entropy
 from .models import from_linen as from_linen
 from .models import from_nnx as from_nnx
+from .samples import Dataset as Dataset
+from .samples import Split as Split
+from .samples import from_grain as from_grain
 from .writers import tensorboard as tensorboard
 from .writers import wandb as wandb

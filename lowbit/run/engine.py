@@ -144,7 +144,7 @@ def _is_done(job: Job, method: Method, seed: int) -> bool:
 
 def _introduce(job: Job) -> None:
     data, screen, folder = job.data, job.screen, job.folder
-    sizes = f"{len(data.train.labels)} train, {len(data.test.labels)} test"
+    sizes = f"{data.train.size} train, {data.test.size} test"
     screen.say(f"{job.experiment.name}: {data.name} from {data.source}; {sizes}")
     screen.say(f"into {folder.path}", style="dim")
     if folder.is_changed:
@@ -194,8 +194,10 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
             traceback.print_exc(file=sys.stderr)
         return
     found[TIMES] = round(time.perf_counter() - before, 2)
+    job.log(
+        name, "result", seed=seed, method=method.name, **found
+    )  # before it is finished: see `lowbit.run.training.train`
     job.folder.finish(name, key, found)
-    job.log(name, "result", seed=seed, method=method.name, **found)
     job.screen.say(_line(job, seed, method, found))
 
 
@@ -237,9 +239,9 @@ def _together(job: Job) -> dict[str, dict[str, Any]]:
                 job.screen.start(each.name)
                 pieces = pieces or {method.name: made(job, method, seed) for method in there}
                 values = dict(each.measure(pieces))
-                job.folder.finish(name, key, values)
                 for method, value in values.items():
                     job.log(f"seed-{seed}/{method}", each.name, **value)
+                job.folder.finish(name, key, values)
         found = merged(found, values)
     return found
 

@@ -15,6 +15,7 @@ from lowbit.recipes.recipe import Recipe
 
 from .evals.column import Eval
 from .metric import Metric
+from .samples import Dataset
 from .writers import Writer
 
 FLOAT = "float"
@@ -28,26 +29,6 @@ Around = Callable[[optax.GradientTransformation, int], optax.GradientTransformat
 
 Loss = Callable[[Any, Any], jax.Array]
 """``loss(outputs, labels)``: a scalar."""
-
-
-class Split(NamedTuple):
-    """Inputs ``[batch, ...]`` in float32 and their labels ``[batch, ...]``, of whatever kind the loss and the metric take."""
-
-    inputs: np.ndarray
-    labels: np.ndarray
-
-    def first(self, count: int | None) -> "Split":
-        """Returns the first ``count`` samples, or all if there are fewer, or for None."""
-        return Split(self.inputs[:count], self.labels[:count])
-
-
-class Dataset(NamedTuple):
-    """A data set: its splits, and one line that says where the files came from."""
-
-    name: str
-    source: str
-    train: Split
-    test: Split
 
 
 class Model(NamedTuple):
@@ -77,6 +58,8 @@ class Fit:
         lr: learning rate of the parameters.
         step_lr: learning rate of the quantizers' own learned leaves, such as LSQ's step sizes.
         step_decay: L2 penalty on them, as the gradient sees it: PACT's clip shrinks by it alone.
+        devices: over which every batch is spread, in equal parts; parameters are on all. Sums over a batch round otherwise
+            than on one, so what was trained on another number of devices is another piece.
     """
 
     epochs: int = 3
@@ -84,6 +67,7 @@ class Fit:
     lr: float = 1e-3
     step_lr: float = 1e-3
     step_decay: float = 0.0
+    devices: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +196,8 @@ class Experiment:
         for owner, fit in fits:
             if fit is not None and (fit.epochs < 1 or fit.batch < 1):
                 raise ValueError(f"{owner}: epochs and batch must be at least 1, got {fit.epochs} and {fit.batch}")
+            if fit is not None and (fit.devices < 1 or fit.batch % fit.devices):
+                raise ValueError(f"{owner}: a batch of {fit.batch} does not split into {fit.devices} devices")
         if self.loss is None and any(fit is not None for _, fit in fits):
             raise ValueError("loss: a fit needs a training loss, such as lowbit.run.cross_entropy")
         asked = [each.name for each in self.evals]

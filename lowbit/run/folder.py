@@ -30,8 +30,9 @@ TIMES = "seconds"
 
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
-_OWN = (RESULT, "train.safetensors")
-"""Files of a piece that carry a check of their own."""
+_TRAINING = "train"
+_OWN = (RESULT, _TRAINING)
+"""Of a piece, the file and the folder that carry checks of their own."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -182,9 +183,7 @@ class RunFolder:
 
     def state(self, name: str, key: str) -> State:
         """Returns where the state of a training is kept."""
-        return State(
-            self.piece(name) / "train.safetensors", key, self.environment.get("commit"), accept_stale=self.accept_stale
-        )
+        return State(self.piece(name) / _TRAINING, key, self.environment.get("commit"), accept_stale=self.accept_stale)
 
     def finished(self, name: str, key: str) -> dict[str, Any] | None:
         """Returns the result of a piece that was finished with the same key, or None."""
@@ -215,7 +214,7 @@ class RunFolder:
             str(path.relative_to(here)): _hash(path)
             for path in sorted(here.rglob("*"))
             if path.is_file()
-            and path.name not in _OWN
+            and path.relative_to(here).parts[0] not in _OWN
             and not any(p.startswith(".") for p in path.relative_to(here).parts)
         }
         self._write(name, {"key": key, "result": dict(result), "files": files})

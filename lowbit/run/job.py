@@ -4,10 +4,9 @@ import dataclasses
 import functools
 from typing import Any
 
-from lowbit.core.kept import digest
-
-from .experiment import Dataset, Experiment
+from .experiment import Experiment
 from .folder import RunFolder, plain
+from .samples import Dataset
 from .screen import Screen
 
 
@@ -22,13 +21,13 @@ class Job:
 
     @functools.cached_property
     def train_digest(self) -> str:
-        """Of the training split, every bit."""
-        return digest(tuple(self.data.train))
+        """Of the training samples."""
+        return self.data.train.digest
 
     @functools.cached_property
     def test_digest(self) -> str:
-        """Of the test split."""
-        return digest(tuple(self.data.test))
+        """Of the test samples."""
+        return self.data.test.digest
 
     def log(self, name: str, kind: str, **values: Any) -> None:
         """Appends a line of a piece to the metrics, and gives it to the experiment's writers."""

@@ -153,7 +153,7 @@ def eval_key(asked: Eval) -> str:
 def calibration(job: Job) -> list[np.ndarray]:
     """Returns the batches that set input ranges: training inputs, without labels."""
     made = job.experiment
-    inputs = job.data.train.inputs[: made.calibration_samples]
+    inputs = job.data.train.taken(made.calibration_samples).inputs
     size = min(len(inputs), made.calibration_batch)
     return [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)]
 
@@ -210,15 +210,17 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
     Raises:
         ValueError: as `lowbit.bind` says it, after the method's name.
     """
+    checked = [method for method in methods if method.rewrites is None and method.rules]
+    if not checked:
+        return
     made, x = job.experiment, calibration(job)[0]
     model = made.model(made.seeds[0])
-    for method in methods:
-        if method.rewrites is None and method.rules:
-            fn, params = _served(method, model, x)
-            try:
-                lb.bind(fn, method.rules, params, model.state, jnp.asarray(x), **_options(method))
-            except ValueError as error:
-                raise ValueError(f"{method.name}: {error}") from error
+    for method in checked:
+        fn, params = _served(method, model, x)
+        try:
+            lb.bind(fn, method.rules, params, model.state, jnp.asarray(x), **_options(method))
+        except ValueError as error:
+            raise ValueError(f"{method.name}: {error}") from error
 
 
 def _options(method: Method) -> dict[str, Any]:

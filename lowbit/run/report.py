@@ -12,8 +12,8 @@ from lowbit.report import figures, page, tables
 
 from . import sections as parts
 from .environment import command
+from .evals import grids
 from .evals.column import Column, gap, mean, size, spread, worst
-from .evals.grids import GRIDS
 from .experiment import FLOAT, Experiment
 from .folder import TIMES, RunFolder, write_json
 from .results import Results, Row, deviation
@@ -101,7 +101,7 @@ def standard(results: Results) -> None:
         sections.append(page.figure(f"{made.metric.name} against size", drawing))
     sections += [*parts.curves(results), *parts.by_seed(results), *parts.layers(results)]
     for method in made.methods:
-        drawing = folder.path / f"seed-{made.seeds[0]}" / method.name / GRIDS
+        drawing = grids.drawing(folder, method.name)
         if drawing.is_file():
             sections.append(page.figure(f"{method.name}: values and their grid", drawing.read_text(), caption=CAPTION))
     write_report(made.name, folder, [*sections, *parts.files(results)])

@@ -1,65 +1,42 @@
-"""Trees of arrays in one safetensors file, written whole or not at all, and checked when read back."""
+"""The state of a training after every epoch, kept by Orbax: an epoch is there whole or not at all, and checked when read back."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
-from lowbit.core import atomic
-from lowbit.core.kept import opened, sealed
-
-
-def save_tree(path: Path, tree: Any, **meta: Any) -> None:
-    """Writes the leaves of ``tree`` in order, and ``meta`` as JSON; a kill leaves the old file or the new one."""
-    leaves = {f"leaf_{i:05d}": _array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    atomic.write(path, sealed(leaves, json.dumps(meta, sort_keys=True)))
-
-
-def load_tree(path: Path, like: Any, key: str) -> tuple[Any, dict[str, Any]] | None:
-    """Returns the tree that `save_tree` wrote, with the structure of ``like``, and its ``meta``.
-
-    Returns:
-        The tree, or None if there is no such file, a bit of it is another than was written, it was written with another
-        ``key``, or its leaves do not fit ``like``: in each case the caller computes it again.
-    """
-    try:
-        found = opened(path.read_bytes())
-    except OSError:
-        return None
-    if found is None:
-        return None
-    stored, meta = found[0], json.loads(found[1])
-    leaves, structure = jax.tree.flatten(like)
-    names = sorted(stored)
-    if meta.get("key") != key or [(x.shape, x.dtype) for x in map(_array, leaves)] != [
-        (stored[name].shape, stored[name].dtype) for name in names
-    ]:
-        return None
-    tree = jax.tree.unflatten(structure, [_like(leaf, stored[name]) for leaf, name in zip(leaves, names, strict=True)])
-    return tree, meta
+from lowbit.core.kept import digest
 
 
 def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _array(leaf: Any) -> np.ndarray:
+def _numbers(leaf: Any) -> Any:
     """A leaf as an array of numbers: of a random key, its data."""
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return jax.random.key_data(leaf) if _is_key(leaf) else jax.numpy.asarray(leaf)
 
 
-def _like(leaf: Any, stored: np.ndarray) -> jax.Array:
-    array = jax.numpy.asarray(stored)
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+def _like(leaf: Any, stored: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else stored
+
+
+def _named(tree: Any) -> dict[str, jax.Array]:
+    return {f"leaf_{i:05d}": _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _seal(leaves: dict[str, jax.Array], notes: dict[str, Any]) -> str:
+    """Of every bit of the leaves and of what is noted beside them: Orbax alone checks the arrays, not the notes."""
+    return digest((tuple(np.asarray(leaf) for leaf in leaves.values()), tuple(sorted(notes.items()))))
 
 
 class State:
-    """The state of one training, after every epoch.
+    """The state of one training, after every epoch; a kill leaves the epoch before.
 
     Args:
-        path: of its file.
+        path: of its folder.
         key: what the training depends on.
         commit: of lowbit, which made it.
         accept_stale: also go on from what another commit left.
@@ -69,12 +46,55 @@ class State:
         self.path, self.key, self.commit, self.accept_stale = path, key, commit, accept_stale
 
     def load(self, like: Any) -> tuple[Any, int] | None:
-        """Returns a tree as ``like`` and the number of epochs after which it was kept; None where there is none to go on from."""
-        found = load_tree(self.path, like, self.key)
-        if found is None or (found[1].get("commit") != self.commit and not self.accept_stale):
+        """Returns a tree as ``like`` and the number of epochs after which it was kept.
+
+        Returns:
+            None where there is none to go on from: no state, one of which a bit is another than was written, one of another
+            key or commit, or leaves that do not fit ``like``. In each case the caller begins anew.
+        """
+        if not self.path.is_dir():
             return None
-        return found[0], int(found[1]["epochs"])
+        wanted = _named(like)
+        with self._manager() as manager:
+            epochs = manager.latest_step()
+            if epochs is None:
+                return None
+            try:
+                noted = manager.restore(epochs, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+                if noted.get("key") != self.key or not (noted.get("commit") == self.commit or self.accept_stale):
+                    return None
+                shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in wanted.items()}
+                if noted.pop("seal") is None or noted.get("shapes") != shapes or noted.get("epochs") != epochs:
+                    return None
+                given = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), notes=ocp.args.JsonRestore())
+                found = manager.restore(epochs, args=given)
+            except Exception:  # noqa: BLE001 - what a damaged file raises is whatever its readers make of it
+                return None
+        if (
+            _seal(found.tree, {name: value for name, value in found.notes.items() if name != "seal"})
+            != found.notes["seal"]
+        ):
+            return None
+        leaves, structure = jax.tree.flatten(like)
+        return jax.tree.unflatten(structure, map(_like, leaves, found.tree.values())), epochs
 
     def save(self, tree: Any, epochs: int) -> None:
-        """Keeps a tree."""
-        save_tree(self.path, tree, key=self.key, epochs=epochs, commit=self.commit)
+        """Keeps a tree in place of those of other epochs."""
+        leaves = _named(tree)
+        notes = {
+            "key": self.key,
+            "commit": self.commit,
+            "epochs": epochs,
+            "shapes": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()},
+        }
+        given = ocp.args.Composite(
+            tree=ocp.args.StandardSave(leaves), notes=ocp.args.JsonSave({**notes, "seal": _seal(leaves, notes)})
+        )
+        with self._manager() as manager:
+            manager.save(epochs, args=given, force=True)
+
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(self.path.absolute(), options=options)

@@ -6,6 +6,7 @@ submitit's executors.
 """
 
 import itertools
+import logging
 import subprocess
 import sys
 import time
@@ -131,6 +132,49 @@ def by_submitit(
     for name, job in jobs.items():
         statuses[name] = 0 if job.exception() is None else 1
     return statuses
+
+
+def by_ray(
+    commands: Mapping[str, Sequence[str]], address: str, jobs: int, logs: Path, options: Mapping[str, Any]
+) -> dict[str, int]:
+    """Runs commands as tasks of Ray and returns their exit statuses by name.
+
+    Args:
+        commands: by name. Every node of a cluster must see the same interpreter and folders under the same paths.
+        address: of a cluster, as `ray.init` takes it, such as ``auto``; ``local`` starts one here, which ends with this call.
+        jobs: tasks at a time of one that is started here.
+        logs: the folder of what the commands print.
+        options: of every task, such as ``num_gpus``, as `ray.remote` takes them.
+
+    Raises:
+        ImportError: naming the extra, if Ray is not installed.
+        ConnectionError: if there is no cluster at this address.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError
+    except ImportError as error:
+        raise ImportError("sweeps by Ray need it: pip install 'lowbit[ray]'") from error
+
+    def done(words: list[str], log: str) -> int:
+        with open(log, "ab") as file:
+            return subprocess.run(words, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+
+    logs.mkdir(parents=True, exist_ok=True)
+    cores = jobs if address == "local" else None
+    ray.init(address, num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        task = ray.remote(**{"num_cpus": 1, "max_retries": 0, **options})(done)
+        running = {name: task.remote(list(words), str(logs / f"{name}.log")) for name, words in commands.items()}
+        statuses = {}
+        for name, result in running.items():
+            try:
+                statuses[name] = ray.get(result)
+            except RayError:  # of the node that it was on: its run goes on with the next sweep
+                statuses[name] = 1
+        return statuses
+    finally:
+        ray.shutdown()
 
 
 def summarized(out: Path, asked: Sequence[Point], statuses: Mapping[str, int]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from .experiment import Around, Fit, Split
+from .experiment import Around, Fit
+from .samples import Samples
 from .states import State
 
 Trainable = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -74,11 +76,21 @@ def stepper(
     return step
 
 
+def _spread(devices: int) -> tuple[Any, Any]:
+    """Where batches and parameters are: in equal parts on so many devices, and on all of them; None where it is one."""
+    if devices == 1:
+        return None, None
+    if devices > len(jax.devices()):
+        raise ValueError(f"fit.devices is {devices}, and there are {len(jax.devices())}")
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec("batch")), NamedSharding(mesh, PartitionSpec())
+
+
 def train(
     loss: Trainable,
     tree: Mapping[str, Any],
     rest: Any,
-    data: Split,
+    data: Samples,
     fit: Fit,
     *,
     seed: int,
@@ -105,28 +117,26 @@ def train(
         evaluate: what is logged of ``tree, rest`` with every epoch, beside the mean loss.
 
     Raises:
-        ValueError: if there are fewer samples than one batch holds.
+        ValueError: if there are fewer samples than one batch holds, or fewer devices than are asked for.
         FloatingPointError: if the loss is no longer finite.
     """
-    steps = len(data.labels) // fit.batch
+    steps = data.size // fit.batch
     if steps == 0:
-        raise ValueError(
-            f"{len(data.labels)} training samples do not fill one batch of {fit.batch}: set a smaller batch"
-        )
+        raise ValueError(f"{data.size} training samples do not fill one batch of {fit.batch}: set a smaller batch")
     total = steps * fit.epochs
     step = stepper(loss, fit, total, around)
     moments = optimizer(fit, total, around).init(tree)
     carry = jax.tree.map(jnp.array, (tree, rest, moments))  # copies: the step donates its arguments
     kept = state.load(carry)
     carry, start = (carry, 0) if kept is None else kept
-    noise = jax.random.key(seed)
+    parts, whole = _spread(fit.devices)
+    carry, noise = jax.device_put((carry, jax.random.key(seed)), whole)
     for epoch in range(start, fit.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(data.labels))
+        order = np.random.default_rng([seed, epoch]).permutation(data.size)
         losses = []
-        for i in range(steps):
-            ids = order[i * fit.batch : (i + 1) * fit.batch]
+        for i, (inputs, labels) in enumerate(data.batches(order, fit.batch)):
             index = np.int32(epoch * steps + i)
-            *carry, value = step(*carry, data.inputs[ids], data.labels[ids], noise, index)
+            *carry, value = step(*carry, *jax.device_put((inputs, labels), parts), noise, index)
             losses.append(value)
             if i % 20 == 19:
                 jax.block_until_ready(value)  # the bar tells what is done, not what is queued
@@ -135,6 +145,9 @@ def train(
         if not np.isfinite(mean):
             raise FloatingPointError(f"the loss is {mean} in epoch {epoch + 1}: lower the learning rate")
         values = {"loss": mean} | ({} if evaluate is None else dict(evaluate(carry[0], carry[1])))
+        watch.epoch(
+            epoch, values
+        )  # before the state: killed between the two, an epoch is done and told again, never untold
         state.save(tuple(carry), epoch + 1)
-        watch.epoch(epoch, values)
-    return carry[0], carry[1]
+    found = tuple(carry[:2])
+    return jax.device_put(found, jax.devices()[0]) if parts is not None else found

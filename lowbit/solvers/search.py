@@ -83,7 +83,7 @@ def optimal_clip(magnitudes: Float[Array, " in"], value: Float[Array, "in"], bit
     inside, squared distance outside. Between two neighbouring magnitudes the minimum is
     ``2 S_av / (M / (6 q^2) + 2 S_v)``, sums over the magnitudes beyond.
 
-    Reference: litert-quantizer, `oscar`, 2026: the clipping step of OSCAR, without its scaling of columns.
+    Reference: litert-quantizer, OSCAR, 2026: its clipping step, without its scaling of columns.
 
     Args:
         magnitudes: ``a``, zero or positive.

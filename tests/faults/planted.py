@@ -4,27 +4,8 @@ A fault is a replacement: its old text stands once in its file. `make test-fault
 tree. To add one, write what a tired programmer would, name the quickest test that must fail, and run `make test-faults FAULTS=name`.
 """
 
-import dataclasses
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """One fault.
-
-    Attributes:
-        name: what went wrong.
-        file: from the root of the tree.
-        old: text that stands in it once.
-        new: what stands there instead.
-        tests: node ids, one of which must fail at least; files and doctests count.
-    """
-
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from tests.faults.fault import Fault as Fault
+from tests.faults.of_routes import FAULTS as OF_ROUTES
 
 FAULTS = (
     Fault(
@@ -109,7 +90,7 @@ FAULTS = (
         "lowbit/packed/bits.py",
         "return packed_length(shape[axis], bits) * rest, axis not in contract, -axis",
         "return packed_length(shape[axis], bits) * rest, axis in contract, -axis",
-        ("tests/packed/test_native.py::test_levels_that_are_no_integers_run_natively",),
+        ("tests/packed/test_bits.py",),
     ),
     Fault(
         "bfloat16 scales are stored in float32",
@@ -378,6 +359,7 @@ FAULTS = (
         "lowbit/core/kept.py",
         "return (arrays, note) if metadata[_SEAL] == _hash(arrays, note) else None",
         "return arrays, note",
-        ("tests/run/test_folder.py::test_every_flipped_bit_of_a_state_is_refused",),
+        ("tests/run/test_folder.py::test_every_flipped_bit_of_what_is_sealed_is_refused",),
     ),
+    *OF_ROUTES,
 )

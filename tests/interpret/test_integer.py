@@ -241,6 +241,11 @@ def test_f_rules_that_leave_floats_are_refused():
         lb.bind(
             lambda p, x: (x @ p["w"], x @ p["v"]), {"w": "w8,a8", "v": "w8,a4"}, {**W, "v": W["w"]}, X, integer=True
         )
+    counts = jnp.asarray(np.arange(64).reshape(8, 8) % 5, jnp.int32)  # summed over, so no factor of elements
+    product = lambda x: lax.dot_general(x, counts, (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32)  # noqa: E731
+    with pytest.raises(ValueError, match=r"the weight of constant_0 .* is int32, .* cast it to float") as error:
+        lb.bind(lambda p, x: product(x @ p["w"]) @ p["w"], {"**": "w8,a8"}, W, X, integer=True)
+    assert "With these rules" not in str(error.value)
     with pytest.raises(ValueError, match="rounding must be one of"):
         lb.bind(fn, {"**": "w8,a8"}, W, X, integer=True, rounding="up")
     with pytest.raises(ValueError, match="is for full-integer plans"):

@@ -52,6 +52,24 @@ def test_a_mask_that_is_data_masks(fn, dtype):
     assert bool(jnp.any(run(other, jnp.ones_like(mask))[1, :4] != y[1, :4]))
 
 
+def test_a_mask_of_heads_that_is_constant_integers_is_a_factor():
+    """Bert's models multiply every head's weights by ones, as integers, in a product that sums nothing."""
+    heads = np.array([1, 0], np.int32)
+
+    def fn(p, x, mask=heads):
+        q, k = ((x @ p[name]).reshape(2, 6, 2, 4) for name in "qk")
+        weights = jax.nn.softmax(jnp.einsum("bthd,bshd->bhts", q, k))
+        numbers = ((), ()), ((0,), (1,))  # as jnp.einsum("...hqk,h->...hqk") writes it
+        masked = lax.dot_general(jnp.asarray(mask), weights, numbers, preferred_element_type=jnp.float32)
+        return jnp.einsum("hbts,bshd->bthd", masked, k).reshape(2, 6, 8) @ p["o"]
+
+    plan, run = _served(fn, X)
+    y, want = run(X), np.asarray(fn(W, X))
+    assert [row.rule for row in plan if not row.is_quantized] == ["**: w8,a8: not for int32"]
+    assert np.abs(y - want).max() <= 0.04 * np.abs(want).max()
+    assert np.abs(np.asarray(fn(W, X, heads * 0 + 1)) - want).max() > 0.2 * np.abs(want).max()  # the mask is seen
+
+
 def test_stack_unstack_tile_and_cumulated_sums_have_an_integer_form():
     def fn(p, x):
         a, b, c = jnp.unstack(x @ p["q"], axis=1)[:3]

@@ -1,7 +1,9 @@
 """Full-integer plans where shapes matter: one grid behind reshapes, constants of a program for many samples."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 import lowbit as lb
@@ -25,6 +27,29 @@ def test_one_grid_holds_values_of_several_ranks():
     assert float(jnp.max(jnp.abs(want - fn(W, X)))) < 0.03 * float(jnp.max(jnp.abs(want)))
     trained, _ = lb.simulate(fn, plan, train=True)(W, qstate, X)
     np.testing.assert_array_equal(trained, want)
+
+
+def _joined_ranks(p, x):
+    blocks = jnp.einsum("bghk,kn->bghn", x.reshape(2, 5, 1, 8), p["a"])
+    return jnp.concatenate([x @ p["a"], blocks.reshape(2, 5, 6)], 1)
+
+
+def _joined_sums(p, x):
+    y = x @ p["a"]
+    return jnp.stack([jnp.broadcast_to(y.sum(), (6,)), y.sum((0, 1))])
+
+
+@pytest.mark.parametrize("fn", [_joined_ranks, _joined_sums])
+def test_spans_of_values_of_several_ranks_are_measured_together(fn):
+    """Blocks of attention, joined; and a sum of everything, which has no axis."""
+    plan = lb.bind(fn, {"**": "w8,a8"}, W, X, integer=True)
+    qstate = lb.init(fn, plan, W, X)
+    want = lb.simulate(fn, plan)(W, qstate, X)
+    np.testing.assert_array_equal(want, lb.execute(fn, plan)(lb.pack(plan, W, qstate), X))
+    assert float(jnp.max(jnp.abs(want - fn(W, X)))) < 0.03 * float(jnp.max(jnp.abs(want)))
+    trained, after = lb.simulate(fn, plan, train=True)(W, qstate, X)
+    np.testing.assert_array_equal(trained, want)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, qstate)
 
 
 def test_constants_do_not_grow_with_the_batch(tmp_path):

@@ -13,7 +13,6 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.interpret.lookup import lookup
-from lowbit.packed import native
 from tests.values import heavy_tailed, normal
 
 TABLE = heavy_tailed(0, 11, 6)
@@ -271,67 +270,6 @@ def test_gradients_reach_the_rows_that_were_picked():
     run = lb.simulate(fn, plan)
     found = jax.grad(lambda p: jnp.sum(run(p, qstate, jnp.int32(4))))({"t": TABLE})["t"]
     np.testing.assert_array_equal(np.flatnonzero(np.asarray(found).any(1)), [4])
-
-
-EXPERTS = {"e": heavy_tailed(5, 4, 6, 10) * jnp.exp(normal(6, 4, 1, 10)), "b": normal(7, 4, 10)}
-CHOSEN, TOKENS = jnp.array([1, 3, 0, 1, 2]), normal(8, 5, 6)
-
-
-def _one_by_one(p, i, x):
-    return lax.map(lambda ix: ix[1] @ p["e"][ix[0]] + p["b"][ix[0]], (i, x))
-
-
-MIXTURES = {
-    "vmap": lambda p, i, x: jax.vmap(lambda i, x: x @ p["e"][i] + p["b"][i])(i, x),
-    "take": lambda p, i, x: jnp.einsum("td,tdo->to", x, jnp.take(p["e"], i, axis=0)) + p["b"][i],
-    "index": lambda p, i, x: jnp.einsum("td,tdo->to", x, p["e"][i]) + p["b"][i],
-    "left": lambda p, i, x: jax.vmap(lambda i, x: p["e"][i].T @ x + p["b"][i])(i, x),
-    "scan": _one_by_one,
-    "stack": lambda p, i, x: jnp.stack([x[t] @ p["e"][i[t]] + p["b"][i[t]] for t in range(len(i))]),
-}
-
-
-@pytest.mark.parametrize("name", MIXTURES)
-def test_experts_picked_by_index_keep_the_scales_of_their_channels(name):
-    """A second grid for all experts would be off by the ratio of the channels' ranges: hundreds of steps."""
-    fn = MIXTURES[name]
-    experts, bias, chosen = rounded(EXPERTS["e"], 1), rounded(EXPERTS["b"], 1), np.asarray(CHOSEN)
-    ((want, got),), plan = served(fn, {"**": "w8"}, EXPERTS, (CHOSEN, TOKENS), (CHOSEN, TOKENS))
-    assert {(row.base, row.primitive) for row in plan} == {("e", "dot_general"), ("b", "gather")}
-    assert {row.weight.operand.contract for row in plan if row.base == "e"} == {(1,)}
-    truth = np.einsum("td,tdo->to", np.asarray(TOKENS, np.float64), experts[chosen]) + bias[chosen]
-    np.testing.assert_allclose(want, truth, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got, truth, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("rule", ["w8,a8/dynamic", "w4/g3,a8/dynamic"])
-def test_experts_multiply_integers(rule):
-    fn = MIXTURES["index"]
-    plan = lb.bind(fn, {"b": "keep", "**": rule}, EXPERTS, CHOSEN, TOKENS)
-    qstate = lb.init(fn, plan, EXPERTS, CHOSEN, TOKENS)
-    qparams = lb.pack(plan, EXPERTS, qstate)
-    want = lb.simulate(fn, plan)(EXPERTS, qstate, CHOSEN, TOKENS)
-    experts = np.asarray(qparams.weights()["e"].dequantize(), np.float64)
-    x = rounded(TOKENS, 1)
-    truth = np.einsum("td,tdo->to", x, experts[np.asarray(CHOSEN)]) + np.asarray(EXPERTS["b"])[np.asarray(CHOSEN)]
-    np.testing.assert_allclose(want, truth, rtol=1e-4, atol=1e-4)
-    for implementation in (None, "reference"):
-        np.testing.assert_array_equal(
-            want, lb.execute(fn, plan, implementation=implementation)(qparams, CHOSEN, TOKENS)
-        )
-    assert native.candidates(plan, qparams) == {}, "what data picks is in no kernel's order"
-    assert "data picks a part of the weight" in lb.explain(fn, plan, qparams, CHOSEN, TOKENS)
-    grads = jax.grad(lambda p: jnp.sum(lb.simulate(fn, plan)(p, qstate, CHOSEN[:2], TOKENS[:2])))(EXPERTS)
-    assert set(np.flatnonzero(np.asarray(grads["e"]).any((1, 2)))) == {1, 3}
-
-
-def test_an_expert_that_something_else_reads_is_looked_up_first():
-    def fn(p, i, x):
-        e = p["e"][i]
-        return x @ e, e.sum()
-
-    plan = lb.bind(fn, {"**": "w8"}, EXPERTS, jnp.int32(1), TOKENS)
-    assert [(row.path, row.primitive) for row in plan] == [("e", "gather"), ("e/dot_0", "dot_general")]
 
 
 def test_rows_that_meet_data_are_no_weights():

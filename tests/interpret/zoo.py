@@ -238,6 +238,19 @@ def half_precision() -> Case:
     return Case(fn, params, (normal(33, 4, 8),), 1)
 
 
+def half_precision_residual() -> Case:
+    """XLA keeps sums in float32 where one program reads them, and rounds them where a kernel does."""
+    params = {"a": normal(50, 8, 8), "b": normal(51, 8, 8)}
+
+    def fn(p, x):
+        x = x.astype(jnp.bfloat16)
+        for name in "ab":
+            x = x * jnp.bfloat16(1.37) + jnp.tanh(x) @ p[name].astype(jnp.bfloat16)
+        return x.astype(jnp.float32)
+
+    return Case(fn, params, (normal(52, 64, 8),), 2)
+
+
 def one_row() -> Case:
     """One token at one place, against a cache."""
     params = {"tokens": normal(34, 11, 8), "places": normal(35, 7, 8), "query": normal(36, 8, 8)}
@@ -284,6 +297,20 @@ def decoding() -> Case:
         return lax.fori_loop(0, 4, turn, (token, cache, jnp.zeros(11)))[2]
 
     return Case(fn, params, (jnp.int32(3), jnp.zeros((4, 8))), 5)
+
+
+def depthwise_of_two_axes() -> Case:
+    """As Keras keeps it: channels and how many results each has are two axes."""
+    params = {"kernel": normal(47, 3, 3, 6, 1), "wide": normal(48, 3, 3, 6, 2)}
+
+    def fn(p, x):
+        for name in ("kernel", "wide"):
+            w = p[name].reshape(3, 3, 1, -1)
+            numbers = {"feature_group_count": 6, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+            x = lax.conv_general_dilated(x, w, (1, 1), "SAME", **numbers)
+        return x
+
+    return Case(fn, params, (normal(49, 2, 6, 6, 6),), 2)
 
 
 def _cases() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from lowbit_kernels import (
     CpuConfig,
     StaticActivation,
     code_range,
+    dequantize_conv,
     gather_rows,
     pack_conv,
     pack_table,
@@ -101,3 +102,16 @@ def test_gather_takes_rows_and_unpacks_them():
     np.testing.assert_array_equal(jax.jit(gather_rows)(table, ids), expected)
     with pytest.raises(ValueError, match="ids must be integers"):
         gather_rows(table, jnp.ones(3))
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("index", range(len(SMALL_CONVS)))
+def test_prepared_weights_come_back(index, bits):
+    shape = SMALL_CONVS[index]
+    rng = np.random.default_rng(index)
+    low, high = code_range(bits, True)
+    codes = rng.integers(low, high + 1, (shape.kernel, shape.kernel, shape.channels // shape.groups, shape.out))
+    scales = rng.standard_t(3, shape.out).astype(np.float32)
+    packed = pack_conv(codes, scales, bits=bits)
+    for made in (packed, prepare_conv(packed, feature_group_count=shape.groups)):
+        np.testing.assert_array_equal(dequantize_conv(made), codes.astype(np.float32) * scales)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -23,17 +24,34 @@ def _case(make: Callable[[], Any], size: int) -> Case:
     return Case(fn, params, (values(1, 2, size, size, 3),))
 
 
+def _short() -> Iterator[tuple[str, Callable[..., Any], int]]:
+    """Architectures with a block of every kind, not all repetitions of it: what keras.applications makes its networks with."""
+    every = keras.src.applications
+    yield "NASNet", partial(every.nasnet.NASNet, penultimate_filters=96, num_blocks=1, stem_block_filters=4), 32
+    yield "DenseNet", partial(every.densenet.DenseNet, blocks=[2, 1, 1, 1]), 32
+    yield "EfficientNet", partial(every.efficientnet.EfficientNet, 0.25, 0.25, 32), 32
+    name = "efficientnetv2-b0"  # says which blocks
+    yield "EfficientNetV2", partial(every.efficientnet_v2.EfficientNetV2, 0.25, 0.2, 32, name=name), 32
+    widths = {"depths": [1, 1, 1, 1], "projection_dims": [8, 16, 16, 24]}
+    yield "ConvNeXt", partial(every.convnext.ConvNeXt, **widths), 32
+
+    def stack(x: Any) -> Any:
+        x = every.resnet.stack_residual_blocks_v2(x, 8, 2, name="conv2")
+        return every.resnet.stack_residual_blocks_v2(x, 16, 2, stride1=1, name="conv3")
+
+    yield "ResNetV2", partial(every.resnet.ResNet, stack, True, True), 32
+
+
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     """Yields names, and what makes the models."""
-    models = keras.applications
-    plain = {"weights": None, "classes": 4}
-    for name, size, options in (
-        ("MobileNet", 32, {"alpha": 0.25}), ("MobileNetV2", 32, {"alpha": 0.35}),
-        ("MobileNetV3Small", 32, {"include_preprocessing": False}), ("EfficientNetB0", 32, {}), ("EfficientNetV2B0", 32, {}),
-        ("NASNetMobile", 32, {}), ("DenseNet121", 32, {}), ("ResNet50V2", 32, {}), ("ConvNeXtTiny", 32, {}),
-        ("Xception", 71, {}), ("InceptionV3", 75, {}),
-    ):  # fmt: skip
-        make = lambda name=name, size=size, options=options: getattr(models, name)(  # noqa: E731
-            **plain, **options, input_shape=(size, size, 3)
-        )
-        yield name, lambda make=make, size=size: _case(make, size)
+    models, plain = keras.applications, {"weights": None, "classes": 4}
+    whole = [
+        ("MobileNet", partial(models.MobileNet, alpha=0.25), 32),
+        ("MobileNetV2", partial(models.MobileNetV2, alpha=0.35), 32),
+        *_short(),
+        ("MobileNetV3Small", partial(models.MobileNetV3Small, include_preprocessing=False), 32),
+        ("Xception", models.Xception, 71),
+        ("InceptionV3", models.InceptionV3, 75),
+    ]
+    for name, make, size in whole:
+        yield name, partial(_case, partial(make, **{**plain, "input_shape": (size, size, 3)}), size)

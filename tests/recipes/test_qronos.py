@@ -86,12 +86,16 @@ def test_a_constant_input_is_no_direction():
 def test_auto_picks_by_plan_and_says_so(case):
     params, batches, _ = case
     said = {}
-    for rule in ("w4", "w4/tensor", "w8,a8"):
+    for rule in ("w4", "w4/tensor", "w8,a8", "w3", "w4,a8"):
         plan = lb.bind(network, {"**": rule}, params, batches[0][0])
         pick = named("auto").pick
         assert pick is not None
         said[rule] = str(pick(plan))
     assert "rewrite=" not in said["w4"]
+    assert "blocks=" not in said["w4"] + said["w4/tensor"] + said["w8,a8"]
+    for rule in ("w3", "w4,a8"):
+        assert "blocks=Reconstruction" in said[rule]
+        assert "3 weights have few bits" in said[rule]
     assert "Equalize" in said["w4/tensor"]
     assert "3 weights have one scale" in said["w4/tensor"]
     assert "Smooth" in said["w8,a8"]

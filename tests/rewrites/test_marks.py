@@ -13,7 +13,7 @@ from flax import nnx
 import lowbit as lb
 from lowbit.core.marks import takes_state
 from lowbit.rewrites import batch_norm
-from lowbit.run.states import load_tree, save_tree
+from lowbit.run.states import State
 
 X = jax.random.normal(jax.random.key(0), (4, 16))
 
@@ -148,8 +148,8 @@ def test_a_key_among_dropped_parameters_stays():
 def test_keys_of_a_job_come_back(tmp_path):
     for impl in ("threefry2x32", "rbg"):
         tree = {"keys": jax.random.split(jax.random.key(3, impl=impl), 2), "w": jnp.ones(2)}
-        save_tree(tmp_path / "t", tree, key="k")
+        State(tmp_path / impl, "k").save(tree, 1)
         like = {"keys": jax.random.split(jax.random.key(0, impl=impl), 2), "w": jnp.zeros(2)}
-        read, _ = load_tree(tmp_path / "t", like, "k")
+        read, _ = State(tmp_path / impl, "k").load(like)
         assert read["keys"].dtype == tree["keys"].dtype
         np.testing.assert_array_equal(jax.random.key_data(read["keys"]), jax.random.key_data(tree["keys"]))

@@ -82,6 +82,32 @@ def test_submitits_own_executor(tmp_path):
     assert all((tmp_path / name).exists() for name in "ab")
 
 
+RAY = """
+import json, pathlib, sys
+from lowbit.run import sweep
+commands = {name: [sys.executable, "-c", "import sys; print(sys.argv[1]); sys.exit(int(sys.argv[2]))", name, status]
+            for name, status in zip("abc", "010", strict=True)}
+print(json.dumps(sweep.by_ray(commands, "local", 2, pathlib.Path(sys.argv[1]), {})))
+"""
+
+
+@pytest.mark.slow
+def test_a_local_ray_of_two_workers(tmp_path):
+    """In a process of its own: Ray leaves threads and handles behind."""
+    done = subprocess.run([sys.executable, "-c", RAY, str(tmp_path / "logs")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"a": 0, "b": 1, "c": 0}
+    assert [(tmp_path / f"logs/{name}.log").read_text() for name in "abc"] == ["a\n", "b\n", "c\n"]
+
+
+def test_schedulers_are_named_once(capsys):
+    asked = ["sweep", tiny.__file__, "--grid", "fit.lr=1e-2"]
+    assert cli.main([*asked, "--ray", "local", "--submitit", "local"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert cli.main([*asked, "--ray", "local", "--ray-set", "gpus"]) == 2
+    assert "num_gpus=1" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was(tmp_path):
     """Two points, one killed after its float training: the second sweep ends with the same bits as one that was not killed."""

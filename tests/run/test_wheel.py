@@ -70,6 +70,6 @@ def test_an_experiment_of_ones_own(python, tmp_path):
 
 
 def test_importing_lowbit_imports_little():
-    code = "import sys, lowbit; print([m for m in ('flax', 'optax', 'rich', 'matplotlib', 'scipy.optimize', 'lowbit.run') if m in sys.modules])"
+    code = "import sys, lowbit; print([m for m in ('flax', 'optax', 'rich', 'matplotlib', 'scipy.optimize', 'orbax', 'jax.experimental.pallas', 'lowbit.run') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

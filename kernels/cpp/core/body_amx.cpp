@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "core/conv.h"
+#include "core/pair.h"
 #include "core/problem.h"
 
 namespace lowbit {
@@ -169,11 +170,18 @@ void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t begin, in
   body_avx512vnni::kBody.conv_gather(c, p, group, begin, end);
 }
 void Depthwise(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBody.depthwise(c, begin, end); }
+void PairRows(const Pair& c, const Matmul& p, const float* x, int64_t begin, int64_t end) {
+  body_avx512vnni::kBody.pair_rows(c, p, x, begin, end);
+}
+void PairColumns(const Pair& c, const float* w, int64_t tile, uint8_t* blocks, float* scales, int32_t* sums) {
+  body_avx512vnni::kBody.pair_columns(c, w, tile, blocks, scales, sums);
+}
 
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
+const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvScale, ConvQuantize, ConvGather, Depthwise, PairRows, PairColumns,
+                    Vec::kSeen8};
 
 }  // namespace body_amx
 }  // namespace lowbit

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "core/conv.h"
+#include "core/pair.h"
 #include "core/problem.h"
 #include <immintrin.h>
 
@@ -16,12 +17,14 @@ namespace {
 #include "core/body_float.h"
 #include "core/body_conv.h"
 #include "core/body_direct.h"
+#include "core/body_pair.h"
 #include "core/body_table.h"
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8,
-                    DirectExpand, DirectRows};
+const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, PairRows, PairColumns,
+                    Vec::kSeen8,
+                    DirectExpand, DirectRows, Vec::kDirectInputs};
 
 }  // namespace body_avx2
 }  // namespace lowbit

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "core/conv.h"
+#include "core/pair.h"
 #include "core/problem.h"
 #include <immintrin.h>
 
@@ -16,15 +17,14 @@ namespace {
 #include "core/body_float.h"
 #include "core/body_conv.h"
 #include "core/body_direct.h"
+#include "core/body_pair.h"
 #include "core/body_table.h"
 }  // namespace
 
-// Codes multiply twice as fast as pairs; with few of them, gathering a window costs more than that.
-constexpr int64_t kFewInputs = 192;
-
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8,
-                    DirectExpand, DirectRows, kFewInputs, 8, 2};
+const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, PairRows, PairColumns,
+                    Vec::kSeen8,
+                    DirectExpand, DirectRows, Vec::kDirectInputs, 8, 2};
 
 }  // namespace body_avx512vnni
 }  // namespace lowbit

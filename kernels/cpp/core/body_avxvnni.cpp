@@ -1,5 +1,6 @@
 // The avxvnni body. Compiled with its own instruction set (CMakeLists.txt); called only where the machine has it.
 #include "core/conv.h"
+#include "core/pair.h"
 #include "core/problem.h"
 #include <immintrin.h>
 
@@ -13,11 +14,13 @@ namespace {
 #include "core/body_integer.h"
 #include "core/body_float.h"
 #include "core/body_conv.h"
+#include "core/body_pair.h"
 #include "core/body_table.h"
 }  // namespace
 
 extern const Body kBody;
-const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, Vec::kSeen8};
+const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, PairRows, PairColumns,
+                    Vec::kSeen8};
 
 }  // namespace body_avxvnni
 }  // namespace lowbit

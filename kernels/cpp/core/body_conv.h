@@ -49,13 +49,15 @@ LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, i
     if (nan) __atomic_store_n(c.found, 1u, __ATOMIC_RELAXED);
   }
 }
-template <typename T>
-LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, int8_t* codes) {
+// Codes as int8, or in uint8 with 128 more.
+template <typename T, typename Q, std::enable_if_t<sizeof(Q) == 1, int> = 0>
+LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, Q* codes) {
+  constexpr int32_t kMore = std::is_same_v<Q, uint8_t> ? 128 : 0;
   if constexpr (sizeof(T) == 1) {
-    FlipSpan(x, n, c.shift() == 128 ? 128 : 0, codes);
+    FlipSpan(x, n, static_cast<uint8_t>(c.shift() ^ kMore), reinterpret_cast<int8_t*>(codes));
   } else {
     const bool nan = QuantizeSpan(x, n, 1.0f / scale, static_cast<float>(c.lo - c.x_zero),
-                                  static_cast<float>(c.hi - c.x_zero), c.zero(), codes);
+                                  static_cast<float>(c.hi - c.x_zero), c.zero() + kMore, codes);
     if (nan) __atomic_store_n(c.found, 1u, __ATOMIC_RELAXED);
   }
 }
@@ -97,7 +99,13 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
 template <typename T>
 LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, int64_t line_begin, int64_t line_end) {
   if (c.depthwise) return ConvQuantizeLines<T, float>(c, 0.0f, line_begin, line_end);
-  if (c.pairs != nullptr) return ConvQuantizeLines<T, int16_t>(c, 0, line_begin, line_end);
+  if (c.words != nullptr) {
+    if constexpr (Vec::kDirectInputs == 2) {
+      return ConvQuantizeLines<T, int16_t>(c, 0, line_begin, line_end);
+    } else {
+      return ConvQuantizeLines<T, uint8_t>(c, static_cast<uint8_t>(c.zero() + 128), line_begin, line_end);
+    }
+  }
   ConvQuantizeLines<T, int8_t>(c, static_cast<int8_t>(c.zero()), line_begin, line_end);
 }
 

@@ -1,16 +1,26 @@
-// A convolution that gathers no windows: steps (q_x - z_x) in int16 are read where they lie, two of them a multiply. No sums
-// of rows are needed, and what few channels and small images cost beside multiplies is gone. Include after body_conv.h.
+// A convolution that gathers no windows: what the grid says of x is read where it lies, a word of 4 bytes a multiply. No sums of
+// rows are needed, and what few channels and small images cost beside multiplies is gone. Include after body_conv.h.
+//
+// A word is two steps (q_x - z_x) in int16; or, where the machine multiplies bytes, four codes in uint8, 128 more than they
+// are: what that and the zero point add to a sum is the same for every window, padding included, and taken off at the start.
 #pragma once
 
-// A tile of weights as pairs of int16: pair w of channel n is at (w * 16 + n) * 2. A run of an odd length ends in a zero, which
-// meets whatever lies there.
+// A tile of weights as words: word w of channel n is at (w * 16 + n) * 4. A run that ends inside a word is filled with zeros,
+// which meet whatever lies there.
 void DirectExpand(const Conv& c, int64_t tile) {
+  constexpr int kTogether = Vec::kDirectInputs, kBits = 32 / kTogether;
   const int per = 8 / c.bits;
   const uint32_t mask = (1u << c.bits) - 1;
   const int64_t inputs = c.inputs(), run = c.run();
-  thread_local std::vector<int32_t> codes;
-  if (static_cast<int64_t>(codes.size()) < c.blocks() * c.span() * kLanes) codes.resize(c.blocks() * c.span() * kLanes);
   const uint8_t* from = c.w + tile * c.blocks() * kBlockBytes;
+  uint8_t* out = c.words + tile * c.words_count * kBlockBytes;
+  if (kTogether == 4 && per == 1 && run % 4 == 0) {  // blocks are words already, of codes with an offset of 128
+    for (int64_t i = 0; i < c.words_count * kBlockBytes; ++i) out[i] = static_cast<uint8_t>(from[i] ^ 128);
+    return;
+  }
+  thread_local std::vector<int32_t> codes;
+  const int64_t size = c.blocks() * c.span() * kLanes;
+  if (static_cast<int64_t>(codes.size()) < size) codes.resize(size);
   int32_t* to = codes.data();
   for (int64_t b = 0; b < c.blocks(); ++b, from += kBlockBytes) {
     uint32_t lanes[kLanes];
@@ -22,63 +32,78 @@ void DirectExpand(const Conv& c, int64_t tile) {
       }
     }
   }
-  int16_t* out = c.pairs + tile * c.words() * 2 * kLanes;
+  constexpr uint32_t kLow = (1u << kBits) - 1;
   for (int64_t k = 0; k < inputs; k += run) {
-    for (int64_t e = 0; e < run; e += 2, out += 2 * kLanes) {
-      const int32_t* low = codes.data() + (k + e) * kLanes;
-      int32_t pair[kLanes];
-      if (e + 1 < run) {
-        for (int n = 0; n < kLanes; ++n) pair[n] = (low[n] & 0xffff) | static_cast<int32_t>(uint32_t(low[kLanes + n]) << 16);
-      } else {
-        for (int n = 0; n < kLanes; ++n) pair[n] = low[n] & 0xffff;
+    for (int64_t e = 0; e < run; e += kTogether, out += kBlockBytes) {
+      uint32_t word[kLanes] = {};
+      for (int64_t i = 0; i < kTogether && e + i < run; ++i) {
+        const int32_t* low = codes.data() + (k + e + i) * kLanes;
+        for (int n = 0; n < kLanes; ++n) word[n] |= (uint32_t(low[n]) & kLow) << (kBits * i);
       }
-      __builtin_memcpy(out, pair, sizeof pair);
+      __builtin_memcpy(out, word, sizeof word);
     }
   }
 }
 
-// kRows output positions from m, whose windows begin at x; 16 channels, or the first 8.
-template <int kRows, bool kHalf>
-__attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const int16_t* const* x, const float* scales,
+// kRows output positions from m, whose windows begin at x, and kTiles tiles; with kHalf the first 8 channels of one.
+template <int kRows, int kTiles, bool kHalf>
+__attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const int8_t* const* x, const float* scales,
                                           int64_t out, int64_t m, int64_t valid, int64_t tile, int64_t first_tile) {
-  Vec::I acc[kRows];
-  for (int r = 0; r < kRows; ++r) acc[r] = Vec::Set(0);
-  const int64_t words = c.pairs_count;
-  const int16_t* w = c.pairs + (first_tile + tile) * words * 2 * kLanes;
+  const int64_t words = c.words_count;
+  Vec::I acc[kRows][kTiles];
+  const uint8_t* w[kTiles];
+  for (int t = 0; t < kTiles; ++t) {
+    const int64_t at = first_tile + tile + t;
+    w[t] = c.words + at * words * kBlockBytes;
+    Vec::I start = Vec::Set(0);
+    if constexpr (Vec::kDirectInputs == 4) {  // in integers modulo 2^32: less (z_x + 128) times the sum of the weights
+      const auto sum = Vec::Sub(Vec::Load(c.sums + at * kLanes), Vec::Set(static_cast<int32_t>(c.offset * c.inputs())));
+      start = Vec::Mul(sum, Vec::Set(-(c.zero() + 128)));
+    }
+    for (int r = 0; r < kRows; ++r) acc[r][t] = start;
+  }
   const int8_t* from[kRows];
-  for (int r = 0; r < kRows; ++r) from[r] = reinterpret_cast<const int8_t*>(x[r]);
-  for (int64_t k = 0; k < words; ++k, w += 2 * kLanes) {
-    const Vec::W word = Vec::Held(Vec::LoadW(reinterpret_cast<const uint8_t*>(w)));
+  for (int r = 0; r < kRows; ++r) from[r] = x[r];
+  for (int64_t k = 0; k < words; ++k) {
+    Vec::W word[kTiles];
+    for (int t = 0; t < kTiles; ++t, w[t - 1] += kBlockBytes) word[t] = Vec::Held(Vec::LoadW(w[t]));
     const int64_t at = c.offsets[k];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[r] = Vec::DotPairs<kHalf>(acc[r], word, LoadWord(from[r] + at));
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t inputs = LoadWord(from[r] + at);
+#pragma GCC unroll 2
+      for (int t = 0; t < kTiles; ++t) acc[r][t] = Vec::DotDirect<kHalf>(acc[r][t], word[t], inputs);
+    }
   }
-  const Vec::F scale = Vec::LoadF(c.scales + (first_tile + tile) * kLanes);
-  Vec::F values[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    const Vec::F product = Vec::Saturate(Vec::MulF(Vec::Convert(acc[r]), scale));
-    values[r] = Vec::Saturate(Vec::MulF(product, Vec::SetF(scales[r])));
+  for (int t = 0; t < kTiles; ++t) {
+    const Vec::F scale = Vec::LoadF(c.scales + (first_tile + tile + t) * kLanes);
+    Vec::F values[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      const Vec::F product = Vec::Saturate(Vec::MulF(Vec::Convert(acc[r][t]), scale));
+      values[r] = Vec::Saturate(Vec::MulF(product, Vec::SetF(scales[r])));
+    }
+    StoreTile<kRows>(tail, out, m, valid, tile + t, values);
   }
-  StoreTile<kRows>(tail, out, m, valid, tile, values);
 }
 
 // Some output positions of one feature group.
 void DirectRows(const Conv& c, const Tail& tail, int64_t group, int64_t row_begin, int64_t row_end) {
   constexpr int64_t kPart = 64;  // positions whose windows are looked up together; fewer of long windows, which stay in L1
-  constexpr int kRows = Vec::kRowTile;
+  constexpr int64_t kSize = 4 / Vec::kDirectInputs;
+  constexpr int kRows = Vec::kRowTile, kWide = Vec::kDirectInputs == 4 ? 2 : 1;
   const int64_t height = c.padded_height(), width = c.padded_width();
   const int64_t out = c.group_out(), tiles = c.group_tiles(), channels = c.group_channels(), first_tile = group * tiles;
-  const int16_t* x[kPart + kRows];
+  const int8_t* x[kPart + kRows];
   float scales[kPart + kRows];
   int64_t j = row_begin % c.out_width, i = row_begin / c.out_width % c.out_height;
   int64_t b = row_begin / c.out_width / c.out_height;
-  const int64_t fits = (int64_t{1} << 13) / (c.kernel_height * c.stride_width * c.channels) / kRows * kRows;
+  const int64_t fits = (int64_t{1} << 14) / kSize / (c.kernel_height * c.stride_width * c.channels) / kRows * kRows;
   const int64_t part = fits < kRows ? kRows : fits < kPart ? fits : kPart;
   for (int64_t m = row_begin; m < row_end; m += part) {
     const int64_t count = row_end - m < part ? row_end - m : part;
     for (int64_t r = 0; r < count; ++r) {
-      x[r] = static_cast<const int16_t*>(c.padded) + group * channels +
-             ((b * height + i * c.stride_height) * width + j * c.stride_width) * c.channels;
+      const int64_t position = (b * height + i * c.stride_height) * width + j * c.stride_width;
+      x[r] = static_cast<const int8_t*>(c.padded) + kSize * (group * channels + position * c.channels);
       scales[r] = WindowScale(c, b, i, j, group);
       if (++j < c.out_width) continue;
       j = 0;
@@ -90,10 +115,14 @@ void DirectRows(const Conv& c, const Tail& tail, int64_t group, int64_t row_begi
       x[r] = x[count - 1];
       scales[r] = scales[count - 1];
     }
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const bool half = out - tile * kLanes <= kLanes / 2;
-      const auto run = half ? DirectTile<kRows, true> : DirectTile<kRows, false>;
+    auto each = [&](auto run, int64_t tile) {
       for (int64_t r = 0; r < count; r += kRows) run(c, tail, x + r, scales + r, out, m + r, count - r, tile, first_tile);
+    };
+    int64_t tile = 0;
+    for (; kWide > 1 && tile + 1 < tiles; tile += kWide) each(DirectTile<kRows, kWide, false>, tile);
+    for (; tile < tiles; ++tile) {
+      const bool half = out - tile * kLanes <= kLanes / 2;
+      each(half ? DirectTile<kRows, 1, true> : DirectTile<kRows, 1, false>, tile);
     }
   }
 }

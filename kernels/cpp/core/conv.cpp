@@ -9,8 +9,6 @@
 namespace lowbit {
 namespace {
 
-constexpr int64_t kManyCodes = 1 << 10;  // of one output position: inputs times tiles
-
 int64_t Stride(const Conv& c) { return Plus(RoundUp(Times(c.blocks(), c.span()), 64), 64); }
 
 int64_t PaddedBytes(const Conv& c, int64_t size) {  // of `size` bytes each; whole vectors are read at the end: 64 bytes more
@@ -18,10 +16,22 @@ int64_t PaddedBytes(const Conv& c, int64_t size) {  // of `size` bytes each; who
   return Plus(RoundUp(Times(Times(positions, c.channels), size), 64), 64);
 }
 
-// Weights as pairs of steps, widened in every call: only as many as stay in L2, so that memory does not grow with weights.
-constexpr int64_t kMostPairBytes = 1 << 18;
+// Weights as words, written in every call: only as many as stay in L2, so that memory does not grow with weights.
+constexpr int64_t kMostWordBytes = 1 << 18;
 
-int64_t PairBytes(const Conv& c) { return Times(Times(Times(c.groups, c.group_tiles()), c.words()), 4 * kLanes); }
+int64_t WordBytes(const Conv& c) { return Times(Times(Times(c.groups, c.group_tiles()), c.words_of(2)), 4 * kLanes); }
+
+// Whether windows are read where they lie.
+bool IsDirect(const Conv& c, const Body& body) {
+  constexpr int64_t kManyCodes = 1 << 10;  // of one output position: inputs times tiles
+  constexpr int64_t kFewRows = 16;
+  if (c.depthwise || body.direct_rows == nullptr || WordBytes(c) > kMostWordBytes) return false;
+  if (body.direct_inputs == 2) {  // codes of 4 bits and fewer multiply faster than steps of 16: gathering is then the smaller part
+    return c.bits == 8 || Times(c.inputs(), c.group_tiles()) < kManyCodes;
+  }
+  const bool signed_codes = c.bits < 8 || c.offset == 128;  // others may not fit in 8 bits with a sign
+  return signed_codes && c.rows() >= kFewRows;  // for fewer, rewriting weights costs as much as multiplying by them
+}
 
 // Of x that holds a NaN: where, position by position and feature group by group.
 template <typename T>
@@ -49,8 +59,8 @@ int64_t ScratchBytes(const Conv& c) {
   if (rows == 0 || c.out == 0) return 0;
   if (c.depthwise) return Plus(64, PaddedBytes(c, 4));
   const int64_t gathered = Plus(PaddedBytes(c, 1), Times(RoundUp(rows, kRowPadding), Plus(Stride(c), 12)));
-  const int64_t pairs = PairBytes(c);
-  return Plus(64, pairs <= kMostPairBytes ? std::max(gathered, Plus(PaddedBytes(c, 2), pairs)) : gathered);
+  const int64_t words = WordBytes(c);
+  return Plus(64, words <= kMostWordBytes ? std::max(gathered, Plus(PaddedBytes(c, 2), words)) : gathered);
 }
 
 const char* Check(const Conv& c) {
@@ -88,20 +98,21 @@ namespace {
 // Every window read where it lies. Images one after the other, each while its steps are in cache, where there are several
 // for every thread; else lines are put on the grid first.
 void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t threads) {
-  c.pairs = reinterpret_cast<int16_t*>(at + PaddedBytes(c, 2));
-  const int64_t tiles = c.groups * c.group_tiles(), words = c.words(), per_run = words / c.runs();
+  const int64_t together = body.direct_inputs, size = 4 / together;
+  c.words = at + PaddedBytes(c, size);
+  const int64_t tiles = c.groups * c.group_tiles(), words = c.words_of(together), per_run = words / c.runs();
   std::vector<int64_t> offsets(words);
   for (int64_t i = 0; i < words; ++i) {
     const int64_t run = i / per_run, u = c.together() ? run : run / c.kernel_width, v = run - u * c.kernel_width;
     const int64_t tap = u * c.dilation_height * c.padded_width() + (c.together() ? 0 : v * c.dilation_width);
-    offsets[i] = 2 * (tap * c.channels + i % per_run * 2);
+    offsets[i] = size * (tap * c.channels + i % per_run * together);
   }
   c.offsets = offsets.data();
-  c.pairs_count = words;
+  c.words_count = words;
   const bool many = tiles > 1 && Times(tiles, words) > 1 << 10;
   ParallelFor(pool, many ? threads : 1, tiles, [&](int64_t tile) { body.direct_expand(c, tile); });
 
-  // In cycles, or nearly: a multiply takes two pairs of 8 channels, and storing costs as much as 40 of them.
+  // In cycles, or nearly: a multiply takes a word of 16 channels, and storing costs as much as 40 of them.
   const int64_t positions = c.out_height * c.out_width;
   const double image = static_cast<double>(positions * tiles) * static_cast<double>(words + 40);
   constexpr double kWorthwhile = 1 << 17;  // below, waking a thread costs more than it saves
@@ -172,12 +183,7 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   }
   uint32_t found = 0;
   c.found = &found;
-  // Codes of 4 bits and fewer multiply faster than pairs of 16: with many of them, gathering a window is the smaller part.
-  const int64_t most = c.bits < 8 ? std::min(kManyCodes, body.direct_most) : body.direct_most;
-  const bool many = Times(c.inputs(), c.group_tiles()) >= most;
-  if (!c.depthwise && body.direct_rows != nullptr && !many && PairBytes(c) <= kMostPairBytes) {
-    return RunDirect(c, body, at, pool, threads);
-  }
+  if (IsDirect(c, body)) return RunDirect(c, body, at, pool, threads);
   at += PaddedBytes(c, c.depthwise ? 4 : 1);
 
   const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "core/problem.h"
@@ -39,15 +40,15 @@ struct Conv {
   const int32_t* sums = nullptr;   // dense: (groups * tiles, 16), sums of stored codes over taps and inputs
   Tail tail;  // rows are output positions
 
-  // Scratch: x on its grid, with the padding that the kernel reads. int8 codes; or steps (q_x - z_x), float for depthwise,
-  // int16 where windows are read where they lie.
+  // Scratch: x on its grid, with the padding that the kernel reads. int8 codes; or steps (q_x - z_x), float for depthwise.
+  // Where windows are read where they lie (body_direct.h): steps in int16, or codes and 128 in uint8.
   void* padded = nullptr;
 
-  // Scratch of the latter (body_direct.h): weights as pairs of int16 steps, (groups * tiles, words(), 16, 2), or null; and
-  // where in a window each pair begins.
-  int16_t* pairs = nullptr;
+  // Scratch of the latter: weights as words of 2 steps in int16 or of 4 in int8, (groups * tiles, words_count, 64 bytes), or
+  // null; and where in a window each word begins, in bytes.
+  uint8_t* words = nullptr;
   const int64_t* offsets = nullptr;
-  int64_t pairs_count = 0;  // words()
+  int64_t words_count = 0;
 
   LOWBIT_INLINE float scale_of(int64_t b) const { return x_scales == nullptr ? x_scale : x_scales[b]; }
   LOWBIT_INLINE int64_t padded_height() const {
@@ -68,7 +69,7 @@ struct Conv {
   LOWBIT_INLINE bool together() const { return groups == 1 && dilation_width == 1; }
   LOWBIT_INLINE int64_t runs() const { return together() ? kernel_height : taps_count(); }
   LOWBIT_INLINE int64_t run() const { return together() ? kernel_width * channels : group_channels(); }
-  LOWBIT_INLINE int64_t words() const { return runs() * ((run() + 1) / 2); }
+  LOWBIT_INLINE int64_t words_of(int64_t inputs) const { return runs() * ((run() + inputs - 1) / inputs); }
   LOWBIT_INLINE int32_t shift() const { return hi > 127 ? 128 : 0; }
   LOWBIT_INLINE int32_t zero() const { return x_zero - shift(); }
 };

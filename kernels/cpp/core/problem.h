@@ -108,6 +108,7 @@ struct Matmul {
 };
 
 struct Conv;
+struct Pair;
 
 // What an instruction set provides. Ranges are [begin, end).
 struct Body {
@@ -125,14 +126,17 @@ struct Body {
   void (*conv_gather)(const Conv&, const Matmul&, int64_t group, int64_t row_begin, int64_t row_end);
   // Computes some output lines (batch and height) of a depthwise convolution.
   void (*depthwise)(const Conv&, int64_t line_begin, int64_t line_end);
+  // A product of activations (pair.h): rows of the left operand as rows of a matmul, and a tile of the right one as weights.
+  void (*pair_rows)(const Pair&, const Matmul&, const float* x, int64_t row_begin, int64_t row_end);
+  void (*pair_columns)(const Pair&, const float* w, int64_t tile, uint8_t* blocks, float* scales, int32_t* sums);
   // What the dot product of this body takes off stored 8-bit codes.
   int32_t seen8;
   // A convolution without gathered windows, or null where the dot products of codes are faster: a tile of its weights as
-  // pairs, and some output positions of one feature group.
+  // words, and some output positions of one feature group.
   void (*direct_expand)(const Conv&, int64_t tile) = nullptr;
   void (*direct_rows)(const Conv&, const Tail&, int64_t group, int64_t row_begin, int64_t row_end) = nullptr;
-  // With fewer inputs times tiles than this it is the faster one for codes of 8 bits.
-  int64_t direct_most = INT64_MAX;
+  // Inputs that a word of it holds: 2 steps of 16 bits, or 4 of 8.
+  int64_t direct_inputs = 2;
   // Multiplies of 16 channels by an input in a cycle, roughly: of codes, and of floats.
   int64_t codes_a_cycle = 1, floats_a_cycle = 1;
 };

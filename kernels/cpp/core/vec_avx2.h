@@ -117,8 +117,9 @@ struct Vec {
     return w;
   }
   // acc += of each channel two int16 products; of the first 8 channels alone with kHalf.
+  static constexpr int kDirectInputs = 2;
   template <bool kHalf>
-  static I DotPairs(I acc, W w, int32_t x) {
+  static I DotDirect(I acc, W w, int32_t x) {
     const __m256i v = _mm256_set1_epi32(x);
     acc.a = _mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, v));
     if constexpr (!kHalf) acc.b = _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, v));

@@ -94,12 +94,13 @@ struct Vec {
     return acc;
   }
 
-  // acc += of each channel two int16 products (body_direct.h).
+  // acc += of each channel four products of an unsigned input and a signed weight (body_direct.h).
+  static constexpr int kDirectInputs = 4;
   static W Held(W w) { return w; }
   template <bool kHalf>
-  static I DotPairs(I acc, W w, int32_t x) {
+  static I DotDirect(I acc, W w, int32_t x) {
     const I word = _mm512_set1_epi32(x);
-    asm("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(word));
+    asm("vpdpbusd %1, %2, %0" : "+v"(acc) : "v"(w), "v"(word));
     return acc;
   }
 

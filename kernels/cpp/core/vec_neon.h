@@ -8,6 +8,7 @@ struct Vec {
   static constexpr int kRowTile = 4;
   static constexpr int kTileTile = 1;
   static constexpr int32_t kSeen8 = 128;  // sdot is signed by signed: 8-bit codes enter with the top bit flipped
+  static constexpr int kDirectInputs = 2;  // not used: codes of gathered windows are faster (body_direct.h)
   static constexpr bool kTails = false;  // a tail is done in memory
   static constexpr bool kExpands = false;
 

@@ -74,9 +74,10 @@ struct Vec {
     });
   }
 
+  static constexpr int kDirectInputs = 2;
   static W Held(W w) { return w; }
   template <bool kHalf>
-  static I DotPairs(I acc, W w, int32_t x) {
+  static I DotDirect(I acc, W w, int32_t x) {
     int16_t v[2], pairs[32];
     __builtin_memcpy(v, &x, 4);
     __builtin_memcpy(pairs, w.v, 64);

@@ -15,6 +15,7 @@
 
 #include "core/calls.h"
 #include "core/conv.h"
+#include "core/pair.h"
 #include "core/isa.h"
 #include "core/matmul.h"
 
@@ -239,6 +240,35 @@ std::string OneConv(Pool* pool, bool* spoilt) {
   return problem == nullptr ? "" : problem;
 }
 
+std::string OnePair(Pool* pool, bool* spoilt) {
+  PairCall c;
+  Attack a;
+  const int64_t outer = Uniform(Chance(10) ? 0 : 1, 3), inner = Uniform(1, 3), rows = Uniform(1, 20), out = Uniform(1, 40);
+  c.length = Uniform(1, 70);
+  const bool across = Chance(50);  // of w: along N side by side
+  c.x_strides[0] = rows * inner * c.length, c.x_strides[1] = c.length, c.x_strides[2] = inner * c.length;
+  c.w_strides[0] = inner * out * c.length, c.w_strides[1] = out * c.length;
+  c.w_strides[2] = across ? 1 : c.length, c.w_strides[3] = across ? out : 1;
+  c.x_dynamic = Uniform(0, 1), c.w_dynamic = Uniform(0, 1), c.keeps_nan = Uniform(0, 1);
+  if (c.x_dynamic == 0 && Chance(40)) c.lo = 0, c.hi = 255;
+  if (c.w_dynamic == 0 && Chance(40)) c.w_lo = 0, c.w_hi = 255;
+  c.isa = AnyIsa(), c.threads = Uniform(0, 3);
+  a.integers.insert(a.integers.end(), {&c.length, &c.x_strides[0], &c.x_strides[1], &c.x_strides[2], &c.w_strides[0],
+                                       &c.w_strides[1], &c.w_strides[2], &c.w_strides[3], &c.lo, &c.hi, &c.w_lo, &c.w_hi,
+                                       &c.x_dynamic, &c.w_dynamic, &c.keeps_nan, &c.isa, &c.threads});
+  a.Add(&c.x, Type::kF32, {outer, rows, inner, c.length}, false);
+  a.Add(&c.w, Type::kF32, {outer, inner, across ? c.length : out, across ? out : c.length}, false);
+  for (View* each : {&c.x_scale, &c.w_scale}) a.Add(each, Type::kF32, {1}, false);
+  for (View* each : {&c.x_zero, &c.w_zero}) a.Add(each, Type::kS32, {1}, false);
+  a.Add(&c.y, Type::kF32, {outer, inner, rows, out}, true);
+  for (int64_t i = *spoilt ? Uniform(1, 3) : 0; i > 0; --i) a.Spoil();
+  a.Allocate();
+  if (!*spoilt || Chance(90)) a.Set(c.x_zero, static_cast<int32_t>(c.x_dynamic != 0 ? 0 : Uniform(-5, 5)));
+  if (!*spoilt || Chance(90)) a.Set(c.w_zero, static_cast<int32_t>(c.w_dynamic != 0 ? 0 : Uniform(-5, 5)));
+  const char* problem = Call(c, pool);
+  return problem == nullptr ? "" : problem;
+}
+
 // Runs tasks at once: the fuzzer looks for reads and writes, core_test for races.
 class Now : public Pool {
  public:
@@ -255,7 +285,8 @@ int main(int argc, char** argv) {
   for (int64_t i = 0; i < calls; ++i) {
     engine.seed(seed * 1000003 + i);
     bool spoilt = i % 3 != 0;
-    const std::string problem = i % 2 ? OneConv(&pool, &spoilt) : OneMatmul(&pool, &spoilt);
+    const auto one = i % 7 == 0 ? OnePair : i % 2 ? OneConv : OneMatmul;
+    const std::string problem = one(&pool, &spoilt);
     if (!problem.empty() && !spoilt) {
       std::fprintf(stderr, "call %lld is right and was refused: %s\n", static_cast<long long>(i), problem.c_str());
       return 1;

@@ -12,9 +12,11 @@ from lowbit_kernels import checks
 from lowbit_kernels.cpu import library
 from lowbit_kernels.cpu.arena import reshaped
 from lowbit_kernels.cpu.matmul import check_config
-from lowbit_kernels.cpu.prepare import block_inputs, stored_bits
+from lowbit_kernels.cpu.prepare import PreparedMatrix, block_inputs, stored_bits
 from lowbit_kernels.cpu.prepare import prepare as prepare_matrix
+from lowbit_kernels.cpu.prepare import restore as restore_matrix
 from lowbit_kernels.cpu.tail import NO_TAIL, Results, Tail, given, grouped, scale_of, zero_of
+from lowbit_kernels.layout import unpack_codes
 from lowbit_kernels.matrix import pack_matrix
 from lowbit_kernels.numerics import StaticActivation
 
@@ -99,6 +101,25 @@ def prepare(codes: Array, scales: Array, *, bits: int, signed: bool, groups: int
     )
 
 
+def restore(packed: PreparedConv) -> tuple[Array, Array]:
+    """HWIO codes and their scales, `(O,)`: the inverse of `prepare`, exact."""
+    check_prepared(packed)
+    height, width, inputs, out = packed.kernel
+    if packed.depthwise:
+        codes = jax.lax.bitcast_convert_type(packed.weights, jnp.int8)
+        return codes.reshape(packed.kernel), packed.scales.reshape(-1)[:out]
+    taps, many = height * width * inputs, out // packed.groups
+    columns = packed.weights.shape[0] * 16
+    ones = jnp.ones((packed.weights.shape[0], 1, 16), jnp.float32)
+    matrix = PreparedMatrix(
+        blocks=packed.weights, scales=ones, zeros=None, column_sums=None, codebook=None,
+        bits=packed.bits, signed=packed.signed, length=taps, group=max(taps, 1), out=columns,
+    )  # fmt: skip
+    codes = unpack_codes(restore_matrix(matrix).codes, packed.bits, taps, axis=0, signed=packed.signed)
+    codes = codes.reshape(taps, packed.groups, -1)[:, :, :many]
+    return codes.reshape(packed.kernel), packed.scales.reshape(packed.groups, -1)[:, :many].reshape(out)
+
+
 def supports(packed: Any, groups: int, padding: tuple[tuple[int, int], ...], platform: str) -> str | None:
     """None where the native library runs the convolution, else the reason."""
     if platform != "cpu":
@@ -176,9 +197,9 @@ def _scratch_bytes(x_shape: tuple[int, ...], packed: PreparedConv, shape: tuple[
     gathered = padded(1) + rows * (-(-length // 64) * 64 + 64 + 12)
     is_together = packed.groups == 1 and call.dilation[1] == 1
     runs, run = (height, width * inputs) if is_together else (height * width, inputs)
-    pairs = packed.groups * -(-(out // packed.groups) // 16) * runs * -(-run // 2) * 64
-    return 64 + (max(gathered, padded(2) + pairs) if pairs <= _MOST_PAIR_BYTES else gathered)
+    words = packed.groups * -(-(out // packed.groups) // 16) * runs * -(-run // 2) * 64
+    return 64 + (max(gathered, padded(2) + words) if words <= _MOST_WORD_BYTES else gathered)
 
 
-_MOST_PAIR_BYTES = 1 << 18
-"""Up to so many bytes of weights are widened to 16 bits in a call (`kMostPairBytes` in cpp/core/conv.cpp)."""
+_MOST_WORD_BYTES = 1 << 18
+"""Up to so many bytes of weights are widened to 16 bits in a call (`kMostWordBytes` in cpp/core/conv.cpp)."""

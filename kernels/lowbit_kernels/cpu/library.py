@@ -17,6 +17,7 @@ LIBRARY = "liblowbit_kernels.so"
 TARGETS = {
     "LowbitMatmulCall": "lowbit_kernels.cpu.matmul",
     "LowbitConvCall": "lowbit_kernels.cpu.conv",
+    "LowbitPairCall": "lowbit_kernels.cpu.pair",
 }
 ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "neon", "scalar")  # numbers shared with cpp/core/isa.h
 ISA_VARIABLE = "LOWBIT_KERNELS_ISA"

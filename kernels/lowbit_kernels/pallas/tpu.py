@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit_kernels.matrix import PackedMatrix
-from lowbit_kernels.pallas import tpu_blocks, tpu_kernel, tpu_operands
+from lowbit_kernels.pallas import tpu_blocks
 from lowbit_kernels.platforms import device_kind
 from lowbit_kernels.spec import Implementation, MatmulSpec
 
@@ -103,6 +103,8 @@ def run(x: Array, packed: PackedMatrix, activation: Any, out_dtype: str, config:
     _check(config)
     count, x_dtype = x.shape[0], x.dtype.name
     length, out = packed.shape
+    from lowbit_kernels.pallas import tpu_kernel, tpu_operands  # Pallas takes as long to import as jax itself
+
     is_native = tpu_blocks.is_native(packed.group, packed.groups)
     group = packed.group if is_native else tpu_blocks.padded_group(packed.group)
     blocks = tpu_blocks.choose(

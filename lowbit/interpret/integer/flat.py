@@ -1,5 +1,6 @@
 """A traced function as one list of equations, and the values of everything in it that is not data."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,12 +11,48 @@ from lowbit.interpret.walk import plain, reevaluate
 from lowbit.program import primitives, read
 from lowbit.program.read import Value
 
-_INLINED = ("jit", "remat", "custom_jvp", read.LAYERS)
+_INLINED = ("jit", "remat", read.OF_DATA, read.LAYERS)
 
 
 def flatten(traced: Trace) -> read.Program:
-    """Returns the program of a trace: parameters are fixed, calls inlined, layers of a scan written out, functions with their own gradient kept."""
-    return read.read(traced.jaxpr, fixed=traced.count, inlined=_INLINED)
+    """Returns the program of a trace: parameters are fixed, calls inlined, layers of a scan written out.
+
+    Functions with their own gradient are kept, but those of data that have a `jax.custom_jvp`.
+    A product that sums nothing, with constant integers, is one of elements: the mask of heads that a model closes over.
+    """
+    program = read.read(traced.jaxpr, fixed=traced.count, inlined=_INLINED)
+    _spread(program.equations)
+    return program
+
+
+def _spread(equations: list[read.Equation]) -> None:
+    for i in reversed(range(len(equations))):
+        equation = equations[i]
+        if equation.call == "scan" and equation.is_data and equation.loop is not None:
+            _spread(equation.loop.equations)
+        elif equation.name == "dot_general" and _is_of_elements(equation):
+            made = read.spliced(partial(_elementwise, equation), equation.ins, equation.scope).equations
+            for each in made:
+                each.caller = equation
+            made[-1].outs, equation.outs[0].source = equation.outs, made[-1]
+            equations[i : i + 1] = made
+
+
+def _is_of_elements(equation: read.Equation) -> bool:
+    has_integers = any(not v.is_data and not jnp.issubdtype(v.dtype, jnp.floating) for v in equation.ins)
+    return has_integers and not equation.params["dimension_numbers"][0][0]
+
+
+def _elementwise(equation: read.Equation, left: Array, right: Array) -> Array:
+    """The product of a dot that contracts nothing: axes of the batch, then those of the left, then those of the right."""
+    out, (_, batches) = equation.outs[0], equation.params["dimension_numbers"]
+    free = [[i for i in range(x.ndim) if i not in batch] for x, batch in zip((left, right), batches, strict=True)]
+    left, right = (
+        jnp.transpose(x, (*batch, *rest)) for x, batch, rest in zip((left, right), batches, free, strict=True)
+    )
+    left = left.reshape(*left.shape, *[1] * len(free[1]))
+    right = right.reshape(*right.shape[: len(batches[1])], *[1] * len(free[0]), *right.shape[len(batches[1]) :])
+    return jnp.broadcast_to(left.astype(out.dtype), out.shape) * jnp.broadcast_to(right.astype(out.dtype), out.shape)
 
 
 class Constants:

@@ -33,6 +33,7 @@ from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
 from .nodes import Node, Program
+from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
 from .run import Arithmetic, Levels, defined, evaluate, indices
 from .weights import weight_of, weight_places, weights_of
@@ -58,7 +59,8 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
         path = program.grids[node.out]
         site = sites[path]
         operand = layer_operand(site)
-        folded = {s.name: s.update(states[path]["output"][s.name], outs[0], operand) for s in statistics_of(site)}
+        x = _of_rank(outs[0], len(operand.shape))
+        folded = {s.name: s.update(states[path]["output"][s.name], x, operand) for s in statistics_of(site)}
         return outs, {**states, path: {**states[path], "output": folded}}
 
     def measured(node: Node, values: list[Any], states: Any) -> Any:
@@ -102,6 +104,7 @@ def simulation(
     step: Array | None,
     updated: Callable[..., Any],
     codes: Mapping[str, Any],
+    custom_vjp: str = "raise",
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """Returns flat results, the new states of weight leaves and those of grids and derived weights.
 
@@ -117,6 +120,7 @@ def simulation(
         step: for them.
         updated: ``(site, state, statistics or None, value) -> state`` after a training batch.
         codes: chosen for weights, by key.
+        custom_vjp: ``"raise"`` where a function with its own gradient that a grid cuts in two is differentiated, or ``"body"``.
     """
     program, sites = program_for(plan, traced), plan.grids()
     states = {path: get(qstate, path, "output") for path in sites}
@@ -148,7 +152,10 @@ def simulation(
             y = env[node.out]
         else:
             y = defined(node, xs, lambda v: _at_operation(node, v, known, weights))[0]
-        q = forward(site, state, _of_rank(y, len(site.operand.shape)), layer_operand(site))
+            if custom_vjp == "raise":
+                y = refusing_parts(node, y)
+        placed = _of_rank(y, len(site.operand.shape))
+        q = forward(site, state, placed, layer_operand(site))
         levels = q.codes.reshape(y.shape)
         if arithmetic is not None and node.kind != "input":
             codes = [
@@ -157,7 +164,7 @@ def simulation(
             ]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
         if train and node.kind not in ("concatenate", "select"):
-            after = {**after, path: {"output": updated(site, after[path]["output"], None, y)}}
+            after = {**after, path: {"output": updated(site, after[path]["output"], None, placed)}}
         return [Levels(levels, *_scalars(q))], after
 
     start = {path: {"output": state} for path, state in states.items()} if train else {}

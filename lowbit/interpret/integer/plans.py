@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import jax.numpy as jnp
+
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Channel, Group, Operand, Spec, Tensor
 from lowbit.interpret.refusals import Refusals, Refused
@@ -42,7 +44,7 @@ def program_for(plan: Plan, traced: Trace) -> Program:
         raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
     ranks = {node.path: len(node.out.shape) for node, _ in program.everywhere() if node.outs}
     for path, site in plan.grids().items():
-        if ranks[path] != len(site.operand.shape):
+        if max(ranks[path], 1) != max(len(site.operand.shape), 1):
             raise ValueError(
                 f"{path} has {ranks[path]} axes in this call and {len(site.operand.shape)} in the plan: a full-integer plan holds "
                 f"constants in the shapes it was bound with; give arguments of as many axes as then, or bind a plan for these"
@@ -82,7 +84,7 @@ def steps_of(
     """Returns the rows, their inputs on grids, and the steps.
 
     A grid has the quantizer of the operations that read it; where none does, that of the operation that makes it, or of
-    what it is made from.
+    what it is made from. It has the axes of its first value, and one at least: others that share it may have more.
 
     Raises:
         ValueError: for operations that are not integer, or that want one grid in two ways.
@@ -95,7 +97,7 @@ def steps_of(
             "grid",
             node.path,
             (),
-            Operand((0,) * len(node.out.shape), str(node.out.dtype), (), 0, is_weight=False),
+            Operand((0,) * max(len(node.out.shape), 1), str(node.out.dtype), (), 0, is_weight=False),
             quantizers[node.path].spec,
             quantizers[node.path],
         )
@@ -123,7 +125,8 @@ def check_rows(rows: Iterable[Row], refused: Refusals) -> None:
     """Notes operations that are not in the integers that integer=True can hold."""
     for row in rows:
         if row.path not in refused.found:
-            refused.made(row.path, lambda row=row: _check_row(row), {row.path: "w8,a8"}, source=row.source)
+            instead = None if _integers(row) else {row.path: "w8,a8"}
+            refused.made(row.path, lambda row=row: _check_row(row), instead, source=row.source)
 
 
 def check_new(refused: Refusals, known: frozenset[str]) -> None:
@@ -199,8 +202,19 @@ def _inherited(node: Node, program: Program, rows: dict[str, Row], chosen: dict[
     return next((chosen[program.grids[v]] for v in node.ins if program.grids.get(v) in chosen), None)
 
 
+def _integers(row: Row) -> dict[str, str]:
+    """The dtypes of operands of integers, by role; none of a look-up's indices."""
+    sites = row.sites[:1] if row.primitive == "gather" else row.sites
+    return {s.role: s.operand.dtype for s in sites if not jnp.issubdtype(jnp.dtype(s.operand.dtype), jnp.floating)}
+
+
 def _check_row(row: Row) -> None:
     """Raises where an operation is not in the integers that integer=True can hold."""
+    for role, dtype in _integers(row).items():
+        raise ValueError(
+            f"integer=True: the {role} of {row.path} ({row.source}) is {dtype}, which has no grid; cast it to float where the "
+            f"function reads it"
+        )
     for site in row.sites:
         if row.primitive == "gather" and not site.is_weight:
             continue  # indices

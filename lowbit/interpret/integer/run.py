@@ -17,6 +17,7 @@ from . import compute, grouped, long, long_rows
 from .fixed import Rounding
 from .flat import Constants
 from .nodes import Node, Program
+from .own_gradients import called
 
 AtNode = Callable[[Node, list[Any], Any], tuple[list[Any], Any]]
 """``(node, what it reads, state) -> (what it makes, state)``."""
@@ -94,10 +95,13 @@ def defined(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> l
         return [get(node.details["value"])]
     env: dict[Value, Any] = dict(zip(node.ins, values, strict=True))
     for equation in node.equations:
+        if all(v in env for v in equation.outs):
+            continue
+        env |= called(node, equation, env, get)
         operands = [env[v] if v in env else get(v) for v in equation.ins]
         changes = compute.NEAREST if node.kind == "lookup" and equation.name == "gather" else {}
         made = _clipped(equation, operands) or compat.rebind(equation.eqn, operands, **changes)
-        env.update(zip(equation.outs, made, strict=True))
+        env.update((v, x) for v, x in zip(equation.outs, made, strict=True) if v not in env)
     return [env[v] for v in node.outs]
 
 

@@ -1,0 +1,38 @@
+"""Faults of weights on their way to an operation, and of derivatives: those that make one route another."""
+
+from tests.faults.fault import Fault
+
+FAULTS = (
+    Fault(
+        "what was picked is looked up before a scan over it",
+        "lowbit/interpret/kinds.py",
+        "if is_leading or is_counted else None",
+        "if is_leading else None",
+        ("tests/interpret/test_picked.py::test_what_is_picked_and_then_scanned_over_is_quantized_once[index]",),
+    ),
+    Fault(
+        "a packed model has the derivative of its integers, which is zero",
+        "lowbit/interpret/execute.py",
+        "if not has_derivative or op.is_lookup:",
+        "if True:",
+        (
+            "tests/interpret/test_derivative.py::test_to_the_input_it_is_that_of_the_product_where_nothing_clips[dot-w8,a8]",
+        ),
+    ),
+    Fault(
+        "a weight comes out of a convolution's order transposed",
+        "lowbit/packed/restored.py",
+        "now = [order.index(axis) for atoms in weight.axes for axis, _ in atoms]",
+        "now = [*range(len(order))]",
+        (
+            "tests/interpret/test_derivative.py::test_to_the_input_it_is_that_of_the_product_where_nothing_clips[left-w8,a8]",
+        ),
+    ),
+    Fault(
+        "a full-integer plan inlines what has a gradient of its own",
+        "lowbit/interpret/integer/flat.py",
+        '("jit", "remat", read.OF_DATA, read.LAYERS)',
+        '("jit", "remat", "custom_jvp", read.LAYERS)',
+        ("tests/interpret/test_own_gradients.py::test_it_is_a_factor_of_the_gradient_of_the_body[weight]",),
+    ),
+)

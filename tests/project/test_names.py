@@ -1,0 +1,63 @@
+"""What comments and docstrings cite in backticks exists: a name of the code, a file, or an instruction of a processor."""
+
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.project import rules
+
+ROOT = Path(__file__).resolve().parents[2]
+_CITED = re.compile(r"(?<!`)`([A-Za-z_][\w.]*)(?:\(\))?`(?!`)")
+_WORD = re.compile(r"[A-Za-z_]\w*")
+INSTRUCTIONS = {"vpdpbusd", "vpmaddubsw"}
+
+
+def cited(text: str) -> Iterator[tuple[int, str]]:
+    """Lines and names that comments and docstrings of Python code put in backticks, one pair each."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT or _is_docstring(token):
+            for found in _CITED.finditer(token.string):
+                yield token.start[0] + token.string.count("\n", 0, found.start()), found.group(1)
+
+
+def named(text: str) -> set[str]:
+    """All identifiers of Python code, and the words of its short strings: paths of parameters, rules, options."""
+    names = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            names.add(token.string)
+        elif token.type == tokenize.STRING and not _is_docstring(token):
+            names.update(_WORD.findall(token.string))
+    return names
+
+
+def _is_docstring(token: tokenize.TokenInfo) -> bool:
+    return token.type == tokenize.STRING and token.string.lstrip("rRfF").startswith('"""')
+
+
+def unknown(files: dict[str, str]) -> list[str]:
+    """Citations of what no file names, by path and line; files that are not Python are read as words."""
+    names = set(INSTRUCTIONS)
+    for path, text in files.items():
+        names.update(_WORD.findall(path))
+        names.update(named(text) if path.endswith(".py") else _WORD.findall(text))
+    return [
+        f"{path}:{line}: `{name}` is named nowhere"
+        for path, text in files.items()
+        if path.endswith(".py")
+        for line, name in cited(text)
+        if not names.issuperset(name.split("."))
+    ]
+
+
+def test_what_is_cited_exists() -> None:
+    paths = [path for path in rules.files(ROOT) if path.suffix in (".py", ".h", ".cpp", ".toml")]
+    assert unknown({str(path.relative_to(ROOT)): path.read_text() for path in paths}) == []
+
+
+def test_the_rule_finds_what_is_not_there() -> None:
+    code = 'def f(x):\n    """Calls `g` of `lowbit.h`, and `f`."""\n    return x  # as `k` does, not ``m``\n'
+    found = unknown({"lowbit/one.py": code, "lowbit/h.cpp": "int g;"})
+    assert found == ["lowbit/one.py:3: `k` is named nowhere"]
