@@ -65,7 +65,7 @@ def _pairs(found: Mapping[str, Any]) -> list[str]:
             one, other = network["plans"][pair["mixed"]], network["plans"][pair["uniform"]]
             cells = [
                 title,
-                _NAMES.get(pair["recipe"], pair["recipe"]),
+                _how(pair),
                 f"{pair['mixed'].partition('/')[0].partition(' ')[2]}: {one['bits']:.2f}",
                 *_numbers(one),
             ]
@@ -78,6 +78,11 @@ def _pairs(found: Mapping[str, Any]) -> list[str]:
             lines.append("| " + " | ".join([*cells, "**wins**" if wins(pair) else ""]) + " |")
             title = ""
     return lines
+
+
+def _how(pair: Mapping[str, Any]) -> str:
+    said = _NAMES.get(pair["recipe"], pair["recipe"])
+    return f"{said}, evolved" if pair["mixed"].startswith("evolved") else said
 
 
 def _numbers(plan: Mapping[str, Any]) -> list[str]:
@@ -110,6 +115,8 @@ def _ranks(found: Mapping[str, Any]) -> list[str]:
 
 
 def _predicted(found: Mapping[str, Any]) -> list[str]:
+    if not any(network["predicted"] for network in found["networks"]):
+        return []
     heads = [
         "network, rounded to nearest",
         "plan",
