@@ -107,7 +107,7 @@ def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
         DataError: if a network or its data is not installed.
     """
     folder = RunFolder(out, config, fresh=fresh, accept_stale=True)  # hours of them: known by rules and recipe alone
-    with _compiled_kept(folder.path / "compiled"):
+    with compiled_kept(folder.path / "compiled"):
         return _run(config, folder)
 
 
@@ -138,8 +138,8 @@ def _run(config: PostTraining, folder: RunFolder) -> Path:
 
 
 @contextlib.contextmanager
-def _compiled_kept(path: Path) -> Iterator[None]:
-    """Compiled programs are kept beside the run: the pieces of a network have most of theirs in common."""
+def compiled_kept(path: Path) -> Iterator[None]:
+    """A context in which compiled programs are kept in a folder: the pieces of a network have most of theirs in common."""
     wanted = {
         "jax_compilation_cache_dir": str(path),
         "jax_persistent_cache_min_compile_time_secs": 0.0,

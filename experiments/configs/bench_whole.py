@@ -8,7 +8,7 @@ MobileNetV2, ResNet-8, BlazeFace, MiniLM at 128 tokens and the demo's network, e
 get the file that `lowbit.export` writes of the same plan: where values between products are float (``w8,a8``), and where
 every value has a grid (``integer w8,a8``), which is what their own tools make. Ratios are over a peer's faster one. How far
 a peer's results are from lowbit's of the same plan is said, in parts of the largest. A network or a peer that is not
-installed is left out by name.
+installed, and a plan that a network cannot have, are left out by name.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def _row(name: str, batch: int, calls: dict[str, Call], config: Config) -> dict[
         best |= {peer: min(found, key=lambda t: t.median)} if found else {}
     return {
         "network": name, "batch": batch, "load_average": round(max(before, os.getloadavg()[0]), 1),
-        "the_peer_takes": {rule: {peer: round(ratio(t, times[rule]), 3) for peer, t in best.items()} for rule in config.rules},
+        "the_peer_takes": {rule: {peer: round(ratio(t, times[rule]), 3) for peer, t in best.items()} for rule in config.rules if rule in times},
         "times": {n: {"min_ms": t.minimum, "median_ms": t.median, "rounds": len(t.rounds)} for n, t in times.items()},
     }  # fmt: skip
 
@@ -109,7 +109,13 @@ def run(config: Config, out: Path, *, fresh: bool = False) -> None:
             about["absent"] = [*about["absent"], name]
             print(f"{name}: {error}", flush=True)
             continue
-        packed = {rule: _packed(whole, rule) for rule in config.rules}
+        packed: dict[str, tuple[Plan, QParams]] = {}
+        for rule in config.rules:
+            try:
+                packed[rule] = _packed(whole, rule)
+            except ValueError as error:  # MiniLM divides by a length, of which there is no integer form
+                about["absent"] = [*about["absent"], f"{name} in {rule}"]
+                print(f"{name} in {rule}: {str(error)[:200]}", flush=True)
         for batch in config.batches:
             inputs, calls = whole.inputs(batch), dict[str, Call]()
             plain = jax.jit(whole.fn)

@@ -144,6 +144,20 @@ def posed(
     return Posed(rows, found, problem, bits, sizes)
 
 
+def check_budget(
+    plan: Plan, candidates: Sequence[Any], budget: Budget, *, target: str | None = None, ties: Sequence[str] = TIES
+) -> None:
+    """Raises what `allocate` would of candidates, target and budget, before anything is scored; times are not looked at.
+
+    Raises:
+        ValueError: for an unknown target, an operation that no candidate fits, or a budget below the least that can be.
+    """
+    rows = decided(plan)
+    nothing = Scores(tuple(row.path for row in rows), tuple(candidates), ((0.0,) * len(candidates),) * len(rows))
+    limits = {unit: limit for unit, limit in budget.limits.items() if unit != "milliseconds"}
+    posed(plan, nothing, limits, target, ties, (), None).problem.check_reachable()
+
+
 def allocation(
     plan: Plan,
     scores: Scores,

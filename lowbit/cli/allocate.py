@@ -42,14 +42,14 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
     parser.add_argument("--target", metavar="NAME", help="only what this target holds")
     parser.add_argument("--integer", action="store_true", help="a full-integer plan")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
-    parser.add_argument("--report", action="store_true", help="also write report.html")
+    parser.add_argument("--report", action="store_true", help="also write report.html, and its pictures as PNG")
     parser.set_defaults(do=allocate)
 
 
 def allocate(chosen: argparse.Namespace) -> None:
     """Allocates bits in the model of ``FILE.py:FUNCTION``."""
     import lowbit as lb
-    from lowbit.allocate.choose import allocation
+    from lowbit.allocate.choose import allocation, check_budget
     from lowbit.core import atomic
 
     budget = lb.budget(**{unit: value for unit in UNITS if (value := getattr(chosen, unit)) is not None})
@@ -69,6 +69,9 @@ def allocate(chosen: argparse.Namespace) -> None:
     if loss not in (None, "mse", "kl"):
         loss = _function(loss, "--loss")
     plan = lb.bind(fn, rules, params, *batches[0], integer=chosen.integer)
+    check_budget(
+        plan, chosen.candidate, budget, target=chosen.target
+    )  # scores take minutes: what cannot be is said first
     with _screen() as progress:
         scores = lb.sensitivity(
             fn, plan, params, batches, candidates=chosen.candidate, method=chosen.method, loss=loss, cache=out / "scored",
@@ -91,5 +94,5 @@ def allocate(chosen: argparse.Namespace) -> None:
     if chosen.report:
         from lowbit.report.allocation import allocation_page
 
-        atomic.write(out / "report.html", allocation_page(found, scores, front, title=chosen.model))
+        atomic.write(out / "report.html", allocation_page(found, scores, front, title=chosen.model, folder=out))
         print(out / "report.html")

@@ -39,20 +39,25 @@ def quantizers(
     return Quantizers(made.get("weight"), made.get("input"))
 
 
-def learned(spec: Spec, name: str) -> Spec:
+def learned(spec: Spec, name: str, *, is_input: bool = False) -> Spec:
     """Returns ``spec`` in `int8`, which holds the codes of as few bits while widths or levels are learned.
 
     Args:
         spec: of plain signed integers: what is learned begins with their bits.
         name: of the method, for errors.
+        is_input: unsigned ones may be asked for too, and are held in `uint8`.
 
     Raises:
-        ValueError: for other formats.
+        ValueError: for other formats, or an input with a zero point.
 
     Example:
         >>> learned(specs("w4/g32")[0], "hgq").text
         'int8/g32/sym'
     """
-    if spec.format.bits > 8 or spec.format != Integer(spec.format.bits):
-        raise ValueError(f"{name} begins with signed integers of up to 8 bits, got {spec.format.name}")
-    return dataclasses.replace(spec, format=Integer(8))
+    is_signed = spec.format.is_signed or not is_input
+    if spec.format.bits > 8 or spec.format != Integer(spec.format.bits, signed=is_signed):
+        kinds = "signed integers" if not is_input else "integers"
+        raise ValueError(f"{name} begins with {kinds} of up to 8 bits, got {spec.format.name}")
+    if is_input and not spec.symmetric:
+        raise ValueError(f"{name} has no zero points, got {spec.text}: a6/sym, or auint6/sym of what is never negative")
+    return dataclasses.replace(spec, format=Integer(8, signed=is_signed))

@@ -11,8 +11,7 @@ from lowbit.core.qtensor import QTensor
 from lowbit.packed import native, native_calls, pair_calls
 from lowbit.plan.rows import Row
 
-from .arithmetic import Matmul, float_result, result_dtype
-from .inputs import quantized_input
+from .arithmetic import Matmul, result_dtype
 from .operations import Operation
 from .walk import plain
 
@@ -24,8 +23,6 @@ def pair_result(
 ) -> tuple[Array | None, str | None]:
     """Returns the result of an operation without a weight on the native kernels and None, or None and why they cannot run it.
 
-    The derivative is that of the product of the dequantized operands, as of products with weights.
-
     Args:
         op: the operation.
         row: its row of the plan.
@@ -35,23 +32,9 @@ def pair_result(
     """
     if (reason := _why_not(op, row, values)) is not None:
         return None, reason
-    matmul, dtype = Matmul.of(op.eqn), result_dtype(op.eqn)
-
-    def native_call(operands: list[Array], states: States) -> Array:
-        numbers = dict(matmul.params)["dimension_numbers"]
-        return pair_calls.run(operands, numbers, row.sites, states, keeps_nan=keeps_nan).astype(dtype)
-
-    def backward(given: Any, gradient: Array) -> Any:
-        served = [
-            quantized_input(site, given[1].get(site.role, {}), x).dequantize()
-            for site, x in zip(row.sites, given[0], strict=True)
-        ]
-        (moved,) = jax.vjp(lambda pair: float_result(matmul, *pair, dtype), served)[1](gradient)
-        return [g.astype(x.dtype) for g, x in zip(moved, given[0], strict=True)], None
-
-    run = jax.custom_vjp(native_call)
-    run.defvjp(lambda *given: (run(*given), given), backward)
-    return run([plain(x) for x in values], {role: dict(state) for role, state in states.items()}), None
+    numbers = dict(Matmul.of(op.eqn).params)["dimension_numbers"]
+    result = pair_calls.run([plain(x) for x in values], numbers, row.sites, states, keeps_nan=keeps_nan)
+    return result.astype(result_dtype(op.eqn)), None
 
 
 def _why_not(op: Operation, row: Row, values: Sequence[Any]) -> str | None:

@@ -1,21 +1,30 @@
-"""Pictures of a mixed-precision choice as SVG: the front, bits along the network, scores, predicted against measured."""
+"""Pictures of a mixed-precision choice: the front, bits along the network, scores, predicted against measured.
+
+Each is returned as SVG, for a page, and where a ``path`` is given also written there as PNG.
+"""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lowbit.allocate.choose import Allocation
 from lowbit.allocate.pareto import Front
 from lowbit.allocate.scores import Scores
+from lowbit.core import atomic
 from lowbit.plan.costs import weight_bits
 from lowbit.plan.rows import Plan
 
 from .figures import BLUE, GREY, ORANGE, _pyplot, _svg
 from .page import details, figure, page
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def pareto_front(front: Front) -> str:
+
+def pareto_front(front: Front, *, label: str = "expected loss", path: str | Path | None = None) -> str:
     """Returns the front as SVG, uniform choices as named marks above it.
 
     Raises:
@@ -32,12 +41,12 @@ def pareto_front(front: Front) -> str:
             axes.annotate(point.choice[0], (point.cost, point.score), (5, 4), textcoords="offset points", fontsize=8)
         if min([p.score for p in (*front.points, *front.uniform)]) > 0:
             axes.set_yscale("log")
-        axes.set(xlabel=front.unit, ylabel="expected loss")
+        axes.set(xlabel=front.unit, ylabel=label)
         axes.legend(frameon=False)
-        return _svg(drawing)
+        return _drawn(drawing, path)
 
 
-def bits_by_layer(plan: Plan) -> str:
+def bits_by_layer(plan: Plan, *, path: str | Path | None = None) -> str:
     """Returns the stored bits of every weight along the network as SVG, scales included.
 
     Raises:
@@ -51,10 +60,10 @@ def bits_by_layer(plan: Plan) -> str:
         axes.set_yticks(range(len(rows)), [row.path for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel("stored bits of a weight")
-        return _svg(drawing)
+        return _drawn(drawing, path)
 
 
-def heat_map(scores: Scores) -> str:
+def heat_map(scores: Scores, *, path: str | Path | None = None) -> str:
     """Returns the scores as SVG, operations down, candidates across, colours logarithmic; grey: does not fit.
 
     Raises:
@@ -71,15 +80,18 @@ def heat_map(scores: Scores) -> str:
         axes.set_yticks(range(len(scores.paths)), scores.paths)
         axes.set_xticks(range(len(scores.names)), scores.names)
         drawing.colorbar(image, label=f"log10 of the score ({scores.method})")
-        return _svg(drawing)
+        return _drawn(drawing, path)
 
 
-def predicted_against_measured(predicted: Sequence[float], measured: Sequence[float]) -> str:
+def predicted_against_measured(
+    predicted: Sequence[float], measured: Sequence[float], *, path: str | Path | None = None
+) -> str:
     """Returns a mark for every plan as SVG, with the line of equal numbers.
 
     Args:
         predicted: sums of scores.
         measured: losses of the same plans.
+        path: of a PNG that is written too, or None.
 
     Raises:
         ValueError: for other than two lists of one length.
@@ -95,14 +107,39 @@ def predicted_against_measured(predicted: Sequence[float], measured: Sequence[fl
         if ends[0] > 0:
             axes.set(xscale="log", yscale="log")
         axes.set(xlabel="predicted", ylabel="measured")
-        return _svg(drawing)
+        return _drawn(drawing, path)
 
 
-def allocation_page(found: Allocation, scores: Scores, front: Front | None, *, title: str = "mixed precision") -> str:
-    """Returns a choice as one HTML file."""
-    sections = [figure("Bits along the network", bits_by_layer(found.plan)), figure("Scores", heat_map(scores))]
+def _drawn(drawing: "Figure", path: str | Path | None) -> str:
+    if path is not None:
+        with atomic.replacing(Path(path)) as part:
+            drawing.savefig(part, format="png", dpi=150, metadata={"Software": None})
+    return _svg(drawing)
+
+
+def allocation_page(
+    found: Allocation,
+    scores: Scores,
+    front: Front | None,
+    *,
+    title: str = "mixed precision",
+    folder: str | Path | None = None,
+) -> str:
+    """Returns a choice as one HTML file; its pictures are also written into ``folder`` as PNG, if there is one.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+
+    def at(name: str) -> Path | None:
+        return None if folder is None else Path(folder) / name
+
+    sections = [
+        figure("Bits along the network", bits_by_layer(found.plan, path=at("bits.png"))),
+        figure("Scores", heat_map(scores, path=at("scores.png"))),
+    ]
     if front is not None:
-        sections.insert(0, figure("Front", pareto_front(front)))
+        sections.insert(0, figure("Front", pareto_front(front, path=at("front.png"))))
     return page(
         title, f"Budget: {found.budget}; optimality gap {found.gap:.1e}.", [*sections, details("table", str(found))]
     )

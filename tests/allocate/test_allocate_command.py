@@ -43,6 +43,8 @@ def test_the_larger_weight_gets_the_bits(given, tmp_path, capsys):
     assert "optimality gap 0.0e+00" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 3
+    for name in ("front.png", "bits.png", "scores.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
     assert len(json.loads((out / "front.json").read_text())["points"]) >= 3
 
 
@@ -51,6 +53,9 @@ def test_wrong_requests_are_one_line(given, tmp_path, capsys):
     assert "budget needs a limit" in capsys.readouterr().err
     assert main([*given, "--bits", "2", "--out", str(tmp_path / "out")]) == 2
     assert "below the least possible" in capsys.readouterr().err
+    assert main([*given, "--bits", "5", "--target", "toaster", "--out", str(tmp_path / "out")]) == 2
+    assert "unknown target 'toaster'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "scored").exists()  # said before anything is scored
 
 
 def test_pictures_name_what_they_show():

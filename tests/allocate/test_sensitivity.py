@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import lowbit as lb
+from lowbit.allocate import sensitivity
+from lowbit.allocate.taylor import float_pass
 from lowbit.core.metrics import sqnr_db
 
 RNG = np.random.default_rng(0)
@@ -207,3 +209,29 @@ def test_bad_input_is_answered(plan):
         lb.sensitivity(chain, plan, PARAMS, [(X,)], candidates="w4")
     with pytest.raises(ValueError, match="candidates must differ"):
         lb.sensitivity(chain, plan, PARAMS, [(X,)], candidates=("w4", "w4"))
+
+
+def test_thirty_layers_and_five_candidates_cost_few_passes(monkeypatch):
+    """One pass forward and backward a batch, and of every candidate one forward for ranges and one for its changes."""
+    forwards, backwards = [], []
+
+    def differentiated(*args):
+        run = float_pass(*args)
+        return lambda *operands: (backwards.append(1), run(*operands))[1]
+
+    monkeypatch.setattr(sensitivity, "float_pass", differentiated)
+    params = {f"w{i:02}": jnp.asarray(RNG.normal(size=(6, 6)) * 0.4, jnp.float32) for i in range(30)}
+
+    def deep(params, x):
+        jax.debug.callback(lambda: forwards.append(1))  # whenever the function is computed, however it is interpreted
+        for name in sorted(params):
+            x = jnp.tanh(x @ params[name])
+        return x
+
+    plan = lb.bind(deep, {"**": "w8,a8"}, params, X)
+    words = ("w2", "w3", "w4", "w8,a4", "w8,a8")
+    scores = lb.sensitivity(deep, plan, params, [(X,)], candidates=words, method="taylor", loss=lambda y: jnp.sum(y**2))
+    jax.effects_barrier()
+    assert scores.array().shape == (30, 5)
+    assert len(backwards) == 1
+    assert 5 <= len(forwards) <= 12

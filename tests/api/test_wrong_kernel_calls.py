@@ -67,6 +67,7 @@ def right() -> dict[str, dict[str, Any]]:
         "pack_codes": {"codes": codes, "bits": 4, "axis": -2},
         "packed_length": {"length": 9, "bits": 3},
         "unpack_codes": {"packed": packed.codes, "bits": 4, "length": 8, "axis": -2, "signed": True},
+        "dequantize_conv": {"packed": conv},
         "dequantize_matrix": {"packed": packed},
         "pack_matrix": {"codes": codes, "scales": table, "bits": 4, "group": 4, "zeros": jnp.ones((2, 5), jnp.int8), "signed": True,
                         "codebook": None, "factors": None},

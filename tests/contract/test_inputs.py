@@ -107,7 +107,8 @@ def served():
     params = dict.fromkeys(quantizers, W)
     weight = lb.rtn("w8").weight
     plan = lb.bind(model, {name_pattern(name): Quantizers(weight, q) for name, q in quantizers.items()}, params, X)
-    qstate = lb.init(model, plan, params, X)
+    plan, qstate = lb.harden(plan, lb.init(model, plan, params, X))  # what learns its width is served as what it became
+    quantizers = {name: next(s.quantizer for s in plan[name].sites if not s.is_weight) for name in quantizers}
     return quantizers, params, plan, qstate, lb.pack(plan, params, qstate)
 
 

@@ -154,7 +154,7 @@ def _copied(x):
 CASES = {
     "unary": (
         _unary(jnp.exp, jnp.tanh, jax.nn.sigmoid, lax.erf, jnp.abs, jnp.sign, jnp.floor, jnp.ceil, jnp.round, jnp.sin, jnp.cos,
-               jnp.sinh, jnp.cosh, jnp.expm1, jnp.exp2, jnp.negative, jnp.isfinite, jnp.square, jnp.tan, jax.nn.gelu,
+               jnp.sinh, jnp.cosh, jnp.expm1, jnp.exp2, jnp.negative, jnp.isfinite, jnp.square, jnp.tan, jax.nn.gelu, jax.scipy.special.erfc,
                jax.nn.elu, jax.nn.softplus, lambda x: lax.round(x * 4.0), lambda x: x**3, lambda x: x**-2, lambda x: x**7),
         X,
     ),

@@ -53,6 +53,32 @@ def test_hgq_gradients():
     close(to_learn["fraction"], pull.sum(1, keepdims=True), terms)
 
 
+@pytest.mark.parametrize("word", ["a6/sym", "auint6/sym"])
+def test_hgq_of_inputs(word, tmp_path):
+    """Fixed point of the range that was seen, one width for the tensor; hardened, kernels need its spec alone."""
+    x = INPUT if word.startswith("a6") else jnp.abs(INPUT)
+    plan = lb.bind(model, {"a": hgq(f"w6,{word}")}, PARAMS, x)
+    state = lb.calibrate(model, plan, PARAMS, [(x,)])
+    state["learn"]["a"]["input"]["fraction"] -= 1.7  # as training would
+    quantizer: Any = next(site.quantizer for site in plan["a"].sites if not site.is_weight)
+    its = {part: state[part]["a"]["input"] for part in ("learn", "fixed")}
+    found = np.asarray(quantizer.fake(its, x, Operand(x.shape, contract=(1,))), np.float64)
+    signed, whole = word.startswith("a6"), np.ceil(np.log2(np.abs(np.asarray(x)).max()))
+    step = 2.0 ** -np.round(6 - signed - whole - 1.7)
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_array_equal(found, np.clip(np.round(wide / step) * step, -signed * 2.0**whole, 2.0**whole - step))
+    hard, its_state = lb.harden(plan, state)
+    site = next(site for site in hard["a"].sites if not site.is_weight)
+    assert site.spec is not None
+    assert site.spec.format.name == ("int4" if signed else "uint4")
+    qparams = lb.pack(hard, PARAMS, its_state)
+    lb.save(tmp_path / "m", hard, qparams)
+    again, its_params = lb.load(tmp_path / "m")
+    served = lb.simulate(model, hard)(PARAMS, its_state, x)
+    np.testing.assert_array_equal(served, lb.simulate(model, plan)(PARAMS, state, x))
+    np.testing.assert_allclose(lb.execute(model, again)(its_params, x), served, rtol=1e-5, atol=1e-5)
+
+
 def test_hgq_has_one_to_eight_bits():
     quantizer: Any = hgq("w6/tensor").weight
     whole = jnp.full((1, 1), 3.0)

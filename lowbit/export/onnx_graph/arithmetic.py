@@ -243,7 +243,7 @@ def narrowed(codes: np.ndarray) -> np.ndarray:
 
 
 def _with_constant(op: str, value: float, *, is_first: bool = False, then: str = "", before: str = "") -> Handler:
-    """Functions that are another one and a constant: ``exp2``, ``log1p``, ``expm1``."""
+    """Functions that are another one and a constant: ``exp2``, ``log1p``, ``expm1``, ``erfc``."""
 
     def handler(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], out: Any) -> Value:
         del params
@@ -321,6 +321,7 @@ HANDLERS: Mapping[str, Handler] = {
     "tanh": _same("Tanh"),
     "logistic": _same("Sigmoid"),
     "erf": _same("Erf"),
+    "erfc": _with_constant("Sub", 1.0, is_first=True, before="Erf"),
     "sqrt": _same("Sqrt"),
     "rsqrt": _chain("Sqrt", "Reciprocal"),
     "select_n": select,
