@@ -13,7 +13,7 @@ from lowbit_kernels import unpack_codes
 
 from . import blocks as block_ops
 from .blocks import Dim
-from .rounding import cast_once, rounded_product
+from .rounding import cast_once, rounded_product, widened
 from .spec import Spec
 
 Nearest = Callable[[Array, "Array | float", "Array | float"], Array]
@@ -214,7 +214,7 @@ def quantize_with(
     Raises:
         ValueError: for a scale or zero that holds no floats, or does not have that shape.
     """
-    wide = x.astype(jnp.float32)
+    wide = widened(x)
     nearest = spec.format.nearest if nearest is None else nearest
     values = scale.dequantize() if isinstance(scale, QTensor) else scale
     for name, table in (("scale", values), ("zero", zero)):

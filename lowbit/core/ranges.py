@@ -19,6 +19,7 @@ from . import blocks as block_ops
 from .extremes import at_least, at_most, larger, largest, largest_magnitude, nan_where, smallest
 from .powers import check_scale_rule
 from .qtensor import quantize_with
+from .rounding import widened
 from .scales.bounds import bounded, scale_of_zeros
 from .spec import Operand, Spec, Tensor
 from .statistics import MinMax, MovingMinMax, Sample, Statistic
@@ -56,9 +57,9 @@ def dynamic_range(rule: RangeRule, x: Float[Array, "..."], operand: Operand, spe
     A block (a row, as a rule) that holds NaN or infinity has the scale NaN: no scale is right for it, and so all of it is
     NaN. Stored scales meet infinity otherwise: it takes the end level.
     """
-    x = jax.lax.stop_gradient(x)
+    x = widened(jax.lax.stop_gradient(x))
     scale, zero = rule.of_values(x, operand, spec)
-    reach = block_ops.reduce_blocks(x.astype(jnp.float32), spec.granularity.blocks(operand), largest_magnitude)
+    reach = block_ops.reduce_blocks(x, spec.granularity.blocks(operand), largest_magnitude)
     return nan_where(~jnp.isfinite(reach), scale), zero
 
 

@@ -93,6 +93,15 @@ def settled(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return cast_once(x.astype(jnp.float32), x.dtype) if x.dtype == jnp.bfloat16 else x
 
 
+def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns ``x`` in float32; of bfloat16 its own value, where XLA would keep that of before the cast to bfloat16.
+
+    A kernel reads what is stored, and a fused loop what it has: ``gelu(x @ w)`` in bfloat16 was rounded to other codes there.
+    """
+    wide = x.astype(jnp.float32)
+    return lax.reduce_precision(wide, 8, 7) if x.dtype == jnp.bfloat16 else wide
+
+
 def stochastic(x: Float[Array, "..."], key: Array) -> Float[Array, "..."]:
     """Returns ``x`` rounded up or down at random, up with probability ``x - floor(x)``; gradient straight through.
 
