@@ -89,12 +89,12 @@ class _Work:
 
     def __init__(self, config: Flash, seed: int):
         data = temperature.load()
-        self.config, self.test = config, data.test
+        self.config, self.test, train = config, data.test, data.train.taken(data.train.size)
         self.model: Model = fitted(
-            forecaster.build(seed), data.train.inputs, data.train.labels, epochs=config.epochs, batch=64, rate=1e-3, seed=seed,
+            forecaster.build(seed), train.inputs, train.labels, epochs=config.epochs, batch=64, rate=1e-3, seed=seed,
             loss=absolute_error,
         )  # fmt: skip
-        self.batches = [(self.model.state, data.train.inputs[i : i + 100]) for i in range(0, 500, 100)]
+        self.batches = [(self.model.state, train.inputs[i : i + 100]) for i in range(0, 500, 100)]
         self.plan = lb.bind(
             self.model.fn, {"**": config.candidates[-1]}, self.model.params, *self.batches[0], integer=True
         )

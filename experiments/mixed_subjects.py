@@ -30,7 +30,7 @@ def mobilenet(calibration: int = 64, inputs: int = 500) -> Subject:
     every = np.arange(500)[:: 500 // inputs][:inputs]
     return Subject(
         model,
-        _batched(data.train.inputs[:calibration], 8),
+        _batched(data.train.taken(calibration).inputs, 8),
         _batched(photographs.agreement()[every], 50),
         photographs.photograph_of("agreement")[every],
         _batched(data.test.inputs, 50),
@@ -91,7 +91,7 @@ def clothes(calibration: int = 256, inputs: int = 500, samples: int = 60_000) ->
         samples: that it is trained on, in float with labels and quantized without.
     """
     data = fashion_mnist.load()
-    train, test = data.train.first(samples), data.test
+    train, test = data.train.taken(samples), data.test
     model = fitted(small_conv.build(0), train.inputs, train.labels, epochs=4, batch=128, rate=4e-3, seed=0)
     return Subject(
         model,

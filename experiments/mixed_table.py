@@ -81,7 +81,7 @@ def _pairs(found: Mapping[str, Any]) -> list[str]:
 
 
 def _how(pair: Mapping[str, Any]) -> str:
-    said = _NAMES.get(pair["recipe"], pair["recipe"])
+    said = str(_NAMES.get(pair["recipe"], pair["recipe"]))
     return f"{said}, evolved" if pair["mixed"].startswith("evolved") else said
 
 

@@ -50,7 +50,7 @@ def mobilenet(calibration: int = 128, agreement: int = 100) -> Subject:
         }
 
     inputs = _batched(np.concatenate([data.test.inputs, others]), 50)
-    return Subject(model, _batched(data.train.inputs[:calibration], 8), inputs, score)
+    return Subject(model, _batched(data.train.taken(calibration).inputs, 8), inputs, score)
 
 
 def faces(calibration: int = 256) -> Subject:

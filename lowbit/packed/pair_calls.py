@@ -31,7 +31,8 @@ def run(
         keeps_nan: whether what sums over a NaN is NaN.
     """
     left, right = (_grid(site, states.get(site.role, {})) for site in sites)
-    return quant_product(*operands, numbers, left, right, keeps_nan=keeps_nan)
+    x, w = operands
+    return quant_product(x, w, numbers, left, right, keeps_nan=keeps_nan)
 
 
 def _grid(site: Site, state: Mapping[str, Any]) -> StaticActivation | None:
