@@ -6,8 +6,6 @@ stopped run goes on. Every number is of `lowbit.execute` on packed parameters, o
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +20,8 @@ from lowbit.recipes.lookup import named
 from lowbit.run import Model
 from lowbit.run.environment import command
 from lowbit.run.experiment import FLOAT
-from lowbit.run.folder import TIMES, RunFolder, plain, write_json
+from lowbit.run.folder import TIMES, RunFolder, write_json
+from lowbit.run.identity import fingerprint
 from lowbit.run.screen import console
 
 
@@ -119,8 +118,7 @@ def _run(config: PostTraining, folder: RunFolder) -> Path:
         pieces: dict[str, Any] = {}
         for plan, recipe in _pieces(network):
             name = f"{network.name}/{plan.name}/{recipe}".replace(" ", "_")
-            how = recipe if recipe == FLOAT else str(named(recipe))
-            key = _key({"rules": dict(plan.rules), "recipe": how, "metric": network.metric})
+            key = _key(network, plan, recipe)
             result = folder.finished(name, key)
             if result is None and (not config.only or network.name in config.only):
                 subject = network.subject() if subject is None else subject
@@ -155,9 +153,12 @@ def compiled_kept(path: Path) -> Iterator[None]:
             jax.config.update(name, value)
 
 
-def _key(what: dict[str, Any]) -> str:
-    """What a piece is known by: what is asked, as text; its hours are kept over other versions of the code."""
-    return hashlib.sha256(json.dumps([plain(what)], sort_keys=True).encode()).hexdigest()[:16]
+def _key(network: Network, plan: Plan, recipe: str) -> str:
+    """What a piece is known by: rules, the recipe's text, the code that loads data and that picks; hours are kept over other changes."""
+    if recipe == FLOAT:
+        return fingerprint(FLOAT, network.metric, network.subject)
+    found = named(recipe)
+    return fingerprint(dict(plan.rules), str(found), found.pick, network.metric, network.subject)
 
 
 def _pieces(network: Network) -> list[tuple[Plan, str]]:
