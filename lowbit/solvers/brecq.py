@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float
 
 from lowbit.core import blocks
@@ -148,6 +147,8 @@ class Block:
         rates = {
             "scale": method.scale_rate, "step": method.step_rate, "bias": method.bias_rate,
         }  # fmt: skip
+        import optax  # here, not above: importing lowbit imports no optimizer
+
         self.optimizer = optax.adam(lambda count: jnp.maximum(0.05, 1.0 - count / method.steps))
         self.rates = rates
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import post_training
 from experiments.post_training import Network, Plan, PostTraining, Subject, interval, run
 from experiments.post_training_table import markdown
 from lowbit.run import Model
@@ -41,7 +42,7 @@ CONFIG = PostTraining(
 )
 
 
-def test_a_run_scores_executes_and_goes_on(tmp_path, capsys):
+def test_a_run_scores_executes_and_goes_on(tmp_path, monkeypatch):
     folder = run(CONFIG, tmp_path / "run")
     found = json.loads((folder / "summary.json").read_text())
     small, other = found["networks"]
@@ -54,15 +55,21 @@ def test_a_run_scores_executes_and_goes_on(tmp_path, capsys):
     assert [line["path"] for line in report["operations"]] == ["first", "second"]
 
     # Everything is there: a second run loads nothing, and gives the same numbers.
-    again = dataclasses.replace(CONFIG, networks=(dataclasses.replace(CONFIG.networks[0], subject=missing),))
-    second = json.loads((run(again, tmp_path / "run") / "summary.json").read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr(post_training, "_piece", None)
+        second = json.loads((run(CONFIG, tmp_path / "run") / "summary.json").read_text())
     assert second["networks"][0]["plans"] == small["plans"]
+
+    # Other data, another piece.
+    changed = dataclasses.replace(CONFIG, networks=(dataclasses.replace(CONFIG.networks[0], subject=missing),))
+    with pytest.raises(AssertionError, match="not asked for"):
+        run(changed, tmp_path / "run")
 
     text = markdown(found)
     assert "| Small, dB, float 300.0 | W4 | 6.67 |" in text.replace(
         f"float {small['float']['score']:.1f}", "float 300.0"
     )
-    assert "| Other, dB | W3 | - | not measured | - | - | - | 5 |" in text
+    assert "| Other, dB | W3 | - | not measured | - | - | - | - | 5 |" in text
     assert "*" not in text.split("\n\n")[0]  # a bar of 100 dB is reached by nobody
 
 

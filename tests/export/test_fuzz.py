@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +91,14 @@ def test_every_route_agrees(graph, weights, inputs, range_, bad, seed):
     """
     params, args = graph.params(seed), graph.args(normal(seed, *graph.shape))
     chosen = rtn(f"w8,{inputs}") if range_ is None else rtn(f"w8,{inputs}", range=range_)
-    plan = lb.bind(graph, {"**": Quantizers(rtn(weights).weight, chosen.input)}, params, *args)
+    try:
+        plan = lb.bind(graph, {"**": Quantizers(rtn(weights).weight, chosen.input)}, params, *args)
+    except ValueError as error:  # a group that would begin elsewhere when its axis is reversed
+        group, length = re.search(
+            r"groups of (\d+) do not line up with a reversal of an axis of (\d+)", str(error)
+        ).groups()
+        assert int(length) % int(group)
+        return
     qstate = lb.init(graph, plan, params, *args)
     qparams = lb.pack(plan, params, qstate)
     moved = args[0] if graph.rows or bad is None else args[0].at[0].set(bad)

@@ -7,6 +7,7 @@ in two, nothing has its gradient: differentiating that raises.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lowbit.core.meshes import automatic
 from lowbit.interpret.derivative import without_derivative
 from lowbit.program import compat
 from lowbit.program.read import Equation, Value
@@ -58,4 +59,5 @@ def called(node: Node, equation: Equation, env: Mapping[Value, Any], get: Callab
     if call is None or not is_whole(node, call):
         return {}
     made = compat.rebind(call.eqn, [env[v] if v in env else get(v) for v in call.ins])
+    made = automatic(lambda *results: results, *made)  # its body was traced on the explicit mesh, and names it again
     return dict(zip(call.outs, made, strict=True))
