@@ -21,7 +21,7 @@ import numpy as np
 import lowbit as lb
 from experiments.mixed_measures import per_input
 from experiments.mixed_summary import summary
-from experiments.post_training import compiled_kept
+from experiments.post_training import check_only, compiled_kept
 from lowbit.allocate import measures
 from lowbit.allocate.budget import Budget
 from lowbit.allocate.choose import allocation
@@ -143,6 +143,10 @@ class Mixed:
     recipes: tuple[str, ...] = ()
     has_scores: bool = True
     seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self):
+        check_only(self.only, [network.name for network in self.networks])
+        check_only(self.recipes, [recipe for network in self.networks for recipe in network.recipes])
 
 
 def run(config: Mixed, out: Path, *, fresh: bool = False) -> Path:

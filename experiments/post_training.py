@@ -98,6 +98,15 @@ class PostTraining:
     only: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
 
+    def __post_init__(self):
+        check_only(self.only, [network.name for network in self.networks])
+
+
+def check_only(only: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ValueError where a name that is asked for is none there is: nothing would be done, in silence."""
+    if unknown := [name for name in only if name not in names]:
+        raise ValueError(f"only: there is no {unknown[0]!r}; there are {', '.join(names)}")
+
 
 def run(config: PostTraining, out: Path, *, fresh: bool = False) -> Path:
     """Runs what is not finished, writes ``summary.json``, and returns the folder.

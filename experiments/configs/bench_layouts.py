@@ -142,6 +142,9 @@ def run(config: Config, out: Path, *, fresh: bool = False) -> None:
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
+    for part in config.only:
+        if not any(part in name for name in patterns(config.width)):
+            raise ValueError(f"only: {part!r} is in no pattern's name; there are {', '.join(patterns(config.width))}")
     for name, (fn, params, make) in patterns(config.width).items():
         if config.only and not any(part in name for part in config.only):
             continue

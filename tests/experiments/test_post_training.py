@@ -80,3 +80,8 @@ def test_intervals_count_units_and_not_samples():
     low, high = interval(values, np.repeat(np.arange(20), 10))
     deviation = np.sqrt(values.mean() * (1 - values.mean()) / 20)
     assert high - low == pytest.approx(2 * 1.96 * deviation, rel=0.15)
+
+
+def test_a_network_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="there is no 'samll'; there are small, other"):
+        dataclasses.replace(CONFIG, only=("samll",))
