@@ -26,7 +26,7 @@ from lowbit.run.evals import device
 from lowbit.run.folder import RunFolder, plain, write_json
 from lowbit.run.screen import console
 
-_ROUNDS = 4
+_ROUNDS = 10
 
 
 @dataclasses.dataclass(frozen=True)
