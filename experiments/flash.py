@@ -103,15 +103,20 @@ class _Work:
         )
 
     def under(self, limit: int) -> dict[str, Any]:
-        """Chooses and compiles until the program is within the limit."""
+        """Chooses and compiles until the program is within the limit.
+
+        What a program takes besides its weights is taken off the budget as the last one had it; weights become fewer with
+        every round.
+        """
         rounds: list[dict[str, Any]] = []
+        left = limit
         for _ in range(_ROUNDS):
-            over = sum(each["flash_bytes"] - limit for each in rounds)
-            budget = lb.budget(flash=limit - over)
-            found = allocation(self.plan, self.scores, budget=budget, target=self.config.target)
-            rounds.append({"weights": found.lines[0].costs["flash"], **self.compiled(found.choice)})
-            if rounds[-1]["flash_bytes"] <= limit:
+            found = allocation(self.plan, self.scores, budget=lb.budget(flash=left), target=self.config.target)
+            weights = int(found.lines[0].costs["flash"])
+            rounds.append({"weights": weights, **self.compiled(found.choice)})
+            if (taken := rounds[-1]["flash_bytes"]) <= limit:
                 return {"rounds": rounds, "choice": found.choice}
+            left = min(limit - (taken - weights), weights - 1)
         raise RuntimeError(f"no program of {limit:,} bytes after {_ROUNDS} rounds: {rounds[-1]['flash_bytes']:,}")
 
     def compiled(self, rules: Mapping[str, str]) -> dict[str, Any]:
