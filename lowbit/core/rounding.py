@@ -98,8 +98,7 @@ def widened(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
     A kernel reads what is stored, and a fused loop what it has: ``gelu(x @ w)`` in bfloat16 was rounded to other codes there.
     """
-    wide = x.astype(jnp.float32)
-    return lax.reduce_precision(wide, 8, 7) if x.dtype == jnp.bfloat16 else wide
+    return settled(x).astype(jnp.float32)
 
 
 def stochastic(x: Float[Array, "..."], key: Array) -> Float[Array, "..."]:

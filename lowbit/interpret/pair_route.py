@@ -1,5 +1,6 @@
 """A product of two computed operands on the native kernels: attention's. Both are quantized in the call."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,9 +52,7 @@ def _why_not(op: Operation, row: Row, values: Sequence[Any]) -> str | None:
     if not all(pair_calls.can_take(site) for site in row.sites):
         return "an operand is quantized outside the kernel"
     (lc, _), _ = op.eqn.params["dimension_numbers"]
-    length = 1
-    for i in lc:
-        length *= avals[0].shape[i]
+    length = math.prod(avals[0].shape[i] for i in lc)
     if not 1 <= length <= pair_calls.MOST_SUMMED:
         return f"a sum of {length} products does not fit in int32" if length else "there is nothing to sum"
     arrays = [plain(x) for x in values]

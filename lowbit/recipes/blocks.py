@@ -41,7 +41,7 @@ class Found:
         qstate: with the scales of weights and inputs.
         codes: by leaf path.
         notes: by leaf path.
-        sizes: by leaf path of what was learned: squared error and size of the weight, share beyond the range.
+        sizes: by leaf path of what was learned: squared error and size of the weight.
     """
 
     params: dict[str, Any]
@@ -307,7 +307,8 @@ class Walk:
         for path in biases:
             moved = kept[f"{path}:bias"]
             most = float(np.max(np.abs(np.asarray(moved) - np.asarray(params[path]))))
-            notes.setdefault(next(iter(weights)), []).append(f"{path} moved by up to {most:.3g}")
+            if most > 0:
+                notes.setdefault(next(iter(weights)), []).append(f"{path} moved by up to {most:.3g}")
             params[path] = jnp.asarray(moved)
         for site in piece.inputs:
             scale = kept.get(f"{site.key}:{site.role}:step")

@@ -20,6 +20,8 @@ from lowbit.interpret.bind import bind
 from lowbit.interpret.execute import explain
 from lowbit.interpret.packing import pack
 from lowbit.interpret.with_quantizers import with_quantizers
+from lowbit.observe.diagnose import Diagnosis
+from lowbit.observe.diagnose import diagnose as diagnose_alone
 from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row
@@ -141,13 +143,15 @@ def quantize(
             notes.setdefault(keys.get(path, path), []).append(f"{bias} moved by up to {most:.3g}")
         solved = params
         clock.done("biases")
+    # What the solver knew of results is no longer so where blocks were learned: those operations are measured again.
+    alone = diagnose_alone(fn, plan, before, qstate, [first], codes=codes) if chosen.blocks is not None else None
     carried = accumulated(fn, plan, before, solved, qstate, first) if diagnose else {}
     if diagnose:
         clock.done("diagnose")
     qparams = pack(plan, params, qstate, codes=codes)
     clock.done("pack")
     kernels = _kernels(fn, plan, qparams, first)
-    lines = tuple(_line(row, qparams, results, notes, kernels, carried) for row in plan.rows)
+    lines = tuple(_line(row, qparams, results, notes, kernels, carried, alone) for row in plan.rows)
     return (
         qparams,
         plan,
@@ -200,6 +204,7 @@ def _line(
     notes: Mapping[str, list[str]],
     kernels: Mapping[str, str],
     carried: Mapping[str, float],
+    alone: Diagnosis | None,
 ) -> Line:
     weight = row.weight
     inputs = next((site for site in row.sites if not site.is_weight), None)
@@ -212,10 +217,11 @@ def _line(
     numbers: dict[str, float] = {}
     if found is not None:
         f = {name: float(value) for name, value in found.items()}
-        numbers = {
-            "weight_db": decibels(f["size"], f["noise"]),
-        }
-        if "error" in f:  # of one that was learned with its block, the block's notes say what it loses
+        numbers = {"weight_db": decibels(f["size"], f["noise"])}
+        if "error" not in f:  # learned with its block
+            assert alone is not None
+            numbers["output_db"] = alone[row.path].output
+        else:
             numbers["output_db"] = decibels(f["power"], f["error"])
             numbers["ratio"] = f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0
             numbers["clipped"] = f["clipped"]

@@ -19,7 +19,8 @@ class Line:
         inputs: spec of the inputs; "" where they stay as computed.
         bits: stored per weight, scales included; 0 where there is none.
         weight_db: signal to noise of the weight.
-        output_db: signal to noise of the results that the weight's rounding leaves, on the calibration inputs.
+        output_db: signal to noise of the results that the weight's rounding leaves, on the calibration inputs; of an operation
+            that was learned with its block, that its operands leave, quantized alone on the first batch.
         ratio: error of the results over that of rounding to nearest on absmax scales.
         clipped: share of the weight's entries beyond the range.
         kernel: what runs it.

@@ -61,37 +61,30 @@ class State:
                 return None
             try:
                 noted = manager.restore(epochs, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
-                if noted.get("key") != self.key or not (noted.get("commit") == self.commit or self.accept_stale):
+                seal, commit = noted.pop("seal"), noted["commit"] if self.accept_stale else self.commit
+                if noted != self._notes(wanted, epochs, commit):
                     return None
-                shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in wanted.items()}
-                if noted.pop("seal") is None or noted.get("shapes") != shapes or noted.get("epochs") != epochs:
-                    return None
-                given = ocp.args.Composite(tree=ocp.args.StandardRestore(wanted), notes=ocp.args.JsonRestore())
-                found = manager.restore(epochs, args=given)
+                found = manager.restore(epochs, args=ocp.args.Composite(tree=ocp.args.StandardRestore(wanted))).tree
             except Exception:  # noqa: BLE001 - what a damaged file raises is whatever its readers make of it
                 return None
-        if (
-            _seal(found.tree, {name: value for name, value in found.notes.items() if name != "seal"})
-            != found.notes["seal"]
-        ):
+        if _seal(found, noted) != seal:
             return None
         leaves, structure = jax.tree.flatten(like)
-        return jax.tree.unflatten(structure, map(_like, leaves, found.tree.values())), epochs
+        return jax.tree.unflatten(structure, map(_like, leaves, found.values())), epochs
 
     def save(self, tree: Any, epochs: int) -> None:
         """Keeps a tree in place of those of other epochs."""
         leaves = _named(tree)
-        notes = {
-            "key": self.key,
-            "commit": self.commit,
-            "epochs": epochs,
-            "shapes": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()},
-        }
+        notes = self._notes(leaves, epochs, self.commit)
         given = ocp.args.Composite(
             tree=ocp.args.StandardSave(leaves), notes=ocp.args.JsonSave({**notes, "seal": _seal(leaves, notes)})
         )
         with self._manager() as manager:
             manager.save(epochs, args=given, force=True)
+
+    def _notes(self, leaves: dict[str, jax.Array], epochs: int, commit: str | None) -> dict[str, Any]:
+        shapes = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves.items()}
+        return {"key": self.key, "commit": commit, "epochs": epochs, "shapes": shapes}
 
     def _manager(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(

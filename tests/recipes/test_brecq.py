@@ -173,3 +173,24 @@ def test_what_cannot_be_learned_stays_and_is_said():
 def test_wrong_hyper_parameters_are_refused(wrong):
     with pytest.raises(ValueError, match="a reconstruction needs"):
         dataclasses.replace(SHORT, **wrong)
+
+
+def test_the_report_says_what_learned_operations_lose():
+    """Of the first operation, whose inputs stay as they are, in float64 from the packed weight."""
+    rng = np.random.default_rng(3)
+    params = {k: jnp.asarray(rng.normal(size=(16, 16)) / 4, jnp.float32) for k in ("a", "b", "c")}
+    x = jnp.asarray(rng.normal(size=(64, 16)), jnp.float32)
+
+    def fn(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+
+    qparams, _, report = lb.quantize(fn, params, {"**": "w3"}, batches=[(x,)], recipe="brecq")
+    first = next(line for line in report.lines if line.path == "a")
+    weight, given = np.asarray(params["a"], np.float64), np.asarray(x, np.float64)
+    lost = given @ (weight - np.asarray(qparams.weights()["a"].dequantize(), np.float64))
+    right = 10 * np.log10(np.sum((given @ weight) ** 2) / np.sum(lost**2))
+    np.testing.assert_allclose(first.output_db, right, atol=0.01)
+    assert {line.path for line in report.guilty} == {"a", "b", "c"}
+    assert not any(
+        "moved by up to 0;" in note or note.endswith("by up to 0") for line in report.lines for note in line.notes
+    )

@@ -97,14 +97,14 @@ def _scale_on(rows: int, activation: str, x_dtype: str, out_dtype: str) -> str:
 
 def run(x: Array, packed: PackedMatrix, activation: Any, out_dtype: str, config: object) -> Array:
     """See `Implementation.run`. Traces for a TPU wherever it is called, unless `config` asks for the interpreter."""
+    from lowbit_kernels.pallas import tpu_kernel, tpu_operands  # Pallas takes as long to import as jax itself
+
     config = TpuConfig() if config is None else config
     if not isinstance(config, TpuConfig):
         raise ValueError(f"implementation 'pallas_tpu' takes config=TpuConfig(...), got {type(config).__name__}")
     _check(config)
     count, x_dtype = x.shape[0], x.dtype.name
     length, out = packed.shape
-    from lowbit_kernels.pallas import tpu_kernel, tpu_operands  # Pallas takes as long to import as jax itself
-
     is_native = tpu_blocks.is_native(packed.group, packed.groups)
     group = packed.group if is_native else tpu_blocks.padded_group(packed.group)
     blocks = tpu_blocks.choose(
