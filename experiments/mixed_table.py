@@ -1,6 +1,7 @@
 """The tables of mixed plans for papers/allocation.md and the README, written by this and by nothing else.
 
-``python -m experiments.mixed_table papers/allocation.md`` renders ``experiments/results/allocate_networks.json`` between the marks;
+``python -m experiments.mixed_table papers/allocation.md`` renders ``experiments/results/allocate_networks.json`` and
+``allocate_thermostat.json`` between the marks;
 ``--report FOLDER`` writes a page with pictures of every network.
 """
 
@@ -18,6 +19,7 @@ from lowbit.report import allocation as pictures
 from lowbit.report import page
 
 RESULT = Path(__file__).parent / "results" / "allocate_networks.json"
+FLASH = RESULT.with_name("allocate_thermostat.json")
 MARKS = (
     "<!-- mixed: written by python -m experiments.mixed_table papers/allocation.md -->",
     "<!-- end of mixed -->",
@@ -32,8 +34,9 @@ NOTE = (
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """Returns the tables: plans under a budget, then scores beside what was measured, then sums beside whole plans."""
-    more = [line for part in (_ranks(found), _predicted(found)) if part for line in ("", *part)]
+    """Returns the tables: plans under a budget, scores beside what was measured, sums beside whole plans, a budget of flash."""
+    parts = (_ranks(found), _predicted(found), _flash(json.loads(FLASH.read_text())))
+    more = [line for part in parts if part for line in ("", *part)]
     return "\n".join([*_pairs(found), "", NOTE, *more]) + "\n"
 
 
@@ -138,6 +141,17 @@ def _predicted(found: Mapping[str, Any]) -> list[str]:
             title = ""
     said = "A ratio of 1: losses of operations add up. Far from it, at few bits, they do not."
     return [*lines, "", said]
+
+
+def _flash(found: Mapping[str, Any]) -> list[str]:
+    heads = ["a thermostat's program", "bytes of flash", "of RAM", "mean error, degrees", "as `lb.execute`"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in found["rows"]:
+        last = row["rounds"][-1]
+        what = f"within {row['budget']:,} bytes" if "budget" in row else f"uniform `{row['rule']}`"
+        same = "same bits" if last["is_same"] else "**differs**"
+        lines.append(f"| {what} | {last['flash_bytes']:,} | {last['ram_bytes']:,} | {last['MAE C']:.2f} | {same} |")
+    return lines
 
 
 def report(found: Mapping[str, Any], folder: Path) -> Path:

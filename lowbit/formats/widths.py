@@ -110,16 +110,34 @@ def fixed(spec: Spec, scale: Float[Array, "..."], bits: Float[Array, "..."]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Blended(Quantizer):
-    """A sum of grids of several widths, and a learned reach that they share; what is served is one of them.
-
-    The reach begins with the least squared error at ``start`` bits, and learns as the step of LSQ does.
+class LearnedWidths(Quantizer):
+    """What learned widths have in common: they must be hardened, and blocks of fewer bits than the spec's end before its grid.
 
     Attributes:
         start: bits that training begins with.
     """
 
     start: int = 6
+
+    @property
+    def _sign(self) -> int:
+        return int(self.spec.format.is_signed)
+
+    @property
+    def is_hard(self) -> bool:
+        return False
+
+    @property
+    def is_nearest(self) -> bool:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class Blended(LearnedWidths):
+    """A sum of grids of several widths, and a learned reach that they share; what is served is one of them.
+
+    The reach begins with the least squared error at ``start`` bits, and learns as the step of LSQ does.
+    """
 
     def __post_init__(self):
         check_learned(self.spec, type(self).__name__, self.start, ("float32", "bfloat16"))
@@ -149,18 +167,6 @@ class Blended(Quantizer):
         reach = at_most(scale * np.float32(2.0 ** (self.start - self._sign)), 2.0**126)
         made = self.first(scale.shape)
         return {"learn": {"reach": reach, **made["learn"]}, "fixed": made["fixed"]}
-
-    @property
-    def _sign(self) -> int:
-        return int(self.spec.format.is_signed)
-
-    @property
-    def is_hard(self) -> bool:
-        return False
-
-    @property
-    def is_nearest(self) -> bool:
-        return False  # the grid of int8 has levels that a narrower one has not
 
     def hardened(self, qstate: QState, operand: Operand) -> tuple[Quantizer, QState]:
         bits = self.chosen(qstate)

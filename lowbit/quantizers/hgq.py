@@ -28,19 +28,17 @@ from lowbit.core.scales import smallest_scale
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import MinMax, Statistic
 from lowbit.formats.factory import learned, quantizers
-from lowbit.formats.widths import LEAST, MOST, check_learned, ends, fixed
+from lowbit.formats.widths import LEAST, MOST, LearnedWidths, check_learned, ends, fixed
 
 
 @dataclasses.dataclass(frozen=True)
-class HGQ(Quantizer):
+class HGQ(LearnedWidths):
     """``x_q = round(x 2^f) 2^-f`` between ``-2^i`` and ``2^i - 2^-f``; ``i + f + 1`` bits, unsigned ``i + f`` from 0 on.
 
     Attributes:
-        start: bits that training begins with.
         least: bits of a code, at least: 1 of weights, 2 of inputs.
     """
 
-    start: int = 6
     least: int = 1
 
     def __post_init__(self):
@@ -62,18 +60,6 @@ class HGQ(Quantizer):
         top = ceil_power_of_two(at_most(at_least(reach, least), 2.0**126))
         whole = jnp.where(jnp.isnan(reach), reach, exponent(top).astype(jnp.float32))
         return {"learn": {"fraction": np.float32(self.start - self._sign) - whole}, "fixed": {"whole": whole}}
-
-    @property
-    def _sign(self) -> int:
-        return int(self.spec.format.is_signed)
-
-    @property
-    def is_hard(self) -> bool:
-        return False
-
-    @property
-    def is_nearest(self) -> bool:
-        return False  # a block of fewer bits than the spec's ends before the spec's grid does
 
     def hardened(self, qstate: QState, operand: Operand) -> tuple[Quantizer, QState]:
         fraction = nearest_even(self._fraction(qstate))
