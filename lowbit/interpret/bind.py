@@ -194,9 +194,7 @@ def _row(
 _LEFT_OUT = "left in float"
 
 
-def _why_left_out(
-    op: Operation, rule: match.Rule | None, tables: Mapping[Address, str], *, integer: bool
-) -> str:
+def _why_left_out(op: Operation, rule: match.Rule | None, tables: Mapping[Address, str], *, integer: bool) -> str:
     """Returns why a rule of wildcards alone passes an operation over, or "": a rule that names it does not.
 
     Integers have no grid. A product without a contraction shares no scale between the terms of a sum, and a constant was

@@ -208,7 +208,9 @@ def _filling(equation: Equation, kinds: Sequence[Kind]) -> Sequence[Kind]:
         return kinds[1:]
     if name in primitives.LOOKUPS:
         return kinds[:1]
-    return [kinds[0], kinds[2]] if name.startswith("scatter") else kinds[:2] if name == "dynamic_update_slice" else kinds
+    return (
+        [kinds[0], kinds[2]] if name.startswith("scatter") else kinds[:2] if name == "dynamic_update_slice" else kinds
+    )
 
 
 def _factors(equation: Equation, kinds: Sequence[Kind]) -> frozenset[int]:
