@@ -66,7 +66,7 @@ def test_zero_points_and_scales_are_those_of_the_splitting_written_out(weight):
     zero = np.clip(np.rint(np.mean(q - aim, axis=0)), low, high)
     scale = np.sum(start * aim * (q - zero), axis=0) / np.sum((q - zero) ** 2, axis=0)
     grids = [(s, z), (start, z), (scale[None], zero[None])]
-    kept = np.argmin([norm(*grid, P) for grid in grids], axis=0)
+    kept = np.argmin([norm(step, point, P) for step, point in grids], axis=0)
     assert (kept == 2).mean() > 0.3  # the splitting is looked at, not the start alone
     np.testing.assert_array_equal(
         np.asarray(found.zero, np.float64)[0], np.choose(kept, [grid[1][0] for grid in grids])
