@@ -118,7 +118,7 @@ def quantize(
     if chosen.rewrite is not None:
         original = fn
         with_state = fn if state is not None else (lambda p, s, *a: original(p, *a))
-        rewritten, params, new_state = with_batches(chosen.rewrite, given)(
+        rewritten, params, new_state = with_batches(chosen.rewrite, given, rules)(
             with_state, params, {} if state is None else state
         )
         first = (new_state, *first[len(lead) :])
