@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -178,11 +179,14 @@ def onnxruntime_call(model: bytes, inputs: Sequence[jax.Array], threads: int) ->
 def openvino_call(model: bytes, inputs: Sequence[jax.Array], threads: int) -> Served:
     """Returns a call of OpenVINO on the CPU: its own int8, floats in float32 as in the other columns.
 
+    Its package for telemetry, which it imports where it finds it and which forks, is kept out.
+
     Args:
         model: an ONNX file.
         inputs: of the call.
         threads: that it uses.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] - Python's way to say: not there
     import openvino
 
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
