@@ -61,7 +61,8 @@ def test_every_recipe_beats_nearest_on_data_it_has_not_seen(name, case, nearest_
     assert got == nearest_loss if name == "rtn" else got < 0.8 * nearest_loss
     jax.tree.map(np.testing.assert_array_equal, before, params)  # left as they are
     assert str(report).startswith(f"{name}:")
-    assert [line.path for line in report.lines] == ["first/w", "second/w"]
+    # A recipe may add operations of its own, which stay in float.
+    assert [line.path for line in report.lines if line.weight] == ["first/w", "second/w"]
     assert json.loads(report.to_json())["operations"][0]["bits"] == pytest.approx(3 + 32 / 24)
     assert all(line.kernel for line in report.lines)
 
