@@ -18,12 +18,16 @@ from lowbit.core.qtensor import QTensor
 from lowbit.export.universal.full_integer import weight_of
 from lowbit.export.universal.values import scalar_grid
 from lowbit.interpret.integer import compute
-from lowbit.interpret.integer.constants import result_scale
+from lowbit.interpret.integer.contraction import result_scale
 from lowbit.interpret.integer.fixed import rounding_named
 from lowbit.interpret.integer.flat import Constants
-from lowbit.interpret.integer.nodes import LINEAR, Node, Program
+from lowbit.interpret.integer.joined import Joined
+from lowbit.interpret.integer.kind import Movement
+from lowbit.interpret.integer.linear import Linear
+from lowbit.interpret.integer.nodes import Node, Program
+from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import Arithmetic, evaluate, indices
+from lowbit.interpret.integer.run import Arithmetic, evaluate
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -56,14 +60,12 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
     arithmetic = _Typed(plan, program, qparams, known)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
         x = env[node.out]
         return [x if has_integer_io else operations.quantize(x.astype(jnp.float32), arithmetic.type(node.out))], state
 
-    evaluate(program.nodes, env, at, ())
+    evaluate(program.nodes, env, at, (), known.value)
     if has_integer_io:
         return [env[v] for v in program.outs]
     return [operations.dequantize(env[v], arithmetic.type(v)).astype(v.dtype) for v in program.outs]
@@ -111,15 +113,17 @@ class _Typed(Arithmetic):
         return self.tight.get(var, self.grids[self.program.grids[var]])
 
     def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:
-        c = self.found.get(node.path, {})
-        if node.kind in LINEAR:
-            acc, scale = self.sum(node, codes, c)
+        c, kind = self.found.get(node.path, {}), kind_named(node.kind)
+        if isinstance(kind, Linear):
+            acc, scale = self.sum(node, kind, codes, c)
             return [self.rescaled(node, acc, scale, c)]
-        if node.kind in ("add", "max", "min"):
-            acc = compute.joined(node, codes, [self.zero(v) for v in node.ins], c)
+        if isinstance(kind, Joined):
+            acc = kind.accumulate(self.taken(node, codes))
             step = self.grid(node).scale[0] * 2.0 ** -float(np.asarray(c["shift"]))
             return [self.narrowed(node, acc, QuantType.accumulator((step,)), c)]
-        if node.kind == "move":  # padding is the zero point, which lies between any bounds of a type
+        if (
+            isinstance(kind, Movement) and not kind.joins
+        ):  # padding is the zero point, which lies between any bounds of a type
             self.tight.update(dict.fromkeys(node.outs, self.type(node.ins[0])))
         return super().__call__(node, codes)
 
@@ -127,12 +131,13 @@ class _Typed(Arithmetic):
         """The type of a node's grid."""
         return self.grids[self.program.grids[node.out]]
 
-    def sum(self, node: Node, codes: Sequence[Any], c: Mapping[str, Any]) -> tuple[Int32[Array, "..."], np.ndarray]:
+    def sum(
+        self, node: Node, kind: Linear, codes: Sequence[Any], c: Mapping[str, Any]
+    ) -> tuple[Int32[Array, "..."], np.ndarray]:
         """The accumulator of a linear node, and the value of one of its steps, which broadcasts to it."""
         step = self.step(node, c)
         if node.op is None:
-            zeros = [self.zero(v) for v in node.ins if v in self.program.grids]
-            return self.accumulator(node, codes, zeros, c, is_long=False), step
+            return kind.accumulate(self.taken(node, codes)), step
         equation, weight = node.equations[0], weight_of(node, self.plan, self.qparams, self.known)
         operands = [Operand(x, self.type(v)) for x, v in zip(codes, node.ins, strict=True)]
         scale = np.asarray(math.prod(self.type(v).scale[0] for v in node.ins))
@@ -145,8 +150,7 @@ class _Typed(Arithmetic):
                 typed = weight_operand(weight)
                 plain = weight.unpacked_codes().astype(jnp.int8) if typed is None else typed[0]
                 self.plain[node.path] = dataclasses.replace(weight, codes=plain)
-            plain_operands = self.operands(node, codes, [self.zero(v) for v in node.ins])
-            acc = compute.matmul(equation, *plain_operands, carried=False)
+            acc = kind.accumulate(self.taken(node, codes))
         is_same = bool(np.all(np.abs(step - scale) <= _ONE * scale))
         return acc, np.asarray(scale if is_same else step)
 

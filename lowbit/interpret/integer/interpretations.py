@@ -28,14 +28,16 @@ from lowbit.plan.show import is_of_integers
 from lowbit.program.read import Value
 
 from . import spans
-from .compute import code_dtype, moved
+from .compute import code_dtype
 from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
+from .kind import Movement
 from .nodes import Node, Program
+from .ops import kind_named
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
-from .run import Arithmetic, Levels, defined, evaluate, indices
+from .run import Arithmetic, Levels, defined, evaluate
 from .weights import weight_of, weight_places, weights_of
 
 
@@ -47,14 +49,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     env = data_of(program, traced)
 
     def at(node: Node, values: list[Any], states: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), states
+        kind = kind_named(node.kind)
         outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
         if spans.ROLE in states.get(node.path, {}):
-            joined = values if node.kind in spans.JOINS else []
+            joined = values if kind.joins else []
             operands = [x for v, x in zip(node.ins, joined, strict=False) if v in program.grids]
             states = measured(node, [*operands, *(known.value(bound) for _, bound in node.clips)], states)
-        if node.kind in ("move", "concatenate", "select"):
+        if isinstance(kind, Movement):
             return outs, states
         path = program.grids[node.out]
         site = sites[path]
@@ -69,7 +70,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
 
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     warm(program, known)
-    found = {**statistics, **evaluate(program.nodes, env, at, walked, measured)}
+    found = {**statistics, **evaluate(program.nodes, env, at, walked, known.value, measured)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
             before, x = found[node.path]["weight"], known.value(var)
@@ -88,10 +89,13 @@ def warm(program: Program, known: Constants) -> None:
     """Computes what nodes inside scans take from outside, outside."""
     for node, scope in program.everywhere():
         if scope:
-            values = [v for e in node.equations for v in e.ins] + [node.details.get("value"), node.details.get("kept")]
-            for var in values:
-                if var is not None and not var.is_data:
-                    known.raw(var)
+            _hold([*(v for e in node.equations for v in e.ins), *node.details.values], known)
+
+
+def _hold(values: Sequence[Value], known: Constants) -> None:
+    for var in values:
+        if not var.is_data:
+            known.raw(var)
 
 
 def simulation(
@@ -141,10 +145,10 @@ def simulation(
     warm(program, known)
 
     def at(node: Node, values: list[Any], after: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), after
-        if node.kind == "move":
-            return _moved(node, values[0], known), after
+        kind = kind_named(node.kind)
+        if isinstance(kind, Movement) and not kind.joins:
+            x = values[0]
+            return [x._replace(levels=y) for y in kind.moved(node, [x.levels], x.zero, known.value)], after
         path = program.grids[node.out]
         site, state = sites[path], states[path]
         xs = [x.dequantize(v.dtype) if isinstance(x, Levels) else x for v, x in zip(node.ins, values, strict=True)]
@@ -163,12 +167,12 @@ def simulation(
                 for v, x in zip(node.ins, values, strict=True)
             ]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
-        if train and node.kind not in ("concatenate", "select"):
+        if train and not isinstance(kind, Movement):
             after = {**after, path: {"output": updated(site, after[path]["output"], None, placed)}}
         return [Levels(levels, *_scalars(q))], after
 
     start = {path: {"output": state} for path, state in states.items()} if train else {}
-    after = evaluate(program.nodes, env, at, start)
+    after = evaluate(program.nodes, env, at, start, known.value)
     outs = [env[v].dequantize(v.dtype) for v in program.outs]
     leaves = {path: state for path, state in changed.items() if path in plan.leaf_sites()}
     rest = {path: {"weight": state} for path, state in changed.items() if path not in leaves}
@@ -214,12 +218,6 @@ def _at_operation(node: Node, var: Value, known: Constants, weights: Mapping[str
     if node.op is not None and node.path in weights and var is weight_of(node):
         return plain(weights[node.path])
     return known.value(var)
-
-
-def _moved(node: Node, value: Levels, known: Constants) -> list[Levels]:
-    equation = node.equations[0]
-    rest = [known.value(v) for v in equation.ins[1:] if equation.name != "pad"]
-    return [value._replace(levels=x) for x in moved(equation, value.levels, value.zero, rest)]
 
 
 def exact_arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
@@ -329,14 +327,12 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
     _warm_selected(program, known)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
         x, grid = env[node.out], found[program.grids[node.out]]
         return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]])], state
 
-    evaluate(program.nodes, env, at, ())
+    evaluate(program.nodes, env, at, (), known.value)
     if has_integer_io:
         return [env[v] for v in program.outs]
     return [dequantized(env[v], found[program.grids[v]], v.dtype) for v in program.outs]
@@ -344,10 +340,8 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
 
 def _warm_selected(program: Program, known: Constants) -> None:
     for node, scope in program.everywhere():
-        if scope and node.kind in ("select", "move", "lookup", "softmax"):
-            for var in (*node.equations[0].ins, node.details.get("kept")):
-                if var is not None and not var.is_data:
-                    known.raw(var)
+        if scope:
+            _hold(kind_named(node.kind).held(node), known)
 
 
 def quantized(x: Array, grid: Mapping[str, Any], spec: Spec) -> Array:
