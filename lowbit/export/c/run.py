@@ -14,9 +14,8 @@ from lowbit.export.c import cortex_m, harness
 from lowbit.export.c.constants import identifier
 from lowbit.export.c.source import ports
 from lowbit.export.reading import Bundle
+from lowbit.export.runners import Inputs, Ran, Run
 from lowbit.export.storage import Stored
-
-from . import Inputs, Ran, Run
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
 """What the generated C compiles with, without a warning."""

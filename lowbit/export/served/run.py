@@ -1,12 +1,12 @@
-"""XLA in this process, and StableHLO's own interpreter: both in jaxlib."""
+"""XLA in this process and StableHLO's own interpreter, both in jaxlib; IREE for this machine, as bytecode and for 64-bit Arm."""
 
 import jax
 import numpy as np
 
 from lowbit.export import signature, stablehlo
+from lowbit.export.iree import on_aarch64, on_host
 from lowbit.export.reading import Bundle
-
-from . import Inputs, Ran
+from lowbit.export.runners import Inputs, Ran, Run
 
 SLOW = 20_000_000
 """Multiply-adds after which StableHLO's interpreter (about a million a second) runs no further call."""
@@ -38,4 +38,21 @@ def _run_interpreter(bundle: Bundle, inputs: Inputs) -> Ran:
     return in_interpreter(bundle, stablehlo.text_of(bundle.artifact), inputs)
 
 
-RUN = {"xla": _run_xla, "interpreter": _run_interpreter}
+def _on(backend: str) -> Run:
+    def run(bundle: Bundle, inputs: Inputs) -> Ran:
+        return on_host(bundle.artifact, inputs, backend=backend)
+
+    return run
+
+
+def _aarch64(bundle: Bundle, inputs: Inputs) -> Ran:
+    return on_aarch64(bundle, bundle.artifact, inputs)
+
+
+RUN: dict[str, Run] = {
+    "xla": _run_xla,
+    "interpreter": _run_interpreter,
+    "iree": _on("llvm-cpu"),
+    "iree-vmvx": _on("vmvx"),
+    "iree-aarch64": _aarch64,
+}

@@ -3,7 +3,7 @@
 Weights are constants of a quantized type in 2, 4 or 8 bits; dots and convolutions take quantized operands and make int32
 sums of a quantized type; ``uniform_quantize`` brings those back to a grid. The integers and scales are those of the served
 form. Where an input meets a weight, its zero point is in the integer bias, not in the operand's type: see
-`lowbit.export.quantized_types.products`.
+`lowbit.export.quantized.products`.
 
 How a rescaled sum is rounded is the compiler's: StableHLO's own lowering (``stablehlo-legalize-quant-to-math``) computes
 ``round(clamp(float32(sum) * float32(scale / scale') + zero))``, ties to even, in float32.

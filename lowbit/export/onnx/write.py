@@ -1,6 +1,6 @@
 """``onnx/model.onnx``: the universal form with QuantizeLinear and DequantizeLinear, for ONNX Runtime and whoever reads ONNX.
 
-Channels first, operators in the patterns that runtimes fuse: see `lowbit.export.onnx_graph`. The integers and scales are the
+Channels first, operators in the patterns that runtimes fuse: see `lowbit.export.onnx`. The integers and scales are the
 served ones. Biases of integer products are rounded to 32 bits, and ONNX divides where lowbit multiplies by a reciprocal:
 results may be a step off.
 """
@@ -8,12 +8,11 @@ results may be a step off.
 from collections.abc import Mapping
 
 from lowbit.core.qtensor import QTensor
-from lowbit.export.onnx_graph import finish, serialize, translate
-from lowbit.export.onnx_graph.graph import Graph
+from lowbit.export.forms import Lowered
+from lowbit.export.onnx import finish, serialize, translate
+from lowbit.export.onnx.graph import Graph
 from lowbit.export.sites import ROUNDING
 from lowbit.export.universal import universal_jaxpr
-
-from . import Lowered
 
 TOOLS = ("onnx",)
 FILE = "onnx/model.onnx"

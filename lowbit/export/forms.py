@@ -1,7 +1,9 @@
-"""Further forms of an exported model, one module each: the same integers and scales, written for another family of tools.
+"""The forms of an exported model, a folder each: the same integers and scales, written for another family of tools.
 
-A module ``<form>.py`` here has ``write(lowered) -> {file name: content}``, and ``TOOLS``, where packages write it. The bundle gets those files wherever a target asks
-for that form (`lowbit.targets.table`); nothing else is edited. The served form, StableHLO, is every bundle's own.
+A folder beside this file is a form where it has a ``write.py``: ``write(lowered) -> {file name: content}``, ``TOOLS``, where packages
+write it, ``PROGRAM``, where a file of it is a StableHLO artifact, and ``RUNTIMES``, where runtimes must be told something. What runs
+it is its ``run.py`` (`lowbit.export.runners`). The bundle gets the files of every form that a target asks for
+(`lowbit.targets.table`). The served form, StableHLO, is every bundle's own.
 """
 
 import dataclasses
@@ -9,19 +11,35 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lowbit.export.folder import Content
+from lowbit.export.reading import ARTIFACT
 from lowbit.export.signature import Call
 from lowbit.interpret.trace import Model
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
 SERVED = "served"
-FORMS = (SERVED, *sorted(module.name for module in pkgutil.iter_modules(__path__)))
+_HERE = __name__.rpartition(".")[0]
+
+
+def folders_with(part: str) -> tuple[str, ...]:
+    """Returns the folders beside this file that have a module of this name, sorted.
+
+    Example:
+        >>> folders_with("write")
+        ('c', 'litert', 'onnx', 'quantized', 'universal')
+    """
+    beside = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
+    return tuple(name for name in beside if (Path(__file__).parent / name / f"{part}.py").exists())
+
+
+FORMS = (SERVED, *folders_with("write"))
 """Every form that `lowbit.export` writes."""
 
 
@@ -64,14 +82,23 @@ class Lowered:
         return jax.make_jaxpr(self.served)(*shapes)
 
 
+def _module(form: str) -> Any:
+    return importlib.import_module(f"{_HERE}.{form}.write")
+
+
 def tools(form: str) -> tuple[str, ...]:
     """Returns the packages that write a form, besides lowbit and jax."""
-    return getattr(importlib.import_module(f"{__name__}.{form}"), "TOOLS", ())
+    return getattr(_module(form), "TOOLS", ())
 
 
 def runtimes(form: str) -> Mapping[str, Mapping[str, Mapping[str, str]]]:
     """Returns what whoever runs a form must set, by runtime: ``{"onnxruntime": {"session_options": {name: value}}}``."""
-    return getattr(importlib.import_module(f"{__name__}.{form}"), "RUNTIMES", {})
+    return getattr(_module(form), "RUNTIMES", {})
+
+
+def program(form: str) -> str | None:
+    """Returns the file of a form that is a StableHLO artifact; None where it has none."""
+    return ARTIFACT if form == SERVED else getattr(_module(form), "PROGRAM", None)
 
 
 def write(form: str, lowered: Lowered) -> Mapping[str, Content]:
@@ -80,4 +107,4 @@ def write(form: str, lowered: Lowered) -> Mapping[str, Content]:
     Raises:
         ValueError: if the form cannot hold the model.
     """
-    return importlib.import_module(f"{__name__}.{form}").write(lowered)
+    return _module(form).write(lowered)

@@ -4,9 +4,8 @@ import numpy as np
 
 from lowbit.export.c.harness import program_source
 from lowbit.export.c.source import compiled, ports
+from lowbit.export.forms import Lowered
 from lowbit.packed.bits import unpack
-
-from . import Lowered
 
 
 def write(lowered: Lowered) -> dict[str, bytes]:

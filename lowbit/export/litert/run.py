@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.export.forms.litert import CONTENTS, MODEL
 from lowbit.export.litert import work
 from lowbit.export.litert.audit import Contents
+from lowbit.export.litert.write import CONTENTS, MODEL
 from lowbit.export.reading import Bundle
-
-from . import Inputs, Ran, Run
+from lowbit.export.runners import Inputs, Ran, Run
 
 ACCELERATOR = "ethos-u55-128"
 """What Vela compiles for: the smallest common Ethos-U with 128 multipliers."""

@@ -1,17 +1,17 @@
-"""What runs a bundle: one module per tool, found here by `lowbit.export.verify`.
+"""What runs a bundle: the ``run.py`` of every form, found here by `lowbit.export.verify`.
 
-A module has ``RUN``: by target name, a function of the bundle and the flat test inputs of several calls. Tools are imported
+It has ``RUN``: by target name, a function of the bundle and the flat test inputs of several calls. Tools are imported
 inside the functions. Files of the bundle come from `Bundle.file`, or `Bundle.copied` for tools that open files themselves.
 """
 
 import dataclasses
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from lowbit.export.forms import folders_with
 from lowbit.export.reading import Bundle
 from lowbit.export.storage import Stored
 from lowbit.targets.table import TARGETS
@@ -50,6 +50,6 @@ def runners() -> dict[str, Run]:
     A caller may put another function in the place of one: `lowbit.export.verify` runs that in its own process.
     """
     found: dict[str, Run] = {}
-    for module in pkgutil.iter_modules(__path__):
-        found |= importlib.import_module(f"{__name__}.{module.name}").RUN
+    for form in folders_with("run"):
+        found |= importlib.import_module(f"{__name__.rpartition('.')[0]}.{form}.run").RUN
     return {name: found[name] for name in TARGETS if name in found}

@@ -1,7 +1,7 @@
 """StableHLO operations on quantized types, as one JAX primitive between arrays of integers.
 
 To JAX a quantized array is its integers, int8 or int32. The lowering gives each operand its type by ``bitcast_convert``,
-which changes no bit, writes the operation, and takes the type off its result. `lowbit.export.quantized_types.settle` then
+which changes no bit, writes the operation, and takes the type off its result. `lowbit.export.quantized.settle` then
 removes the casts that meet. For export only: the primitive has no derivative and no batching rule.
 """
 

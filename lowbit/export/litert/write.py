@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
+from lowbit.export.forms import Lowered
 from lowbit.export.litert.convert import converted
-
-from . import Lowered
 
 TOOLS = ("litert-converter",)
 MODEL, CONTENTS = "litert/model.tflite", "litert/contents.json"

@@ -1,17 +1,18 @@
-"""ONNX Runtime on this machine's CPU, one thread."""
+"""ONNX Runtime and OpenVINO on this machine's CPU, one thread; OpenVINO in a process of its own."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lowbit.export.forms.onnx import FILE, SESSION_OPTIONS
-from lowbit.export.onnx_graph.serialize import library
+from lowbit.export.litert.run import in_its_process
+from lowbit.export.onnx.serialize import library
+from lowbit.export.onnx.write import EXACT_SUMS, FILE, SESSION_OPTIONS
 from lowbit.export.reading import Bundle
+from lowbit.export.runners import Inputs, Ran, Run
 from lowbit.export.storage import Stored
-
-from . import Inputs, Ran
 
 
 def session(model: Path | bytes, *, optimized: Path | None = None) -> Any:
@@ -90,7 +91,7 @@ def checked(data: bytes) -> bytes:
     return data
 
 
-def _run(bundle: Bundle, inputs: Inputs) -> Ran:
+def _run_onnxruntime(bundle: Bundle, inputs: Inputs) -> Ran:
     data = checked(bundle.file(FILE))
     ran = session(data)
     names = [entry.name for entry in ran.get_inputs()]
@@ -99,4 +100,21 @@ def _run(bundle: Bundle, inputs: Inputs) -> Ran:
     return Ran(outputs, len(data), stored(data, count))
 
 
-RUN = {"onnxruntime": _run}
+OPTIONS = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "INFERENCE_NUM_THREADS": 1,
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+}
+"""Floats stay float32. By default OpenVINO rounds the inputs of 4-bit weights to 8 bits by itself, and floats to bfloat16
+where the processor has it."""
+
+
+def _run_openvino(bundle: Bundle, inputs: Inputs) -> Ran:
+    data = checked(bundle.file(FILE))
+    results, options = len(bundle.manifest["outputs"]), json.dumps(OPTIONS | EXACT_SUMS)
+    outputs, _ = in_its_process(data, results, inputs, "openvino", options, name=FILE, what="OpenVINO")
+    count = sum(int(np.prod(entry["shape"])) for entry in bundle.manifest["weights"])
+    return Ran(outputs, len(data), stored(data, count))
+
+
+RUN: dict[str, Run] = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}

@@ -25,7 +25,7 @@ StableHLO's own lowering of quantized types does not take it."""
 
 
 def settled(text: str, ins: Sequence[QuantType | None], outs: Sequence[QuantType | None]) -> str:
-    """Returns a module without the casts of `lowbit.export.quantized_types.operations` that meet.
+    """Returns a module without the casts of `lowbit.export.quantized.operations` that meet.
 
     Args:
         text: StableHLO, entry point ``main``.

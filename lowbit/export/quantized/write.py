@@ -4,14 +4,13 @@ from collections.abc import Mapping
 
 from lowbit.export import stablehlo
 from lowbit.export.codes import shapes
+from lowbit.export.forms import Lowered
 from lowbit.export.integer import Boundary
-from lowbit.export.quantized_types import full_integer, quantized_function
-from lowbit.export.quantized_types.checks import check
-from lowbit.export.quantized_types.settle import settled
+from lowbit.export.quantized import full_integer, quantized_function
+from lowbit.export.quantized.checks import check
+from lowbit.export.quantized.settle import settled
 
-from . import Lowered
-
-ARTIFACT = "quantized/model.mlirbc"
+PROGRAM = "quantized/model.mlirbc"
 
 _BOUNDARY = {"stablehlo.uniform_quantize", "stablehlo.uniform_dequantize"}
 """What may read or make floats in a full-integer module: its entry and its exit."""
@@ -35,4 +34,4 @@ def write(lowered: Lowered) -> Mapping[str, bytes]:
     if lowered.plan.is_full_integer and floats - _BOUNDARY:
         raise ValueError(f"this quantized module still computes in floats: {', '.join(sorted(floats - _BOUNDARY))}")
     check(text, (lowered.version, stablehlo.current_version()))
-    return {ARTIFACT: stablehlo.artifact(text, lowered.version), "quantized/model.mlir": text.encode()}
+    return {PROGRAM: stablehlo.artifact(text, lowered.version), "quantized/model.mlir": text.encode()}

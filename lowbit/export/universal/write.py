@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from lowbit.export import stablehlo
 from lowbit.export.codes import shapes
 from lowbit.export.folder import Content
+from lowbit.export.forms import Lowered
 from lowbit.export.universal import universal_function
 
-from . import Lowered
-
-ARTIFACT = "universal/model.mlirbc"
+PROGRAM = "universal/model.mlirbc"
 
 
 def write(lowered: Lowered) -> Mapping[str, Content]:
@@ -21,6 +20,6 @@ def write(lowered: Lowered) -> Mapping[str, Content]:
     """
     module = stablehlo.module(universal_function(lowered), shapes(lowered), lowered.name)
     return {
-        ARTIFACT: lambda stream: stream.write(stablehlo.artifact(module, lowered.version)),
+        PROGRAM: lambda stream: stream.write(stablehlo.artifact(module, lowered.version)),
         "universal/model.mlir": functools.partial(stablehlo.print_text, module),
     }
