@@ -38,7 +38,8 @@ from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 from lowbit.targets.refusals import check, check_inputs, table
-from lowbit.targets.table import Target, lookup
+from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 from . import forms, integer, manifest, signature, stablehlo, symbolic
 from .fold import fold

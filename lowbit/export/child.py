@@ -21,7 +21,8 @@ import numpy as np
 
 from lowbit.core import atomic
 from lowbit.packed.files import encode_tensors
-from lowbit.targets.table import TARGETS, Target
+from lowbit.targets.table import TARGETS
+from lowbit.targets.target import Target
 
 from . import stablehlo
 from .forms import program

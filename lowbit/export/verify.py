@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from lowbit.core import atomic
-from lowbit.targets.table import Target, lookup
+from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 from . import process
 from .forms import SERVED, folders_with

@@ -11,10 +11,9 @@ import pkgutil
 from collections.abc import Sequence
 
 import lowbit.targets as package
+from lowbit.core.moved import moved
 
-from .target import INLINED_BYTES as INLINED_BYTES
-from .target import Holds as Holds
-from .target import Target as Target
+from .target import Holds, Target
 
 _EVERYTHING = {name: Holds() for name in ("dot_general", "conv_general_dilated", "gather")}
 _XNNPACK = {
@@ -224,3 +223,6 @@ def lookup(names: Sequence[str]) -> tuple[Target, ...]:
         if name not in TARGETS:
             raise ValueError(f"unknown target {name!r}; there are: {', '.join(TARGETS)}")
     return tuple(TARGETS[name] for name in dict.fromkeys(names))
+
+
+__getattr__ = moved(__name__, {"INLINED_BYTES": "lowbit.targets.target"})
