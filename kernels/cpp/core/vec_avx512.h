@@ -17,6 +17,35 @@ struct Vec {
   static I Sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I Mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 
+  static void StoreI(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+  static I Whole(F a) { return _mm512_cvttps_epi32(a); }
+
+  // A multiplier q 2^-31 2^-right of every channel, its even lanes and its odd ones as 64 bits each. What is added before a
+  // shift by `s` rounds half up; less one, and one more where the quotient is odd, half to even.
+  static constexpr bool kFixes = true;
+  struct Multiplier { I q[2], s[2], half[2], odd; };
+  static Multiplier MultiplierOf(I q, I s, bool even) {
+    Multiplier m;
+    const I one = _mm512_set1_epi64(1);
+    m.odd = even ? one : _mm512_setzero_si512();
+    m.q[0] = q, m.q[1] = _mm512_srli_epi64(q, 32);
+    m.s[0] = _mm512_and_si512(s, _mm512_set1_epi64(0xffffffff)), m.s[1] = _mm512_srli_epi64(s, 32);
+    for (int i = 0; i < 2; ++i) m.half[i] = _mm512_sub_epi64(_mm512_sllv_epi64(one, _mm512_sub_epi64(m.s[i], one)), m.odd);
+    return m;
+  }
+  static I Rounded(I v, const Multiplier& m, int i) {
+    const I most = _mm512_set1_epi64(1 << 30), product = _mm512_mul_epi32(v, m.q[i]);
+    const I half = _mm512_add_epi64(m.half[i], _mm512_and_si512(_mm512_srav_epi64(product, m.s[i]), m.odd));
+    const I rounded = _mm512_srav_epi64(_mm512_add_epi64(product, half), m.s[i]);
+    return _mm512_min_epi64(most, _mm512_max_epi64(_mm512_set1_epi64(-(1 << 30)), rounded));
+  }
+  static I Multiplied(I v, const Multiplier& m) {
+    const I even = Rounded(v, m, 0), odd = Rounded(_mm512_srli_epi64(v, 32), m, 1);
+    return _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
+  }
+  static I Between(I v, I low, I high) { return _mm512_min_epi32(_mm512_max_epi32(v, low), high); }
+  static void StoreBytes(int8_t* to, I v) { _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(v)); }
+
   static F SetF(float v) { return _mm512_set1_ps(v); }
   static F Convert(I a) { return _mm512_cvtepi32_ps(a); }
   static F LoadF(const float* p) { return _mm512_loadu_ps(p); }

@@ -1,0 +1,73 @@
+// From int32 sums to codes in fixed point: round((sum + bias) * q * 2^-31 * 2^-right) + offset, within bounds. The arithmetic
+// is lowbit/interpret/integer/fixed.py's, to the last bit. Include inside the body's namespace, after body_store.h.
+#pragma once
+
+constexpr int64_t kMostFixed = 1 << 30;  // products saturate here, far outside of every grid
+
+// Half to even, or half up: once, of the true product, which has 62 bits and leaves room for the half.
+LOWBIT_INLINE int64_t RoundedOnce(int32_t v, int32_t q, int32_t s, bool even) {
+  const int64_t product = int64_t{v} * q, half = int64_t{1} << (s - 1);
+  return (product + (even ? half - 1 + (product >> s & 1) : half)) >> s;
+}
+
+// Half up to 32 bits, then half away from zero.
+LOWBIT_INLINE int64_t RoundedTwice(int32_t v, int32_t q, int32_t right) {
+  const int left = right < 0 ? -right : 0, by = right > 0 ? right : 0;
+  const int32_t most = INT32_MAX >> left;
+  const int32_t bounded = v < -most ? -most : v > most ? most : v;
+  const int64_t product = int64_t{bounded} * (int64_t{1} << left) * q;
+  const int64_t high = (product >> 31) + (product >> 30 & 1);
+  const int64_t mask = (int64_t{1} << by) - 1;
+  return (high >> by) + ((high & mask) > (mask >> 1) + (high < 0 ? 1 : 0) ? 1 : 0);
+}
+
+LOWBIT_INLINE int32_t ShiftOf(int32_t right) { return (right < -30 ? -30 : right > 31 ? 31 : right) + 31; }  // 1 .. 62
+
+// The same in registers, of a body that has 64-bit lanes.
+template <int kRows, typename V>
+LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, const typename V::I* sums,
+                             const int32_t* numbers) {
+  const int64_t stride = t.fixed_stride;
+  alignas(64) int32_t shifts[kLanes];
+  for (int i = 0; i < kLanes; ++i) shifts[i] = ShiftOf(numbers[kRight * stride + i]);
+  const auto multiplier =
+      V::MultiplierOf(V::Load(numbers + kMultiplier * stride), V::Load(shifts), t.rounding == Rounding::kExact);
+  const typename V::I bias = V::Load(numbers + kBias * stride), offset = V::Load(numbers + kOffset * stride),
+                      low = V::Load(numbers + kLow * stride), high = V::Load(numbers + kHigh * stride);
+  const bool whole = t.channel_stride == 1 && count == kLanes;
+  for (int r = 0; r < kRows && r < valid; ++r) {
+    alignas(64) int8_t codes[kLanes];
+    int8_t* to = t.codes + t.at(m + r) + tile * kLanes * t.channel_stride;
+    const typename V::I v = V::Between(V::Add(V::Multiplied(V::Add(sums[r], bias), multiplier), offset), low, high);
+    V::StoreBytes(whole ? to : codes, v);
+    if (!whole) StoreSpan(to, t.channel_stride, codes, count);
+  }
+}
+
+// Codes [m .. m + valid, 16 tile ..] of a problem with `out` channels. Sums wrap modulo 2^32, as XLA's do.
+template <int kRows>
+__attribute__((noinline)) void StoreFixed(const Tail& t, int64_t out, int64_t m, int64_t valid, int64_t tile,
+                                          const Vec::I (&sums)[kRows]) {
+  const int32_t* numbers = t.fixed + tile * kLanes;
+  const int64_t stride = t.fixed_stride, left = out - tile * kLanes, count = left < kLanes ? left : kLanes;
+  if constexpr (Vec::kFixes) {
+    if (t.rounding != Rounding::kDouble) return FixedRows<kRows, Vec>(t, m, valid, tile, count, sums, numbers);
+  }
+  for (int r = 0; r < kRows && r < valid; ++r) {
+    alignas(64) int32_t v[kLanes];
+    int8_t codes[kLanes];
+    Vec::StoreI(v, Vec::Add(sums[r], Vec::Load(numbers + kBias * stride)));
+    for (int i = 0; i < kLanes; ++i) {
+      const int32_t q = numbers[kMultiplier * stride + i], s = ShiftOf(numbers[kRight * stride + i]);
+      int64_t code = t.rounding == Rounding::kDouble ? RoundedTwice(v[i], q, s - 31)
+                                                     : RoundedOnce(v[i], q, s, t.rounding == Rounding::kExact);
+      code = code < -kMostFixed ? -kMostFixed : code > kMostFixed ? kMostFixed : code;
+      // Modulo 2^32, then within the bounds, the upper one last.
+      int32_t c = static_cast<int32_t>(static_cast<uint32_t>(code) + static_cast<uint32_t>(numbers[kOffset * stride + i]));
+      const int32_t low = numbers[kLow * stride + i], high = numbers[kHigh * stride + i];
+      c = c < low ? low : c;
+      codes[i] = static_cast<int8_t>(c > high ? high : c);
+    }
+    StoreSpan(t.codes + t.at(m + r) + tile * kLanes * t.channel_stride, t.channel_stride, codes, count);
+  }
+}
