@@ -22,7 +22,7 @@ from .derive import dropped_leaves, has_derived
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
-from .kinds import Data, Derived, Picked, Weight, contraction, leaf_contraction
+from .kinds import Address, Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
 from .operations import Graph, Operation
 from .placed import check_moves, check_shared
@@ -114,10 +114,14 @@ def planned(
     refused = Refusals(rules, globs)
     producers = producers_of(graph)
     rows: list[Row] = []
+    tables: dict[Address, str] = {}  # look-ups that quantize what they pick from
     for op in graph.operations:
-        make = partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer)
+        why = _why_left_out(op, chosen[op.path], tables, integer=integer)
+        make = partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer, left_out=why)
         row = refused.made(op.path, make, {} if integer else {op.path: "keep"}, source=op.source)
         rows.append(_row(op, graph, traced, None, producers[op.path], integer=integer) if row is None else row)
+        if op.is_lookup and rows[-1].sites[0].spec is not None:
+            tables[op.address] = op.path
     check_shared(rows, refused, rules or {}, globs)
     plan = Plan(tuple(rows), tuple(graph.unseen), program=traced.bare)
     if integer:
@@ -151,8 +155,8 @@ def _row(
     producers: tuple[str, ...],
     *,
     integer: bool,
+    left_out: str = "",
 ) -> Row:
-    left_out = _why_left_out(op, rule, integer=integer)
     quantizers = Quantizers() if rule is None or left_out else rule.quantizers
     mixed = [i for i in range(2) if isinstance(op.kinds[i], Data) and op.kinds[i].is_mixed]  # pyright: ignore[reportAttributeAccessIssue]
     if mixed and rule is not None and not rule.is_specific and quantizers != Quantizers():
@@ -190,11 +194,12 @@ def _row(
 _LEFT_OUT = "left in float"
 
 
-def _why_left_out(op: Operation, rule: match.Rule | None, *, integer: bool) -> str:
+def _why_left_out(op: Operation, rule: match.Rule | None, tables: Mapping[Address, str], *, integer: bool) -> str:
     """Returns why a rule of wildcards alone passes an operation over, or "": a rule that names it does not.
 
     Integers have no grid. A product without a contraction shares no scale between the terms of a sum, and a constant was
-    fixed by whoever wrote it: neither is what a rule for all layers is about. A full-integer plan covers these two.
+    fixed by whoever wrote it: neither is what a rule for all layers is about. What data picked was rounded in its table: as an
+    operand it would be rounded twice. A full-integer plan covers these three.
     """
     if rule is None or rule.is_specific or rule.quantizers == Quantizers():
         return ""
@@ -208,6 +213,9 @@ def _why_left_out(op: Operation, rule: match.Rule | None, *, integer: bool) -> s
         return f"{_LEFT_OUT}, it has no contraction"
     if any(k == Derived(varies=k.varies) for k in op.kinds if isinstance(k, Derived)):
         return f"{_LEFT_OUT}, its weight is a constant"
+    picked = {tables[a]: None for k in op.kinds if isinstance(k, Data) for a in sorted(k.drawn) if a in tables}
+    if op.weight is None and picked and rule.quantizers.input is not None:
+        return f"{_LEFT_OUT}, it multiplies what is picked from {', '.join(picked)}, and rounded there"
     return ""
 
 

@@ -125,7 +125,8 @@ def _why_not(platform: str, op: Operation, row: Row, values: Sequence[Any]) -> s
     if site is None:
         return "both operands are computed: XLA's own integer product"
     if row.primitive == "conv_general_dilated":
-        return f"no packed convolution: {_CONVOLUTION[platform.startswith('tpu')]}, the weight unpacked"
+        how = _CONVOLUTION[platform.startswith("tpu")] if row.is_integer else "XLA's own in floats"
+        return f"no packed convolution: {how}, the weight unpacked"
     if (reason := native.why_not(row, site)) is not None:
         return reason
     sides = weight_right(op.eqn, op.weight)

@@ -38,6 +38,7 @@ from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
 IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
+_KERNELS = ("cpu", "pallas_tpu", "mosaic_gpu")
 ANYWHERE = ("carried", "reference")
 """Those that are the same program on every platform."""
 
@@ -71,7 +72,7 @@ def execute(
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or "cpu" for a full-integer plan; at the call, if the traced operations differ from the plan, or the
+        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or one of kernels for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -79,8 +80,10 @@ def execute(
     if implementation == "cpu" and native.status() is not None:
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
     arguments.check(fn=fn, plan=plan)
-    if implementation == "cpu" and plan.is_full_integer:
-        raise ValueError("implementation 'cpu' has no kernels for full-integer plans; use 'carried' or 'reference'")
+    if implementation in _KERNELS and plan.is_full_integer:
+        raise ValueError(
+            f"implementation {implementation!r} has no kernels for full-integer plans; use 'xla', 'carried' or 'reference'"
+        )
     return _executor(fn, plan, implementation, None if platform is None else platform_named(platform))
 
 

@@ -23,6 +23,7 @@ from .kinds import (
     carried,
     combine,
     computed,
+    drawn,
     is_layered,
     join,
     layer_of,
@@ -163,7 +164,7 @@ class _Reader:
         """Returns kinds as something other than an operation reads them: what was picked is data of a look-up."""
         if self.recording:
             self.made |= frozenset().union(*(k.picks for k in kinds if isinstance(k, Picked)))
-        return [Data(k.near, makers=k.makers) if isinstance(k, Picked) else k for k in kinds]
+        return [Data(k.near, makers=k.makers, drawn=k.picks) if isinstance(k, Picked) else k for k in kinds]
 
     def changing(self, kinds: Sequence[Kind], unchanged: Sequence[bool]) -> list[Kind]:
         """Returns what a loop carries: what is the same in every turn is what it was."""
@@ -222,7 +223,8 @@ class _Reader:
             self.graph.operations.append(
                 Operation(equation, base, pair, stack, equation.source, picked, self.own_gradient)
             )
-        return Data(near, makers=frozenset([equation.address]))
+        here = frozenset([equation.address])
+        return Data(near, makers=here, drawn=here if picked else frozenset() if weights else drawn(pair))
 
     def weight_path(self, kind: Kind) -> str:
         if isinstance(kind, Weight | Picked):

@@ -60,6 +60,7 @@ class Data:
         is_spread: whether it was broadcast since the last operation.
         makers: where the operations are that it is computed from, nearest upstream.
         factors: leaves that it is the product with, element by element, moved at most since.
+        drawn: where the look-ups are, if it is computed from what data picked from parameters and from nothing else of data.
     """
 
     near: frozenset[str] = frozenset()
@@ -67,6 +68,7 @@ class Data:
     is_spread: bool = False
     makers: frozenset[Address] = frozenset()
     factors: frozenset[int] = frozenset()
+    drawn: frozenset[Address] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,12 @@ def leaves_of(kind: Kind) -> frozenset[int]:
 def makers(kinds: Iterable[Kind]) -> frozenset[Address]:
     """Returns where the operations are that any of these is computed from, nearest upstream."""
     return frozenset().union(*(k.makers for k in kinds if isinstance(k, Data)))
+
+
+def drawn(kinds: Iterable[Kind]) -> frozenset[Address]:
+    """Returns the look-ups of what is computed from these; none where any is other data than what was picked."""
+    data = [k for k in kinds if isinstance(k, Data)]
+    return frozenset().union(*(k.drawn for k in data)) if all(k.drawn for k in data) else frozenset()
 
 
 def computed(kind: Kind) -> Kind:
@@ -152,7 +160,7 @@ def join(options: Sequence[Kind]) -> Kind:
     if any(isinstance(k, Data) for k in options):
         data = [k for k in options if isinstance(k, Data)]
         near = frozenset().union(*(k.near for k in data))
-        return Data(near, any(k.is_mixed for k in data), makers=makers(data))
+        return Data(near, any(k.is_mixed for k in data), makers=makers(data), drawn=drawn(data))
     return Derived(frozenset().union(*(leaves_of(k) for k in options)), varies(options))
 
 
@@ -190,7 +198,19 @@ def combine(equation: Equation, kinds: Sequence[Kind]) -> Kind:
     is_joined = name in primitives.ARITHMETIC or name == "select_n"
     if whole and is_joined and (spread or fewer or is_chosen):
         mixed = True
-    return Data(near, mixed, spread, makers(data), _factors(equation, kinds))
+    return Data(near, mixed, spread, makers(data), _factors(equation, kinds), drawn(_filling(equation, kinds)))
+
+
+def _filling(equation: Equation, kinds: Sequence[Kind]) -> Sequence[Kind]:
+    """The operands whose elements are among those of the result or are computed with: no indices and no choices."""
+    name = equation.name
+    if name == "select_n":
+        return kinds[1:]
+    if name in primitives.LOOKUPS:
+        return kinds[:1]
+    return (
+        [kinds[0], kinds[2]] if name.startswith("scatter") else kinds[:2] if name == "dynamic_update_slice" else kinds
+    )
 
 
 def _factors(equation: Equation, kinds: Sequence[Kind]) -> frozenset[int]:

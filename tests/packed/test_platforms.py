@@ -21,6 +21,10 @@ def two_layers(p, x):
     return jax.nn.relu(x @ p["a"]) @ p["b"].T
 
 
+def one_convolution(p, x):
+    return jax.lax.conv_general_dilated(x, p["a"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
 PARAMS = {"a": heavy_tailed(0, 128, 64, freedom=3.0), "b": heavy_tailed(1, 32, 64, freedom=3.0)}
 X = heavy_tailed(2, 5, 128, freedom=3.0)
 
@@ -121,6 +125,11 @@ def test_what_cannot_run_raises_where_it_was_named():
         lb.execute(two_layers, plan, implementation="pallas_tpu")(qparams, X)
     with pytest.raises(ValueError, match="'mosaic_gpu' cannot run a: runs on Hopper GPUs, not on tpu"):
         lb.explain(two_layers, plan, qparams, X, implementation="mosaic_gpu", platform="tpu")
+    kernel = {"a": normal(3, 3, 3, 4, 8)}
+    image = normal(4, 1, 6, 6, 4)
+    for rule, how in (("w8", "XLA's own in floats"), ("w8,a8", "XLA's own on int8 codes")):
+        plan, _, qparams = packed(rule, one_convolution, kernel, (image,))
+        assert how in lb.explain(one_convolution, plan, qparams, image, platform="tpu")
     plan, _, qparams = packed("wnf4/g32")
     with pytest.raises(ValueError, match=r"'pallas_tpu' cannot run a: .*codebook"):
         lb.explain(two_layers, plan, qparams, X, implementation="pallas_tpu", platform="tpu")
