@@ -32,6 +32,7 @@ from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
+from .native import Orders, native
 from .nodes import Node, Program
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
@@ -305,7 +306,16 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
     return freeze
 
 
-def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has_integer_io: bool) -> list[Any]:
+def execution(
+    plan: Plan,
+    traced: Trace,
+    qparams: QParams,
+    *,
+    carried: bool,
+    has_integer_io: bool,
+    orders: Orders | None = None,
+    is_named: bool = True,
+) -> list[Any]:
     """Returns the flat results on packed parameters.
 
     Args:
@@ -314,17 +324,26 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
         qparams: packed.
         carried: whether dots are computed on integers carried in float32, exactly, or on int8 codes.
         has_integer_io: whether the arguments are codes already, and the results stay codes.
+        orders: of operations that run on the native kernels, by path.
+        is_named: whether the float arithmetic at both ends is composites, which exports read and `jax.vmap` does not.
     """
-    program, specs = program_for(plan, traced), specs_of(plan)
+    program, specs, orders = program_for(plan, traced), specs_of(plan), orders or {}
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     weights = {}
     for node, site, var in weight_places(plan, program):
-        q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
-        weights[node.path] = q.merged()
+        if node.path not in orders:
+            q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
+            weights[node.path] = q.merged()
     found = qparams.sites
+    nodes = {node.path: node for node, _ in program.everywhere()}
+
+    def zero(var: Value) -> Any:
+        return found[program.grids[var]]["zero"]
+
     arithmetic = Arithmetic(
-        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried
-    )
+        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried,
+        natives={path: native(nodes[path], order, zero) for path, order in orders.items()},
+    )  # fmt: skip
     env = data_of(program, traced)
     _warm_selected(program, known)
 
@@ -334,12 +353,12 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
         if node.kind != "input":
             return arithmetic(node, values), state
         x, grid = env[node.out], found[program.grids[node.out]]
-        return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]])], state
+        return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]], is_named=is_named)], state
 
     evaluate(program.nodes, env, at, ())
     if has_integer_io:
         return [env[v] for v in program.outs]
-    return [dequantized(env[v], found[program.grids[v]], v.dtype) for v in program.outs]
+    return [dequantized(env[v], found[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
 
 
 def _warm_selected(program: Program, known: Constants) -> None:
@@ -350,25 +369,27 @@ def _warm_selected(program: Program, known: Constants) -> None:
                     known.raw(var)
 
 
-def quantized(x: Array, grid: Mapping[str, Any], spec: Spec) -> Array:
-    """Returns codes of an argument: the only float arithmetic at the entry, a composite named ``lowbit.quantize``."""
+def quantized(x: Array, grid: Mapping[str, Any], spec: Spec, *, is_named: bool = True) -> Array:
+    """Returns codes of an argument: the only float arithmetic at the entry, a composite ``lowbit.quantize`` if named."""
 
     def quantize(x: Array, scale: Array, zero: Array) -> Array:
         shape = (1,) * x.ndim
         level = zero.astype(jnp.float32).reshape(shape)
         return quantize_with(x, spec, scale.reshape(shape), level, tuple(x.shape)).encode().codes
 
-    return lax.composite(quantize, name="lowbit.quantize")(x, grid["scale"], grid["zero"])
+    named = lax.composite(quantize, name="lowbit.quantize") if is_named else quantize
+    return named(x, grid["scale"], grid["zero"])
 
 
-def dequantized(codes: Array, grid: Mapping[str, Any], dtype: Any) -> Array:
-    """Returns the values of codes: the only float arithmetic at the exit, a composite named ``lowbit.dequantize``."""
+def dequantized(codes: Array, grid: Mapping[str, Any], dtype: Any, *, is_named: bool = True) -> Array:
+    """Returns the values of codes: the only float arithmetic at the exit, a composite ``lowbit.dequantize`` if named."""
 
     def dequantize(codes: Array, scale: Array, zero: Array) -> Array:
         levels = (codes.astype(jnp.int32) - zero).astype(jnp.float32)
         return cast_once(rounded_product(levels, scale), dtype)
 
-    return lax.composite(dequantize, name="lowbit.dequantize")(codes, grid["scale"], grid["zero"])
+    named = lax.composite(dequantize, name="lowbit.dequantize") if is_named else dequantize
+    return named(codes, grid["scale"], grid["zero"])
 
 
 def boundary(plan: Plan, traced: Trace) -> tuple[Sequence[str], Sequence[str]]:
