@@ -112,23 +112,21 @@ def order_of(equation: Equation, weight: QTensor, numbers: Mapping[str, Any], ze
     """
     kept = _kept(equation)
     assert kept is not None
-    lengths = tuple(equation.outs[0].shape[i] for i in kept)
-    shaped = {name: _channels(numbers[name], kept) for name in NUMBERS}
+    held = {name: numbers[name] for name in NUMBERS}
     if equation.name == "conv_general_dilated":
         out, inputs, *spatial = equation.eqn.params["dimension_numbers"].rhs_spec
         axes, groups = (*spatial, inputs, out), equation.eqn.params["feature_group_count"]
-        return _conv(weight, shaped, zero, axes, groups, rounding)
-    contracted = tuple(_contracted(equation)[1])
-    return _matrix(weight, shaped, zero, contracted, lengths, rounding)
+        return _conv(weight, held, zero, axes, groups, kept, rounding)
+    return _matrix(weight, held, zero, tuple(_contracted(equation)[1]), kept, rounding)
 
 
-def _channels(x: Any, kept: Sequence[int]) -> Any:
-    return x.reshape(()) if x.size == 1 else x.reshape([x.shape[i] for i in kept])
+def _rescale(numbers: Mapping[str, Any], zero: Array, lengths: tuple[int, ...], kept: tuple[int, ...]) -> fixed.Rescale:
+    def flat(x: Array) -> Array:
+        if x.size == 1:
+            return x.reshape(())
+        return jnp.broadcast_to(x.reshape([x.shape[i] for i in kept]), lengths).reshape(-1)
 
-
-def _rescale(numbers: Mapping[str, Any], zero: Array, lengths: tuple[int, ...]) -> fixed.Rescale:
-    flat = {name: jnp.broadcast_to(x, lengths).reshape(-1) if x.ndim else x for name, x in numbers.items()}
-    return fixed.Rescale(**flat, zero=zero.reshape(()))
+    return fixed.Rescale(**{name: flat(x) for name, x in numbers.items()}, zero=zero.reshape(()))
 
 
 def _bits_of(weight: QTensor) -> int:
@@ -139,7 +137,7 @@ def _bits_of(weight: QTensor) -> int:
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _matrix(
-    weight: QTensor, numbers: Any, zero: Array, contracted: tuple[int, ...], lengths: tuple[int, ...], rounding: str
+    weight: QTensor, numbers: Any, zero: Array, contracted: tuple[int, ...], kept: tuple[int, ...], rounding: str
 ) -> fixed.FixedMatrix:
     q = unpack(weight).encode()
     free = tuple(i for i in range(q.ndim) if i not in contracted)
@@ -159,12 +157,13 @@ def _matrix(
         signed=codes.dtype == jnp.int8,
         zeros=zeros,
     )
-    return fixed.prepare_fixed(packed, _rescale(numbers, zero, lengths), rounding)
+    rescale = _rescale(numbers, zero, tuple(q.shape[i] for i in free), kept)
+    return fixed.prepare_fixed(packed, rescale, rounding)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _conv(
-    weight: QTensor, numbers: Any, zero: Array, axes: tuple[int, ...], groups: int, rounding: str
+    weight: QTensor, numbers: Any, zero: Array, axes: tuple[int, ...], groups: int, kept: tuple[int, ...], rounding: str
 ) -> fixed.FixedConv:
     codes = jnp.transpose(unpack(weight).encode().codes, axes)
     out = codes.shape[-1]
@@ -172,7 +171,7 @@ def _conv(
         codes, jnp.ones(out, jnp.float32), bits=_bits_of(weight), signed=codes.dtype == jnp.int8,
         layout="HWIO" if codes.ndim == 4 else "WIO",
     )  # fmt: skip
-    return fixed.prepare_fixed_conv(packed, _rescale(numbers, zero, (out,)), rounding, feature_group_count=groups)
+    return fixed.prepare_fixed_conv(packed, _rescale(numbers, zero, (out,), kept), rounding, feature_group_count=groups)
 
 
 def result(equation: Equation, codes: Array, zero: Array, order: Order) -> Array:

@@ -123,8 +123,8 @@ class FixedOrders:
         is_known = 0 < len(self.sources) == len(arrays)
         if is_known and all(ref() is x for ref, x in zip(self.sources, arrays, strict=True)):
             return self.made
-        with jax.ensure_compile_time_eval():
-            traced = trace(self.fn, qparams.params, args, dict(kwargs), has_picks=False)
+        traced = trace(self.fn, qparams.params, args, dict(kwargs), has_picks=False)
+        with jax.ensure_compile_time_eval():  # at once, also while another function is traced
             made = apart(orders_of(self.plan, traced, qparams), arrays)
         self.sources, self.made = (), {}
         if all(isinstance(x, jax.Array) for x in arrays):
