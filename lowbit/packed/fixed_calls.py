@@ -19,6 +19,8 @@ from lowbit.core.qtensor import QTensor
 from lowbit.formats.integer import Integer
 from lowbit.program.read import Equation
 from lowbit_kernels.cpu import fixed
+from lowbit_kernels.cpu.fixed import JOINS as JOINS
+from lowbit_kernels.cpu.fixed import Join as Join
 
 from .bits import unpack
 from .native_calls import LAYOUTS
@@ -174,14 +176,39 @@ def _conv(
     return fixed.prepare_fixed_conv(packed, _rescale(numbers, zero, (out,), kept), rounding, feature_group_count=groups)
 
 
-def result(equation: Equation, codes: Array, zero: Array, order: Order) -> Array:
-    """Returns the codes of an operation.
+JOIN_NUMBERS = ("left", "right", "shift", "offset", "low", "high")
+"""What a sum, maximum or minimum of two tensors has."""
+
+
+def why_not_joined(numbers: Mapping[str, Any]) -> str | None:
+    """Returns why a sum cannot be part of the call that makes one of its operands, or None if it can."""
+    is_one = all(name in numbers and numbers[name].size == 1 for name in JOIN_NUMBERS)
+    return None if is_one else "its multipliers vary along channels"
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def join_order(numbers: Mapping[str, Any], zeros: Sequence[Array], at: int) -> Array:
+    """Returns the numbers of a sum in the order that the kernels read.
+
+    Args:
+        numbers: of its step; others may be among them.
+        zeros: the zero points of its operands.
+        at: the operand that the call makes, 0 or 1.
+    """
+    names = JOIN_NUMBERS if at == 0 else ("right", "left", *JOIN_NUMBERS[2:])
+    parts = [*(numbers[name] for name in names), zeros[at], zeros[1 - at]]
+    return jnp.stack([x.reshape(()).astype(jnp.int32) for x in parts])
+
+
+def result(equation: Equation, codes: Array, zero: Array, order: Order, join: Join | None = None) -> Array:
+    """Returns the codes of an operation, or of what joins them.
 
     Args:
         equation: the dot or convolution.
         codes: of its input, int8.
         zero: their zero point.
         order: of its weight.
+        join: what they are joined with.
     """
     params = equation.eqn.params
     if isinstance(order, fixed.FixedConv):
@@ -194,13 +221,14 @@ def result(equation: Equation, codes: Array, zero: Array, order: Order) -> Array
             pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
         return fixed.fixed_conv(
             codes, order, strides=tuple(params["window_strides"]), padding=tuple(pads),
-            rhs_dilation=tuple(params["rhs_dilation"]), layout=LAYOUTS[tuple(dims.lhs_spec)],
+            rhs_dilation=tuple(params["rhs_dilation"]), layout=LAYOUTS[tuple(dims.lhs_spec)], join=join,
         )  # fmt: skip
     contracted = tuple(_contracted(equation)[0])
     rows = tuple(i for i in range(codes.ndim) if i not in contracted)
     flat = jnp.transpose(codes, (*rows, *contracted)).reshape(math.prod(codes.shape[i] for i in rows), -1)
-    made = fixed.fixed_matmul(flat, order)
-    shape = equation.outs[0].shape
-    if equation.ins[0].is_data:
-        return made.reshape(shape)
-    return made.T.reshape(shape)
+    shape, is_left = equation.outs[0].shape, equation.ins[0].is_data
+    if join is not None:
+        other = join.other.reshape(flat.shape[0], -1) if is_left else join.other.reshape(-1, flat.shape[0]).T
+        join = join._replace(other=other)
+    made = fixed.fixed_matmul(flat, order, join=join)
+    return (made if is_left else made.T).reshape(shape)

@@ -23,6 +23,55 @@ LOWBIT_INLINE int64_t RoundedTwice(int32_t v, int32_t q, int32_t right) {
 
 LOWBIT_INLINE int32_t ShiftOf(int32_t right) { return (right < -30 ? -30 : right > 31 ? 31 : right) + 31; }  // 1 .. 62
 
+// x / 2^k in 32 bits, as the rounding is named; 0 <= k <= 31.
+template <Rounding kRounding>
+LOWBIT_INLINE int32_t Shifted(int32_t x, int32_t k) {
+  const int32_t floor = x >> k, before = k > 0 ? k - 1 : 0, half = k > 0 ? x >> before & 1 : 0;
+  if constexpr (kRounding == Rounding::kSingle) return floor + half;
+  if constexpr (kRounding == Rounding::kExact) {
+    const int32_t below = (x & ((int32_t{1} << (before < 30 ? before : 30)) - 1)) != 0 ? 1 : 0;
+    return floor + (half & (below | (floor & 1)));
+  }
+  const int32_t mask = k > 30 ? INT32_MAX : (int32_t{1} << k) - 1;
+  return floor + ((x & mask) > (mask >> 1) + (x < 0 ? 1 : 0) ? 1 : 0);
+}
+
+template <Rounding kRounding, Join kJoin>
+LOWBIT_INLINE void JoinLanes(const int32_t* n, int32_t* v, const int8_t* other) {
+  const int32_t k = n[kJoinShift] < 0 ? 0 : n[kJoinShift] > 31 ? 31 : n[kJoinShift];
+  const uint32_t own = static_cast<uint32_t>(n[kOwn]), by = static_cast<uint32_t>(n[kOther]);
+  const uint32_t own_zero = static_cast<uint32_t>(n[kOwnZero]), zero = static_cast<uint32_t>(n[kOtherZero]);
+#pragma GCC unroll 1
+  for (int i = 0; i < kLanes; ++i) {  // modulo 2^32, as XLA's integers
+    const uint32_t left = (static_cast<uint32_t>(v[i]) - own_zero) * own;
+    const uint32_t right = (static_cast<uint32_t>(int32_t{other[i]}) - zero) * by;
+    const int32_t a = static_cast<int32_t>(left), b = static_cast<int32_t>(right);
+    const int32_t joined = kJoin == Join::kSum   ? static_cast<int32_t>(left + right)
+                           : kJoin == Join::kMax ? (a > b ? a : b)
+                                                 : (a < b ? a : b);
+    const uint32_t shifted = static_cast<uint32_t>(Shifted<kRounding>(joined, k));
+    int32_t c = static_cast<int32_t>(shifted + static_cast<uint32_t>(n[kJoinOffset]));
+    c = c < n[kJoinLow] ? n[kJoinLow] : c;
+    v[i] = c > n[kJoinHigh] ? n[kJoinHigh] : c;
+  }
+}
+template <Rounding kRounding>
+LOWBIT_INLINE void JoinLanes(const Tail& t, int32_t* v, const int8_t* other) {
+  t.join == Join::kSum   ? JoinLanes<kRounding, Join::kSum>(t.joins, v, other)
+  : t.join == Join::kMax ? JoinLanes<kRounding, Join::kMax>(t.joins, v, other)
+                         : JoinLanes<kRounding, Join::kMin>(t.joins, v, other);
+}
+
+// 16 codes of one row, and what they are joined with, of which `count` are there.
+__attribute__((noinline)) void JoinRow(const Tail& t, int64_t at, int64_t count, int32_t* v) {
+  int8_t other[kLanes] = {};
+  StoreSpan(other, 1, t.other + at, t.channel_stride == 1 ? count : 0);
+  for (int64_t i = 0; t.channel_stride != 1 && i < count; ++i) other[i] = t.other[at + i * t.channel_stride];
+  t.rounding == Rounding::kExact    ? JoinLanes<Rounding::kExact>(t, v, other)
+  : t.rounding == Rounding::kSingle ? JoinLanes<Rounding::kSingle>(t, v, other)
+                                    : JoinLanes<Rounding::kDouble>(t, v, other);
+}
+
 // The same in registers, of a body that has 64-bit lanes.
 template <int kRows, typename V>
 LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, const typename V::I* sums,
@@ -37,8 +86,15 @@ LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t ti
   const bool whole = t.channel_stride == 1 && count == kLanes;
   for (int r = 0; r < kRows && r < valid; ++r) {
     alignas(64) int8_t codes[kLanes];
-    int8_t* to = t.codes + t.at(m + r) + tile * kLanes * t.channel_stride;
-    const typename V::I v = V::Between(V::Add(V::Multiplied(V::Add(sums[r], bias), multiplier), offset), low, high);
+    const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
+    int8_t* to = t.codes + at;
+    typename V::I v = V::Between(V::Add(V::Multiplied(V::Add(sums[r], bias), multiplier), offset), low, high);
+    if (t.other != nullptr) {
+      alignas(64) int32_t joined[kLanes];
+      V::StoreI(joined, v);
+      JoinRow(t, at, count, joined);
+      v = V::Load(joined);
+    }
     V::StoreBytes(whole ? to : codes, v);
     if (!whole) StoreSpan(to, t.channel_stride, codes, count);
   }
@@ -66,8 +122,11 @@ __attribute__((noinline)) void StoreFixed(const Tail& t, int64_t out, int64_t m,
       int32_t c = static_cast<int32_t>(static_cast<uint32_t>(code) + static_cast<uint32_t>(numbers[kOffset * stride + i]));
       const int32_t low = numbers[kLow * stride + i], high = numbers[kHigh * stride + i];
       c = c < low ? low : c;
-      codes[i] = static_cast<int8_t>(c > high ? high : c);
+      v[i] = c > high ? high : c;
     }
-    StoreSpan(t.codes + t.at(m + r) + tile * kLanes * t.channel_stride, t.channel_stride, codes, count);
+    const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
+    if (t.other != nullptr) JoinRow(t, at, count, v);
+    for (int i = 0; i < kLanes; ++i) codes[i] = static_cast<int8_t>(v[i]);
+    StoreSpan(t.codes + at, t.channel_stride, codes, count);
   }
 }

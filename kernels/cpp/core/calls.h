@@ -22,6 +22,9 @@ struct TailCall {
   int64_t next_lo = -128, next_hi = 127;
   View fixed;                // s32 (kFixedRows, tiles, 16), or no rows: codes in fixed point, without scales and all of the above
   int64_t rounding = 0;      // enum Rounding
+  View other;                // s8 in the shape of `codes` that is joined with them, or no elements; with `fixed` alone
+  View joins;                // s32 (kJoinNumbers), or (0)
+  int64_t join = 0;          // enum Join
 };
 
 // Shapes are those of lowbit_kernels/cpu/matmul.py. Under vmap every array has the same number of leading batch

@@ -8,7 +8,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   const View& y = call.tail.y;
   const View& codes = call.tail.codes;
   for (const View* each : {&call.x, &call.x_scale, &call.x_zero, &call.weights, &call.scales, &call.sums,
-                           &call.tail.steps, &call.tail.next_scale, &call.tail.next_zero, &call.tail.fixed, &y, &codes, &call.tail.marks,
+                           &call.tail.steps, &call.tail.next_scale, &call.tail.next_zero, &call.tail.fixed, &call.tail.other, &call.tail.joins, &y, &codes, &call.tail.marks,
                            &call.scratch}) {
     if (const char* problem = CheckView(*each)) return problem;
   }
@@ -89,6 +89,10 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.tail.y = wants_y ? y.data : nullptr;
   c.tail.codes = wants_codes ? static_cast<int8_t*>(codes.data) : nullptr;
   if (fixed) c.tail.fixed = static_cast<const int32_t*>(call.tail.fixed.data);
+  if (fixed && Elements(call.tail.joins) > 0) {
+    c.tail.other = static_cast<const int8_t*>(call.tail.other.data);
+    c.tail.joins = static_cast<const int32_t*>(call.tail.joins.data);
+  }
   c.tail.marks = wants_codes && !fixed ? static_cast<float*>(call.tail.marks.data) : nullptr;
   c.x = call.x.data;
   const float* scales = static_cast<const float*>(call.x_scale.data);

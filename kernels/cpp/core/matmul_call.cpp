@@ -56,11 +56,12 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   const View& codes = call.tail.codes;
   LOWBIT_REQUIRE(y.rank >= 2, "y must have rank 2 or more");
   const size_t r = y.rank - 2;
-  enum { kX, kScale, kZero, kBlocks, kScales, kZeros, kSums, kBook, kFactors, kSteps, kNextScale, kNextZero, kFixed, kOperands };
+  enum { kX, kScale, kZero, kBlocks, kScales, kZeros, kSums, kBook, kFactors, kSteps, kNextScale, kNextZero, kFixed, kOther, kJoins, kOperands };
   enum { kY, kCodes, kMarks, kScratch, kResults };
   const View* operands[kOperands] = {&call.x, &call.x_scale, &call.x_zero, &call.blocks, &call.scales, &call.zeros,
                                      &call.column_sums, &call.codebook, &call.factors, &call.tail.steps,
-                                     &call.tail.next_scale, &call.tail.next_zero, &call.tail.fixed};
+                                     &call.tail.next_scale, &call.tail.next_zero, &call.tail.fixed, &call.tail.other,
+                                     &call.tail.joins};
   const View* results[kResults] = {&y, &codes, &call.tail.marks, &call.scratch};
   Batched in[kOperands], to[kResults];
   for (int i = 0; i < kOperands; ++i) {
@@ -180,6 +181,10 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     q.x_scale = static_cast<const float*>(at(in[kScale]));
     q.x_zero = fixed ? InputZero(at(in[kFixed]), t) : ReadZero(call.x_zero.type, at(in[kZero]));
     if (fixed) q.tail.fixed = static_cast<const int32_t*>(at(in[kFixed]));
+    if (fixed && Elements(call.tail.joins) > 0) {
+      q.tail.other = static_cast<const int8_t*>(at(in[kOther]));
+      q.tail.joins = static_cast<const int32_t*>(at(in[kJoins]));
+    }
     q.w = static_cast<const uint8_t*>(at(in[kBlocks]));
     q.scales = at(in[kScales]);
     if (has_zeros) q.zeros = static_cast<const int16_t*>(at(in[kZeros]));

@@ -31,6 +31,12 @@ constexpr int kRoundings = 3;
 // Of every channel, the numbers that make a code of its sum (body_fixed.h), and the zero point of x, the same for all.
 enum FixedRow { kBias, kMultiplier, kRight, kOffset, kLow, kHigh, kInputZero, kFixedRows };
 
+// A code and that of another array become one: in steps that are a power of two finer than those of the result, summed, or
+// the larger or the smaller taken, and rounded.
+enum class Join : int8_t { kSum = 0, kMax = 1, kMin = 2 };
+constexpr int kJoins = 3;
+enum JoinNumber { kOwn, kOther, kJoinShift, kJoinOffset, kJoinLow, kJoinHigh, kOwnZero, kOtherZero, kJoinNumbers };
+
 // What is done with a row of results before it is stored, and where it goes.
 struct Tail {
   int count = 0;  // steps
@@ -54,6 +60,9 @@ struct Tail {
   const int32_t* fixed = nullptr;
   int64_t fixed_stride = 0;
   Rounding rounding = Rounding::kExact;
+  const int8_t* other = nullptr;  // joined with those codes, one of the same place; or null
+  const int32_t* joins = nullptr;  // kJoinNumbers
+  Join join = Join::kSum;
 
   LOWBIT_INLINE bool plain() const { return count == 0 && codes == nullptr; }
   LOWBIT_INLINE int64_t at(int64_t m) const {
@@ -64,6 +73,7 @@ struct Tail {
     Tail t = *this;
     if (y != nullptr) t.y = static_cast<uint8_t*>(y) + n * channel_stride * (y_bf16 ? 2 : 4);
     if (codes != nullptr) t.codes += n * channel_stride;
+    if (other != nullptr) t.other += n * channel_stride;
     if (steps != nullptr) t.steps += padded_n;
     if (fixed != nullptr) t.fixed += padded_n;
     return t;

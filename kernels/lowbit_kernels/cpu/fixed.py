@@ -3,7 +3,11 @@
     sum  = sum_k (q_x - z_x) q_w                                    int32, modulo 2^32; outside an image, q_x = z_x
     code = clip(round((sum + bias) * multiplier * 2^-31 * 2^-shift) + offset, low, high)
 
-of every output channel. The product has 62 bits, and is rounded as `ROUNDINGS` says: "exact" once, half to even;
+of every output channel; and where the codes are joined with others of the same place (a residual sum), in the same call
+
+    code = clip(round(((code - own_zero) * own + (other - other_zero) * by) * 2^-shift) + offset, low, high)
+
+or the larger or smaller in place of the sum. A product with a multiplier has 62 bits, and is rounded as `ROUNDINGS` says: "exact" once, half to even;
 "tflite_single" once, half up; "gemmlowp_double" to 32 bits half up, then half away from zero. It saturates at 2^30.
 """
 
@@ -28,6 +32,8 @@ from lowbit_kernels.matrix import PackedMatrix
 from lowbit_kernels.windows import windows_of
 
 ROUNDINGS = ("exact", "tflite_single", "gemmlowp_double")  # numbers shared with enum Rounding in cpp/core/problem.h
+JOINS = ("add", "max", "min")  # numbers shared with enum Join there
+JOIN_NUMBERS = 8  # as enum JoinNumber there
 ROWS = 7  # of a table, as enum FixedRow in cpp/core/problem.h
 
 
@@ -51,6 +57,20 @@ class Rescale(NamedTuple):
     low: Any
     high: Any
     zero: Any
+
+
+class Join(NamedTuple):
+    """What the codes of a product are joined with.
+
+    Attributes:
+        other: int8 codes in the shape of the result.
+        numbers: int32 `(8,)`: own, by, shift, offset, low, high, own_zero, other_zero; shift from 0 to 31.
+        kind: one of `JOINS`.
+    """
+
+    other: Any
+    numbers: Any
+    kind: str = "add"
 
 
 @jax.tree_util.register_dataclass
@@ -162,13 +182,14 @@ def supports() -> str | None:
 
 
 def fixed_matmul(
-    x: Num[Array, "*batch in"], matrix: FixedMatrix, *, config: object = None
+    x: Num[Array, "*batch in"], matrix: FixedMatrix, *, join: Join | None = None, config: object = None
 ) -> Int8[Array, "*batch out"]:
     """Codes of `x @ W`, rows after rows.
 
     Args:
         x: codes.
         matrix: of `prepare_fixed`.
+        join: what the codes are joined with, or None.
         config: a `CpuConfig`, or None.
 
     Works under `jit` and `vmap`. Not differentiable.
@@ -191,11 +212,12 @@ def fixed_matmul(
         jax.ShapeDtypeStruct((scratch_bytes(rows, length, length, matrix.bits, 2),), jnp.uint8),
     ]
     operands, bits, places = given(
-        [x.reshape(rows, length), matrix.blocks, matrix.column_sums, matrix.table, (matrix.zeros, 1)]
-    )
+        [x.reshape(rows, length), matrix.blocks, matrix.column_sums, matrix.table, (matrix.zeros, 1),
+         *_joined("fixed_matmul", join, (*x.shape[:-1], matrix.out), (rows, matrix.out))]
+    )  # fmt: skip
     numbers = (
         bits, stored_bits(matrix.bits), 1 << (matrix.bits - 1) if matrix.signed else 0, length,
-        ROUNDINGS.index(matrix.rounding), isa, threads, *places,
+        ROUNDINGS.index(matrix.rounding), _kind(join), isa, threads, *places,
     )  # fmt: skip
     call = jax.ffi.ffi_call(library.FIXED["LowbitFixedMatmulCall"], results, vmap_method="expand_dims")
     codes, _ = call(*operands, config=np.asarray(numbers, np.int64))
@@ -210,6 +232,7 @@ def fixed_conv(
     padding: Any = "SAME",
     rhs_dilation: tuple[int, ...] | None = None,
     layout: str | None = None,
+    join: Join | None = None,
     config: object = None,
 ) -> Int8[Array, "..."]:
     """Codes of a convolution; the border is padded with the zero point.
@@ -221,6 +244,7 @@ def fixed_conv(
         padding: pairs are not negative.
         rhs_dilation: of the kernel.
         layout: of x and of the result.
+        join: what the codes are joined with, or None.
         config: a `CpuConfig`, or None.
 
     Works under `jit` and `vmap`. Not differentiable.
@@ -242,14 +266,19 @@ def fixed_conv(
     _check_table("FixedConv", packed.table, packed.table.shape[1])
     isa, threads = _options(config)
     x_shape = (x.shape[0], *x.shape[2:], x.shape[1]) if w.first else x.shape
+    stored = (batch, out, height, width) if w.first else w.shape
+    shape = tuple(n for i, n in enumerate(stored) if not w.axes.flat or i != w.axes.height)
     results = [
-        jax.ShapeDtypeStruct((batch, out, height, width) if w.first else w.shape, jnp.int8),
+        jax.ShapeDtypeStruct(stored, jnp.int8),
         jax.ShapeDtypeStruct((cpu_conv.scratch_bytes(x_shape, packed, w.shape, w.strides, w.dilation),), jnp.uint8),
     ]
-    operands, bits, places = given([x, packed.weights, packed.table, (packed.sums, 2)])
+    operands, bits, places = given(
+        [x, packed.weights, packed.table, (packed.sums, 2), *_joined("fixed_conv", join, shape, stored)]
+    )
     numbers = (
         bits, packed.groups, packed.depthwise, 8 if packed.depthwise else stored_bits(packed.bits),
-        1 << (packed.bits - 1) if packed.signed else 0, w.first, ROUNDINGS.index(packed.rounding), isa, threads,
+        1 << (packed.bits - 1) if packed.signed else 0, w.first, ROUNDINGS.index(packed.rounding), _kind(join), isa,
+        threads,
         *packed.kernel[:2], *w.strides, *w.dilation, *(low for low, _ in w.padding), *places,
     )  # fmt: skip
     call = jax.ffi.ffi_call(library.FIXED["LowbitFixedConvCall"], results, vmap_method="sequential")
@@ -270,6 +299,26 @@ def _check_table(what: str, table: Any, tiles: int) -> None:
     checks.described(f"{what}.table", table)
     if table.shape != (ROWS, tiles, 16) or table.dtype != jnp.int32:
         raise ValueError(f"{what}.table must be int32 {(ROWS, tiles, 16)}, got {table.dtype} {table.shape}")
+
+
+def _joined(what: str, join: Join | None, shape: tuple[int, ...], stored: tuple[int, ...]) -> list[tuple[Any, int]]:
+    """The operands of a join to codes of a shape, as they are stored."""
+    if join is None:
+        return [(None, 4), (None, 4)]
+    checks.instance(f"{what}: join", join, Join, "Join(other, numbers, kind)")
+    checks.word(f"{what}: Join.kind", join.kind, JOINS)
+    for name, x, wanted, dtype in (
+        ("other", join.other, shape, "int8"),
+        ("numbers", join.numbers, (JOIN_NUMBERS,), "int32"),
+    ):
+        checks.described(f"{what}: Join.{name}", x)
+        if x.shape != wanted or x.dtype.name != dtype:
+            raise ValueError(f"{what}: Join.{name} must be {dtype} {wanted}, got {x.dtype} {x.shape}")
+    return [(join.other.reshape(stored), 4), (join.numbers, 4)]
+
+
+def _kind(join: Join | None) -> int:
+    return 0 if join is None else JOINS.index(join.kind)
 
 
 def _options(config: object) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
-from .native import Orders, native
+from .native import Orders, natives_of
 from .nodes import Node, Program
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
@@ -335,14 +335,13 @@ def execution(
             q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
             weights[node.path] = q.merged()
     found = qparams.sites
-    nodes = {node.path: node for node, _ in program.everywhere()}
 
     def zero(var: Value) -> Any:
         return found[program.grids[var]]["zero"]
 
     arithmetic = Arithmetic(
         program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried,
-        natives={path: native(nodes[path], order, zero) for path, order in orders.items()},
+        natives=natives_of(program, orders, zero),
     )  # fmt: skip
     env = data_of(program, traced)
     _warm_selected(program, known)

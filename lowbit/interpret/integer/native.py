@@ -1,8 +1,10 @@
 """Which operations of a full-integer plan run on the native kernels of a CPU, and their weights there."""
 
+import functools
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,32 +20,87 @@ from lowbit.program.read import Value
 
 from .compute import code_dtype
 from .flat import Constants
-from .nodes import Node
+from .nodes import Node, Program
 from .plans import program_for
 from .weights import weight_places
 
-Orders = Mapping[str, fixed_calls.Order]
-"""By operation."""
+Orders = Mapping[str, Any]
+"""By path: of operations a weight in the kernels' order, of sums their numbers."""
 
-Native = Callable[[Array], Array]
-"""From the codes of an input to those of the result."""
+Native = Callable[..., Any]
+"""From the codes of inputs to those of the result, or to a `Later`."""
 
 
-def native(node: Node, order: fixed_calls.Order, zero: Callable[[Value], Array]) -> Native:
-    """Returns an operation on the native kernels.
+class Later(NamedTuple):
+    """The result of an operation that its only reader computes: a sum is part of the call that makes one of its operands.
+
+    Attributes:
+        node: the operation.
+        codes: of its input.
+    """
+
+    node: Node
+    codes: Any
+
+
+def natives_of(program: Program, orders: Orders, zero: Callable[[Value], Array]) -> dict[str, Native]:
+    """Returns what computes the nodes that run on the native kernels, by path.
 
     Args:
-        node: it.
-        order: of its weight.
+        program: the integer form.
+        orders: of weights, and of sums.
         zero: the zero points of values.
     """
-    return lambda codes: fixed_calls.result(node.equations[0], codes, zero(node.ins[0]), order)
+    if not orders:
+        return {}
+    joins = _joins(program, frozenset(orders))
+    late = {node.ins[at] for node, at in joins.values() if node.path in orders}
+
+    def of(node: Node, codes: Any, join: fixed_calls.Join | None = None) -> Array:
+        return fixed_calls.result(node.equations[0], codes, zero(node.ins[0]), orders[node.path], join)
+
+    def joined(node: Node, at: int, *codes: Any) -> Array:
+        own, other = codes[at], codes[1 - at]
+        return of(own.node, own.codes, fixed_calls.Join(other, orders[node.path], node.kind))
+
+    found: dict[str, Native] = {}
+    for node, _ in program.everywhere():
+        if node.path in orders and node.path in joins:
+            found[node.path] = functools.partial(joined, *joins[node.path])
+        elif node.path in orders:
+            found[node.path] = functools.partial(Later if node.out in late else of, node)
+    return found
+
+
+def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
+    """Sums, maxima and minima that may be part of the call that makes an operand, and which of them, by path.
+
+    It is read by nothing else, and of two the later one: what it is joined with is there when the sum is computed.
+
+    Args:
+        program: the integer form.
+        paths: of the operations that run on the kernels.
+    """
+    places = program.everywhere()
+    read = Counter(v for node, _ in places for v in node.ins)
+    read.update(program.outs)
+    read.update(v for node, _ in places for name in ("afters", "ys") for v in node.details.get(name, ()))
+    found: dict[str, tuple[Node, int]] = {}
+    for nodes in (program.nodes, *(node.body for node, _ in places if node.body)):
+        made = {node.out: i for i, node in enumerate(nodes) if node.op is not None and node.path in paths}
+        for node in nodes:
+            if node.kind not in fixed_calls.JOINS or len(node.ins) != 2:
+                continue
+            fits = [i for i, v in enumerate(node.ins) if v in made and read[v] == 1 and v.shape == node.out.shape]
+            if fits and node.ins[0].shape == node.ins[1].shape:
+                found[node.path] = node, max(fits, key=lambda i: made[node.ins[i]])
+    return found
 
 
 UNPREPARED = "the weight is not in the kernels' order: let the jitted function close over qparams"
 
 
-def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, fixed_calls.Order]:
+def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, Any]:
     """Returns the weights in the kernels' order, by operation, of those that the kernels can run.
 
     Args:
@@ -51,12 +108,23 @@ def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, fixed_ca
         traced: a call on the packed parameters.
         qparams: packed, concrete.
     """
-    program, found, orders = program_for(plan, traced), qparams.sites, dict[str, fixed_calls.Order]()
+    program, found, orders = program_for(plan, traced), qparams.sites, dict[str, Any]()
     for node, q, reason in _weights(plan, traced, qparams):
         if reason is None:
             zero = found[program.grids[node.ins[0]]]["zero"]
             orders[node.path] = fixed_calls.order_of(node.equations[0], q, found[node.path], zero, plan.rounding)
+    for path, (node, at) in _joins(program, frozenset(orders)).items():
+        grids = [program.grids[v] for v in (*node.ins, node.out)]
+        if all(_is_short(plan, grid) for grid in grids) and fixed_calls.why_not_joined(found[path]) is None:
+            zeros = [found[grid]["zero"] for grid in grids[:2]]
+            orders[path] = fixed_calls.join_order({n: found[path][n] for n in fixed_calls.JOIN_NUMBERS}, zeros, at)
     return orders
+
+
+def _is_short(plan: Plan, grid: str) -> bool:
+    """Whether the codes of a grid are int8."""
+    spec = plan.grids()[grid].spec
+    return spec is not None and code_dtype(spec) == jnp.int8
 
 
 def reasons_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, str]:
@@ -91,15 +159,13 @@ def kernel_lines(
 def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node, Any, str | None]]:
     """The operations that have a weight, the weight, and why the kernels cannot run them."""
     program, found = program_for(plan, traced), qparams.sites
-    specs = {path: site.spec for path, site in plan.grids().items()}
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     for node, site, var in weight_places(plan, program):
         if node.kind not in ("dot", "conv"):
             yield node, None, "a look-up of codes"
             continue
-        grids = [specs[program.grids[v]] for v in (node.ins[0], node.out)]
         q = (known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]).merged()
-        if any(spec is None or code_dtype(spec) != jnp.int8 for spec in grids):
+        if not all(_is_short(plan, program.grids[v]) for v in (node.ins[0], node.out)):
             yield node, q, "the kernels take and return codes of 8 bits or less"
         else:
             yield node, q, fixed_calls.why_not(node.equations[0], q, found[node.path])
@@ -111,11 +177,9 @@ class FixedOrders:
     def __init__(self, fn: Model, plan: Plan):
         self.fn, self.plan = fn, plan
         self.sources: tuple[weakref.ref[Any], ...] = ()
-        self.made: dict[str, fixed_calls.Order] = {}
+        self.made: dict[str, Any] = {}
 
-    def __call__(
-        self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> dict[str, fixed_calls.Order]:
+    def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the orders; none where parameters are traced."""
         arrays = jax.tree.leaves(qparams)
         if any(is_traced(x) for x in arrays):

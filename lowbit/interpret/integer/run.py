@@ -183,7 +183,7 @@ class Arithmetic:
     def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:
         """Returns the codes of a node that is neither an input, nor an index, nor a scan."""
         if node.path in self.natives:
-            return [self.natives[node.path](codes[0])]
+            return [self.natives[node.path](*codes)]
         kind, c = node.kind, self.found.get(node.path, {})
         if kind == "lookup":
             dtype, table = compute.code_dtype(self.spec(node.out)), self.weights[node.path].codes
