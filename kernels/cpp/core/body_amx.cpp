@@ -110,6 +110,7 @@ __attribute__((noinline)) void AmxTile(const Matmul& p, int64_t row, int64_t val
       const Vec::F scale = p.tail.fixed != nullptr ? Vec::SetF(0.0f) : LoadScales(p, index);
       const Vec::I column = ColumnTerm(p, index, zero);
       for (int r = 0; r < kRows; ++r) {
+        Vec::I sums[kTileRows];
         for (int64_t i = 0; i < kTileRows && r * kTileRows + i < valid; ++i) {
           const int64_t m = row + r * kTileRows + i;
           const int at = r * kTiles + t;
@@ -118,14 +119,15 @@ __attribute__((noinline)) void AmxTile(const Matmul& p, int64_t row, int64_t val
           if (p.zeros != nullptr) {
             sum = Vec::Sub(sum, Vec::Mul(Vec::Load16(p.zeros + index), Vec::Set(p.sums[g * p.padded_rows + m])));
           }
-          if (p.tail.fixed != nullptr) {  // of one group
-            const Vec::I sums[1] = {sum};
-            StoreFixed<1>(p.tail, p.out, m, 1, tile + t, sums);
-            continue;
-          }
+          sums[i] = sum;
+          if (p.tail.fixed != nullptr) continue;
           const Vec::F product = Vec::MulF(Vec::Convert(sum), scale);
           float* f = total[at] + i * kLanes;
           Vec::Store(f, g == 0 ? product : Vec::AddF(Vec::LoadF(f), product));
+        }
+        const int64_t left = valid - r * kTileRows;
+        if (p.tail.fixed != nullptr && left > 0) {  // of one group
+          StoreFixed<kTileRows>(p.tail, p.out, row + r * kTileRows, left, tile + t, sums);
         }
       }
     }

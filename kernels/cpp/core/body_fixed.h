@@ -77,26 +77,25 @@ template <int kRows, typename V>
 LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, const typename V::I* sums,
                              const int32_t* numbers) {
   const int64_t stride = t.fixed_stride;
-  alignas(64) int32_t shifts[kLanes];
-  for (int i = 0; i < kLanes; ++i) shifts[i] = ShiftOf(numbers[kRight * stride + i]);
-  const auto multiplier =
-      V::MultiplierOf(V::Load(numbers + kMultiplier * stride), V::Load(shifts), t.rounding == Rounding::kExact);
+  const bool even = t.rounding == Rounding::kExact, joins = t.other != nullptr;
+  const typename V::I right = V::Between(V::Load(numbers + kRight * stride), V::Set(-30), V::Set(31));
+  const auto multiplier = V::MultiplierOf(V::Load(numbers + kMultiplier * stride), V::Add(right, V::Set(31)), even);
   const typename V::I bias = V::Load(numbers + kBias * stride), offset = V::Load(numbers + kOffset * stride),
                       low = V::Load(numbers + kLow * stride), high = V::Load(numbers + kHigh * stride);
-  const bool whole = t.channel_stride == 1 && count == kLanes;
+  static const int32_t kNothing[kJoinNumbers] = {};
+  const auto joiner = V::JoinerOf(joins ? t.joins : kNothing, even);
   for (int r = 0; r < kRows && r < valid; ++r) {
-    alignas(64) int8_t codes[kLanes];
     const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
-    int8_t* to = t.codes + at;
     typename V::I v = V::Between(V::Add(V::Multiplied(V::Add(sums[r], bias), multiplier), offset), low, high);
-    if (t.other != nullptr) {
-      alignas(64) int32_t joined[kLanes];
-      V::StoreI(joined, v);
-      JoinRow(t, at, count, joined);
-      v = V::Load(joined);
+    if (t.channel_stride == 1) {
+      if (joins) v = V::Joined(v, V::LoadBytes(t.other + at, count), joiner, t.join);
+      V::StoreBytes(t.codes + at, v, count);
+      continue;
     }
-    V::StoreBytes(whole ? to : codes, v);
-    if (!whole) StoreSpan(to, t.channel_stride, codes, count);
+    alignas(64) int32_t lanes[kLanes];
+    V::StoreI(lanes, v);
+    if (joins) JoinRow(t, at, count, lanes);
+    for (int64_t i = 0; i < count; ++i) t.codes[at + i * t.channel_stride] = static_cast<int8_t>(lanes[i]);
   }
 }
 

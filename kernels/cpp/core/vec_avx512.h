@@ -44,7 +44,28 @@ struct Vec {
     return _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
   }
   static I Between(I v, I low, I high) { return _mm512_min_epi32(_mm512_max_epi32(v, low), high); }
-  static void StoreBytes(int8_t* to, I v) { _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(v)); }
+  static __mmask16 First(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+  static void StoreBytes(int8_t* to, I v, int64_t count) { _mm_mask_storeu_epi8(to, First(count), _mm512_cvtepi32_epi8(v)); }
+  static I LoadBytes(const int8_t* p, int64_t count) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(First(count), p)); }
+
+  // What joins two codes. A shift rounds up where the bit `half` is set, and any of `which`: those that break a tie, or all.
+  struct Joiner { I own, by, own_zero, other_zero, half, which, offset, low, high; __m128i shift; };
+  static Joiner JoinerOf(const int32_t* n, bool even) {
+    const int32_t k = n[kJoinShift] < 0 ? 0 : n[kJoinShift] > 31 ? 31 : n[kJoinShift];
+    const uint32_t half = k > 0 ? 1u << (k - 1) : 0;
+    return {Set(n[kOwn]), Set(n[kOther]), Set(n[kOwnZero]), Set(n[kOtherZero]), Set(static_cast<int32_t>(half)),
+            Set(static_cast<int32_t>(even ? (half - 1) | 1u << k : ~0u)), Set(n[kJoinOffset]), Set(n[kJoinLow]),
+            Set(n[kJoinHigh]), _mm_cvtsi32_si128(k)};
+  }
+  static I Joined(I v, I other, const Joiner& j, Join how) {
+    const I left = Mul(Sub(v, j.own_zero), j.own), right = Mul(Sub(other, j.other_zero), j.by);
+    const I x = how == Join::kSum   ? Add(left, right)
+                : how == Join::kMax ? _mm512_max_epi32(left, right)
+                                    : _mm512_min_epi32(left, right);
+    const I floor = _mm512_sra_epi32(x, j.shift);
+    const __mmask16 up = _mm512_mask_test_epi32_mask(_mm512_test_epi32_mask(x, j.half), x, j.which);
+    return Between(Add(_mm512_mask_add_epi32(floor, up, floor, Set(1)), j.offset), j.low, j.high);
+  }
 
   static F SetF(float v) { return _mm512_set1_ps(v); }
   static F Convert(I a) { return _mm512_cvtepi32_ps(a); }
