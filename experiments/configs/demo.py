@@ -28,5 +28,5 @@ config = Experiment(
         Method("lsq_w4a4", {"**": lb.lsq("w4,a4")}, Fit(epochs=2, batch=128, lr=2e-3, step_lr=2e-3)),
         Method("lsq_w2a2", {"**": lb.lsq("w2,a2")}, Fit(epochs=2, batch=128, lr=2e-3, step_lr=2e-3)),
     ),
-    evals=(iree(samples=10_000), latency(batch=100), iree_latency(), grids()),
+    evals=(iree(samples=10_000), latency(batches=(100,)), iree_latency(), grids()),
 )

@@ -35,5 +35,5 @@ config = Experiment(
     baseline=("always normal", ecg5000.always_normal),
     calibration_samples=500,
     calibration_batch=100,
-    evals=(device("cortex-m4"), device_time("cortex-m4", rounds=200)),
+    evals=(device("cortex-m4"), device_time("cortex-m4")),
 )

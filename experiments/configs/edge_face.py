@@ -38,5 +38,5 @@ config = Experiment(
     test_batch=50,
     calibration_samples=100,
     calibration_batch=100,
-    evals=(device("c-aarch64", digits=1), device_time("c-aarch64", rounds=50)),
+    evals=(device("c-aarch64", digits=1), device_time("c-aarch64")),
 )

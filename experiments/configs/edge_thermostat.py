@@ -33,5 +33,5 @@ config = Experiment(
     ),
     baseline=("seasonal naive", forecaster.seasonal_naive),
     calibration_batch=100,
-    evals=(device("cortex-m4", digits=3), device_time("cortex-m4", rounds=200)),
+    evals=(device("cortex-m4", digits=3), device_time("cortex-m4")),
 )

@@ -39,5 +39,5 @@ config = Experiment(
     seeds=(0,),
     test_batch=51,
     calibration_batch=100,
-    evals=(device("cortex-m4"), device_time("cortex-m4", rounds=50)),
+    evals=(device("cortex-m4"), device_time("cortex-m4")),
 )

@@ -40,5 +40,5 @@ config = Experiment(
     test_samples=200,
     test_batch=50,
     calibration_samples=100,
-    evals=(iree(samples=200), latency(rounds=20), iree_latency(rounds=20), grids()),
+    evals=(iree(samples=200), latency(), iree_latency(), grids()),
 )

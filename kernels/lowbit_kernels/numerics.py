@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int8, Int32, Num, UInt8
 
 from lowbit_kernels import checks
 
+_INFINITY = 0x7F800000  # its bits in float32
 FLOAT_MAX = float(np.finfo(np.float32).max)
 FP8_MAX = 448.0  # of float8_e4m3fn
 TINY = float(np.finfo(np.float32).tiny)  # 2**-126, the smallest scale
@@ -94,11 +95,17 @@ def quantize_static(
         "quantize_static: activation", activation, StaticActivation, "StaticActivation(scale, zero, lo, hi)"
     )
     check_activation(activation, x.shape[:-1])
+    return static_codes(x, activation)
+
+
+def static_codes(x: Array, activation: StaticActivation, *, clears_nan: bool = True) -> Array:
+    """`quantize_static` of what was checked; the codes of NaN are any where a kernel has no use for them and ``clears_nan`` is False."""
     scale = jnp.asarray(activation.scale, jnp.float32)
     inverse = lax.div(jnp.ones_like(scale), scale)
     inverse = inverse[..., None] if inverse.ndim else inverse
     steps = lax.round(x.astype(jnp.float32) * inverse, lax.RoundingMethod.TO_NEAREST_EVEN)
-    steps = jnp.where(jnp.isnan(steps), jnp.zeros_like(steps), steps)
+    if clears_nan:
+        steps = jnp.where(jnp.isnan(steps), jnp.zeros_like(steps), steps)
     zero = jnp.asarray(activation.zero).astype(jnp.float32)
     codes = lax.clamp(float(activation.lo), steps + zero, float(activation.hi))
     return codes.astype(jnp.uint8 if activation.hi > 127 else jnp.int8)
@@ -150,10 +157,11 @@ def dynamic_scale(x: Float[Array, "... in"], largest: float = 127.0) -> Float32[
 def largest_of_rows(x: Float[Array, "... in"]) -> Float32[Array, "..."]:
     """The largest magnitude of each row of `x`; infinity where there is a NaN.
 
-    XLA:CPU drops NaN from a maximum that it fuses (jax 0.10), so that none may come there.
+    Magnitudes of floats are ordered as their bits are, NaN above all: the maximum is of integers, since XLA:CPU drops NaN
+    from a maximum of floats that it fuses (jax 0.10).
     """
-    x = x.astype(jnp.float32)
-    return jnp.max(jnp.where(jnp.isnan(x), jnp.float32(np.inf), jnp.abs(x)), axis=-1)
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32) & 0x7FFFFFFF
+    return lax.bitcast_convert_type(jnp.minimum(jnp.max(bits, axis=-1), _INFINITY), jnp.float32)
 
 
 def scale_of_largest(absmax: Float32[Array, "..."], largest: float = 127.0) -> Float32[Array, "..."]:

@@ -113,10 +113,7 @@ class Problem:
         np.maximum.at(reach, self.index, local)
         extent = np.float32(1.0 / self.spec.format.reach)
         whole = np.where(reach == 0, np.float32(scale_of_zeros(self.spec)), np.maximum(reach * extent, SMALLEST_SCALE))
-        _, inner, _ = self.size
-        weighs = np.ones((self.size[0], inner), np.float32)
-        if known is not None and solver.value != "ones":
-            weighs = known.variance if solver.value == "conditional" else jnp.diagonal(known.damped, axis1=1, axis2=2)
+        weighs = self.weighs(solver, known)
         largest = _LARGEST if self.spec.format.is_integer else _LARGEST_UNEVEN
         tried = np.linspace(_SMALLEST, largest, solver.steps, dtype=np.float32)
         if self.spec.has_signed_scales:  # the levels that reach further are turned to the side that needs them
@@ -168,16 +165,32 @@ class Problem:
         power = np.sum(weighs[:matrices, :inner, None] * np.square(w), axis=1, keepdims=True)
         return np.where(power > 0, power, 1.0)
 
+    def weighs(self, solver: Solver, known: Factor | None) -> Any:
+        """Returns what an error of every row counts, ``[matrix, K]``, filled up: zeros without inputs."""
+        if known is not None and solver.value in ("conditional", "diagonal"):
+            return known.variance if solver.value == "conditional" else jnp.diagonal(known.damped, axis1=1, axis2=2)
+        return filled(np.ones(self.w.shape[:2], np.float32), self.size[:2])
+
+    def on_own_grid(self, solver: Solver, aimed: np.ndarray, known: Factor | None) -> tuple[np.ndarray, "Problem"]:
+        """Returns the scales ``[matrix, group, N]`` that a solver chooses itself, and the problem with its zero points."""
+        numbers, bounds = self.numbers
+        zero = None if self.zero is None else jnp.asarray(self.grouped(self.zero, 0.0))
+        found = _gridded(
+            solver, jnp.asarray(self.full(aimed)), jnp.asarray(self.weighs(solver, known)),
+            jnp.asarray(self.grouped(self.own, 1.0)), zero, jnp.asarray(self.rows), bounds,
+            numbers=numbers, spec=_shared(self.spec),
+        )  # fmt: skip
+        matrices, groups, columns = self.index.shape
+        scale, zero = (None if x is None else np.asarray(x)[:matrices, :groups, :columns] for x in found)
+        assert scale is not None
+        return scale, dataclasses.replace(self, zero=zero)
+
     def rounded(
-        self, solver: Solver, aimed: np.ndarray, known: Factor | None, scale: Any, *, is_free: bool
-    ) -> tuple[np.ndarray, ...]:
-        """Returns levels, scales ``[matrix, group, N]``, values of the nearest levels on the own grid, those levels, values."""
-        now = np.asarray(self.scales.matrices(np.asarray(scale)))
-        plain = self.nearest(self.w, self.own)
-        nearest = self.values(plain, self.own)
+        self, solver: Solver, aimed: np.ndarray, known: Factor | None, now: np.ndarray, *, is_free: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns levels, and scales ``[matrix, group, N]``, starting from scales of that shape."""
         if known is None:
-            levels = plain if aimed is self.w and np.array_equal(now, self.own) else self.nearest(aimed, now)
-            return levels, now, nearest, plain, self.values(levels, now)
+            return self.nearest(aimed, now), now
         numbers, bounds = self.numbers
         zero = None if self.zero is None else jnp.asarray(self.grouped(self.zero, 0.0))
         levels, found = _rounded(
@@ -185,8 +198,7 @@ class Problem:
             jnp.asarray(self.rows), bounds, numbers=numbers, spec=_shared(self.spec) if is_free else None,
         )  # fmt: skip
         matrices, inner, columns = self.w.shape
-        levels, scales = np.asarray(levels)[:matrices, :inner, :columns], np.asarray(found)[:matrices, :, :columns]
-        return levels, scales, nearest, plain, self.values(levels, scales)
+        return np.asarray(levels)[:matrices, :inner, :columns], np.asarray(found)[:matrices, :, :columns]
 
     def nearest(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Returns the nearest level of every entry, as `lowbit.core.grid.nearest_levels` on the host where it is an integer."""
@@ -289,6 +301,18 @@ def _is_byte(numbers: Any) -> bool:
 @functools.partial(jax.jit, static_argnums=(1,))
 def _codes(levels: Array, numbers: Any) -> Array:
     return numbers.encode(levels)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "numbers", "spec"))
+def _gridded(
+    solver: Solver, aimed: Array, value: Array, scale: Array, zero: Array | None, group: Array, bounds: Any, *,
+    numbers: Any, spec: Spec,
+) -> tuple[Array, Array | None]:  # fmt: skip
+    def one(w: Array, value: Array, scale: Array, zero: Array | None) -> tuple[Array, Array | None]:
+        found = solver.grid(w, value, Grid(scale, zero, group, numbers, bounds), lambda s: stored_scale(s, spec, None))
+        return found.scale, found.zero
+
+    return jax.vmap(one, in_axes=(0, 0, 0, None if zero is None else 0))(aimed, value, scale, zero)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "numbers", "spec"))

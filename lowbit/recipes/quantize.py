@@ -2,16 +2,19 @@
 
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lowbit.calibrate.fold import calibrate
 from lowbit.core.metrics import decibels
+from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizers
 from lowbit.core.ranges import Full
@@ -116,22 +119,28 @@ def quantize(
     if chosen.rewrite is not None:
         original = fn
         with_state = fn if state is not None else (lambda p, s, *a: original(p, *a))
-        rewritten, params, new_state = with_batches(chosen.rewrite, given)(
+        rewritten, params, new_state = with_batches(chosen.rewrite, given, rules)(
             with_state, params, {} if state is None else state
         )
         first = (new_state, *first[len(lead) :])
         fn, lead = rewritten, (new_state,)
         clock.done("rewrite")
     count = sum(1 for _ in calls())
-    plan = bind(fn, rules, params, *first)
+    root = None if chosen.remainder is None else f"{chosen.remainder.root}/"
+    added = [] if root is None else [path for path in flatten(params)[0] if path.startswith(root)]
+    plan = bind(fn, {f"{root}**": "keep", **rules} if added else rules, params, *first)
     plan = _with_input_ranges(plan, chosen)
+    if not chosen.solver.needs_moment and not any(
+        site.spec for row in plan for site in row.sites if not site.is_weight
+    ):
+        _check_batches(given())  # nothing else looks at them
     clock.done("bind")
     qstate = calibrate(fn, plan, params, calls(), progress=lambda n: say("ranges", n, count))
     clock.done("ranges")
 
     made = rounded(Given(fn, plan, params, qstate, calls, count, window, cache, say, first), chosen)
     chosen, before, solved, qstate, codes, notes, results = made
-    params = solved if chosen.blocks is not None or chosen.solver.is_centered else params
+    params = solved if chosen.blocks is not None or chosen.solver.is_centered or added else params
     clock.done("solve")
     if chosen.is_corrected:
         some = list(itertools.islice(calls(), chosen.mean_batches))
@@ -150,15 +159,35 @@ def quantize(
         clock.done("diagnose")
     qparams = pack(plan, params, qstate, codes=codes)
     clock.done("pack")
+    more = sum(leaf.nbytes for path, leaf in zip(*flatten(params)[:2], strict=True) if path in added)
+    size = max(sum(math.prod(q.shape) for q in qparams.weights().values()), 1)
     kernels = _kernels(fn, plan, qparams, first)
     lines = tuple(_line(row, qparams, results, notes, kernels, carried, alone) for row in plan.rows)
     return (
         qparams,
         plan,
         Report(
-            str(chosen), lines, qparams.bits_per_weight, qparams.nbytes, seconds, count, fn, lead[0] if lead else None
+            str(chosen),
+            lines,
+            qparams.bits_per_weight + 8 * more / size,
+            qparams.nbytes,
+            seconds,
+            count,
+            fn,
+            lead[0] if lead else None,
         ),
     )
+
+
+def _check_batches(batches: Iterable[Any]) -> None:
+    """Raises for NaN, by batch and argument. Infinity may be a mask."""
+    for number, batch in enumerate(batches):
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(arguments.batch_of(batch, number))[0]:
+            x = np.asarray(leaf)
+            if jnp.issubdtype(x.dtype, jnp.floating) and np.isnan(x.astype(np.float32)).any():
+                raise ValueError(
+                    f"argument {jax.tree_util.keystr(keys)} of batches[{number}] held NaN: check the batches"
+                )
 
 
 class _Clock:
@@ -217,14 +246,13 @@ def _line(
     numbers: dict[str, float] = {}
     if found is not None:
         f = {name: float(value) for name, value in found.items()}
-        numbers = {"weight_db": decibels(f["size"], f["noise"])}
+        numbers = {"weight_db": decibels(f["size"], f["noise"]), "clipped": f["clipped"]}
         if "error" not in f:  # learned with its block
             assert alone is not None
             numbers["output_db"] = alone[row.path].output
         else:
             numbers["output_db"] = decibels(f["power"], f["error"])
             numbers["ratio"] = f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0
-            numbers["clipped"] = f["clipped"]
     return Line(
         path=row.path,
         weight="-" if weight is None else "" if weight.spec is None else weight.spec.text,

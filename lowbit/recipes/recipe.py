@@ -2,10 +2,11 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit.core.grid import Grid
@@ -47,6 +48,8 @@ class Solver(abc.ABC):
 
     needs_moment: ClassVar[bool] = True
     order: ClassVar[str] = "diagonal"
+    has_own_grid: ClassVar[bool] = False
+    """Whether `grid` takes the place of the search, where every output has scales of its own that may change."""
 
     def __post_init__(self):
         if self.value not in VALUES:
@@ -68,6 +71,19 @@ class Solver(abc.ABC):
                 false) nothing is asked: every entry takes the nearest level.
             grid: scales, zero points and format.
         """
+
+    def grid(self, weight: Float[Array, "in out"], value: Float[Array, " in"], grid: Grid, store: Any) -> Grid:
+        """Returns the grid that is rounded on, float32, under jit and vmap: asked where ``has_own_grid``, without inputs too.
+
+        By whatever it minimises, what is rounded on it must not be worse than what is on ``grid``: that is not looked at again.
+
+        Args:
+            weight: float32.
+            value: what a squared error of every row counts, as ``value`` of the solver says; 0 of rows that fill up a shape.
+            grid: the quantizer's own. Its zero points, where it has some, may change as scales may.
+            store: ``scale -> scale`` as it will be stored.
+        """
+        return grid
 
     def polished(
         self, weight: Float[Array, "in out"], levels: Float[Array, "in out"], known: Factor, grid: Grid, store: Any
@@ -98,6 +114,30 @@ class Solver(abc.ABC):
         return f"{type(self).__name__}({rest})"
 
 
+class Remainder(abc.ABC):
+    """Parameters that take back a part of what rounding leaves of a weight: a rewrite put them into the function, as zeros.
+
+    Those of the weight ``path`` are called ``root/path/...``, and stay as they are where the plan quantizes.
+    """
+
+    root: ClassVar[str]
+
+    @abc.abstractmethod
+    def taken(
+        self,
+        own: Mapping[str, Any],
+        off: Float[np.ndarray, "matrix inner columns"],
+        moment: Float[np.ndarray, "matrix inner inner"] | None,
+    ) -> tuple[dict[str, Any], Float[np.ndarray, "matrix inner columns"]]:
+        """Returns the parameters of one weight, by the names in ``own``, and what they add to the weight.
+
+        Args:
+            own: as the rewrite made them.
+            off: the weight without its rounded values, float32.
+            moment: second moment of its inputs, or None where they are not looked at.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """A post-training method from end to end.
@@ -117,6 +157,7 @@ class Recipe:
         blocks: how blocks are learned again once all is solved (`lowbit.solvers.brecq`); None: they are not.
         rival: a recipe that weights are solved by as well, from the same rewrite; what it makes is kept where it loses less on
             held-out batches. None: no other.
+        remainder: what takes back a part of what rounding leaves, in parameters that ``rewrite`` added; None: nothing does.
         why: said in the report: why it was picked.
         pick: from a plan to the recipe that is run on it in place of this one; None: this one.
     """
@@ -132,6 +173,7 @@ class Recipe:
     is_remeasured: bool = True
     blocks: Reconstruction | None = None
     rival: "Recipe | None" = None
+    remainder: Remainder | None = None
     why: str = ""
     pick: Callable[[Plan], "Recipe"] | None = dataclasses.field(default=None, repr=False)
 
@@ -158,4 +200,5 @@ class Recipe:
         text += f", is_remeasured={self.is_remeasured}"
         text += "" if self.rival is None else f", rival={self.rival.name}"
         text += "" if self.blocks is None else f", blocks={self.blocks}"
+        text += "" if self.remainder is None else f", remainder={self.remainder}"
         return f"{text} ({self.why})" if self.why else text

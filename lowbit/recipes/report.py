@@ -48,7 +48,7 @@ class Report:
     Attributes:
         recipe: as text, with every hyper-parameter.
         lines: one per operation, in program order.
-        bits_per_weight: of all packed weights together, scales included.
+        bits_per_weight: of all packed weights together, scales included, and parameters that take back what is left of them.
         nbytes: of the packed parameters.
         seconds: what each stage took.
         batches: of calibration.

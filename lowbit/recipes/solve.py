@@ -6,6 +6,7 @@ that a network compiles a handful of programs once, whatever its widths.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from lowbit.solvers.target import target
 
 from .inputs import Inputs
 from .problem import Problem, encoded, scale_values, stored
-from .recipe import Solver
+from .recipe import Remainder, Solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Solved:
         codes: as the format stores them, of the leaf's shape.
         values: on the grid, of the leaf's shape and dtype.
         scale: as it is stored: an array of the scale's shape, or a `QTensor`.
+        zero: integer-valued float32 of the scale's shape, or None.
+        taken: parameters that take back a part of what is left, by name.
         shift: what a bias must add, ``[matrix, out]``; None where no bias takes means back.
         error: mean squared error of the operation's results, ``tr(D^T H D)``, where a bias takes means back without that of
             means; of the weight itself without ``H``.
         nearest: the same of rounding to nearest on the quantizer's own scale.
         power: mean square of the results, ``tr(W^T H W)``, in the same units.
-        noise: squared error of the weight.
+        noise: squared error of the weight. Of both, what ``taken`` takes back is taken off.
         size: sum of squares of the weight.
         clipped: share of entries beyond the range.
         loose: share of directions that only the damping holds: calibration says nothing of them.
@@ -47,6 +50,8 @@ class Solved:
     codes: Shaped[Array, "..."]
     values: Float[Array, "..."]
     scale: Any
+    zero: Any
+    taken: dict[str, Any]
     shift: Any
     error: float
     nearest: float
@@ -70,6 +75,8 @@ def solve(
     zero: Float[Array, "..."] | None,
     *,
     is_free: bool,
+    remainder: Remainder | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Solved:
     """Returns levels and scales of one weight. Not under jit.
 
@@ -83,6 +90,8 @@ def solve(
         scale: of the quantizer's own grid, as it is stored.
         zero: its zero points, or None.
         is_free: whether scales may change.
+        remainder: what takes back a part of what is left, or None.
+        own: its parameters of this weight; nothing is taken back where there are none.
     """
     problem = Problem.of(spec, view, stack, weight, scale, zero)
     aimed, known = problem.w, None
@@ -104,27 +113,44 @@ def solve(
                 solver.ridge,
             )
             aimed = np.asarray(found)[:matrices, :inner, : problem.w.shape[2]]
-    own = problem.own
-    if is_free and zero is None and solver.value != "none":
-        scale = problem.searched(solver, aimed, known)
+    plain = problem.nearest(problem.w, problem.own)
+    nearest = problem.values(plain, problem.own)
     free = is_free and not problem.scales.is_tied and spec.scale.spec is None
-    levels, found, nearest, plain, rounded = problem.rounded(solver, aimed, known, scale_values(scale), is_free=free)
-    if free:  # an output that a solver made worse keeps the nearest
+    start, gridded = problem.own, problem
+    has_own_grid = free and solver.has_own_grid
+    if has_own_grid:
+        start, gridded = problem.on_own_grid(solver, aimed, known)
+    elif is_free and zero is None and solver.value != "none":
+        scale = problem.searched(solver, aimed, known)
+        start = np.asarray(problem.scales.matrices(np.asarray(scale_values(scale))))
+    levels, found = plain, start
+    if known is not None or start is not problem.own:
+        levels, found = gridded.rounded(solver, aimed, known, start, is_free=free)
+    rounded = gridded.values(levels, found)
+    if free and not has_own_grid:  # an output that a solver made worse keeps the nearest
         worse = ~(_lost(aimed, rounded, damped) <= _lost(aimed, nearest, damped))[:, None]
-        levels, found = np.where(worse, plain, levels), np.where(worse, own, found)
+        levels, found = np.where(worse, plain, levels), np.where(worse, problem.own, found)
         rounded = np.where(worse, nearest, rounded)
+    if free:
         scale = stored(jnp.asarray(problem.scales.scale(found)), spec, problem.operand)
+        zero = None if gridded.zero is None else jnp.asarray(problem.scales.scale(gridded.zero))
+    taken, back = {}, rounded
+    if remainder is not None and own:
+        taken, more = remainder.taken(own, aimed - rounded, norm)
+        back = rounded + more
     return Solved(
         codes=encoded(spec.format, np.asarray(view.leaf(levels))),
         values=jnp.asarray(view.leaf(rounded).astype(weight.dtype)),
         scale=scale,
-        shift=None if inputs is None else inputs.shift(problem.w, rounded),
-        error=float(np.sum(_lost(aimed, rounded, norm))),
+        zero=zero,
+        taken=taken,
+        shift=None if inputs is None else inputs.shift(problem.w, back),
+        error=float(np.sum(_lost(aimed, back, norm))),
         nearest=float(np.sum(_lost(aimed, nearest, norm))),
         power=float(np.sum(_lost(aimed, np.zeros_like(aimed), norm))),
-        noise=float(np.sum(np.square(problem.w - rounded, dtype=np.float64))),
+        noise=float(np.sum(np.square(problem.w - back, dtype=np.float64))),
         size=float(np.sum(np.square(problem.w, dtype=np.float64))),
-        clipped=problem.clipped(found),
+        clipped=gridded.clipped(found),
         loose=loose,
         is_definite=definite,
         is_empty=empty,

@@ -64,7 +64,7 @@ class Work:
                     inputs = moments.get(key)
                     if inputs is not None and key in floats:
                         inputs = dataclasses.replace(inputs, float_mean=floats[key])
-                    found[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate)
+                    found[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate, self._own(key, leaves))
                     _check(key, found[key], self.recipe, notes)
                 done += 1
                 self.say("weights", done, len(sites))
@@ -72,13 +72,28 @@ class Work:
                 kept = {f"{key}:{name}": x for key, each in found.items() for name, x in _arrays(each).items()}
                 self.kept.write(f"window-{number}", kept)
             values = {key: jnp.asarray(kept[f"{key}:values"]) for key in some}
+            for key in some:
+                own = {p: jnp.asarray(kept[f"{key}:taken {p}"]) for p in self._own(key, leaves)}
+                values |= own
+                if own:
+                    bits = sum(8 * x.nbytes for x in own.values()) / values[key].size
+                    notes.setdefault(key, []).append(
+                        f"what is left in {', '.join(own)}: {bits:.2f} bits per weight more"
+                    )
             params = self._shifted(_replaced(params, values), some, kept, notes)
             for key, (_, site) in some.items():
                 codes[key] = jnp.asarray(kept[f"{key}:codes"])
                 results[key] = {name: kept[f"{key}:{name}"] for name in _NUMBERS}
                 scale = [kept[f"{key}:scale {i}"] for i in range(_count(kept, key))]
-                qstate = _with_scale(qstate, key, site.role, scale)
+                qstate = _with_scale(qstate, key, site.role, scale, kept.get(f"{key}:zero"))
         return params, qstate, codes, notes, results
+
+    def _own(self, key: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters that take back a part of what rounding leaves of a weight, by path."""
+        if self.recipe.remainder is None:
+            return {}
+        root = f"{self.recipe.remainder.root}/{key}/"
+        return {path: x for path, x in leaves.items() if path.startswith(root)}
 
     def _sites(self, notes: dict[str, list[str]]) -> dict[str, tuple[Row, Site]]:
         """The weights to solve, by leaf path, in program order."""
@@ -207,7 +222,9 @@ class Work:
             notes.setdefault(key, []).append(f"{bias.path} moved by up to {most:.3g}")
         return params
 
-    def _one(self, row: Row, site: Site, leaf: Any, inputs: Inputs | None, qstate: Any) -> Solved:
+    def _one(
+        self, row: Row, site: Site, leaf: Any, inputs: Inputs | None, qstate: Any, own: Mapping[str, Any]
+    ) -> Solved:
         assert site.spec is not None
         quantizer, state = quantizer_of(site), get(qstate, site.key, site.role)
         is_plain = type(quantizer) is RTN and not site.spec.dynamic
@@ -219,7 +236,7 @@ class Work:
         is_free = is_plain and self.recipe.solver.value != "none"
         return solve(
             self.recipe.solver, site.spec, row.matrix, site.operand.stack, leaf, inputs, scale, zero,
-            is_free=is_free,
+            is_free=is_free, remainder=self.recipe.remainder, own=own,
         )  # fmt: skip
 
 
@@ -274,7 +291,9 @@ def _arrays(found: Solved) -> dict[str, Any]:
     scale = {f"scale {i}": x for i, x in enumerate(jax.tree.leaves(found.scale))}
     numbers = {name: np.float32(getattr(found, name)) for name in _NUMBERS}
     shift = {} if found.shift is None else {"shift": found.shift}
-    return {"codes": found.codes, "values": found.values, **shift, **scale, **numbers}
+    zero = {} if found.zero is None else {"zero": found.zero}
+    taken = {f"taken {path}": x for path, x in found.taken.items()}
+    return {"codes": found.codes, "values": found.values, **shift, **zero, **taken, **scale, **numbers}
 
 
 def _count(kept: Mapping[str, Any], key: str) -> int:
@@ -312,12 +331,13 @@ def _replaced(params: Any, values: Mapping[str, Any]) -> Any:
     return jax.tree.unflatten(tree, [values.get(path, x) for path, x in zip(paths, leaves, strict=True)])
 
 
-def _with_scale(qstate: Any, key: str, role: str, leaves: Sequence[Any]) -> Any:
-    """A state with another scale for one weight; as it is where its quantizer keeps its scale elsewhere."""
+def _with_scale(qstate: Any, key: str, role: str, leaves: Sequence[Any], zero: Any) -> Any:
+    """A state with another scale and zero point for one weight; as it is where its quantizer keeps its scale elsewhere."""
     old = qstate["fixed"][key][role].get("scale")
     if old is None:
         return qstate
     new = jax.tree.unflatten(jax.tree.structure(old), [jnp.asarray(x) for x in leaves])
     fixed = dict(qstate["fixed"])
-    fixed[key] = {**fixed[key], role: {**fixed[key][role], "scale": new}}
+    own = {**fixed[key][role], "scale": new}
+    fixed[key] = {**fixed[key], role: {**own, "zero": jnp.asarray(zero)} if "zero" in own else own}
     return {**qstate, "fixed": fixed}

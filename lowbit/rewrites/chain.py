@@ -75,19 +75,25 @@ class Chain:
     Attributes:
         rewrites: the rewrites.
         batches: for those that read the model with its data and have none of their own.
+        rules: of what will be quantized, for those that ask (``ruled``).
     """
 
     rewrites: tuple[Rewrite, ...]
     batches: Batches | None = dataclasses.field(default=None, repr=False)
+    rules: Any = dataclasses.field(default=None, repr=False)
 
     def given(self, batches: Batches) -> "Chain":
         """Returns the same chain with batches, where it has none."""
         return self if self.batches is not None else dataclasses.replace(self, batches=batches)
 
+    def ruled(self, rules: Any) -> "Chain":
+        """Returns the same chain with rules."""
+        return dataclasses.replace(self, rules=rules)
+
     def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Callable[..., Any], Any, Any]:
         model = fn, params, state
         for rewrite in self.rewrites:
-            model = given(rewrite, self.batches)(*model)
+            model = given(rewrite, self.batches, self.rules)(*model)
             if not isinstance(model, tuple) or len(model) != 3:
                 raise TypeError(f"a rewrite must return (fn', params', state'), got {type(model).__name__}")
         fn, params, state = model

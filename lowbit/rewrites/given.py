@@ -28,6 +28,7 @@ class Given(abc.ABC):
         """Returns ``fn', params', state'``: the same function."""
 
 
-def given(rewrite: Any, batches: Batches | None) -> Any:
-    """Returns a rewrite with batches, where it takes some and has none."""
-    return rewrite.given(batches) if batches is not None and hasattr(rewrite, "given") else rewrite
+def given(rewrite: Any, batches: Batches | None, rules: Any = None) -> Any:
+    """Returns a rewrite with batches, where it takes some and has none, and with rules, where it has a method ``ruled``."""
+    made = rewrite.given(batches) if batches is not None and hasattr(rewrite, "given") else rewrite
+    return made.ruled(rules) if rules is not None and hasattr(made, "ruled") else made

@@ -16,14 +16,17 @@ so a cluster needs nothing but that.
 
 from .engine import run as run
 from .engine import run_suite as run_suite
+from .evals.beside_float import beside_float as beside_float
 from .evals.column import Column as Column
 from .evals.column import Eval as Eval
 from .evals.device import device as device
 from .evals.device_time import device_time as device_time
+from .evals.export_cost import export_cost as export_cost
 from .evals.grids import grids as grids
 from .evals.iree import iree as iree
 from .evals.latency import iree_latency as iree_latency
 from .evals.latency import latency as latency
+from .evals.peers import peers as peers
 from .evals.verify import verify as verify
 from .experiment import Allocation as Allocation
 from .experiment import Experiment as Experiment
@@ -40,5 +43,8 @@ from .models import from_nnx as from_nnx
 from .samples import Dataset as Dataset
 from .samples import Split as Split
 from .samples import from_grain as from_grain
+from .samples import unlabelled as unlabelled
+from .timings import timed as timed
+from .timings import times as times
 from .writers import tensorboard as tensorboard
 from .writers import wandb as wandb

@@ -18,7 +18,7 @@ from .experiment import Experiment, Method, Suite
 from .folder import TIMES, RunFolder
 from .identity import fingerprint
 from .job import Job
-from .pieces import Piece, check_rules, eval_key, key_of, made, measured, name_of
+from .pieces import Piece, check_rules, eval_key, key_of, made, measured, name_of, network
 from .results import Results, Row
 from .screen import Screen, console
 
@@ -51,7 +51,12 @@ def run(
     chosen = _chosen(config, only)
     if not chosen:
         raise ValueError(_unfit([config], only))
-    return _run(config, out, chosen, fresh=fresh, accept_stale=accept_stale, is_worker=is_worker)
+    _require(config)
+    folder = RunFolder(out, config, fresh=fresh, accept_stale=accept_stale)
+    try:
+        return _run(_opened(config, folder, chosen), chosen, is_worker=is_worker)
+    finally:
+        folder.leave()
 
 
 def run_suite(
@@ -63,16 +68,43 @@ def run_suite(
     accept_stale: bool = False,
     is_worker: bool = False,
 ) -> list[Results]:
-    """Runs every experiment of a suite, each in a folder of its name, then the report over all; the arguments are those of `run`."""
-    chosen = [_chosen(each, only) for each in config.experiments]
-    if not any(chosen):
+    """Runs every experiment of a suite, each in a folder of its name, then the report over all; the arguments are those of `run`.
+
+    A glob of ``only`` may also be of an experiment's name, or have it before the piece: ``demo``, ``demo/*/w4a8``. Of an
+    experiment of which nothing is chosen, what an earlier run left is taken, and no data are loaded where it left nothing.
+    One whose data or network cannot be had is left out, and its name and reason are in ``folder.absent``.
+
+    Raises:
+        ImportError, OSError: as `run`; where no experiment's data can be had, what the first said.
+    """
+    chosen = {each.name: _chosen(each, only, each.name) for each in config.experiments}
+    if not any(chosen.values()):
         raise ValueError(_unfit(config.experiments, only))
+    for each in config.experiments:
+        if chosen[each.name]:
+            _require(each)
     folder = RunFolder(out, config, fresh=fresh)
+    found, first = [], None
     try:
-        found = [
-            _run(each, folder.path / each.name, pieces, accept_stale=accept_stale, is_worker=is_worker)
-            for each, pieces in zip(config.experiments, chosen, strict=True)
-        ]
+        for each in config.experiments:
+            place, pieces = folder.path / each.name, chosen[each.name]
+            if not pieces and (is_worker or not (place / "config.json").is_file()):
+                continue
+            inner = RunFolder(place, each, accept_stale=accept_stale)
+            try:
+                try:
+                    job = _opened(each, inner, pieces)
+                except (OSError, ImportError) as error:
+                    first = first or error
+                    folder.absent[each.name] = " ".join(str(error).split()) or type(error).__name__
+                    if not is_worker:
+                        Screen(console(), 0).say(f"{each.name} is left out: {folder.absent[each.name]}", style="yellow")
+                    continue
+                found.append(_run(job, pieces, is_worker=is_worker))
+            finally:
+                inner.leave()
+        if first is not None and not found:
+            raise first
         if not is_worker:
             config.report(found, folder)
         return found
@@ -80,62 +112,62 @@ def run_suite(
         folder.leave()
 
 
-def _run(
-    config: Experiment,
-    out: Path,
-    chosen: Sequence[tuple[int, Method]],
-    *,
-    fresh: bool = False,
-    accept_stale: bool = False,
-    is_worker: bool = False,
-) -> Results:
-    """Does the pieces chosen, and reports what there is of all."""
-    started = time.time()
+def _require(config: Experiment) -> None:
     for each in config.evals:
         if each.require is not None:
             each.require()
-    folder = RunFolder(out, config, fresh=fresh, accept_stale=accept_stale)
-    try:
-        terminal = console()
-        data = config.data()
-        data = data._replace(train=data.train.first(config.train_samples), test=data.test.first(config.test_samples))
-        job = Job(config, data, folder, Screen(terminal, len(chosen)))
-        if not is_worker:
-            _introduce(job)
-        check_rules(
-            job, [m for m in config.methods if any(m is each and not _is_done(job, m, s) for s, each in chosen)]
-        )
-        with job.screen.shown():
-            _work(job, chosen, since=started)
-            reused = len(folder.reused)
-            together = {} if is_worker else _together(job)
-        results = _found(job, together, since=started, minutes=(time.time() - started) / 60)
-        if is_worker:
-            return results
-        if reused:
-            job.screen.say(
-                f"{reused} of {len(chosen)} pieces were finished by an earlier run or another worker and taken as they are "
-                "(--fresh does all again)",
-                style="yellow",
-            )
-        (config.report or report.standard)(results)
+
+
+def _opened(config: Experiment, folder: RunFolder, chosen: Sequence[tuple[int, Method]]) -> Job:
+    """The job: its data, and where a piece chosen is not done, the network of the first seed: files of both are there."""
+    data = config.data()
+    data = data._replace(train=data.train.first(config.train_samples), test=data.test.first(config.test_samples))
+    job = Job(config, data, folder, Screen(console(), len(chosen)))
+    if any(not _is_done(job, method, seed) for seed, method in chosen):
+        network(job, config.seeds[0])
+    return job
+
+
+def _run(job: Job, chosen: Sequence[tuple[int, Method]], *, is_worker: bool) -> Results:
+    """Does the pieces chosen, and reports what there is of all."""
+    started, config = time.time(), job.experiment
+    if not is_worker:
+        _introduce(job)
+    check_rules(job, [m for m in config.methods if any(m is each and not _is_done(job, m, s) for s, each in chosen)])
+    with job.screen.shown():
+        _work(job, chosen, since=started)
+        reused = len(job.folder.reused)
+        together = {} if is_worker else _together(job, is_done=not chosen)
+    results = _found(job, together, since=started, minutes=(time.time() - started) / 60)
+    job.pieces.clear()
+    if is_worker:
         return results
-    finally:
-        folder.leave()
+    if reused:
+        job.screen.say(
+            f"{reused} of {len(chosen)} pieces were finished by an earlier run or another worker and taken as they are "
+            "(--fresh does all again)",
+            style="yellow",
+        )
+    if chosen:
+        (config.report or report.standard)(results)
+    return results
 
 
-def _chosen(config: Experiment, only: Sequence[str]) -> list[tuple[int, Method]]:
+def _chosen(config: Experiment, only: Sequence[str], lead: str | None = None) -> list[tuple[int, Method]]:
+    """Seeds and methods that globs fit; of a suite, also by the name of the experiment before them."""
     pieces = [(seed, method) for seed in config.seeds for method in config.rows]
-    return [(seed, method) for seed, method in pieces if _is_chosen(name_of(method, seed), only)]
+    return [(seed, method) for seed, method in pieces if _is_chosen(name_of(method, seed), only, lead)]
 
 
 def _unfit(configs: Sequence[Experiment], only: Sequence[str]) -> str:
     names = dict.fromkeys(method.name for each in configs for method in each.rows)
-    return f"--only fits no piece: got {', '.join(only)}; there are {', '.join(names)}"
+    more = f", in {', '.join(each.name for each in configs)}" if len(configs) > 1 else ""
+    return f"--only fits no piece: got {', '.join(only)}; there are {', '.join(names)}{more}"
 
 
-def _is_chosen(name: str, only: Sequence[str]) -> bool:
-    return not only or any(fnmatch(name, glob) or fnmatch(name.partition("/")[2], glob) for glob in only)
+def _is_chosen(name: str, only: Sequence[str], lead: str | None) -> bool:
+    names = [name, name.partition("/")[2], *(() if lead is None else (lead, f"{lead}/{name}"))]
+    return not only or any(fnmatch(each, glob) for each in names for glob in only)
 
 
 def _is_done(job: Job, method: Method, seed: int) -> bool:
@@ -181,6 +213,8 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
     before = time.perf_counter()
     try:
         piece = made(job, method, seed)
+        if seed == job.experiment.seeds[0] and any(each.is_together for each in job.experiment.evals):
+            job.pieces[method.name] = piece
         found = measured(piece)
         for each in job.experiment.evals:
             if not each.is_together:
@@ -203,7 +237,7 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
 
 def _line(job: Job, seed: int, method: Method, found: Mapping[str, Any]) -> str:
     metric = job.experiment.metric
-    said = [f"{where} {value:.{metric.digits}f}" for where, value in found["metric"].items()]
+    said = [] if metric is None else [f"{where} {value:.{metric.digits}f}" for where, value in found["metric"].items()]
     said += [f"{where} differs by {value['max']:.3g}" for where, value in found.get("difference", {}).items()]
     return f"seed {seed}  {method.name:<12} {'  '.join(said)}   {found[TIMES]:.1f} s"
 
@@ -222,22 +256,24 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _together(job: Job) -> dict[str, dict[str, Any]]:
-    """What evals found of the finished pieces of the first seed, taken together, by method."""
+def _together(job: Job, *, is_done: bool) -> dict[str, dict[str, Any]]:
+    """What evals found of the finished pieces of the first seed, taken together, by method; or had found, and nothing is measured."""
     found: dict[str, dict[str, Any]] = {}
     seed = job.experiment.seeds[0]
     keys = {method.name: key_of(job, method, seed) for method in job.experiment.rows}
     there = [m for m in job.experiment.rows if job.folder.finished(name_of(m, seed), keys[m.name]) is not None]
-    pieces: dict[str, Piece] = {}
+    pieces: dict[str, Piece] = {}  # in the order of the rows, whoever made them
     for each in job.experiment.evals:
         if not each.is_together or not there:
             continue
         name, key = f"evals/{each.name}", fingerprint([keys[m.name] for m in there], eval_key(each))
         with job.folder.locked(name):
             values = job.folder.finished(name, key)
+            if values is None and is_done:
+                continue
             if values is None:
                 job.screen.start(each.name)
-                pieces = pieces or {method.name: made(job, method, seed) for method in there}
+                pieces = pieces or {m.name: job.pieces.get(m.name) or made(job, m, seed) for m in there}
                 values = dict(each.measure(pieces))
                 for method, value in values.items():
                     job.log(f"seed-{seed}/{method}", each.name, **value)
@@ -259,7 +295,7 @@ def _found(job: Job, together: Mapping[str, Any], *, since: float, minutes: floa
                 errors[seed] = error
         rows.append(Row(method.name, results, errors))
     guess = None
-    if asked.baseline is not None:
+    if asked.baseline is not None and asked.metric is not None:
         name, call = asked.baseline
         guess = name, float(asked.metric.of(call(job.data.test.inputs), job.data.test.labels))
     return Results(asked, job.folder, tuple(rows), job.data.name, guess, minutes)

@@ -145,7 +145,8 @@ class Experiment:
         data: returns the data set.
         model: returns the network for a seed.
         loss: ``loss(outputs, labels)``, what training lowers; None where nothing is trained.
-        metric: what is measured of outputs.
+        metric: what is measured of outputs; None where there are no labels, or time alone is asked for: then nothing is
+            simulated or executed but by evals, such as `lowbit.run.beside_float`.
         methods: what is compared; the float model is always the first row.
         fit: how the float model is trained, or None where `model` returns a trained one.
         seeds: one whole repetition each.
@@ -165,7 +166,7 @@ class Experiment:
     name: str
     data: Callable[[], Dataset]
     model: Callable[[int], Model]
-    metric: Metric
+    metric: Metric | None
     methods: tuple[Method, ...]
     loss: Loss | None = None
     fit: Fit | None = None
@@ -198,6 +199,8 @@ class Experiment:
                 raise ValueError(f"{owner}: epochs and batch must be at least 1, got {fit.epochs} and {fit.batch}")
             if fit is not None and (fit.devices < 1 or fit.batch % fit.devices):
                 raise ValueError(f"{owner}: a batch of {fit.batch} does not split into {fit.devices} devices")
+        if self.metric is None and self.baseline is not None:
+            raise ValueError("baseline: a guess is measured by the metric, and there is none")
         if self.loss is None and any(fit is not None for _, fit in fits):
             raise ValueError("loss: a fit needs a training loss, such as lowbit.run.cross_entropy")
         asked = [each.name for each in self.evals]
@@ -212,12 +215,13 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Suite:
-    """Several experiments with one report over all of them.
+    """Several experiments with one report over all of them; one whose data or network cannot be had is left out by name.
 
     Attributes:
         name: of the run's folder; each experiment has a folder of its name in it.
         experiments: in the order of the report.
-        report: ``report(results, folder)`` of the list of all `lowbit.run.results.Results`.
+        report: ``report(results, folder)`` of the list of all `lowbit.run.results.Results` that there are;
+            ``folder.absent`` says by name why the others are not there.
     """
 
     name: str

@@ -129,6 +129,7 @@ class RunFolder:
         reused: names of the finished pieces that were found.
         stale: names of those of another commit.
         damaged: names of those that are not what was written.
+        absent: of a suite, experiments whose data or network cannot be had, and why.
 
     Raises:
         NotADirectoryError: if ``path`` is a file.
@@ -153,6 +154,7 @@ class RunFolder:
         self.reused: list[str] = []
         self.stale: list[str] = []
         self.damaged: list[str] = []
+        self.absent: dict[str, str] = {}
         before = read_json(path / "config.json")
         asked = json.loads(json.dumps(plain(config)))
         self.is_changed = before is not None and before != asked

@@ -51,3 +51,8 @@ class Job:
     def keys(self) -> dict[str, str]:
         """By piece, what its result depends on, as it was when first asked: a function that changes what it holds changes no run."""
         return {}
+
+    @functools.cached_property
+    def pieces(self) -> dict[str, Any]:
+        """By method, finished pieces of the first seed that this process has made, for evals that take them together."""
+        return {}

@@ -1,7 +1,6 @@
 """What is measured of a model: outputs, accuracy, differences, latency, memory."""
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +8,14 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+import lowbit_kernels
+from lowbit_kernels.bench import timing
+from lowbit_kernels.bench.timing import Times as Times
+from lowbit_kernels.bench.timing import ratio as ratio
+
 T = TypeVar("T")
+REST = timing.REST
+"""Seconds before a turn; see there."""
 
 
 def outputs(call: Callable[[np.ndarray], Any], inputs: np.ndarray, batch: int) -> np.ndarray:
@@ -28,30 +34,28 @@ def difference(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
     return {"max": float(gap.max(initial=0.0)), "share": float(np.mean(left != right)) if left.size else 0.0}
 
 
-def latencies(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, *, progress: Callable[[int], None] | None = None
-) -> dict[str, dict[str, float]]:
-    """Returns minimum and median milliseconds of every call.
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float,
+    least: int = 7,
+    most: int = 200,
+    rest: float = timing.REST,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Times]:
+    """Returns times of every call, in milliseconds: `lowbit_kernels.bench.timing.interleave`, of calls that need not block."""
+    blocking = {name: lambda call=call: jax.block_until_ready(call()) for name, call in calls.items()}
+    return timing.interleave(blocking, seconds=seconds, least=least, most=most, rest=rest, progress=progress)
 
-    The calls take turns, so that a slow spell of the machine hits all of them; each turn runs a call twice and keeps
-    the second, whose weights are then in cache as they would be in service.
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        jax.block_until_ready(call())
-    for turn in range(rounds):
-        for name, call in calls.items():
-            jax.block_until_ready(call())
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(1e3 * (time.perf_counter() - start))
-        if progress is not None:
-            progress(turn + 1)
-    return {
-        name: {"min": round(min(values), 4), "median": round(float(np.median(values)), 4)}
-        for name, values in times.items()
-        if values
-    }
+
+def kept(times: Times) -> dict[str, float]:
+    """Returns what is kept of the times of a call: the least and the median in milliseconds, and of how many rounds."""
+    return {"min": round(times.minimum, 6), "median": round(times.median, 6), "rounds": len(times.rounds)}
+
+
+def instruction_set() -> str | None:
+    """Returns the instructions that the native kernels use here, such as ``avx512vnni``; None where there are no such kernels."""
+    return next(iter(lowbit_kernels.status().isas), None)
 
 
 def peak_memory(call: Callable[[], T]) -> tuple[T, int]:

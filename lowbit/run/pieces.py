@@ -87,6 +87,16 @@ class Piece:
         served = lb.execute(self.fn, self.plan)
         return outputs(lambda x: served(self.qparams, self.state, x), self.test, self.job.experiment.test_batch)
 
+    @functools.cached_property
+    def simulated(self) -> np.ndarray | None:
+        """Outputs of `lowbit.simulate` for all test inputs; None where a recipe solved the codes."""
+        if self.qstate is None:
+            return None
+        call = lb.simulate(self.fn, self.bound)
+        return outputs(
+            lambda x: call(self.params, self.qstate, self.state, x), self.test, self.job.experiment.test_batch
+        )
+
     def score(self, found: np.ndarray) -> float:
         """Returns the metric of outputs for the first test inputs."""
         return score(self.job, found)
@@ -160,14 +170,21 @@ def calibration(job: Job) -> list[np.ndarray]:
 
 def score(job: Job, found: np.ndarray) -> float:
     """Returns the metric of outputs for the first test inputs."""
+    assert job.experiment.metric is not None
     return float(job.experiment.metric.of(found, job.data.test.labels[: len(found)]))
+
+
+@functools.lru_cache(maxsize=1)
+def network(job: Job, seed: int) -> Model:
+    """Returns the network of a seed as the experiment makes it; the last one is kept."""
+    return job.experiment.model(seed)
 
 
 @functools.lru_cache(maxsize=8)
 def float_model(job: Job, seed: int) -> Model:
     """Returns the float model of a seed, trained or read back; one worker trains it, the others wait."""
     made = job.experiment
-    model = made.model(seed)
+    model = network(job, seed)
     if made.fit is None:
         return model
     here = f"seed-{seed}/{FLOAT}"
@@ -187,6 +204,7 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
         )
         return {"metric": score(job, found)}
 
+    scored = evaluate if job.experiment.metric is not None else None
     tree, rest = train(
         float_loss(model.fn, model.train_fn, job.experiment.loss),
         {"params": model.params},
@@ -197,7 +215,7 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
         state=job.folder.state(name, key),
         watch=_watch(job, name),
         around=method.around,
-        evaluate=evaluate,
+        evaluate=scored,
     )
     return model._replace(params=tree["params"], state=rest["state"])
 
@@ -213,8 +231,7 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
     checked = [method for method in methods if method.rewrites is None and method.rules]
     if not checked:
         return
-    made, x = job.experiment, calibration(job)[0]
-    model = made.model(made.seeds[0])
+    x, model = calibration(job)[0], network(job, job.experiment.seeds[0])
     for method in checked:
         fn, params = _served(method, model, x)
         try:
@@ -289,6 +306,8 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
             model._replace(params=tree["params"], state=rest["state"]),
         )
         served, params = _served(method, now, batches[0])
+        if job.experiment.metric is None:
+            return trajectory(plan)(params, state)
         call = lb.simulate(served, plan)
         some = job.data.test.inputs[:EPOCH_SAMPLES]
         found = outputs(
@@ -328,31 +347,40 @@ def _watch(job: Job, name: str) -> Training:
 
 
 def measured(piece: Piece) -> dict[str, Any]:
-    """Returns what is measured of every piece: the metric simulated and executed from the file, their difference, sizes.
+    """Returns what is measured of every piece: sizes, and where there is a metric that, simulated and executed from the file.
 
     Raises:
-        PromiseError: if simulate and execute differ where every operand that is quantized is an integer.
+        PromiseError: as `promised`, where there is a metric.
     """
     result: dict[str, Any] = {
-        "metric": {"execute": piece.score(piece.executed)},
         "bits_per_weight": _bits(piece),
         "bytes": {"file": (piece.folder / "packed.safetensors").stat().st_size, "weights": _weights(piece)},
         "rules": plain(piece.method.rules),
     }
-    if piece.qstate is None:
+    if piece.job.experiment.metric is None:
         return result
-    call = lb.simulate(piece.fn, piece.bound)
-    simulated = outputs(
-        lambda x: call(piece.params, piece.qstate, piece.state, x), piece.test, piece.job.experiment.test_batch
-    )
-    found = difference(simulated, piece.executed)
+    found = promised(piece)
+    metric = {"execute": piece.score(piece.executed)}
+    if piece.simulated is not None:
+        metric["simulate"] = piece.score(piece.simulated)
+    return result | {"metric": metric} | found
+
+
+def promised(piece: Piece) -> dict[str, Any]:
+    """Returns under ``difference`` by how much the simulated outputs differ from those executed; nothing where a recipe solved.
+
+    Raises:
+        PromiseError: if they differ where every operand that is quantized is an integer.
+    """
+    if piece.simulated is None:
+        return {}
+    found = difference(piece.simulated, piece.executed)
     if found["max"] and all(row.is_integer for row in piece.plan.quantized):
         raise PromiseError(
             f"simulate - execute is {found['max']:.3g} in {100 * found['share']:.3g} % of outputs, where every operand is an "
             "integer: it must be 0"
         )
-    result["metric"]["simulate"] = piece.score(simulated)
-    return result | {"difference": {"execute": found}}
+    return {"difference": {"execute": found}}
 
 
 def _bits(piece: Piece) -> float:

@@ -44,13 +44,13 @@ CAPTION = (
 def columns(made: Experiment) -> list[Column]:
     """Returns the columns of an experiment's table: those of every piece, then those of its evals."""
     metric = made.metric
-    found = [
-        Column(metric.name, ("metric", "execute"), spread(metric.digits)),
-        Column("- float", ("metric", "execute"), gap(metric.digits)),
-        Column("bits/w", ("bits_per_weight",), mean(".2f")),
-        Column("file", ("bytes", "file"), size),
-        Column("sim-exec", ("difference", "execute", "max"), worst),
-    ]
+    found = []
+    if metric is not None:
+        found.append(Column(metric.name, ("metric", "execute"), spread(metric.digits)))
+        found.append(Column("- float", ("metric", "execute"), gap(metric.digits)))
+    found += [Column("bits/w", ("bits_per_weight",), mean(".2f")), Column("file", ("bytes", "file"), size)]
+    if metric is not None or any(each.name == "beside_float" for each in made.evals):
+        found.append(Column("sim-exec", ("difference", "execute", "max"), worst))
     return [*found, *(column for each in made.evals for column in each.columns)]
 
 
@@ -58,7 +58,7 @@ def table(results: Results) -> tables.Table:
     """Returns the table of the run: a row per method; a method that failed for every seed is a row with its error."""
     asked = columns(results.experiment)
     lines = []
-    if results.guess is not None:
+    if results.guess is not None and results.experiment.metric is not None:
         name, value = results.guess
         lines.append([name, f"{value:.{results.experiment.metric.digits}f}", *["-"] * (len(asked) - 1)])
     for row in results.rows:
@@ -70,9 +70,10 @@ def table(results: Results) -> tables.Table:
     return tables.Table(title, ["method", *(column.head for column in asked)], lines)
 
 
-def legend(metric: str, found: tables.Table) -> str:
+def legend(metric: str | None, found: tables.Table) -> str:
     """Returns what the columns of a table mean, of those that it has."""
-    lines = [f"{metric}: packed weights read back from the file, mean ± standard deviation over seeds"]
+    said = "packed weights read back from the file, mean ± standard deviation over seeds"
+    lines = [] if metric is None else [f"{metric}: {said}"]
     lines += [
         f"{head.strip()}: {text}" for head, text in NOTES.items() if any(head in f" {name}" for name in found.columns)
     ]
@@ -90,15 +91,15 @@ def _cells(row: Row, base: Row, asked: Sequence[Column]) -> list[str]:
 def standard(results: Results) -> None:
     """Writes ``table.txt``, ``summary.json``, ``accuracy.svg`` and ``report.html``, and prints the table."""
     made, folder = results.experiment, results.folder
-    found = table(results)
+    found, metric = table(results), made.metric
     write_json(folder.path / "summary.json", summary(results, found) | results.made)
-    note = legend(made.metric.name, found)
+    note = legend(None if metric is None else metric.name, found)
     atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
     sections = [page.table(found, note), *_failures(results)]
-    if any(row.results for row in results.rows):
+    if metric is not None and any(row.results for row in results.rows):
         drawing = figures.accuracy_against_bytes(_points(results))
         atomic.write(folder.path / "accuracy.svg", drawing)
-        sections.append(page.figure(f"{made.metric.name} against size", drawing))
+        sections.append(page.figure(f"{metric.name} against size", drawing))
     sections += [*parts.curves(results), *parts.by_seed(results), *parts.layers(results)]
     for method in made.methods:
         drawing = grids.drawing(folder, method.name)
@@ -149,12 +150,13 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
     Times are left out of the table: they are of the hour, not of the method.
     """
     rows: dict[str, Any] = {}
+    metric = results.experiment.metric
     for row in results.rows:
-        values = [round(a, 3) for a in row.values("metric", "execute")]
-        if not values:
+        if not row.results:
             rows[row.name] = {"errors": {str(seed): text for seed, text in row.errors.items()}}
             continue
-        rows[row.name] = {"values": values, "mean": round(float(np.mean(values)), 3)}
+        values = [round(a, 3) for a in row.values("metric", "execute")]
+        rows[row.name] = {"values": values, "mean": round(float(np.mean(values)), 3)} if values else {}
         rows[row.name] |= {} if (half := deviation(values)) is None else {"spread": round(half, 3)}
         rows[row.name] |= {"measured": _measured(row)}
     asked = columns(results.experiment)
@@ -164,7 +166,7 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
     return {
         "config": results.experiment.name,
         "command": command(),
-        "metric": results.experiment.metric.name,
+        "metric": None if metric is None else metric.name,
         "seeds": list(results.experiment.seeds),
         "baseline": None if results.guess is None else {"name": results.guess[0], "value": round(results.guess[1], 4)},
         "rows": rows,

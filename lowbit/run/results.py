@@ -72,5 +72,5 @@ class Results:
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Returns the sample standard deviation, or None of one value."""
+    """Returns the sample standard deviation, or None of one value or none."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -36,7 +36,7 @@ class Samples(Protocol):
 
 
 class Split(NamedTuple):
-    """Inputs ``[batch, ...]`` in float32 and their labels ``[batch, ...]``, of whatever kind the loss and the metric take."""
+    """Inputs ``[batch, ...]``, mostly in float32, and their labels ``[batch, ...]``, of whatever kind the loss and the metric take."""
 
     inputs: np.ndarray
     labels: np.ndarray
@@ -157,3 +157,16 @@ class Dataset(NamedTuple):
     source: str
     train: Samples
     test: Split
+
+
+def unlabelled(name: str, inputs: np.ndarray, *, source: str = "made up", calibrated: int | None = None) -> Dataset:
+    """Returns a data set without labels, for an experiment without a metric.
+
+    Args:
+        name: of the data set.
+        inputs: ``[batch, ...]``: what is measured.
+        source: where they came from.
+        calibrated: of them, the first that set input ranges; None: all.
+    """
+    labels = np.zeros(len(inputs), np.int32)
+    return Dataset(name, source, Split(inputs, labels).first(calibrated), Split(inputs, labels))

@@ -30,17 +30,18 @@ def curves(results: Results) -> list[str]:
     if not found:
         return []
     drawn = [figures.Curve(name.split("/")[-1], *zip(*values, strict=True)) for name, values in found.items()]
-    drawing = figures.learning_curves(drawn, results.experiment.metric.name)
+    metric = results.experiment.metric
+    drawing = figures.learning_curves(drawn, "metric" if metric is None else metric.name)
     return [page.figure("Learning curves", drawing, caption=CURVES)]
 
 
 def by_seed(results: Results) -> list[str]:
     """Returns the section of the metric by seed; none for one seed."""
-    made = results.experiment
-    if len(made.seeds) < 2:
+    made, metric = results.experiment, results.experiment.metric
+    if len(made.seeds) < 2 or metric is None:
         return []
     lines = [
-        [row.name, *(f"{row.results[s]['metric']['execute']:.{made.metric.digits}f}" if s in row.results else "-" for s in made.seeds)]
+        [row.name, *(f"{row.results[s]['metric']['execute']:.{metric.digits}f}" if s in row.results else "-" for s in made.seeds)]
         for row in results.rows
     ]  # fmt: skip
     content = tables.Table("seeds", ["method", *(f"seed {seed}" for seed in made.seeds)], lines)

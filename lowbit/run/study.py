@@ -109,6 +109,7 @@ def table(rows: Sequence[Row], title: str) -> tables.Table:
 def record(results: Results) -> dict[str, Any]:
     """Returns what is kept of a study: every value, the intervals, the orders, and what they depend on."""
     rows, made = results.rows, results.experiment
+    assert made.metric is not None
     seconds = sum(result[TIMES] for row in rows for result in row.results.values())
     lines = {row.name: {"values": [round(x, 2) for x in metric_of(row)], **_rounded(metric_of(row))} for row in rows}
     orders = {setting: order(found) for setting, found in grid(rows).items()}
@@ -134,9 +135,11 @@ def compared(results: Results) -> None:
     """Writes ``table.txt``, ``study.json`` and ``study.png``, and prints the table: the report of a study.
 
     Raises:
-        ValueError: if float, or every other row, has not all seeds.
+        ValueError: if float, or every other row, has not all seeds, or the experiment has no metric.
     """
     made, folder = results.experiment, results.folder
+    if made.metric is None:
+        raise ValueError(f"{made.name}: a study compares methods by a metric, and there is none")
     rows = [row for row in results.rows if len(row.results) == len(made.seeds)]  # the order pairs the seeds
     if len(rows) < 2 or rows[0].name != FLOAT:
         raise ValueError(

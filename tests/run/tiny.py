@@ -49,7 +49,7 @@ config = Experiment(
     fit=FIT,
     methods=(Method("w8a8", {"**": "w8,a8"}), Method("lsq_w4a4", {"**": lb.lsq("w4,a4")}, FIT)),
     seeds=(0,),
-    evals=(latency(rounds=2), grids()),
+    evals=(latency(seconds=0, rest=0), grids()),
     test_batch=50,
     calibration_samples=100,
     calibration_batch=50,

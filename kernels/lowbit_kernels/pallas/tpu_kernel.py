@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
-from lowbit_kernels.numerics import StaticActivation, dynamic_scale, quantize_static, rounded_product
+from lowbit_kernels.numerics import StaticActivation, dynamic_scale, rounded_product, static_codes
 
 CODES = {2: jnp.int2, 4: jnp.int4, 8: jnp.int8}
 SIGN_BITS = {8: 0x80, 4: 0x88, 2: 0xAA}  # flips unsigned codes of a byte to signed ones, each less 2**(bits - 1)
@@ -266,8 +266,9 @@ def _codes(g: Geometry, x: Array, scale: Array, zero: Array) -> Array:
     """int32 codes of a block of activations."""
     if g.activation == "codes":
         return x.astype(jnp.int32)
-    grid = StaticActivation(scale) if g.activation == "dynamic" else StaticActivation(scale, zero, g.lo, g.hi)
-    return quantize_static(x, grid).astype(jnp.int32)
+    if g.activation == "dynamic":  # a row with a NaN has scale NaN, which makes its results NaN whatever its codes
+        return static_codes(x, StaticActivation(scale), clears_nan=False).astype(jnp.int32)
+    return static_codes(x, StaticActivation(scale, zero, g.lo, g.hi)).astype(jnp.int32)
 
 
 def split(x: Array, terms: int) -> list[Array]:

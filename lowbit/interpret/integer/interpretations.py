@@ -14,7 +14,7 @@ from lowbit.core.gradients import straight_through
 from lowbit.core.paths import leaf_path
 from lowbit.core.qtensor import QTensor, quantize_with
 from lowbit.core.quantizer import Quantizer
-from lowbit.core.rounding import cast_once, rounded_product
+from lowbit.core.rounding import cast_once, rounded_product, widened
 from lowbit.core.spec import Spec
 from lowbit.interpret.codes import with_codes
 from lowbit.interpret.refusals import Refusal, Refusals, Refused
@@ -110,7 +110,7 @@ def simulation(
     """Returns flat results, the new states of weight leaves and those of grids and derived weights.
 
     The value of every node is that of the integer arithmetic; its gradient is that of the node's definition in float on
-    dequantized operands, then of its grid's quantizer.
+    dequantized operands, then of its grid's quantizer, for which what rounds to an end of the grid lies on it.
 
     Args:
         plan: the plan.
@@ -148,6 +148,7 @@ def simulation(
             return _moved(node, values[0], known), after
         path = program.grids[node.out]
         site, state = sites[path], states[path]
+        assert site.spec is not None
         xs = [x.dequantize(v.dtype) if isinstance(x, Levels) else x for v, x in zip(node.ins, values, strict=True)]
         if node.kind == "input":
             y = env[node.out]
@@ -156,7 +157,7 @@ def simulation(
             if custom_vjp == "raise":
                 y = refusing_parts(node, y)
         placed = _of_rank(y, len(site.operand.shape))
-        q = forward(site, state, placed, layer_operand(site))
+        q = forward(site, state, _within(placed, site.spec, *grids[path]), layer_operand(site))
         levels = q.codes.reshape(y.shape)
         if arithmetic is not None and node.kind != "input":
             codes = [
@@ -176,6 +177,21 @@ def simulation(
     for path, roles in after.items():
         rest.setdefault(path, {}).update(roles)
     return outs, leaves, rest
+
+
+def _within(x: Array, spec: Spec, scale: Array, zero: Array) -> Array:
+    """Returns values in float32, those up to half a step beyond a grid's ends on the ends: the same codes.
+
+    The rounding of operands puts a value beyond a range that it cannot leave in float (`jax.nn.log_softmax` subtracts the
+    largest), and that of zero points moves every range. To a quantizer that cuts the gradient beyond its range this would be
+    clipping: that of a log_softmax in 8 bits was half of its size off. To one that cuts it on the ends (LSQ) nothing changes.
+    """
+    wide, step, zero = widened(x), lax.stop_gradient(scale), lax.stop_gradient(zero)
+    level, low, high = lax.stop_gradient(wide) / step + zero, spec.format.low, spec.format.high
+    # Not below the end in float32, and within the slack of `lowbit.core.gradients.inclusive`.
+    end = (jnp.where(level < low, low, high) - zero) * step * (1.0 + 2.0**-21)
+    is_near = ((level < low) & (level > low - 0.5)) | ((level > high) & (level < high + 0.5))
+    return jnp.where(is_near, straight_through(wide, end), wide)
 
 
 def _codes(value: Levels, spec: Spec) -> Array:

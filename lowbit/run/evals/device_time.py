@@ -18,7 +18,7 @@ import lowbit as lb
 from lowbit.export.bundle import Bundle, read
 from lowbit.export.c.types import c_type
 from lowbit.export.runners.c import built, called
-from lowbit.run.measure import latencies
+from lowbit.run.measure import interleaved
 from lowbit.run.pieces import Piece
 
 from . import iree
@@ -59,14 +59,14 @@ _BOARD = """volatile uint32_t *timer = (volatile uint32_t *)0xE000E010u; /* cont
     printf("%lu %lu\\n", (unsigned long)((before - after) & 0xFFFFFFu), (unsigned long)((timer[0] >> 16) & 1u));"""
 
 
-def device_time(target: str, *, rounds: int = 200) -> Eval:
+def device_time(target: str, *, seconds: float = 4.0) -> Eval:
     """Returns an eval: time of one sample on one core of this machine, of what `device` exported, which must be asked for too.
 
     Through the C compiler, where the target takes C, and through IREE, every model in turn; instructions on a Cortex-M4.
 
     Args:
         target: of `device`.
-        rounds: calls per model in IREE.
+        seconds: of measuring in IREE.
     """
     instructions = (Column("M4 Minstr", ("latency", "instructions"), _millions),) if target == "cortex-m4" else ()
     columns = (
@@ -74,7 +74,7 @@ def device_time(target: str, *, rounds: int = 200) -> Eval:
         Column("C us", ("latency", "c"), mean(".0f")),
         Column("IREE us", ("latency", "iree"), mean(".0f")),
     )
-    return Eval("device_time", _DeviceTime(target, rounds), columns, iree.require, is_together=True)
+    return Eval("device_time", _DeviceTime(target, seconds), columns, iree.require, is_together=True)
 
 
 def _millions(values: Sequence[float], base: Sequence[float]) -> str:
@@ -84,7 +84,7 @@ def _millions(values: Sequence[float], base: Sequence[float]) -> str:
 @dataclasses.dataclass(frozen=True)
 class _DeviceTime:
     target: str
-    rounds: int
+    seconds: float
 
     def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
@@ -104,8 +104,8 @@ class _DeviceTime:
                     found[name]["instructions"] = instructions(bundle, given)
             target = iree.compiled(bundle.artifact, piece.folder / "model.vmfb")
             calls[name] = functools.partial(iree.loaded(target), given)
-        for name, values in latencies(calls, self.rounds).items():
-            found[name]["iree"] = 1e3 * values["median"]
+        for name, times in interleaved(calls, seconds=self.seconds).items():
+            found[name]["iree"] = 1e3 * times.median
         return {name: {"latency": values} for name, values in found.items()}
 
 

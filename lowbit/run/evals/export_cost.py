@@ -1,0 +1,132 @@
+"""What an export takes: seconds and memory, in a process of its own, so that memory held before is known."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowbit as lb
+from lowbit.rewrites import batch_norm
+from lowbit.run.measure import peak_memory
+from lowbit.run.pieces import Piece
+
+from .column import Column, Eval, mean
+
+FORMS = {"served": ("xla", "iree"), "universal": ("xla-universal", "iree-universal")}
+"""Targets by the form that they take; every bundle holds the served one."""
+
+
+def export_cost(*forms: str) -> Eval:
+    """Returns an eval: what `lowbit.export` of every method takes, of a sample.
+
+    Kept are, by form, seconds, also of all cores together, bytes by which memory rose above what was held before (parameters
+    packed, the float ones dropped), these in parts of the float parameters, and bytes of the stored module. Linux alone
+    counts memory. The model's function is called again in the process, by its name: it stands in a module, not in the config.
+
+    Args:
+        *forms: of the bundle: ``served``, ``universal``; none means both.
+
+    Raises:
+        ValueError: for an unknown form.
+    """
+    forms = forms or tuple(FORMS)
+    if unknown := [form for form in forms if form not in FORMS]:
+        raise ValueError(f"export_cost: there is no form {unknown[0]!r}; there are {', '.join(FORMS)}")
+    columns = []
+    for form in forms:
+        columns.append(Column(f"{form} s", ("export_cost", form, "seconds"), mean(".1f")))
+        columns.append(Column(f"{form} memory/model", ("export_cost", form, "memory_of_model"), mean(".2f")))
+        columns.append(Column(f"{form} MB", ("export_cost", form, "stored_bytes"), _megabytes))
+    return Eval("export_cost", _ExportCost(forms), tuple(columns))
+
+
+def _megabytes(values: Any, base: Any) -> str:
+    return f"{np.mean(values) / 1e6:.1f}" if len(values) else "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExportCost:
+    forms: tuple[str, ...]
+
+    def __call__(self, piece: Piece) -> Mapping[str, Any]:
+        if piece.is_float:
+            return {}
+        if piece.method.recipe or piece.method.rewrites:
+            raise ValueError(
+                f"export_cost: {piece.method.name} rewrites the function, which a process of its own cannot have"
+            )
+        model, x = piece.job.experiment.model, piece.test[:1]
+        _check_importable(model)
+        found, file, is_folded = {}, piece.folder / "packed.safetensors", piece.method.freeze_norms is not None
+        bar = piece.job.screen.start(f"{piece.name} export_cost", len(self.forms))
+        for done, form in enumerate(self.forms):
+            given = (model, piece.seed, file, x, form)
+            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found[form] = pool.submit(
+                    measured, *given, is_folded=is_folded, is_integer=piece.method.integer
+                ).result()
+            bar(done + 1)
+        return {"export_cost": found}
+
+
+def _check_importable(model: Any) -> None:
+    while isinstance(model, functools.partial):
+        model = model.func
+    name = getattr(model, "__qualname__", "<")
+    if "<" in name or getattr(model, "__module__", None) in (None, "__main__", "lowbit_config"):
+        raise ValueError(
+            "export_cost: the model is made again in a process of its own: put its function into a module beside the "
+            f"config and import it, got {name} of {getattr(model, '__module__', None)}"
+        )
+
+
+def measured(
+    model: Any, seed: int, file: Path, x: np.ndarray, form: str, *, is_folded: bool, is_integer: bool
+) -> dict[str, float]:
+    """Returns what one export took, of a process that has done nothing else.
+
+    Args:
+        model: of the experiment.
+        seed: of it.
+        file: packed parameters.
+        x: the example.
+        form: of `FORMS`.
+        is_folded: whether batch norms are folded.
+        is_integer: whether the plan is full-integer: inputs and outputs are then codes.
+    """
+    made = model(seed)
+    fn, state = made.fn, made.state
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
+    if is_folded:
+        fn, _, state = batch_norm.fold(jax.ShapeDtypeStruct(x.shape, x.dtype))(fn, made.params, state)
+    del made
+    plan, qparams = lb.load(file)
+    for leaf in jax.tree.leaves(qparams):
+        np.asarray(leaf).sum()  # read from the file by now, and held
+    args = (state, jnp.asarray(x))
+    with tempfile.TemporaryDirectory() as folder:
+        start, work = time.perf_counter(), time.process_time()
+        bundle, memory = peak_memory(
+            lambda: lb.export(fn, plan, qparams, args, f"{folder}/model", integer_io=is_integer, targets=FORMS[form])
+        )
+        seconds, work = time.perf_counter() - start, time.process_time() - work
+        artifact = "model.mlirbc" if form == "served" else "universal/model.mlirbc"
+        stored = bundle.manifest["files"][artifact]["deflated"]
+    return {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(work, 2),
+        "memory_bytes": memory,
+        "memory_of_model": round(memory / size, 3),
+        "model_bytes": size,
+        "packed_bytes": qparams.nbytes,
+        "stored_bytes": stored,
+    }
