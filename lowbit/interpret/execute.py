@@ -73,7 +73,7 @@ def execute(
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or one of kernels for a full-integer plan; at the call, if the traced operations differ from the plan, or the
+        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or one of an accelerator's kernels for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
