@@ -16,10 +16,12 @@ from jaxtyping import Array
 
 import lowbit_kernels
 from lowbit.core.qtensor import QTensor
+from lowbit.core.spec import Spec
 from lowbit.formats.integer import Integer
 from lowbit.program.read import Equation
 from lowbit_kernels.cpu import fixed
 from lowbit_kernels.cpu.fixed import JOINS as JOINS
+from lowbit_kernels.cpu.fixed import FloatGrid as FloatGrid
 from lowbit_kernels.cpu.fixed import Join as Join
 
 from .bits import unpack
@@ -200,20 +202,45 @@ def join_order(numbers: Mapping[str, Any], zeros: Sequence[Array], at: int) -> A
     return jnp.stack([x.reshape(()).astype(jnp.int32) for x in parts])
 
 
-def result(equation: Equation, codes: Array, zero: Array, order: Order, join: Join | None = None) -> Array:
+def takes_floats(equation: Equation, spec: Spec) -> bool:
+    """Returns whether the call puts an input that is float on its grid itself.
+
+    Args:
+        equation: the operation.
+        spec: of the input's grid.
+    """
+    return type(spec.format) is Integer and (equation.name == "dot_general" or not _has_gaps(equation))
+
+
+def _has_gaps(equation: Equation) -> bool:
+    """Whether a convolution has zeros between positions, or a padding that cuts."""
+    params = equation.eqn.params
+    return any(d != 1 for d in params["lhs_dilation"]) or any(n < 0 for pair in params["padding"] for n in pair)
+
+
+def result(
+    equation: Equation,
+    codes: Array,
+    zero: Array,
+    order: Order,
+    *,
+    grid: FloatGrid | None = None,
+    join: Join | None = None,
+) -> Array:
     """Returns the codes of an operation, or of what joins them.
 
     Args:
         equation: the dot or convolution.
-        codes: of its input, int8.
+        codes: of its input, int8; or float32 with ``grid``.
         zero: their zero point.
         order: of its weight.
+        grid: of a float input that `takes_floats`.
         join: what they are joined with.
     """
     params = equation.eqn.params
     if isinstance(order, fixed.FixedConv):
         dims, pads, inside = params["dimension_numbers"], params["padding"], params["lhs_dilation"]
-        if any(d != 1 for d in inside) or any(n < 0 for pair in pads for n in pair):
+        if _has_gaps(equation):
             config = [(0, 0, 0)] * codes.ndim
             for axis, (low, high), d in zip(dims.lhs_spec[2:], pads, inside, strict=True):
                 config[axis] = (min(low, 0), min(high, 0), d - 1)
@@ -221,7 +248,7 @@ def result(equation: Equation, codes: Array, zero: Array, order: Order, join: Jo
             pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
         return fixed.fixed_conv(
             codes, order, strides=tuple(params["window_strides"]), padding=tuple(pads),
-            rhs_dilation=tuple(params["rhs_dilation"]), layout=LAYOUTS[tuple(dims.lhs_spec)], join=join,
+            rhs_dilation=tuple(params["rhs_dilation"]), layout=LAYOUTS[tuple(dims.lhs_spec)], join=join, grid=grid,
         )  # fmt: skip
     contracted = tuple(_contracted(equation)[0])
     rows = tuple(i for i in range(codes.ndim) if i not in contracted)
@@ -230,5 +257,5 @@ def result(equation: Equation, codes: Array, zero: Array, order: Order, join: Jo
     if join is not None:
         other = join.other.reshape(flat.shape[0], -1) if is_left else join.other.reshape(-1, flat.shape[0]).T
         join = join._replace(other=other)
-    made = fixed.fixed_matmul(flat, order, join=join)
+    made = fixed.fixed_matmul(flat, order, join=join, grid=grid)
     return (made if is_left else made.T).reshape(shape)

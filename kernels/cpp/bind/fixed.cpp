@@ -5,10 +5,10 @@ namespace lowbit {
 namespace {
 
 // Numbers shared with lowbit_kernels/cpu/fixed.py: bits of the operands that are there, and what `config` holds.
-enum Given { kZeros = 1, kSums = 2, kJoined = 4 };
-enum MatmulConfig { kMatmulGiven, kMatmulBits, kMatmulOffset, kLength, kMatmulRounding, kMatmulJoin, kMatmulIsa,
+enum Given { kZeros = 1, kSums = 2, kJoined = 4, kScale = 8 };
+enum MatmulConfig { kMatmulGiven, kMatmulBits, kMatmulOffset, kLength, kMatmulRounding, kMatmulJoin, kMatmulLo, kMatmulHi, kMatmulIsa,
                     kMatmulThreads, kMatmulConfig };
-enum ConvConfig { kConvGiven, kGroups, kDepthwise, kConvBits, kConvOffset, kFirst, kConvRounding, kConvJoin, kConvIsa,
+enum ConvConfig { kConvGiven, kGroups, kDepthwise, kConvBits, kConvOffset, kFirst, kConvRounding, kConvJoin, kConvLo, kConvHi, kConvIsa,
                   kConvThreads, kKernel, kStride = kKernel + 2, kDilation = kStride + 2, kPadding = kDilation + 2,
                   kConvConfig = kPadding + 2 };
 
@@ -58,15 +58,15 @@ ffi::Error FixedMatmul(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi
   c.zeros = in.Next(kZeros, Type::kS16, {0});
   c.tail.other = in.Next(kJoined, Type::kS8, {0, 0});
   c.tail.joins = in.Next(kJoined, Type::kS32, {0});
+  c.x_scale = in.Next(kScale, Type::kF32, {1});
   if (const char* problem = in.problem()) return Answer(problem);
   NoTail(to, &absent, CeilDivide(to.dims[to.rank - 1], kLanes), &c.tail);
   c.tail.y = absent.Of(to, Type::kF32, {0, to.dims[to.rank - 1]}, true);
   c.tail.marks = absent.Of(to, Type::kF32, {0}, true);
-  c.x_scale = absent.Of(to, Type::kF32, {1}, false);
   c.x_zero = absent.Of(to, Type::kS32, {1}, false);
   c.scales = c.codebook = absent.Of(to, Type::kF32, {0}, false);
   c.factors = absent.Of(to, Type::kS8, {0}, false);
-  c.activation = static_cast<int64_t>(Activation::kStatic);
+  c.activation = static_cast<int64_t>(Activation::kStatic), c.lo = a[kMatmulLo], c.hi = a[kMatmulHi];
   c.bits = a[kMatmulBits], c.offset = a[kMatmulOffset], c.length = c.group = a[kLength];
   c.tail.rounding = a[kMatmulRounding], c.tail.join = a[kMatmulJoin], c.isa = a[kMatmulIsa], c.threads = a[kMatmulThreads];
   ThreadPool pool(thread_pool);
@@ -88,19 +88,19 @@ ffi::Error FixedConv(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi::
   c.sums = in.Next(kSums, Type::kS32, {0});
   c.tail.other = in.Next(kJoined, Type::kS8, {0, 0, 0, 0});
   c.tail.joins = in.Next(kJoined, Type::kS32, {0});
+  c.x_scale = in.Next(kScale, Type::kF32, {1});
   if (const char* problem = in.problem()) return Answer(problem);
   const bool first = a[kFirst] != 0;
   NoTail(to, &absent, c.tail.fixed.rank > 1 ? c.tail.fixed.dims[1] : 0, &c.tail);
   c.tail.y = absent.Of(to, Type::kF32, {0, to.dims[1], to.dims[2], to.dims[3]}, true);
   c.tail.marks = absent.Of(to, Type::kF32, {0, 0, 0}, true);
-  c.x_scale = absent.Of(to, Type::kF32, {1}, false);
   c.x_zero = absent.Of(to, Type::kS32, {1}, false);
   c.scales = absent.Of(to, Type::kF32, {0}, false);
   c.kernel = a + kKernel, c.stride = a + kStride, c.dilation = a + kDilation, c.padding = a + kPadding;
   c.kernel_rank = c.stride_rank = c.dilation_rank = c.padding_rank = 2;
   c.groups = a[kGroups], c.depthwise = a[kDepthwise], c.bits = a[kConvBits];
   c.offset = a[kConvOffset], c.x_channels_first = c.y_channels_first = first;
-  c.tail.rounding = a[kConvRounding], c.tail.join = a[kConvJoin], c.isa = a[kConvIsa], c.threads = a[kConvThreads];
+  c.tail.rounding = a[kConvRounding], c.tail.join = a[kConvJoin], c.lo = a[kConvLo], c.hi = a[kConvHi], c.isa = a[kConvIsa], c.threads = a[kConvThreads];
   ThreadPool pool(thread_pool);
   return Answer(Call(c, &pool));
 }

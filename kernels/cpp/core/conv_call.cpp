@@ -47,7 +47,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   LOWBIT_REQUIRE(IsExtent(tiles), "feature groups must divide the channels and the outputs");
   bool fixed = false;
   if (const char* problem = ReadFixed(call.tail, 0, tiles, &fixed, &c.tail)) return problem;
-  LOWBIT_REQUIRE(!fixed || call.x.type == Type::kS8 || call.x.type == Type::kU8, "fixed point takes codes");
+  LOWBIT_REQUIRE(!fixed || call.dynamic == 0, "fixed point takes a static grid");
   LOWBIT_REQUIRE(IsZeroType(call.x_zero.type) && HasShape(call.x_zero, 0, {1}), "x_zero must be one s32 or f32");
   c.x_zero = !fixed       ? ReadZero(call.x_zero.type, call.x_zero.data)
              : tiles == 0 ? c.lo

@@ -106,9 +106,8 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   Tail& t = p.tail;
   bool fixed = false;
   if (const char* problem = ReadFixed(call.tail, r, tiles, &fixed, &t)) return problem;
-  LOWBIT_REQUIRE(!fixed || (p.activation == Activation::kStatic && p.groups == 1 && !factored &&
-                            (call.x.type == Type::kS8 || call.x.type == Type::kU8)),
-                 "fixed point takes codes, and weights without groups");
+  LOWBIT_REQUIRE(!fixed || (p.activation == Activation::kStatic && p.groups == 1 && !factored),
+                 "fixed point takes a static grid, and weights without groups");
   LOWBIT_REQUIRE(fixed || ((call.scales.type == Type::kF32 || call.scales.type == Type::kBF16) &&
                            HasShape(call.scales, r, {tiles, scale_groups, kLanes})),
                  "scales must be f32 or bf16 (tiles, groups, 16)");

@@ -165,7 +165,7 @@ std::string OneMatmul(Pool* pool, bool* spoilt) {
   const bool bytes = is_static && Chance(40), wide = is_static && Chance(40);
   p.x_type = bytes ? (wide ? Type::kU8 : Type::kS8) : Chance(70) ? Type::kF32 : Type::kBF16;
   c.x_columns = Uniform(0, 1), c.y_columns = Uniform(0, 1), p.x_columns = c.x_columns != 0;
-  const bool fixed = bytes && !wide && p.groups == 1 && Chance(60);
+  const bool fixed = is_static && !wide && p.groups == 1 && Chance(60);
   const bool book = is_float && Chance(40), factors = !fixed && !is_float && p.bits < 8 && Chance(30);
   const bool zeros = !book && !factors && Chance(40);
   const std::vector<int64_t> table = {p.tiles(), p.groups, kLanes};
@@ -220,9 +220,9 @@ std::string OneConv(Pool* pool, bool* spoilt) {
   s.kernel_height = kernel[0], s.kernel_width = kernel[1], s.stride_height = stride[0], s.stride_width = stride[1];
   s.dilation_height = dilation[0], s.dilation_width = dilation[1];
   s.out_height = Uniform(Chance(5) ? 0 : 1, 8), s.out_width = Uniform(Chance(5) ? 0 : 1, 8);
-  const bool wide = Chance(40), bytes = Chance(40), fixed = bytes && !wide && Chance(60);
+  const bool wide = Chance(40), bytes = Chance(40), fixed = !wide && Chance(40);
   if (wide) c.lo = 0, c.hi = 255;
-  c.keeps_nan = Uniform(0, 1), c.dynamic = !wide && !bytes && Chance(40);
+  c.keeps_nan = Uniform(0, 1), c.dynamic = !wide && !bytes && !fixed && Chance(40);
   c.kernel = kernel, c.stride = stride, c.dilation = dilation, c.padding = padding;
   c.kernel_rank = c.stride_rank = c.dilation_rank = c.padding_rank = 2;
   c.groups = s.groups, c.depthwise = s.depthwise, c.bits = s.bits, c.offset = Chance(50) ? 0 : 1 << (s.bits - 1);

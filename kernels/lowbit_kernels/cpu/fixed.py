@@ -59,6 +59,20 @@ class Rescale(NamedTuple):
     zero: Any
 
 
+class FloatGrid(NamedTuple):
+    """The grid of an input that is float32 still: the call puts it there first, NaN on the zero point, as `quantize_static`.
+
+    Attributes:
+        scale: float32, one number.
+        lo: the smallest code.
+        hi: the largest, at most 127.
+    """
+
+    scale: Any
+    lo: int
+    hi: int
+
+
 class Join(NamedTuple):
     """What the codes of a product are joined with.
 
@@ -182,13 +196,19 @@ def supports() -> str | None:
 
 
 def fixed_matmul(
-    x: Num[Array, "*batch in"], matrix: FixedMatrix, *, join: Join | None = None, config: object = None
+    x: Num[Array, "*batch in"],
+    matrix: FixedMatrix,
+    *,
+    grid: FloatGrid | None = None,
+    join: Join | None = None,
+    config: object = None,
 ) -> Int8[Array, "*batch out"]:
     """Codes of `x @ W`, rows after rows.
 
     Args:
-        x: codes.
+        x: codes, or float32 with `grid`.
         matrix: of `prepare_fixed`.
+        grid: of float32 x.
         join: what the codes are joined with, or None.
         config: a `CpuConfig`, or None.
 
@@ -199,7 +219,7 @@ def fixed_matmul(
         TypeError: other codes than int8, or no prepared matrix.
         NotImplementedError: the native library is not there.
     """
-    x = _codes("fixed_matmul", x)
+    x = _codes("fixed_matmul", x, grid)
     checks.instance("fixed_matmul: matrix", matrix, FixedMatrix, "prepare_fixed")
     if not x.ndim or x.shape[-1] != matrix.length:
         raise ValueError(f"fixed_matmul: x must be (..., {matrix.length}), got {x.shape}")
@@ -213,11 +233,11 @@ def fixed_matmul(
     ]
     operands, bits, places = given(
         [x.reshape(rows, length), matrix.blocks, matrix.column_sums, matrix.table, (matrix.zeros, 1),
-         *_joined("fixed_matmul", join, (*x.shape[:-1], matrix.out), (rows, matrix.out))]
+         *_joined("fixed_matmul", join, (*x.shape[:-1], matrix.out), (rows, matrix.out)), *_scale(grid)]
     )  # fmt: skip
     numbers = (
         bits, stored_bits(matrix.bits), 1 << (matrix.bits - 1) if matrix.signed else 0, length,
-        ROUNDINGS.index(matrix.rounding), _kind(join), isa, threads, *places,
+        ROUNDINGS.index(matrix.rounding), _kind(join), *_bounds(grid), isa, threads, *places,
     )  # fmt: skip
     call = jax.ffi.ffi_call(library.FIXED["LowbitFixedMatmulCall"], results, vmap_method="expand_dims")
     codes, _ = call(*operands, config=np.asarray(numbers, np.int64))
@@ -232,18 +252,20 @@ def fixed_conv(
     padding: Any = "SAME",
     rhs_dilation: tuple[int, ...] | None = None,
     layout: str | None = None,
+    grid: FloatGrid | None = None,
     join: Join | None = None,
     config: object = None,
 ) -> Int8[Array, "..."]:
     """Codes of a convolution; the border is padded with the zero point.
 
     Args:
-        x: codes.
+        x: codes, or float32 with `grid`.
         packed: of `prepare_fixed_conv`.
         strides: as in `lowbit_kernels.quant_conv`, and so are the others.
         padding: pairs are not negative.
         rhs_dilation: of the kernel.
         layout: of x and of the result.
+        grid: of float32 x.
         join: what the codes are joined with, or None.
         config: a `CpuConfig`, or None.
 
@@ -254,7 +276,7 @@ def fixed_conv(
         TypeError: other codes than int8, or no prepared convolution.
         NotImplementedError: the native library is not there, or the padding negative.
     """
-    x = _codes("fixed_conv", x)
+    x = _codes("fixed_conv", x, grid)
     checks.instance("fixed_conv: packed", packed, FixedConv, "prepare_fixed_conv")
     x, w = windows_of(
         "fixed_conv", x, packed.kernel, packed.groups, layout=layout, strides=strides, padding=padding,
@@ -273,12 +295,12 @@ def fixed_conv(
         jax.ShapeDtypeStruct((cpu_conv.scratch_bytes(x_shape, packed, w.shape, w.strides, w.dilation),), jnp.uint8),
     ]
     operands, bits, places = given(
-        [x, packed.weights, packed.table, (packed.sums, 2), *_joined("fixed_conv", join, shape, stored)]
+        [x, packed.weights, packed.table, (packed.sums, 2), *_joined("fixed_conv", join, shape, stored), *_scale(grid)]
     )
     numbers = (
         bits, packed.groups, packed.depthwise, 8 if packed.depthwise else stored_bits(packed.bits),
-        1 << (packed.bits - 1) if packed.signed else 0, w.first, ROUNDINGS.index(packed.rounding), _kind(join), isa,
-        threads,
+        1 << (packed.bits - 1) if packed.signed else 0, w.first, ROUNDINGS.index(packed.rounding), _kind(join), *_bounds(grid),
+        isa, threads,
         *packed.kernel[:2], *w.strides, *w.dilation, *(low for low, _ in w.padding), *places,
     )  # fmt: skip
     call = jax.ffi.ffi_call(library.FIXED["LowbitFixedConvCall"], results, vmap_method="sequential")
@@ -286,13 +308,30 @@ def fixed_conv(
     return lax.squeeze(codes, (w.axes.height,)) if w.axes.flat else codes
 
 
-def _codes(what: str, x: Any) -> Array:
+def _codes(what: str, x: Any, grid: FloatGrid | None) -> Array:
     if (reason := supports()) is not None:
         raise NotImplementedError(f"{what}: {reason}")
     x = checks.array(f"{what}: x", x)
-    if x.dtype != jnp.int8:
-        raise TypeError(f"{what}: x must be int8 codes, got {x.dtype}")
+    if grid is None and x.dtype != jnp.int8:
+        raise TypeError(f"{what}: x must be int8 codes, or float32 with a grid, got {x.dtype}")
+    if grid is not None:
+        checks.instance(f"{what}: grid", grid, FloatGrid, "FloatGrid(scale, lo, hi)")
+        checks.described(f"{what}: FloatGrid.scale", grid.scale)
+        if x.dtype != jnp.float32 or grid.scale.dtype.name != "float32" or grid.scale.size != 1:
+            raise TypeError(
+                f"{what}: x and one scale of its grid must be float32, got {x.dtype} and {grid.scale.dtype} {grid.scale.shape}"
+            )
+        low = checks.integer(f"{what}: FloatGrid.lo", grid.lo, -128, 126)
+        checks.integer(f"{what}: FloatGrid.hi", grid.hi, low + 1, 127)
     return x
+
+
+def _scale(grid: FloatGrid | None) -> list[tuple[Any, int]]:
+    return [(None, 8)] if grid is None else [(grid.scale.reshape((1,)), 8)]
+
+
+def _bounds(grid: FloatGrid | None) -> tuple[int, int]:
+    return (-128, 127) if grid is None else (grid.lo, grid.hi)
 
 
 def _check_table(what: str, table: Any, tiles: int) -> None:

@@ -32,7 +32,7 @@ from .compute import code_dtype, moved
 from .constants import constants
 from .fixed import rounding_named
 from .flat import Constants
-from .native import Orders, natives_of
+from .native import Grid, Orders, floats_of, natives_of
 from .nodes import Node, Program
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
@@ -352,23 +352,26 @@ def execution(
             weights[node.path] = q.merged()
     found = qparams.sites
 
-    def zero(var: Value) -> Any:
-        return found[program.grids[var]]["zero"]
+    def grid(var: Value) -> Grid:
+        path = program.grids[var]
+        return Grid(found[path]["scale"], found[path]["zero"], specs[path])
 
     arithmetic = Arithmetic(
         program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried,
-        natives=natives_of(program, orders, zero),
+        natives=natives_of(program, orders, grid),
     )  # fmt: skip
     env = data_of(program, traced)
     _warm_selected(program, known)
+    floats = frozenset() if has_integer_io else floats_of(program, orders, grid)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
         if node.kind == "index":
             return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
-        x, grid = env[node.out], found[program.grids[node.out]]
-        return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]], is_named=is_named)], state
+        x, path = env[node.out], program.grids[node.out]
+        is_kept = has_integer_io or node.out in floats
+        return [x if is_kept else quantized(x, found[path], specs[path], is_named=is_named)], state
 
     evaluate(program.nodes, env, at, ())
     if has_integer_io:

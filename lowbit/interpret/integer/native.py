@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.checks import is_traced
+from lowbit.core.spec import Spec
 from lowbit.interpret.prepared import apart
 from lowbit.interpret.trace import Model, Trace, trace
 from lowbit.packed import fixed_calls
@@ -43,13 +44,21 @@ class Later(NamedTuple):
     codes: Any
 
 
-def natives_of(program: Program, orders: Orders, zero: Callable[[Value], Array]) -> dict[str, Native]:
+class Grid(NamedTuple):
+    """A value's: its scale, its zero point and its spec."""
+
+    scale: Any
+    zero: Any
+    spec: Spec
+
+
+def natives_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> dict[str, Native]:
     """Returns what computes the nodes that run on the native kernels, by path.
 
     Args:
         program: the integer form.
         orders: of weights, and of sums.
-        zero: the zero points of values.
+        grid: of a value.
     """
     if not orders:
         return {}
@@ -57,7 +66,11 @@ def natives_of(program: Program, orders: Orders, zero: Callable[[Value], Array])
     late = {node.ins[at] for node, at in joins.values() if node.path in orders}
 
     def of(node: Node, codes: Any, join: fixed_calls.Join | None = None) -> Array:
-        return fixed_calls.result(node.equations[0], codes, zero(node.ins[0]), orders[node.path], join)
+        scale, zero, spec = grid(node.ins[0])
+        floats = None
+        if jnp.issubdtype(codes.dtype, jnp.floating):
+            floats = fixed_calls.FloatGrid(scale, int(spec.format.low), int(spec.format.high))
+        return fixed_calls.result(node.equations[0], codes, zero, orders[node.path], grid=floats, join=join)
 
     def joined(node: Node, at: int, *codes: Any) -> Array:
         own, other = codes[at], codes[1 - at]
@@ -72,6 +85,33 @@ def natives_of(program: Program, orders: Orders, zero: Callable[[Value], Array])
     return found
 
 
+def floats_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
+    """Returns the arguments that their only reader, an operation on the kernels, puts on their grid itself.
+
+    Args:
+        program: the integer form.
+        orders: of weights, and of sums.
+        grid: of a value.
+    """
+    read, alone = _read(program), set[Value]()
+    for node in program.nodes:
+        if node.op is None or node.path not in orders:
+            continue
+        (var,) = node.ins
+        if read[var] == 1 and var.dtype == jnp.float32 and fixed_calls.takes_floats(node.equations[0], grid(var).spec):
+            alone.add(var)
+    return frozenset(node.out for node in program.nodes if node.kind == "input" and node.out in alone)
+
+
+def _read(program: Program) -> Counter[Value]:
+    """How often a value is read."""
+    places = program.everywhere()
+    read = Counter(v for node, _ in places for v in node.ins)
+    read.update(program.outs)
+    read.update(v for node, _ in places for name in ("afters", "ys") for v in node.details.get(name, ()))
+    return read
+
+
 def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
     """Sums, maxima and minima that may be part of the call that makes an operand, and which of them, by path.
 
@@ -81,12 +121,9 @@ def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int
         program: the integer form.
         paths: of the operations that run on the kernels.
     """
-    places = program.everywhere()
-    read = Counter(v for node, _ in places for v in node.ins)
-    read.update(program.outs)
-    read.update(v for node, _ in places for name in ("afters", "ys") for v in node.details.get(name, ()))
+    read = _read(program)
     found: dict[str, tuple[Node, int]] = {}
-    for nodes in (program.nodes, *(node.body for node, _ in places if node.body)):
+    for nodes in (program.nodes, *(node.body for node, _ in program.everywhere() if node.body)):
         made = {node.out: i for i, node in enumerate(nodes) if node.op is not None and node.path in paths}
         for node in nodes:
             if node.kind not in fixed_calls.JOINS or len(node.ins) != 2:
