@@ -21,7 +21,10 @@ from lowbit.program.read import Value
 
 from .compute import code_dtype
 from .flat import Constants
+from .joined import Joined
 from .nodes import Node, Program
+from .ops import kind_named
+from .ops.scan import Turns
 from .plans import program_for
 from .weights import weight_places
 
@@ -108,7 +111,10 @@ def _read(program: Program) -> Counter[Value]:
     places = program.everywhere()
     read = Counter(v for node, _ in places for v in node.ins)
     read.update(program.outs)
-    read.update(v for node, _ in places for name in ("afters", "ys") for v in node.details.get(name, ()))
+    for node, _ in places:
+        if node.loop is not None:
+            turns = node.known_as(Turns)
+            read.update((*turns.afters, *turns.ys))
     return read
 
 
@@ -126,7 +132,7 @@ def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int
     for nodes in (program.nodes, *(node.body for node, _ in program.everywhere() if node.body)):
         made = {node.out: i for i, node in enumerate(nodes) if node.op is not None and node.path in paths}
         for node in nodes:
-            if node.kind not in fixed_calls.JOINS or len(node.ins) != 2:
+            if not isinstance(kind_named(node.kind), Joined):
                 continue
             fits = [i for i, v in enumerate(node.ins) if v in made and read[v] == 1 and v.shape == node.out.shape]
             if fits and node.ins[0].shape == node.ins[1].shape:
@@ -198,7 +204,7 @@ def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node
     program, found = program_for(plan, traced), qparams.sites
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     for node, site, var in weight_places(plan, program):
-        if node.kind not in ("dot", "conv"):
+        if not kind_named(node.kind).reads_grids:
             yield node, None, "a look-up of codes"
             continue
         q = (known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]).merged()
