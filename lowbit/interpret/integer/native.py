@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.checks import is_traced
+from lowbit.core.meshes import explicit_mesh
 from lowbit.core.spec import Spec
 from lowbit.interpret.prepared import apart
 from lowbit.interpret.trace import Model, Trace, trace
@@ -223,9 +224,9 @@ class FixedOrders:
         self.made: dict[str, Any] = {}
 
     def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the orders; none where parameters are traced."""
+        """Returns the orders; none where parameters are traced, or lie on an explicit mesh."""
         arrays = jax.tree.leaves(qparams)
-        if any(is_traced(x) for x in arrays):
+        if any(is_traced(x) for x in arrays) or explicit_mesh(arrays) is not None:
             return {}
         is_known = 0 < len(self.sources) == len(arrays)
         if is_known and all(ref() is x for ref, x in zip(self.sources, arrays, strict=True)):
