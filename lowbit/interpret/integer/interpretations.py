@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from lowbit.core.gradients import straight_through
 from lowbit.core.paths import leaf_path
-from lowbit.core.qtensor import QTensor, quantize_with
+from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
-from lowbit.core.rounding import cast_once, rounded_product, widened
+from lowbit.core.rounding import widened
 from lowbit.core.spec import Spec
 from lowbit.interpret.codes import with_codes
 from lowbit.interpret.refusals import Refusal, Refusals, Refused
@@ -30,9 +30,11 @@ from lowbit.program.read import Value
 from . import spans
 from .compute import code_dtype
 from .constants import constants
+from .ends import dequantized, quantized
 from .fixed import rounding_named
 from .flat import Constants
 from .kind import Movement
+from .native import Grid, Orders, floats_of, natives_of
 from .nodes import Node, Program
 from .ops import kind_named
 from .own_gradients import refusing_parts
@@ -319,7 +321,16 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
     return freeze
 
 
-def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has_integer_io: bool) -> list[Any]:
+def execution(
+    plan: Plan,
+    traced: Trace,
+    qparams: QParams,
+    *,
+    carried: bool,
+    has_integer_io: bool,
+    orders: Orders | None = None,
+    is_named: bool = True,
+) -> list[Any]:
     """Returns the flat results on packed parameters.
 
     Args:
@@ -328,57 +339,47 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
         qparams: packed.
         carried: whether dots are computed on integers carried in float32, exactly, or on int8 codes.
         has_integer_io: whether the arguments are codes already, and the results stay codes.
+        orders: of operations that run on the native kernels, by path.
+        is_named: whether the float arithmetic at both ends is composites, which exports read and `jax.vmap` does not.
     """
-    program, specs = program_for(plan, traced), specs_of(plan)
+    program, specs, orders = program_for(plan, traced), specs_of(plan), orders or {}
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     weights = {}
     for node, site, var in weight_places(plan, program):
-        q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
-        weights[node.path] = q.merged()
+        if node.path not in orders:
+            q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
+            weights[node.path] = q.merged()
     found = qparams.sites
+
+    def grid(var: Value) -> Grid:
+        path = program.grids[var]
+        return Grid(found[path]["scale"], found[path]["zero"], specs[path])
+
     arithmetic = Arithmetic(
-        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried
-    )
+        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried,
+        natives=natives_of(program, orders, grid),
+    )  # fmt: skip
     env = data_of(program, traced)
     _warm_selected(program, known)
+    floats = frozenset() if has_integer_io else floats_of(program, orders, grid)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
         if node.kind != "input":
             return arithmetic(node, values), state
-        x, grid = env[node.out], found[program.grids[node.out]]
-        return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]])], state
+        x, path = env[node.out], program.grids[node.out]
+        is_kept = has_integer_io or node.out in floats
+        return [x if is_kept else quantized(x, found[path], specs[path], is_named=is_named)], state
 
     evaluate(program.nodes, env, at, (), known.value)
     if has_integer_io:
         return [env[v] for v in program.outs]
-    return [dequantized(env[v], found[program.grids[v]], v.dtype) for v in program.outs]
+    return [dequantized(env[v], found[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
 
 
 def _warm_selected(program: Program, known: Constants) -> None:
     for node, scope in program.everywhere():
         if scope:
             _hold(kind_named(node.kind).held(node), known)
-
-
-def quantized(x: Array, grid: Mapping[str, Any], spec: Spec) -> Array:
-    """Returns codes of an argument: the only float arithmetic at the entry, a composite named ``lowbit.quantize``."""
-
-    def quantize(x: Array, scale: Array, zero: Array) -> Array:
-        shape = (1,) * x.ndim
-        level = zero.astype(jnp.float32).reshape(shape)
-        return quantize_with(x, spec, scale.reshape(shape), level, tuple(x.shape)).encode().codes
-
-    return lax.composite(quantize, name="lowbit.quantize")(x, grid["scale"], grid["zero"])
-
-
-def dequantized(codes: Array, grid: Mapping[str, Any], dtype: Any) -> Array:
-    """Returns the values of codes: the only float arithmetic at the exit, a composite named ``lowbit.dequantize``."""
-
-    def dequantize(codes: Array, scale: Array, zero: Array) -> Array:
-        levels = (codes.astype(jnp.int32) - zero).astype(jnp.float32)
-        return cast_once(rounded_product(levels, scale), dtype)
-
-    return lax.composite(dequantize, name="lowbit.dequantize")(codes, grid["scale"], grid["zero"])
 
 
 def boundary(plan: Plan, traced: Trace) -> tuple[Sequence[str], Sequence[str]]:

@@ -18,8 +18,9 @@ from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.plan.rows import Plan, Row, Site
 
+from .ends import dequantized, quantized
 from .flat import Constants
-from .interpretations import data_of, dequantized, exact_arithmetic, grid_of, quantized, specs_of, warm
+from .interpretations import data_of, exact_arithmetic, grid_of, specs_of, warm
 from .nodes import Node
 from .ops import kind_named
 from .ops.lookup import picking

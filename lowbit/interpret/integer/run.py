@@ -148,6 +148,7 @@ class Arithmetic:
         weights: codes by operation.
         known: values of constants that are no parameters: predicates, indices.
         carried: whether dots are computed on integers carried in float32.
+        natives: nodes on the native kernels, by path.
     """
 
     def __init__(
@@ -160,9 +161,10 @@ class Arithmetic:
         known: Constants,
         *,
         carried: bool,
+        natives: Mapping[str, Callable[..., Any]] | None = None,
     ):
         self.program, self.specs, self.rounding, self.found = program, specs, rounding, found
-        self.weights, self.known, self.carried = weights, known, carried
+        self.weights, self.known, self.carried, self.natives = weights, known, carried, natives or {}
 
     def spec(self, var: Value) -> Spec:
         """The spec of a value's grid."""
@@ -182,4 +184,6 @@ class Arithmetic:
 
     def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:
         """Returns the codes of a node that is neither an input, nor an index, nor a scan."""
+        if node.path in self.natives:
+            return [self.natives[node.path](*codes)]
         return kind_named(node.kind).compute(self.taken(node, codes))
