@@ -21,7 +21,7 @@ from lowbit.rewrites import batch_norm
 from lowbit.run.measure import peak_memory
 from lowbit.run.pieces import Piece
 
-from .column import Column, Eval, mean
+from .column import Column, Eval, mean, size
 
 FORMS = {"served": ("xla", "iree"), "universal": ("xla-universal", "iree-universal")}
 """Targets by the form that they take; every bundle holds the served one."""
@@ -50,12 +50,8 @@ def export_cost(*forms: str) -> Eval:
     for form in forms:
         columns.append(Column(f"{form} s", ("export_cost", form, "seconds"), mean(".1f")))
         columns.append(Column(f"{form} memory/model", ("export_cost", form, "memory_of_model"), mean(".2f")))
-        columns.append(Column(f"{form} MB", ("export_cost", form, "stored_bytes"), _megabytes))
+        columns.append(Column(f"{form} stored", ("export_cost", form, "stored_bytes"), size))
     return Eval("export_cost", _ExportCost(forms), tuple(columns))
-
-
-def _megabytes(values: Any, base: Any) -> str:
-    return f"{np.mean(values) / 1e6:.1f}" if len(values) else "-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +125,7 @@ def measured(
     """
     made = model(seed)
     fn, state = made.fn, made.state
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
+    model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
     if is_folded:
         fn, _, state = batch_norm.fold(jax.ShapeDtypeStruct(x.shape, x.dtype))(fn, made.params, state)
     del made
@@ -149,8 +145,8 @@ def measured(
         "seconds": round(seconds, 2),
         "cpu_seconds": round(work, 2),
         "memory_bytes": memory,
-        "memory_of_model": round(memory / size, 3),
-        "model_bytes": size,
+        "memory_of_model": round(memory / model_bytes, 3),
+        "model_bytes": model_bytes,
         "packed_bytes": qparams.nbytes,
         "stored_bytes": stored,
     }
