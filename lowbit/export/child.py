@@ -21,18 +21,18 @@ import numpy as np
 
 from lowbit.core import atomic
 from lowbit.packed.files import encode_tensors
-from lowbit.targets.table import TARGETS, Target
+from lowbit.targets.table import TARGETS
+from lowbit.targets.target import Target
 
 from . import stablehlo
-from .forms import SERVED, quantized, universal
-from .reading import ARTIFACT, Bundle, read
+from .forms import program
+from .reading import Bundle, read
 from .runners import Ran, runners
-from .runners.xla import SLOW, work
+from .served.run import SLOW, work
 
 ANSWER, OUTPUTS, SAID = "answer.json", "outputs.safetensors", "said.txt"
 _PR_SET_PDEATHSIG = 1
 _FILE_BYTES = 1 << 36
-_PROGRAMS = {SERVED: ARTIFACT, "universal": universal.ARTIFACT, "quantized": quantized.ARTIFACT}
 
 _CONVOLUTION_FIXED = "1.22.0"
 """StableHLO of jax 0.12: its interpreter sums int8 convolutions in 32 bits; that of jax 0.10 (1.17) in 8."""
@@ -56,8 +56,8 @@ def answer(bundle: Bundle, target: Target, *, is_asked: bool) -> tuple[dict[str,
         target: what runs it.
         is_asked: whether the target was asked for by name.
     """
-    if target.form in _PROGRAMS:
-        found = stablehlo.contents(bundle.file(_PROGRAMS[target.form]))
+    if (artifact := program(target.form)) is not None:
+        found = stablehlo.contents(bundle.file(artifact))
         if reason := foreign(found):
             return {
                 "status": "failed",

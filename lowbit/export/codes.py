@@ -14,8 +14,9 @@ from lowbit.export import lowering
 from lowbit.export.fold import fold
 from lowbit.export.forms import Lowered
 from lowbit.formats.lookup import format_named
-from lowbit.interpret.integer.constants import result_scale
+from lowbit.interpret.integer.contraction import result_scale
 from lowbit.interpret.integer.flat import Constants
+from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.plans import program_for
 from lowbit.interpret.integer.weights import weight_places
 from lowbit.interpret.operations import Operation
@@ -132,7 +133,7 @@ def turned(plan: Plan, traced: Trace, qparams: QParams, before: QParams) -> dict
     for node, site, var in weight_places(plan, program):
         weight = known.raw(var) if site.kind == "leaf" else before.sites[node.path]["weight"]
         constants = sites.get(node.path, {})
-        if not weight.spec.has_signed_scales or node.kind not in ("dot", "conv") or "groups" in constants:
+        if not weight.spec.has_signed_scales or not kind_named(node.kind).reads_grids or "groups" in constants:
             continue  # of groups, the sign is in their integers; a look-up has no multiplier
         sign = jnp.where(result_scale(node.equations[0], weight) < 0, -1, 1)
         changed = {

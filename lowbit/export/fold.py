@@ -26,7 +26,7 @@ from lowbit.program import compat, primitives
 from lowbit.program.evaluate import evaluate
 from lowbit.program.read import Equation, Program
 from lowbit.program.read import read as read_program
-from lowbit.targets.table import INLINED_BYTES
+from lowbit.targets.target import INLINED_BYTES
 
 from . import lowering
 from .ragged import has_ragged_rows, packed, unpacked

@@ -17,7 +17,8 @@ import numpy as np
 from lowbit.core.spec import Spec
 from lowbit.interpret.execute import execution
 from lowbit.interpret.integer.compute import code_dtype
-from lowbit.interpret.integer.interpretations import boundary, quantized
+from lowbit.interpret.integer.ends import quantized
+from lowbit.interpret.integer.interpretations import boundary
 from lowbit.interpret.trace import Model, trace
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan

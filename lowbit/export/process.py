@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 
 from lowbit.packed.files import decode_tensors
-from lowbit.targets.table import Target
+from lowbit.targets.target import Target
 
 from .child import ANSWER, OUTPUTS
 from .reading import Bundle

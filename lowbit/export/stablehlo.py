@@ -1,6 +1,6 @@
 """StableHLO of a traced function: text, portable artifact, and what is inside.
 
-This file and `lowbit.export.quantized_types` are all that touches jaxlib's MLIR. jax has no public way to read a module's
+This file and `lowbit.export.quantized` are all that touches jaxlib's MLIR. jax has no public way to read a module's
 operations or to choose the version of a portable artifact; the context comes from the public
 `jax.interpreters.mlir.make_ir_context`. Every function here takes text, or a module as `module` makes it, and works on a
 copy, because jaxlib's serializer rewrites the module it is given, in place. A copy shares its constants, which belong to the

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from lowbit.core import atomic
-from lowbit.targets.table import Target, lookup
+from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 from . import process
-from .forms import SERVED
+from .forms import SERVED, folders_with
 from .installed import missing, version
 from .process import Limits
 from .reading import ARTIFACT, Bundle, read
@@ -194,7 +195,7 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool, run_code: bool, limi
     tool = version(target)
     cases = bundle.cases()
     own = runners()[target.name]
-    if own.__module__.startswith(f"{__package__}.runners."):
+    if own.__module__ in (f"{__package__}.{form}.run" for form in folders_with("run")):
         answer, ran = process.run(bundle, target, limits, is_asked=is_asked)
         if ran is None:
             return dataclasses.replace(base, status=answer["status"], detail=answer["detail"], version=tool)

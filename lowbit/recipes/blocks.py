@@ -41,7 +41,7 @@ class Found:
         qstate: with the scales of weights and inputs.
         codes: by leaf path.
         notes: by leaf path.
-        sizes: by leaf path of what was learned: squared error and size of the weight.
+        sizes: by leaf path of what was learned: squared error and size of the weight, and the share of it beyond its range.
     """
 
     params: dict[str, Any]
@@ -65,6 +65,7 @@ class Walk:
         is_free: whether scales of weights may move.
         kept: where learned blocks are kept.
         say: told of what is done.
+        left: which batches are not learned from, for the report.
     """
 
     plan: Plan
@@ -76,6 +77,7 @@ class Walk:
     is_free: bool
     kept: Kept
     say: Progress
+    left: str = ""
 
     def run(self, calls: Iterator[tuple[Any, ...]]) -> Found:
         """Returns what becomes of the model on calibration batches, of which those of the first one's shapes are used."""
@@ -113,13 +115,18 @@ class Walk:
         most = max(sum(v.dtype.itemsize * int(np.prod(v.shape)) for v in (*p.inputs, *p.outs)) for p in parts)
         size = 2 * most + sum(v.dtype.itemsize * int(np.prod(v.shape)) for v in given)
         found: list[dict[Value, Any]] = []
+        others = beyond = 0
         for args in calls:
-            leaves = [jnp.asarray(x) for x in jax.tree.leaves(args)]
-            if [tuple(x.shape) for x in leaves] != [v.shape for v in given]:
-                continue
-            found.append(dict(zip(given, leaves, strict=True)))
-            if (len(found) + 1) * size > self.method.held:
-                break
+            if [np.shape(x) for x in jax.tree.leaves(args)] != [v.shape for v in given]:
+                others += 1
+            elif found and (len(found) + 1) * size > self.method.held:
+                beyond += 1
+            else:
+                found.append(dict(zip(given, map(jnp.asarray, jax.tree.leaves(args)), strict=True)))
+        count = len(found) + others + beyond
+        said = [f"{others} have other shapes than the first"] if others else []
+        said += [f"{beyond} more than {self.method.held:.3g} bytes would hold"] if beyond else []
+        self.left = f"; of {count} batches {len(found)} are looked at: {', '.join(said)}" if said else ""
         return found
 
     def one(
@@ -169,7 +176,7 @@ class Walk:
             best = min(range(len(tried)), key=lambda i: lost[i] if np.isfinite(lost[i]) else np.inf)
             found = tried[best]
             learned = ", ".join(f"{decibels(1.0, x):.1f}" for x in lost[1:])
-            said = f"{decibels(1.0, lost[0]):.1f} dB on held-out batches, {learned} learned"
+            said = f"{decibels(1.0, lost[0]):.1f} dB on held-out batches, {learned} learned{self.left}"
             for key in weights:
                 found.notes.setdefault(key, []).append(
                     f"its block {'stays as solved' if best == 0 else 'is learned'}: {said}"
@@ -223,6 +230,17 @@ class Walk:
         free = self.is_free and type(quantizer_of(site)) is RTN and not spec.dynamic
         scale = jnp.asarray(scale, jnp.float32)
         return rounding(weight, levels - shift, scale, bounds, parts, self.method.slack, is_free=free)
+
+    def clipped(self, site: Site, qstate: Any) -> float:
+        """The share of a weight's entries beyond the range of its grid."""
+        spec, state = site.spec, get(qstate, site.key, site.role)["fixed"]
+        assert spec is not None
+        weight = jnp.asarray(self.floats[site.key], jnp.float32)
+        parts = tuple(spec.granularity.blocks(site.operand))
+        place = np.asarray(weight / full(state["scale"], weight.shape, parts))
+        zero = state.get("zero")
+        shift = 0.0 if zero is None else np.asarray(full(jnp.asarray(zero, jnp.float32), weight.shape, parts))
+        return float(np.mean((place > spec.format.high - shift + 0.5) | (place < spec.format.low - shift - 0.5)))
 
     def learned(
         self, number: int, task: str, piece: Piece, program: Program, found: Found, weights: Mapping[str, tuple[Site, Rounding]],
@@ -303,12 +321,17 @@ class Walk:
             codes[key] = jnp.asarray(kept[f"{key}:codes"])
             qstate = _with_scale(qstate, site, kept[f"{key}:scale"])
             weight, values = (np.asarray(x, np.float64) for x in (self.floats[key], params[key]))
-            sizes[key] = {"noise": float(np.sum((weight - values) ** 2)), "size": float(np.sum(weight**2))}
+            sizes[key] = {
+                "noise": float(np.sum((weight - values) ** 2)),
+                "size": float(np.sum(weight**2)),
+                "clipped": self.clipped(site, qstate),
+            }
         for path in biases:
             moved = kept[f"{path}:bias"]
             most = float(np.max(np.abs(np.asarray(moved) - np.asarray(params[path]))))
-            if most > 0:
-                notes.setdefault(next(iter(weights)), []).append(f"{path} moved by up to {most:.3g}")
+            said = f"moved by up to {most:.3g}" if most > 0 else "is zero, has no unit to move by, and stays"
+            if most > 0 or not np.any(moved):
+                notes.setdefault(next(iter(weights)), []).append(f"{path} {said}")
             params[path] = jnp.asarray(moved)
         for site in piece.inputs:
             scale = kept.get(f"{site.key}:{site.role}:step")

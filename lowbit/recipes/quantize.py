@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lowbit.calibrate.fold import calibrate
@@ -129,6 +130,10 @@ def quantize(
     added = [] if root is None else [path for path in flatten(params)[0] if path.startswith(root)]
     plan = bind(fn, {f"{root}**": "keep", **rules} if added else rules, params, *first)
     plan = _with_input_ranges(plan, chosen)
+    if not chosen.solver.needs_moment and not any(
+        site.spec for row in plan for site in row.sites if not site.is_weight
+    ):
+        _check_batches(given())  # nothing else looks at them
     clock.done("bind")
     qstate = calibrate(fn, plan, params, calls(), progress=lambda n: say("ranges", n, count))
     clock.done("ranges")
@@ -172,6 +177,17 @@ def quantize(
             lead[0] if lead else None,
         ),
     )
+
+
+def _check_batches(batches: Iterable[Any]) -> None:
+    """Raises for NaN, by batch and argument. Infinity may be a mask."""
+    for number, batch in enumerate(batches):
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(arguments.batch_of(batch, number))[0]:
+            x = np.asarray(leaf)
+            if jnp.issubdtype(x.dtype, jnp.floating) and np.isnan(x.astype(np.float32)).any():
+                raise ValueError(
+                    f"argument {jax.tree_util.keystr(keys)} of batches[{number}] held NaN: check the batches"
+                )
 
 
 class _Clock:
@@ -230,14 +246,13 @@ def _line(
     numbers: dict[str, float] = {}
     if found is not None:
         f = {name: float(value) for name, value in found.items()}
-        numbers = {"weight_db": decibels(f["size"], f["noise"])}
+        numbers = {"weight_db": decibels(f["size"], f["noise"]), "clipped": f["clipped"]}
         if "error" not in f:  # learned with its block
             assert alone is not None
             numbers["output_db"] = alone[row.path].output
         else:
             numbers["output_db"] = decibels(f["power"], f["error"])
             numbers["ratio"] = f["error"] / f["nearest"] if f["nearest"] > 0 else 1.0
-            numbers["clipped"] = f["clipped"]
     return Line(
         path=row.path,
         weight="-" if weight is None else "" if weight.spec is None else weight.spec.text,

@@ -210,14 +210,17 @@ class Model:
             _, values = tapped(program, [*leaves, *jax.tree.leaves((args, {}))], places)
             return [_summed(x, wanted[place]) for place, x in zip(places, values, strict=True)]
 
+        paths = {reads(end): self.paths[end.leaf] for pair in self.pairs.found for end in pair.takers}
         total: list[dict[str, np.ndarray]] = []
         leaves = jax.tree.leaves((self.params, self.state))
         for number, args in enumerate(all_batches(self.batches)):
             now = jax.device_get(step(leaves, args))
             for place, found in zip(places, now, strict=True):
                 if not np.all(np.isfinite(found["power"])):
+                    where = f"the input of {paths[place]!r}" if place in paths else f"equation {place.address}"
                     raise ValueError(
-                        f"{self.title}: batches[{number}] leaves NaN or infinity at equation {place.address}"
+                        f"{self.title}: {where} held NaN or infinity in the calibration data, first in batch {number} (counted "
+                        f"from 0): check the batches"
                     )
             total = now if not total else [_merged(a, b) for a, b in zip(total, now, strict=True)]
         sums = ("mean", "size", "power")

@@ -7,7 +7,8 @@ from lowbit.core.spec import Spec
 from lowbit.formats.lookup import format_named
 from lowbit.plan.rows import Plan, Row, Site
 
-from .table import TARGETS, Holds, Target
+from .table import TARGETS
+from .target import Holds, Target
 
 
 @dataclasses.dataclass(frozen=True)

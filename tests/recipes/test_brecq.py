@@ -179,18 +179,27 @@ def test_the_report_says_what_learned_operations_lose():
     """Of the first operation, whose inputs stay as they are, in float64 from the packed weight."""
     rng = np.random.default_rng(3)
     params = {k: jnp.asarray(rng.normal(size=(16, 16)) / 4, jnp.float32) for k in ("a", "b", "c")}
+    params["zero"] = jnp.zeros(16)
     x = jnp.asarray(rng.normal(size=(64, 16)), jnp.float32)
 
     def fn(p, x):
-        return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+        return jax.nn.relu(jax.nn.relu(x @ p["a"] + p["zero"]) @ p["b"]) @ p["c"]
 
-    qparams, _, report = lb.quantize(fn, params, {"**": "w3"}, batches=[(x,)], recipe="brecq")
+    batches = [(x,), (x[:40],)]
+    qparams, _, report = lb.quantize(fn, params, {"**": "w3"}, batches=batches, recipe="brecq")
     first = next(line for line in report.lines if line.path == "a")
     weight, given = np.asarray(params["a"], np.float64), np.asarray(x, np.float64)
     lost = given @ (weight - np.asarray(qparams.weights()["a"].dequantize(), np.float64))
     right = 10 * np.log10(np.sum((given @ weight) ** 2) / np.sum(lost**2))
     np.testing.assert_allclose(first.output_db, right, atol=0.01)
     assert {line.path for line in report.guilty} == {"a", "b", "c"}
+    for line in report.lines:
+        packed = qparams.weights()[line.path]
+        place = np.asarray(params[line.path], np.float64) / np.asarray(packed.scale_values, np.float64)
+        assert line.clipped == pytest.approx(np.mean((place > 3.5) | (place < -4.5)))
+        assert any("of 2 batches 1 are looked at: 1 have other shapes than the first" in note for note in line.notes)
+    assert any(line.clipped for line in report.lines)
+    assert "zero is zero, has no unit to move by, and stays" in first.notes
     assert not any(
         "moved by up to 0;" in note or note.endswith("by up to 0") for line in report.lines for note in line.notes
     )

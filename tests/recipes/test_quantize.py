@@ -189,6 +189,17 @@ def test_data_that_says_nothing_is_refused(case, batches, message):
         lb.quantize(network, case[0], {"**": "w3,a8"}, batches=batches, recipe="gptq")
 
 
+@pytest.mark.parametrize("rules", ["w3", "w8,a8"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_nan_is_named_by_batch_and_where_it_is_in_every_recipe(name, rules, case):
+    bad = np.ones((64, 24), np.float32)
+    bad[5, 7] = np.nan
+    with pytest.raises(
+        ValueError, match=r"input of '(first|second)/w' held NaN .*batch 1 |argument \[0\] of batches\[1\] held NaN"
+    ):
+        lb.quantize(network, case[0], {"**": rules}, batches=[case[1][0], (bad,)], recipe=name)
+
+
 def test_one_sample_and_dead_inputs_are_enough_for_a_finite_result(case):
     params, batches, x = case
     one = batches[0][0][:1].at[:, 3].set(0.0)

@@ -18,11 +18,14 @@ from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.plan.rows import Plan, Row, Site
 
+from .ends import dequantized, quantized
 from .flat import Constants
-from .interpretations import data_of, dequantized, exact_arithmetic, grid_of, quantized, specs_of, warm
+from .interpretations import data_of, exact_arithmetic, grid_of, specs_of, warm
 from .nodes import Node
+from .ops import kind_named
+from .ops.lookup import picking
 from .plans import program_for
-from .run import defined, evaluate, indices, picking
+from .run import defined, evaluate
 from .weights import weight_places, weights_of
 
 
@@ -92,8 +95,6 @@ def observation(
         return dequantized(x, arithmetic.found[grid], dtype)
 
     def at(node: Node, values: list[Any], seen: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, exact.value), seen
         if node.kind == "input":
             x = env[node.out]
             return [Pair(on_grid(x, program.grids[node.out]), x)], seen
@@ -114,7 +115,7 @@ def observation(
 
         if node.path in derived:
             add("weight", *derived[node.path])
-        if node.kind == "lookup":
+        if not kind_named(node.kind).reads_grids:
             picks = tuple(picking(node, given, exact.value))
             add("input", picks, picks, picks)
         else:
@@ -141,7 +142,7 @@ def observation(
             i = traced.paths.index(site.key)
             used = plain(known.raw(inputs[i]))
             after[path][role] = of_leaf(site, wanted[path][role], before, traced.leaves[i], used)
-    walked = evaluate(program.nodes, env, at, start)
+    walked = evaluate(program.nodes, env, at, start, exact.value)
     return {path: {**roles, **walked[path]} for path, roles in after.items()}
 
 

@@ -23,11 +23,10 @@ from lowbit.core.checks import is_traced
 from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, spans_of, with_spans
 from lowbit.plan.rows import Plan, Site, Step
 
+from .ops import kind_named
+
 ROLE = "operands"
 """Where the statistics of a step have the spans of what it joins."""
-
-SHARED = ("concatenate", "select", "scan")
-JOINS = (*SHARED, "add", "max", "min")
 
 LEAST = 4.0
 """Levels that a tensor needs on a grid it shares: two bits."""
@@ -38,17 +37,17 @@ Spans = Mapping[str, Array]
 
 def is_looked_at(step: Step) -> bool:
     """Returns whether a step joins tensors, or clips."""
-    return step.kind in JOINS or _bounds(step) > 0
+    return kind_named(step.kind).joins or _bounds(step) > 0
 
 
 def _bounds(step: Step) -> int:
     """How many clips by a scalar a step absorbs; a table computes them exactly."""
-    return 0 if step.kind == "table" else sum(name in ("max", "min") for name in step.absorbed)
+    return sum(name in ("max", "min") for name in step.absorbed) if kind_named(step.kind).rounds_clips else 0
 
 
 def _joined(plan: Plan, step: Step) -> list[str]:
     """What a step joins, by path: without the indices that choose."""
-    if step.kind not in JOINS:
+    if not kind_named(step.kind).joins:
         return []
     kinds = {other.path: other.kind for other in plan.steps}
     return [path for path in step.inputs if kinds[path] != "index"]
@@ -126,7 +125,7 @@ def check(plan: Plan, qstate: QState) -> None:
         for i, left in _small(step, low[:count], high[:count], scale, levels):
             others = ", ".join(_span(names[j], low[j], high[j]) for j in range(count) if j != i)
             what = _span(names[i], low[i], high[i])
-            if step.kind in SHARED:
+            if kind_named(step.kind).shares:
                 raise ValueError(
                     f"integer=True: the {step.kind} {step.path} ({step.source}) puts {what} on the grid of {others}, which leaves "
                     f"it {left:.2g} of {levels} levels. Give them a grid each: return them as results of their own; or bring "
@@ -141,7 +140,7 @@ def check(plan: Plan, qstate: QState) -> None:
 def _small(step: Step, low: np.ndarray, high: np.ndarray, scale: float, levels: int) -> Iterator[tuple[int, float]]:
     """Yields operands that have too few levels, and how many."""
     left = (high - low) / scale
-    least = min(LEAST, levels / 4) if step.kind in SHARED else 1.0
+    least = min(LEAST, levels / 4) if kind_named(step.kind).shares else 1.0
     for i in np.flatnonzero((left > 0) & (left < least)):
         yield int(i), float(left[i])
 

@@ -16,11 +16,9 @@ from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.read import Value
 
-from .compute import reach_of_spec
-from .constants import result_scale
 from .flat import Constants
-from .grouped import grouped
 from .nodes import Node, Program
+from .ops import kind_named
 from .plans import program_for
 
 
@@ -73,10 +71,10 @@ def check_weights(plan: Plan, traced: Trace) -> None:
     refused = Refusals()
 
     def check(node: Node, weight: Callable[[], QTensor]) -> None:
-        spec = plan.grids()[program.grids[node.ins[0]]].spec if node.kind in ("dot", "conv") else None
-        q = weight()
-        if spec is not None and grouped(node.equations[0], q, reach_of_spec(spec), spec.format.bits) is None:
-            result_scale(node.equations[0], q)
+        q, kind = weight(), kind_named(node.kind)
+        spec = plan.grids()[program.grids[node.ins[0]]].spec if kind.reads_grids else None
+        if spec is not None:
+            kind.check_weight(node, q, spec)
 
     def run(leaves: list[Any]) -> None:
         now = dataclasses.replace(traced, leaves=leaves)
