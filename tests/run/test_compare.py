@@ -167,3 +167,24 @@ def test_what_a_failed_point_says_is_shown(tmp_path, capsys):
     (tmp_path / "missing.py").write_text(text)
     assert cli.main(["sweep", str(tmp_path / "missing.py"), "--grid", "seeds=0", "--out", str(tmp_path / "out")]) == 1
     assert "seeds=0 failed: lowbit: no bumps: pip install bumps (" in capsys.readouterr().out
+
+
+def test_runs_of_an_earlier_lowbit_are_refused(tmp_path):
+    """As they were before values by seed were kept under that name."""
+    rows = {"float": {"accuracy": [88.17, 87.53], "mean": 87.85, "spread": 0.45}}
+    written(tmp_path / "old", rows)
+    written(tmp_path / "new", ROWS)
+    with pytest.raises(ValueError, match=r"old is of an earlier lowbit.*run its config again"):
+        compare.report([tmp_path / "new", tmp_path / "old"])
+    written(tmp_path / "timed", {"float": {"measured": {"bits_per_weight": {"mean": 32.0}}}})
+    assert compare.report([tmp_path / "timed"]).rows == [["float", "-"]]
+
+
+def test_what_only_one_run_was_asked_is_cut_short():
+    evals = [{"name": "latency", "measure": {"batches": list(range(50))}}]
+    (line,) = compare.changes({"evals": evals}, {"evals": []})
+    assert line[0] == "evals.latency"
+    assert line[1].endswith("...")
+    assert len(line[1]) == 60
+    assert line[2] == "-"
+    assert compare.changes({"evals": []}, {"evals": evals}) == [(line[0], "-", line[1])]
