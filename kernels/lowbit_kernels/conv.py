@@ -7,7 +7,6 @@ STABLE: `PackedConv`, `pack_conv`, `quant_conv`.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +28,10 @@ from lowbit_kernels.numerics import (
     quantize_dynamic,
     rounded_product,
 )
+from lowbit_kernels.windows import Layout, windows_of
 
 NAMES = ("cpu", "reference")
 KERNELS = {"HWIO": (0, 1, 2, 3), "OIHW": (2, 3, 1, 0), "WIO": (0, 1, 2), "OIW": (2, 1, 0)}  # to spatial, I, O
-LAYOUTS = ("NHWC", "NCHW", "NWC", "NCW")
 
 
 @jax.tree_util.register_dataclass
@@ -167,13 +166,6 @@ class Call(NamedTuple):
     keeps_nan: bool
 
 
-class Layout(NamedTuple):
-    """Where the axes of x are: one dimension (`flat`) is a height of 1, at the axis `height`."""
-
-    flat: bool
-    height: int
-
-
 def quant_conv(
     x: Num[Array, "..."],
     packed: PackedConv | PreparedConv,
@@ -245,46 +237,24 @@ def conv_call(
     """The checked call, x in two dimensions, the shape `(batch, height, width, O)` of the result, and the layout."""
     x = checks.array("quant_conv: x", x, "float or code")
     check_conv(packed)
-    layout = ("NHWC" if x.ndim == 4 else "NWC") if layout is None else layout
-    checks.word("quant_conv: layout", layout, LAYOUTS)
-    checks.integer("quant_conv: feature_group_count", feature_group_count, 1)
     checks.flag("quant_conv: keeps_nan", keeps_nan)
-    kernel, first, flat = packed.kernel, layout[1] == "C", len(layout) == 3
-    inputs = kernel[2] * feature_group_count
-    if x.ndim != len(layout) or x.shape[1 if first else -1] != inputs:
-        raise ValueError(
-            f"quant_conv: x must be {layout} with {kernel[2]} x feature_group_count = {inputs} channels for HWIO {kernel}, "
-            f"got {x.shape}"
-        )
-    if kernel[3] % feature_group_count:
-        raise ValueError(f"quant_conv: {kernel[3]} outputs do not divide into {feature_group_count} feature groups")
-    axes = 1 if flat else 2
-    ones = (1,) * axes
-    strides = ones if strides is None else checks.integers("quant_conv: strides", strides, axes, 1)
-    rhs_dilation = ones if rhs_dilation is None else checks.integers("quant_conv: rhs_dilation", rhs_dilation, axes, 1)
-    padding = _checked_padding(padding, axes)
-    if flat:
-        if kernel[0] != 1:
-            raise ValueError(f"quant_conv: {layout} takes a kernel of one dimension, got HWIO {kernel}")
-        x = jnp.expand_dims(x, 2 if first else 1)
-        strides, rhs_dilation = (1, *strides), (1, *rhs_dilation)
-        padding = padding if isinstance(padding, str) else ((0, 0), *padding)
-    batch, height, width = (x.shape[0], *x.shape[2:]) if first else x.shape[:3]
+    x, w = windows_of(
+        "quant_conv", x, packed.kernel, feature_group_count, layout=layout, strides=strides, padding=padding,
+        rhs_dilation=rhs_dilation,
+    )  # fmt: skip
+    batch, height, width = (x.shape[0], *x.shape[2:]) if w.first else x.shape[:3]
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if isinstance(activation, StaticActivation):
         if jnp.shape(activation.scale) and floating:
             raise ValueError("quant_conv: activation of float x must have one scale for the tensor")
-        check_activation(activation, (batch, width) if flat else (batch, height, width))
+        check_activation(activation, (batch, width) if w.axes.flat else (batch, height, width))
     elif not isinstance(activation, str) or activation != "int8" or not floating:
         got = f"{checks.kind_of(activation)} with {x.dtype}"
         raise ValueError(f'quant_conv: activation must be a StaticActivation, or "int8" with float x, got {got}')
-    window = tuple((k - 1) * d + 1 for k, d in zip(kernel[:2], rhs_dilation, strict=True))
-    pads = lax.padtype_to_pads((height, width), window, strides, padding) if isinstance(padding, str) else padding
-    pads = tuple((int(low), int(high)) for low, high in pads)
     out_dtype = out_dtype if out_dtype is not None else x.dtype if floating else jnp.float32
     out_name = checks.float_dtype("quant_conv: out_dtype", out_dtype)
     reasons = {
-        "cpu": cpu.supports(packed, feature_group_count, pads, jax.default_backend()),
+        "cpu": cpu.supports(packed, feature_group_count, w.padding, jax.default_backend()),
         "reference": "a prepared kernel is in the CPU's order" if isinstance(packed, PreparedConv) else None,
     }
     if implementation is None:
@@ -299,25 +269,11 @@ def conv_call(
         check_config(config)
     if reasons[implementation] is not None:
         raise NotImplementedError(f"quant_conv: {implementation!r} cannot run this: {reasons[implementation]}")
-    sizes = [
-        max((size + low + high - size_of_window) // stride + 1, 0)
-        for size, (low, high), size_of_window, stride in zip((height, width), pads, window, strides, strict=True)
-    ]
     call = Call(
-        strides, pads, rhs_dilation, feature_group_count, out_name, implementation, config, first, first,
+        w.strides, w.padding, w.dilation, feature_group_count, out_name, implementation, config, w.first, w.first,
         keeps_nan and floating,
     )  # fmt: skip
-    return call, x, (batch, sizes[0], sizes[1], kernel[3]), Layout(flat, 2 if first else 1)
-
-
-def _checked_padding(padding: Any, axes: int) -> Any:
-    """Either "SAME" or "VALID", or one pair of integers a spatial axis."""
-    if isinstance(padding, str):
-        return checks.word("quant_conv: padding", padding.upper(), ("SAME", "SAME_LOWER", "VALID"))
-    if not isinstance(padding, Sequence) or len(padding) != axes:
-        got = f"{padding!r:.80}" if isinstance(padding, Sequence) else checks.kind_of(padding)
-        raise ValueError(f"quant_conv: padding must be 'SAME', 'VALID' or {axes} pairs, one a spatial axis, got {got}")
-    return tuple(checks.integers("quant_conv: padding's pairs", pair, 2) for pair in padding)
+    return call, x, w.shape, w.axes
 
 
 def run_conv(

@@ -13,6 +13,7 @@ StableHLO's bytecode has 2-bit and 4-bit constants at a byte an element, its tex
 one program is stored once, unless asked otherwise, and what its artifact takes deflated is said in the manifest.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -23,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lowbit.core.keywords import explicit
 from lowbit.core.marks import takes_state
@@ -39,6 +39,7 @@ from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 from lowbit.targets.refusals import check, check_inputs, table
 from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 from . import forms, integer, manifest, signature, stablehlo, symbolic
 from .fold import fold
@@ -51,7 +52,7 @@ from .reading import ARTIFACT, MANIFEST, VECTORS
 from .reading import Bundle as Bundle
 from .reading import read as read
 from .sites import all_grids, sites
-from .storage import most_bits
+from .storage import check_size, weights
 from .vectors import of_call, stacked
 
 
@@ -120,6 +121,71 @@ def export(
         ...     "tensor<64x32xi4>" in (bundle.path / "model.mlir").read_text(), bundle.manifest["inputs"]
         (True, [{'name': 'x', 'shape': [2, 64], 'dtype': 'float32'}])
     """
+    asked = _checked(
+        fn, plan, qparams, args, path,
+        constant_args=constant_args, kwargs=kwargs, version=version, name=name, integer_io=integer_io,
+        targets=targets, text=text, vectors=vectors,
+    )  # fmt: skip
+    call, boundary = asked.call, asked.boundary
+    shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
+    folded, out_shapes = _served(fn, plan, qparams, call, shapes, has_integer_io=integer_io)
+    module = stablehlo.module(functools.partial(folded, has_bytes=True), shapes, name)
+    contents = stablehlo.contents(module)
+    if call.is_symbolic:
+        symbolic.check_operations(contents.operations, asked.targets)
+    check_size(contents, qparams, call.constants)
+    floats = integer.audit(module, has_integer_io=integer_io) if plan.is_full_integer else None
+    tested = _tested(asked, out_shapes, vectors, inexact_operations(contents))
+    inputs, outputs = _ports(asked, shapes, out_shapes)
+    said = _said(asked, contents, floats, tested, inputs, outputs)
+    lowered = forms.Lowered(
+        fn, plan, qparams, call, folded, inputs, outputs, tested.inputs[0], tested.results[0], integer_io, name, version
+    )  # fmt: skip
+    give_back()
+    with fresh(asked.path, has_text=text) as folder:
+        mark = manifest.scales_mark(json.loads(json.dumps(said)))
+        folder.add(ARTIFACT, stablehlo.artifact(module, version, mark=mark))
+        folder.add("model.mlir", functools.partial(stablehlo.print_text, module))
+        folder.add(VECTORS, b"".join(encode_tensors(tested.tensors, {"format": manifest.FORMAT})))
+        del module, folded
+        for form in asked.forms:
+            before = set(folder.files)
+            for file, content in forms.write(form, lowered).items():
+                folder.add(file, content)
+            said["forms"][form] = sorted(set(folder.files) - before)
+            said["runtimes"] |= forms.runtimes(form)
+        said["files"] = folder.files
+        full, content = manifest.encoded(said)
+        folder.write(MANIFEST, content)
+    return Bundle(asked.path, full)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is exported, checked: the arguments of `export` that later stages read."""
+
+    fn: Model
+    plan: Plan
+    qparams: QParams
+    call: signature.Call
+    boundary: integer.Boundary | None
+    targets: tuple[Target, ...]
+    path: Path
+    name: str
+    version: str
+    constant_args: tuple[int, ...]
+
+    @property
+    def forms(self) -> list[str]:
+        """Those that a target takes besides the served one."""
+        return [form for form in dict.fromkeys(target.form for target in self.targets) if form != forms.SERVED]
+
+
+def _checked(
+    fn: Model, plan: Plan, qparams: QParams, args: Any, path: Any, *, constant_args: Any, kwargs: Any, version: str,
+    name: Any, integer_io: bool, targets: Any, text: Any, vectors: Any,
+) -> _Asked:  # fmt: skip
+    """First stage: everything that can be refused before anything is traced."""
     arguments.check(fn=fn, plan=plan, qparams=qparams, kwargs=kwargs, integer_io=integer_io)
     if text is not None:
         arguments.check(text=text)
@@ -142,20 +208,45 @@ def export(
     if constant_args is None:
         constant_args = (0,) if takes_state(fn) and args else ()
     call = signature.read(fn, args, constant_args, dict(kwargs or {}))
-
     if call.is_symbolic:
         symbolic.check_plan(call, plan, chosen)
     if integer_io and not plan.is_full_integer:
         raise ValueError("integer_io needs a full-integer plan: lowbit.bind(..., integer=True)")
     boundary = integer.Boundary(fn, plan, qparams, call) if integer_io else None
-    shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
-    folded, out_shapes = _served(fn, plan, qparams, call, shapes, has_integer_io=integer_io)
-    module = stablehlo.module(functools.partial(folded, has_bytes=True), shapes, name)
-    found = stablehlo.contents(module)
-    if call.is_symbolic:
-        symbolic.check_operations(found.operations, chosen)
-    _check_size(found, qparams, call.constants)
-    floats = integer.audit(module, has_integer_io=integer_io) if plan.is_full_integer else None
+    return _Asked(fn, plan, qparams, call, boundary, chosen, target, name, version, tuple(constant_args))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tested:
+    """Test vectors, and how far a target may be from their results.
+
+    Attributes:
+        inputs: flat, of every call.
+        results: likewise: what `lowbit.execute` gives.
+        inexact: operations that tools compute differently.
+        allowed: by output, where there are some.
+        conditioning: what an input's last bit moves; None where all is exact.
+        roundings: how far other named roundings are from a full-integer plan's own.
+    """
+
+    inputs: list[Any]
+    results: list[list[jax.Array]]
+    inexact: Sequence[str]
+    allowed: list[float] | None
+    conditioning: list[float] | None
+    roundings: dict[str, Any] | None
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """What the file of vectors holds."""
+        return {f"input{i}": x for i, x in enumerate(stacked(self.inputs))} | {
+            f"output{i}": y for i, y in enumerate(stacked(self.results))
+        }
+
+
+def _tested(asked: _Asked, out_shapes: Any, vectors: Any, inexact: Sequence[str]) -> _Tested:
+    """Third stage: the served model is run on the test vectors, and moved by what tools may move it."""
+    fn, plan, qparams, call, boundary = asked.fn, asked.plan, asked.qparams, asked.call, asked.boundary
     tested = of_call(call, vectors, () if call.is_symbolic else jax.tree.leaves(out_shapes))
     if boundary:
         tested = [boundary.codes(leaves) for leaves in tested]
@@ -168,7 +259,6 @@ def export(
         return [jax.tree.leaves(run(qparams, *call.arguments(leaves), **explicit(call.kwargs))) for leaves in tested]
 
     want = results(plan)
-    inexact = inexact_operations(found)
     run = functools.partial(execute(fn, plan), qparams)
 
     def conditioned() -> list[float]:
@@ -176,7 +266,7 @@ def export(
         return [max(limits) for limits in zip(*each, strict=True)]
 
     allowed = conditioned() if inexact and not boundary else None
-    is_rounded = any(each.steps for each in chosen)
+    is_rounded = any(each.steps for each in asked.targets)
     roundings, conditioning = None, allowed
     if is_rounded and plan.is_full_integer:
         roundings = integer.rounding_differences(lambda plan: stacked(results(plan)), plan, stacked(want))
@@ -185,65 +275,60 @@ def export(
         traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
         steps = last_steps(plan, traced, qparams)
         conditioning = [max(a, b or 0.0) for a, b in zip(conditioning, steps, strict=True)]
-    tensors = {f"input{i}": x for i, x in enumerate(stacked(tested))}
-    tensors |= {f"output{i}": y for i, y in enumerate(stacked(want))}
-    inputs = signature.described(call.names, shapes)
+    return _Tested(tested, want, inexact, allowed, conditioning, roundings)
+
+
+def _ports(asked: _Asked, shapes: Sequence[Any], out_shapes: Any) -> tuple[Any, Any]:
+    """The signature as the manifest has it: inputs and outputs, scales where they are on grids."""
+    inputs = signature.described(asked.call.names, shapes)
     outputs = signature.described(signature.output_names(out_shapes), jax.tree.leaves(out_shapes))
-    if boundary:
-        inputs, outputs = boundary.described(inputs, boundary.ins), boundary.described(outputs, boundary.outs)
-    elif plan.is_full_integer:  # floats, but on grids: targets are compared in their steps
-        grids = integer.Boundary(fn, plan, qparams, call).outs
-        outputs = [entry | {"scale": float(qparams.sites[g]["scale"])} for entry, g in zip(outputs, grids, strict=True)]
-    extra = [form for form in dict.fromkeys(target.form for target in chosen) if form != forms.SERVED]
-    lowered = forms.Lowered(
-        fn, plan, qparams, call, folded, inputs, outputs, tested[0], want[0], integer_io, name, version
-    )  # fmt: skip
-    said = {
+    if boundary := asked.boundary:
+        return boundary.described(inputs, boundary.ins), boundary.described(outputs, boundary.outs)
+    if asked.plan.is_full_integer:  # floats, but on grids: targets are compared in their steps
+        grids, sites = integer.Boundary(asked.fn, asked.plan, asked.qparams, asked.call).outs, asked.qparams.sites
+        outputs = [entry | {"scale": float(sites[g]["scale"])} for entry, g in zip(outputs, grids, strict=True)]
+    return inputs, outputs
+
+
+def _said(
+    asked: _Asked,
+    found: stablehlo.Contents,
+    floats: Mapping[str, Any] | None,
+    tested: _Tested,
+    inputs: Any,
+    outputs: Any,
+) -> manifest.Manifest:
+    """Fourth stage: the manifest, files and digest aside."""
+    plan, qparams = asked.plan, asked.qparams
+    tools = ("lowbit", "jax", "jaxlib", *itertools.chain(*map(forms.tools, asked.forms)))
+    said: manifest.Manifest = {
         "format": manifest.FORMAT,
         "version": manifest.FORMAT_VERSION,
-        "name": name,
+        "name": asked.name,
         "entry": "main",
-        "stablehlo": version,
+        "stablehlo": asked.version,
         "inputs": inputs,
         "outputs": outputs,
-        "vectors": len(tested),
-        "constant_args": list(constant_args),
-        "inexact_operations": list(inexact),
+        "vectors": len(tested.inputs),
+        "constant_args": list(asked.constant_args),
+        "inexact_operations": list(tested.inexact),
         "constant_bytes": -(-found.constant_bits // 8),
-        "allowed": allowed,
-        "conditioning": conditioning,
-        "roundings": roundings,
-        "weights": _weights(qparams),
+        "allowed": tested.allowed,
+        "conditioning": tested.conditioning,
+        "roundings": tested.roundings,
+        "weights": weights(qparams),
         "sites": sites(plan, qparams),
         "forms": {},
         "runtimes": {},
-        "targets": {each.name: table(plan, each) for each in chosen},
+        "targets": {each.name: table(plan, each) for each in asked.targets},
         "plan": json.loads(serial.to_json(plan)),
-        "tools": {
-            tool: _installed(tool) for tool in ("lowbit", "jax", "jaxlib", *itertools.chain(*map(forms.tools, extra)))
-        },
+        "tools": {tool: _installed(tool) for tool in tools},
     }
     if floats is not None:
         said["rounding"] = plan.rounding
         said["grids"] = all_grids(plan, qparams)
         said["float_operations"] = {where: sorted(set(names)) for where, names in floats.items()}
-    give_back()
-    with fresh(target, has_text=text) as folder:
-        mark = manifest.scales_mark(json.loads(json.dumps(said)))
-        folder.add(ARTIFACT, stablehlo.artifact(module, version, mark=mark))
-        folder.add("model.mlir", functools.partial(stablehlo.print_text, module))
-        folder.add(VECTORS, b"".join(encode_tensors(tensors, {"format": manifest.FORMAT})))
-        del module, folded
-        for form in extra:
-            before = set(folder.files)
-            for file, content in forms.write(form, lowered).items():
-                folder.add(file, content)
-            said["forms"][form] = sorted(set(folder.files) - before)
-            said["runtimes"] |= forms.runtimes(form)
-        said["files"] = folder.files
-        said, content = manifest.encoded(said)
-        folder.write(MANIFEST, content)
-    return Bundle(target, said)
+    return said
 
 
 def _served(
@@ -283,43 +368,3 @@ def _installed(tool: str) -> str | None:
         return importlib.metadata.version(tool)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _codes(q: QTensor) -> int:
-    return int(np.prod(q.shape))
-
-
-def _weights(qparams: QParams) -> list[dict[str, Any]]:
-    return [
-        {
-            "path": path,
-            "shape": list(q.shape),
-            "spec": q.spec.text,
-            "bits": q.spec.format.bits,
-            "stored_bits": most_bits(q.spec),
-            "has_zero_points": q.zero is not None,
-            "bits_per_weight": round(q.bits_per_element, 4),
-        }
-        for path, q in qparams.weights().items()
-    ]
-
-
-def _check_size(found: stablehlo.Contents, qparams: QParams, constants: Any) -> None:
-    """Raises where the module's constants take more than what was packed: a float copy of a weight slipped in."""
-
-    def bits(leaf: Any) -> int:
-        if isinstance(leaf, QTensor):
-            scales = sum(bits(x) for x in jax.tree.leaves((leaf.scale, leaf.zero)))
-            return _codes(leaf) * most_bits(leaf.spec) + 4 * scales
-        return leaf.size * leaf.dtype.itemsize * 8
-
-    leaves = jax.tree.leaves((qparams, constants), is_leaf=lambda x: isinstance(x, QTensor))
-    honest = sum(bits(leaf) for leaf in leaves if hasattr(leaf, "dtype"))
-    limit = honest + honest // 4 + 8 * 32768
-    if found.constant_bits > limit:
-        largest = sorted(found.constants, key=lambda c: -c.bits)[:3]
-        listed = ", ".join(f"{'x'.join(map(str, c.shape))} {c.element}" for c in largest)
-        raise ValueError(
-            f"the exported constants take {found.constant_bits // 8:,} bytes and the packed weights {honest // 8:,}; the "
-            f"largest constants: {listed}. Does the function close over arrays, or write a table of constants?"
-        )

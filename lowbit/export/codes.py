@@ -14,8 +14,9 @@ from lowbit.export import lowering
 from lowbit.export.fold import fold
 from lowbit.export.forms import Lowered
 from lowbit.formats.lookup import format_named
-from lowbit.interpret.integer.constants import result_scale
+from lowbit.interpret.integer.contraction import result_scale
 from lowbit.interpret.integer.flat import Constants
+from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.plans import program_for
 from lowbit.interpret.integer.weights import weight_places
 from lowbit.interpret.operations import Operation
@@ -132,7 +133,7 @@ def turned(plan: Plan, traced: Trace, qparams: QParams, before: QParams) -> dict
     for node, site, var in weight_places(plan, program):
         weight = known.raw(var) if site.kind == "leaf" else before.sites[node.path]["weight"]
         constants = sites.get(node.path, {})
-        if not weight.spec.has_signed_scales or node.kind not in ("dot", "conv") or "groups" in constants:
+        if not weight.spec.has_signed_scales or not kind_named(node.kind).reads_grids or "groups" in constants:
             continue  # of groups, the sign is in their integers; a look-up has no multiplier
         sign = jnp.where(result_scale(node.equations[0], weight) < 0, -1, 1)
         changed = {
@@ -159,8 +160,8 @@ def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., An
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         row = rows[op.path]
         # Outside scans over layers the states are values, even in a branch or a remat, where the walk has them traced.
-        found = (states or {}) if row.stack else qparams.sites.get(op.path, {})
-        return result(op, row, values, found), states
+        states_of = (states or {}) if row.stack else qparams.sites.get(op.path, {})
+        return result(op, row, values, states_of), states
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
     return walk.run(traced.leaves, qparams.sites)[0]

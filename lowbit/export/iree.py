@@ -1,4 +1,4 @@
-"""IREE: compile a portable artifact for this machine's CPU or another's, and run it."""
+"""IREE: compile a portable artifact for this machine's CPU or another's, and run it here or under an emulator."""
 
 import importlib.util
 import io
@@ -9,7 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit.targets.table import TARGETS
+
 from . import stablehlo
+from .c.run import called
+from .installed import tools_folder
+from .reading import Bundle
+from .runners import Inputs, Ran
 
 BACKENDS = ("llvm-cpu", "vmvx")
 
@@ -121,3 +127,50 @@ def loaded(compiled: bytes, *, entry: str = "main") -> Callable[[Sequence[np.nda
         return [np.asarray(out).copy() for out in outs]  # the memory goes with `outs`
 
     return call
+
+
+_EMULATOR = ("qemu-aarch64", "-cpu", "cortex-a76", "-L", "/usr/aarch64-linux-gnu")
+
+
+def run_on_aarch64(compiled: bytes, args: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Returns the flat results of a module compiled for ``aarch64``, run by IREE's own program under an emulator.
+
+    Args:
+        compiled: from `lowbit.export.iree.compile_artifact`.
+        args: flat inputs.
+        count: of results.
+
+    Raises:
+        ValueError: with what the program said, where it fails.
+    """
+    (program,) = TARGETS["iree-aarch64"].files
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "model.vmfb").write_bytes(compiled)
+        for i, x in enumerate(args):
+            np.save(folder / f"x{i}.npy", np.asarray(x, order="C"))
+        given = [f"--input=@x{i}.npy" for i in range(len(args))]
+        results = [f"y{i}.npy" for i in range(count)]
+        flags = ["--module=model.vmfb", "--device=local-sync", "--function=main", *given]
+        command = [*_EMULATOR, str(tools_folder() / program), *flags, *(f"--output=@{name}" for name in results)]
+        called(command, folder)
+        return [np.load(folder / name) for name in results]
+
+
+_EMULATED = 8
+"""Calls that are made of an emulator, which starts anew for each."""
+
+
+def on_aarch64(bundle: Bundle, artifact: bytes, inputs: Inputs) -> Ran:
+    """Returns what 64-bit Arm makes of an artifact with the bundle's signature, of the first calls."""
+    compiled = compile_artifact(artifact, machine="aarch64")
+    count = len(bundle.manifest["outputs"])
+    outputs = [run_on_aarch64(compiled, case, count) for case in inputs[:_EMULATED]]
+    return Ran(outputs, len(compiled), constants=constant_bytes(compiled))
+
+
+def on_host(artifact: bytes, inputs: Inputs, *, backend: str = "llvm-cpu") -> Ran:
+    """Returns what IREE makes of an artifact on this machine."""
+    compiled = compile_artifact(artifact, backend=backend)
+    call = loaded(compiled)
+    return Ran([call(case) for case in inputs], len(compiled), constants=constant_bytes(compiled))

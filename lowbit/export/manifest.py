@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax.numpy as jnp
 
@@ -24,6 +24,37 @@ FORMAT_VERSION = 2
 _ZEROS = "0" * 64
 _MARK = b"lowbit scales\x00\x01\x02"
 """What the mark of the scales begins with, in the bytes of an artifact."""
+
+
+class Manifest(TypedDict):
+    """What ``manifest.json`` says, of version `FORMAT_VERSION`. Files and digest come last, when everything is written."""
+
+    format: str
+    version: int
+    name: str
+    entry: str
+    stablehlo: str
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
+    vectors: int
+    constant_args: list[int]
+    inexact_operations: list[str]
+    constant_bytes: int
+    allowed: list[float] | None
+    conditioning: list[float] | None
+    roundings: dict[str, Any] | None
+    weights: list[dict[str, Any]]
+    sites: list[dict[str, Any]]
+    forms: dict[str, list[str]]
+    runtimes: dict[str, Any]
+    targets: dict[str, Any]
+    plan: dict[str, Any]
+    tools: dict[str, str | None]
+    files: NotRequired[dict[str, Any]]
+    rounding: NotRequired[str]
+    grids: NotRequired[dict[str, Any]]
+    float_operations: NotRequired[dict[str, list[str]]]
+    digest: NotRequired[str]
 
 
 def encoded(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:

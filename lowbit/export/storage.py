@@ -3,10 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Spec
-from lowbit.targets.table import Target
+from lowbit.packed.trees import QParams
+from lowbit.targets.target import Target
+
+from . import stablehlo
 
 WIDTHS = (2, 4, 8, 16)
 """Bits in which StableHLO stores integer weights."""
@@ -81,3 +86,53 @@ def _wanted(entry: Mapping[str, Any], target: Target) -> tuple[int, int]:
         bits = entry["stored_bits"]
     width = stored_width(bits, target.widths)
     return count, (max(width, 8) if count * width <= 8 * target.small_bytes else width)
+
+
+def _codes(q: QTensor) -> int:
+    return int(np.prod(q.shape))
+
+
+def weights(qparams: QParams) -> list[dict[str, Any]]:
+    """Returns the entries of a manifest's ``weights``: what was packed, and in how many bits a bundle holds it."""
+    return [
+        {
+            "path": path,
+            "shape": list(q.shape),
+            "spec": q.spec.text,
+            "bits": q.spec.format.bits,
+            "stored_bits": most_bits(q.spec),
+            "has_zero_points": q.zero is not None,
+            "bits_per_weight": round(q.bits_per_element, 4),
+        }
+        for path, q in qparams.weights().items()
+    ]
+
+
+def check_size(found: stablehlo.Contents, qparams: QParams, constants: Any) -> None:
+    """Raises where a module's constants take more than what was packed: a float copy of a weight slipped in.
+
+    Args:
+        found: the module's contents.
+        qparams: packed.
+        constants: arguments that became constants.
+
+    Raises:
+        ValueError: with the largest constants.
+    """
+
+    def bits(leaf: Any) -> int:
+        if isinstance(leaf, QTensor):
+            scales = sum(bits(x) for x in jax.tree.leaves((leaf.scale, leaf.zero)))
+            return _codes(leaf) * most_bits(leaf.spec) + 4 * scales
+        return leaf.size * leaf.dtype.itemsize * 8
+
+    leaves = jax.tree.leaves((qparams, constants), is_leaf=lambda x: isinstance(x, QTensor))
+    honest = sum(bits(leaf) for leaf in leaves if hasattr(leaf, "dtype"))
+    limit = honest + honest // 4 + 8 * 32768
+    if found.constant_bits > limit:
+        largest = sorted(found.constants, key=lambda c: -c.bits)[:3]
+        listed = ", ".join(f"{'x'.join(map(str, c.shape))} {c.element}" for c in largest)
+        raise ValueError(
+            f"the exported constants take {found.constant_bits // 8:,} bytes and the packed weights {honest // 8:,}; the "
+            f"largest constants: {listed}. Does the function close over arrays, or write a table of constants?"
+        )

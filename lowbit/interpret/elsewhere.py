@@ -82,9 +82,7 @@ def kernel_result(
     return Found(sides.restore(result), name, reason)
 
 
-_CARRIED = (
-    "full-integer plans rescale in fixed point, and the native kernels in float32: the same integers in XLA's float32"
-)
+CARRIED = "the same integers in XLA's float32"
 _INTEGER = (
     "full-integer plans are XLA's own, codes by codes into int32: weights of fewer bits are unpacked in every call"
 )
@@ -105,7 +103,7 @@ def integer_results(
     if implementation == "reference":
         return run(traced, qparams, carried=False), "reference", ""
     if platform == "cpu":
-        return run(traced, qparams, carried=True), "carried", _CARRIED
+        return run(traced, qparams, carried=True), "carried", CARRIED
     if platform is not None:
         return run(traced, qparams, carried=False), "xla", _INTEGER
 

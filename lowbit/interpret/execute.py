@@ -10,9 +10,9 @@ import jax
 
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
-from lowbit.core.meshes import automatic
+from lowbit.core.meshes import automatic, explicit_mesh
 from lowbit.core.qtensor import QTensor
-from lowbit.packed import arguments, native
+from lowbit.packed import arguments, fixed_calls, native
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.bits import unpack
 from lowbit.packed.platforms import PLATFORMS, by_platform, platform_named, platform_of, viewed
@@ -26,6 +26,7 @@ from .elsewhere import integer_results, kernel_result
 from .inputs import quantized_input
 from .int8 import int8_result
 from .integer.interpretations import execution as integer_execution
+from .integer.native import FixedOrders, Orders, kernel_lines
 from .lookup import lookup
 from .native_route import float_weight, native_result
 from .operations import Operation
@@ -38,7 +39,7 @@ from .trace import Model, check_same_operations, trace
 from .walk import Walk, plain
 
 IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
-_KERNELS = ("cpu", "pallas_tpu", "mosaic_gpu")
+_ELSEWHERE = ("pallas_tpu", "mosaic_gpu")
 ANYWHERE = ("carried", "reference")
 """Those that are the same program on every platform."""
 
@@ -51,7 +52,8 @@ def execute(
     The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
     operation is quantized this is ``jax.jit(fn)``. The gradient, to arguments and scales, is on every route that of the
     operations on dequantized operands, straight through the rounding of an input within its range: that of `lowbit.simulate`
-    with `lowbit.rtn`. A full-integer plan raises when differentiated.
+    with `lowbit.rtn`; forward mode (`jax.jvp`) needs ``implementation="carried"`` or ``"reference"``. A full-integer plan
+    raises when differentiated.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations.
@@ -72,7 +74,7 @@ def execute(
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
-        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or one of kernels for a full-integer plan; at the call, if the traced operations differ from the plan, or the
+        ValueError: at the call, if ``qparams`` are another plan's or on another platform; for an unknown platform or implementation, or one of an accelerator's kernels for a full-integer plan; at the call, if the traced operations differ from the plan, or the
             named implementation cannot run one of them.
     """
     if implementation is not None and implementation not in IMPLEMENTATIONS:
@@ -80,24 +82,25 @@ def execute(
     if implementation == "cpu" and native.status() is not None:
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
     arguments.check(fn=fn, plan=plan)
-    if implementation in _KERNELS and plan.is_full_integer:
+    if implementation in _ELSEWHERE and plan.is_full_integer:
         raise ValueError(
-            f"implementation {implementation!r} has no kernels for full-integer plans; use 'xla', 'carried' or 'reference'"
+            f"implementation {implementation!r} has no kernels for full-integer plans; use 'cpu', 'xla', 'carried' or 'reference'"
         )
     return _executor(fn, plan, implementation, None if platform is None else platform_named(platform))
 
 
 @functools.lru_cache(maxsize=256)
 def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str | None) -> Callable[..., Any]:
-    is_native = implementation not in ANYWHERE and not plan.is_full_integer
+    is_native = implementation in (None, "cpu") if plan.is_full_integer else implementation not in ANYWHERE
+    fixed = FixedOrders(fn, plan) if plan.is_full_integer else None
 
-    def trace_of(qparams, args, kwargs, *, where, is_fused):
+    def trace_of(qparams, args, kwargs, *, where, is_fused, orders=None):
         return execution(
             fn, plan, qparams, args, kwargs, implementation=implementation, platform=where, is_fused=is_fused,
-            has_derivative=not is_fused,
+            has_derivative=not is_fused, orders=orders,
         )  # fmt: skip
 
-    served = Served(plan, trace_of)
+    served = Served(plan, trace_of, fixed)
 
     @shares_keywords("lowbit.execute", fn)
     def run(qparams, /, *args, kwargs=None, **keywords):
@@ -113,6 +116,8 @@ def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str |
                 f"platform is {where!r}, and the arrays are on {here}: lower the function for it, or move them"
             )
         kernels = (where or here) if is_native and (native.status() is None or (where or here) != "cpu") else None
+        if fixed is not None and (kernels != "cpu" or fixed_calls.status() is not None):
+            kernels = None
         if kernels == "cpu" and _is_waiting(qparams):
             _warn_unprepared(plan, qparams)
         return served.prepared(qparams, args, given, where, kernels)(args, given)
@@ -187,9 +192,14 @@ def explain(
     if implementation not in ANYWHERE and not plan.is_full_integer and (native.status() is None or platform != "cpu"):
         late = _unprepared(plan, qparams) if platform == "cpu" else []
         qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams, platform=platform)
+    orders: Orders = {}
+    if plan.is_full_integer and platform == "cpu" and implementation in (None, "cpu") and fixed_calls.status() is None:
+        orders = FixedOrders(fn, plan)(qparams, args, kwargs)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
-        lambda q, a, k: execution(fn, plan, q, a, k, implementation=implementation, report=report, platform=platform),
+        lambda q, a, k: execution(
+            fn, plan, q, a, k, implementation=implementation, report=report, platform=platform, orders=orders
+        ),
         qparams,
         args,
         merged(keywords, kwargs),
@@ -221,6 +231,7 @@ def execution(
     keeps_nan: bool = True,
     is_fused: bool = False,
     has_derivative: bool = False,
+    orders: Orders | None = None,
 ) -> Any:
     """Returns ``y`` of one call on packed parameters; `execute` is this under jit.
 
@@ -240,6 +251,7 @@ def execution(
             follows them.
         has_derivative: whether it may be differentiated: that of a full-integer plan is an error. Without, gradients are lost
             at products of integers.
+        orders: of a full-integer plan: the operations that run on the native kernels, by path.
     """
     check_belongs(plan, qparams)
     is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
@@ -252,13 +264,22 @@ def execution(
         if has_derivative:
             leaves, qparams = without_derivative(_NO_DERIVATIVE, (traced.leaves, qparams))
             traced = dataclasses.replace(traced, leaves=leaves)
-        run = functools.partial(integer_execution, plan, has_integer_io=has_integer_io)
+        orders = {} if explicit_mesh((traced.leaves, qparams)) is not None else orders or {}
+        run = functools.partial(
+            integer_execution, plan, has_integer_io=has_integer_io, orders=orders, is_named=not has_derivative
+        )
 
         def results(leaves: list[Any], qparams: QParams) -> list[Any]:
             now = dataclasses.replace(traced, leaves=leaves)
             outs, how, why = integer_results(run, now, qparams, implementation, platform)
+            if implementation not in (None, "cpu") or platform not in (None, "cpu"):
+                said = [(row.path, how, why) for row in plan]
+            else:
+                said = kernel_lines(plan, now, qparams, orders, how, why)
+            if implementation == "cpu" and (left := next((line for line in said if line[1] != "cpu"), None)):
+                raise ValueError(f"implementation 'cpu' cannot run {left[0]}: {left[2]}")
             if report is not None:
-                report.extend((row.path, how, why) for row in plan)
+                report.extend(said)
             return outs
 
         outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))

@@ -32,7 +32,7 @@ class Prepared:
                 continue
             sources, order = self.known.get((key, platform), ((), None))
             if len(sources) != len(arrays) or any(ref() is not x for ref, x in zip(sources, arrays, strict=True)):
-                order = _apart(native.order_of(q, row, site, platform.removesuffix("-interpreter")), arrays)
+                order = apart(native.order_of(q, row, site, platform.removesuffix("-interpreter")), arrays)
                 self.known.pop((key, platform), None)
                 if all(isinstance(x, jax.Array) for x in arrays):
                     place = (key, platform)
@@ -51,8 +51,8 @@ class Prepared:
         return forget
 
 
-def _apart(order: native.Order, arrays: list[Any]) -> native.Order:
-    """The same, holding none of the arrays it was made from: a compiled program may hand its argument back as it is."""
+def apart(order: Any, arrays: list[Any]) -> Any:
+    """Returns the same tree, holding none of the arrays it was made from: a compiled program may hand its argument back as it is."""
     mine = {id(x) for x in arrays}
     with jax.ensure_compile_time_eval():
         return jax.tree.map(lambda x: jnp.array(x, copy=True) if id(x) in mine else x, order)

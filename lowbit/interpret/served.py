@@ -25,6 +25,9 @@ from .prepared import Prepared
 Trace = Callable[..., Any]
 """``(qparams, args, kwargs, where=, is_fused=) -> result``: `where` is the platform it is traced for."""
 
+Fixed = Callable[[QParams, Sequence[Any], Mapping[str, Any]], Mapping[str, Any]]
+"""``(qparams, args, kwargs) -> {path: weight in the kernels' order}``."""
+
 Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 """``(args, kwargs) -> result``."""
 
@@ -37,10 +40,11 @@ class Served:
     Args:
         plan: the plan.
         trace_of: one call, under jit.
+        fixed: of a full-integer plan: its operations on the native kernels.
     """
 
-    def __init__(self, plan: Plan, trace_of: Trace):
-        self.trace_of = trace_of
+    def __init__(self, plan: Plan, trace_of: Trace, fixed: Fixed | None = None):
+        self.trace_of, self.fixed = trace_of, fixed
         self.orders = Prepared(plan)
         self.compiled: dict[Any, Any] = {}
         self.last: _Last | None = None
@@ -69,7 +73,9 @@ class Served:
             where: the platform that it is traced for; None is chosen when lowered.
             kernels: into whose kernels' order weights are put where they are not yet; None for none.
         """
-        orders = {} if kernels is None else self.orders(qparams, kernels)
+        orders: Mapping[str, Any] = {}
+        if kernels is not None:
+            orders = self.orders(qparams, kernels) if self.fixed is None else self.fixed(qparams, args, kwargs)
         leaves, tree = jax.tree.flatten(qparams)
         held, order_tree = jax.tree.flatten(orders)
         arrays = [*leaves, *jax.tree.leaves((args, kwargs))]
@@ -94,20 +100,25 @@ class Served:
         def compiled(others, arena, args, kwargs):
             arrays = layout.together(others, arena)
             qparams, orders = jax.tree.unflatten(tree, arrays[:count]), jax.tree.unflatten(order_tree, arrays[count:])
-            qparams = native.attached(qparams, orders) if orders else qparams
+            fixed = orders if self.fixed is not None else None
+            qparams = native.attached(qparams, orders) if orders and fixed is None else qparams
 
-            def plain(*given):
+            def plain(given, fixed):
+                del fixed
                 return self.trace_of(*given, where=where, is_fused=False)
 
-            def on_cpu(*given):
+            def on_cpu(given, fixed):
+                if fixed is not None:
+                    return self.trace_of(*given, where="cpu", is_fused=False, orders=fixed)
                 return fused(functools.partial(self.trace_of, where="cpu"), *given)
 
+            given = qparams, args, kwargs
             if kernels != "cpu":  # nothing is placed
-                return plain(qparams, args, kwargs)
+                return plain(given, fixed)
             if where is not None:
-                return on_cpu(qparams, args, kwargs)
-            like = jax.eval_shape(plain, qparams, args, kwargs)
-            return by_platform({"cpu": on_cpu}, plain, like, qparams, args, kwargs)
+                return on_cpu(given, fixed)
+            like = jax.eval_shape(plain, given, fixed)
+            return by_platform({"cpu": on_cpu}, plain, like, given, fixed)
 
         return compiled
 

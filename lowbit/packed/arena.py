@@ -73,6 +73,8 @@ def arranged(
     for part in (qparams.sites, orders):
         for path in sorted(part):
             own += [path not in stacked] * len(jax.tree.leaves(part[path]))
+    if plan.is_full_integer:  # what is packed is read by other operations
+        own = [False] * len(leaves) + [True] * len(held)
     arrays = [*leaves, *held]
     chosen = [i for i, x in enumerate(arrays) if own[i] and is_placeable(x, SMALL)]
     devices = {device for i in chosen for device in arrays[i].devices()}

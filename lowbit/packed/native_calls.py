@@ -279,15 +279,15 @@ def _placed(out: Array, product: Product, dot: Dot, weight: NativeTensor | Order
     return jnp.transpose(out.reshape(shape), dot.order)
 
 
-_LAYOUTS = {(0, 3, 1, 2): "NHWC", (0, 1, 2, 3): "NCHW", (0, 2, 1): "NWC", (0, 1, 2): "NCW"}
+LAYOUTS = {(0, 3, 1, 2): "NHWC", (0, 1, 2, 3): "NCHW", (0, 2, 1): "NWC", (0, 1, 2): "NCW"}
 """Of the axes of an image: where its batch, its channels and its positions are."""
 
 
 def why_not_conv(params: Any, weight: NativeTensor) -> str | None:
     """Returns why the kernels do not take a convolution, whatever its operands hold, or None."""
     numbers = params["dimension_numbers"]
-    if tuple(numbers.lhs_spec) != tuple(numbers.out_spec) or tuple(numbers.lhs_spec) not in _LAYOUTS:
-        return f"the convolution kernels take and return {', '.join(_LAYOUTS.values())}"
+    if tuple(numbers.lhs_spec) != tuple(numbers.out_spec) or tuple(numbers.lhs_spec) not in LAYOUTS:
+        return f"the convolution kernels take and return {', '.join(LAYOUTS.values())}"
     out, inputs, *spatial = numbers.rhs_spec
     given = tuple(atom[0] for i in (*spatial, inputs, out) for atom in weight.axes[i])
     if given != tuple(i for i in weight.contract if any(i == a for g in weight.axes for a, _ in g)):
@@ -299,7 +299,7 @@ def why_not_conv(params: Any, weight: NativeTensor) -> str | None:
 
 def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Results:
     params = dict(product.params)
-    layout = _LAYOUTS[tuple(params["dimension_numbers"].lhs_spec)]
+    layout = LAYOUTS[tuple(params["dimension_numbers"].lhs_spec)]
     groups = params["feature_group_count"]
     pads, dilations, zero = params["padding"], params["lhs_dilation"], jnp.zeros((), x.dtype)
     if any(d != 1 for d in dilations) or any(n < 0 for pair in pads for n in pair):

@@ -143,8 +143,7 @@ class Step:
 
     Attributes:
         path: unique path; that of its row where it is an operation.
-        kind: ``input``, ``index``, ``lookup``, ``constant``, ``dot``, ``conv``, ``affine``, ``sum``, ``product``, ``add``,
-            ``max``, ``min``, ``table``, ``softmax``, ``norm``, ``move``, ``concatenate``, ``select`` or ``scan``.
+        kind: the name of a kind of integer computation: a file of ``lowbit/interpret/integer/ops``.
         inputs: paths of the steps it reads.
         grid: path of the step that names the grid its result is on.
         absorbed: primitives that follow the main one and cost nothing: bias, scale, relu, clip, or those of a table.

@@ -7,7 +7,7 @@ import pytest
 
 import lowbit as lb
 from experiments.models import digits_transformer
-from lowbit.export.runners.c import run_cases
+from lowbit.export.c.run import run_cases
 from lowbit.export.verify import verify
 from tests.interpret.integer_models import WHOLE, audio_net
 

@@ -11,8 +11,8 @@ import pytest
 from litert_converter import schema_py_generated as schema
 
 import lowbit as lb
-from lowbit.export.forms.litert import MODEL
-from lowbit.export.forms.onnx import FILE
+from lowbit.export.litert.write import MODEL
+from lowbit.export.onnx.write import FILE
 from lowbit.export.verify import verify
 from tests.export.cases import normal, signed
 

@@ -7,8 +7,8 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.export import litert, stablehlo
-from lowbit.export.forms.litert import CONTENTS, MODEL
 from lowbit.export.litert.audit import Contents
+from lowbit.export.litert.write import CONTENTS, MODEL
 from lowbit.export.verify import verify
 from tests.interpret.integer_models import WHOLE
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import lowbit as lb
-from lowbit.export.forms.litert import CONTENTS
 from lowbit.export.litert.audit import Contents
+from lowbit.export.litert.write import CONTENTS
 from lowbit.export.verify import verify
 from tests.values import normal
 

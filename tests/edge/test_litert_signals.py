@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 
 import lowbit as lb
-from lowbit.export.forms.litert import CONTENTS
 from lowbit.export.litert.audit import Contents
+from lowbit.export.litert.write import CONTENTS
 from lowbit.export.verify import verify
 from tests.interpret.integer_models import audio_net
 from tests.values import normal

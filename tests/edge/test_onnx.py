@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import lowbit as lb
 from lowbit.export import forms
-from lowbit.export.forms.onnx import FILE
-from lowbit.export.runners.onnxruntime import session
+from lowbit.export.onnx.run import session
+from lowbit.export.onnx.write import FILE
 from lowbit.export.universal import universal_jaxpr
 from lowbit.export.verify import verify
 from tests.export.graphs import dense_graphs, image_graphs

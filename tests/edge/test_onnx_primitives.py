@@ -12,8 +12,8 @@ from jax import lax
 
 from lowbit.core.extremes import largest, largest_magnitude, nan_where, smallest
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
-from lowbit.export.onnx_graph import serialize, translate
-from lowbit.export.runners.onnxruntime import session
+from lowbit.export.onnx import serialize, translate
+from lowbit.export.onnx.run import session
 from tests.export.onnx_graphs import graph_of
 
 

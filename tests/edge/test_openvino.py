@@ -7,8 +7,8 @@ import pytest
 
 import lowbit as lb
 from lowbit.export.bundle import read
-from lowbit.export.forms.onnx import FILE
-from lowbit.export.runners import openvino
+from lowbit.export.onnx import run as openvino
+from lowbit.export.onnx.write import FILE
 from lowbit.export.verify import verify
 from tests.export.cases import normal, signed
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
-from lowbit.export.onnx_graph import finish, translate
-from lowbit.export.onnx_graph.graph import Graph, Value
+from lowbit.export.onnx import finish, translate
+from lowbit.export.onnx.graph import Graph, Value
 
 
 def graph_of(function: Any, *args: Any) -> tuple[list[Value], list[Value]]:

@@ -14,10 +14,10 @@ from jax import lax
 import lowbit as lb
 from lowbit.export import forms, verify
 from lowbit.export.c import arena, graph, schedule, simplify
+from lowbit.export.c import write as c
+from lowbit.export.c.run import run_cases
 from lowbit.export.c.source import ports
-from lowbit.export.forms import c
 from lowbit.export.reading import read
-from lowbit.export.runners.c import run_cases
 from lowbit.targets.table import TARGETS
 
 from . import c_programs, cases

@@ -11,9 +11,9 @@ from jax import lax
 
 from lowbit.core.extremes import largest, largest_magnitude, nan_where, smallest
 from lowbit.export.composites import Grid, dequantize, fake_quant
-from lowbit.export.onnx_graph import serialize
-from lowbit.export.onnx_graph.graph import Quantized, order
-from lowbit.export.onnx_graph.quantized import layout
+from lowbit.export.onnx import serialize
+from lowbit.export.onnx.graph import Quantized, order
+from lowbit.export.onnx.quantized import layout
 
 from .onnx_graphs import graph_of
 

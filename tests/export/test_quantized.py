@@ -10,9 +10,9 @@ from jax import lax
 
 import lowbit as lb
 from lowbit.export import stablehlo
-from lowbit.export.forms.quantized import ARTIFACT
-from lowbit.export.quantized_types.checks import check, without_quantized_types
-from lowbit.export.quantized_types.types import QuantType
+from lowbit.export.quantized.checks import check, without_quantized_types
+from lowbit.export.quantized.types import QuantType
+from lowbit.export.quantized.write import PROGRAM
 from lowbit.export.verify import verify
 from lowbit.targets.refusals import violations
 from lowbit.targets.table import TARGETS
@@ -135,9 +135,9 @@ def test_ordinary_plans(rule, status, tmp_path):
 
 def _replaced(bundle, change):
     """The bundle with another quantized module, checksums in order."""
-    path = bundle.path / ARTIFACT
+    path = bundle.path / PROGRAM
     path.write_bytes(stablehlo.artifact(change(stablehlo.text_of(path.read_bytes())), "1.9.0"))
-    signed(bundle.path, files=[ARTIFACT])
+    signed(bundle.path, files=[PROGRAM])
 
 
 def test_another_scale_fails(tmp_path):

@@ -9,7 +9,7 @@ import flatbuffers
 import pytest
 import tflite
 
-from lowbit.export.runners import litert
+from lowbit.export.litert import run as litert
 
 FUZZ = int(os.environ.get("LOWBIT_FUZZ_FILES", "1"))
 

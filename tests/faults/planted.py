@@ -167,7 +167,7 @@ FAULTS = (
     ),
     Fault(
         "the ONNX form drops the bias of a convolution",
-        "lowbit/export/onnx_graph/finish.py",
+        "lowbit/export/onnx/finish.py",
         'return Node("Conv", [x, weight, g.constant(bias) if written is None else written], product.node.attributes)',
         'return Node("Conv", [x, weight], product.node.attributes)',
         ("tests/export/test_onnx.py::test_a_bias_is_the_sum_of_its_steps",),
@@ -286,7 +286,7 @@ FAULTS = (
     ),
     Fault(
         "a custom operator of a LiteRT file is run",
-        "lowbit/export/runners/litert.py",
+        "lowbit/export/litert/run.py",
         "(max(c.BuiltinCode(), c.DeprecatedBuiltinCode()), c.CustomCode())",
         "(c.DeprecatedBuiltinCode(), c.CustomCode())",
         ("tests/export/test_untrusted_litert.py::test_custom_operators_of_litert_are_refused",),

@@ -27,7 +27,7 @@ def routes(fn, rule, params, x, bad, **kwargs):
     qstate = lb.init(fn, plan, params, x)
     qparams = lb.pack(plan, params, qstate)
     yield "simulate", np.asarray(lb.simulate(fn, plan)(params, qstate, bad))
-    for name in ROUTES if not plan.is_full_integer else ("carried", "reference"):
+    for name in ROUTES:
         yield name, np.asarray(lb.execute(fn, plan, implementation=name)(qparams, bad))
 
 

@@ -89,7 +89,7 @@ class Operands {
   }
 
  private:
-  static constexpr size_t kMostBatch = 8, kMostHeld = 12, kMostRank = 3;
+  static constexpr size_t kMostBatch = 8, kMostHeld = 15, kMostRank = 3;
 
   View Placed() {
     problem_ = "a place in the arena lies outside it";

@@ -31,6 +31,9 @@ ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi:
   c.tail.steps = in.Next(kSteps, Type::kF32, {0, tiles, kLanes});
   c.tail.next_scale = in.Next(kNext, Type::kF32, {1});
   c.tail.next_zero = in.Next(kNext, Type::kS32, {1});
+  c.tail.fixed = in.Next(0, Type::kS32, {0, tiles, kLanes});
+  c.tail.other = in.Next(0, Type::kS8, {0, 0});
+  c.tail.joins = in.Next(0, Type::kS32, {0});
   if (const char* problem = in.problem()) return Answer(problem);
   c.tail.kinds = kinds.begin(), c.tail.kinds_count = kinds.size();
   c.tail.numbers = numbers.begin(), c.tail.numbers_count = numbers.size();

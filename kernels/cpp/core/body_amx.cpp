@@ -17,6 +17,7 @@ namespace {
 #include "core/vec_avx512.h"
 #include "core/body_quantize.h"
 #include "core/body_store.h"
+#include "core/body_fixed.h"
 
 constexpr int64_t kTileBlocks = 16;  // blocks in a weight tile: 64 inputs
 constexpr int64_t kTileRows = 16;    // rows of activations in a tile
@@ -106,9 +107,10 @@ __attribute__((noinline)) void AmxTile(const Matmul& p, int64_t row, int64_t val
     first += blocks;
     for (int t = 0; t < kTiles; ++t) {
       const int64_t index = ((tile + t) * p.groups + g) * kLanes;
-      const Vec::F scale = LoadScales(p, index);
+      const Vec::F scale = p.tail.fixed != nullptr ? Vec::SetF(0.0f) : LoadScales(p, index);
       const Vec::I column = ColumnTerm(p, index, zero);
       for (int r = 0; r < kRows; ++r) {
+        Vec::I sums[kTileRows];
         for (int64_t i = 0; i < kTileRows && r * kTileRows + i < valid; ++i) {
           const int64_t m = row + r * kTileRows + i;
           const int at = r * kTiles + t;
@@ -117,13 +119,20 @@ __attribute__((noinline)) void AmxTile(const Matmul& p, int64_t row, int64_t val
           if (p.zeros != nullptr) {
             sum = Vec::Sub(sum, Vec::Mul(Vec::Load16(p.zeros + index), Vec::Set(p.sums[g * p.padded_rows + m])));
           }
+          sums[i] = sum;
+          if (p.tail.fixed != nullptr) continue;
           const Vec::F product = Vec::MulF(Vec::Convert(sum), scale);
           float* f = total[at] + i * kLanes;
           Vec::Store(f, g == 0 ? product : Vec::AddF(Vec::LoadF(f), product));
         }
+        const int64_t left = valid - r * kTileRows;
+        if (p.tail.fixed != nullptr && left > 0) {  // of one group
+          StoreFixed<kTileRows>(p.tail, p.out, row + r * kTileRows, left, tile + t, sums);
+        }
       }
     }
   }
+  if (p.tail.fixed != nullptr) return;
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kTiles; ++t) {
       for (int64_t i = 0; i < kTileRows && r * kTileRows + i < valid; ++i) {

@@ -13,6 +13,7 @@ namespace {
 #include "core/vec_avx512.h"
 #include "core/body_quantize.h"
 #include "core/body_store.h"
+#include "core/body_fixed.h"
 #include "core/body_integer.h"
 #include "core/body_float.h"
 #include "core/body_conv.h"

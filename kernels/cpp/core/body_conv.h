@@ -192,7 +192,7 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
       for (int64_t t = 0; t < c.taps_count(); ++t) {
         for (int64_t k = 0; k < kLanes; ++k) w[t * kLanes + k] = k < count ? c.taps[t * c.channels + n + k] : 0.0f;
       }
-      const Vec::F scale = Vec::LoadF(c.scales + n);
+      const Vec::F scale = c.tail.fixed != nullptr ? Vec::SetF(1.0f) : Vec::LoadF(c.scales + n);
       constexpr int64_t kSide = 4;  // positions computed together: four sums in flight hide the latency of one
       for (int64_t j = 0; j < c.out_width; j += kSide) {
         const int64_t last = c.out_width - 1;
@@ -210,6 +210,12 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
 #pragma GCC unroll 4
             for (int64_t k = 0; k < kSide; ++k) sum[k] = Vec::Fma(Vec::LoadF(at[k] + offset), tap, sum[k]);
           }
+        }
+        if (c.tail.fixed != nullptr) {
+          Vec::I whole[kSide];
+          for (int64_t k = 0; k < kSide; ++k) whole[k] = Vec::Whole(sum[k]);
+          StoreFixed<kSide>(c.tail, c.channels, line * c.out_width + j, c.out_width - j, n / kLanes, whole);
+          continue;
         }
         for (int64_t k = 0; k < kSide; ++k) {
           const float x_scale = WindowScale(c, b, i, j + k < last ? j + k : last, 0);

@@ -75,6 +75,14 @@ __attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const
       for (int t = 0; t < kTiles; ++t) acc[r][t] = Vec::DotDirect<kHalf>(acc[r][t], word[t], inputs);
     }
   }
+  if (tail.fixed != nullptr) {
+    for (int t = 0; t < kTiles; ++t) {
+      Vec::I column[kRows];
+      for (int r = 0; r < kRows; ++r) column[r] = acc[r][t];
+      StoreFixed<kRows>(tail, out, m, valid, tile + t, column);
+    }
+    return;
+  }
   for (int t = 0; t < kTiles; ++t) {
     const Vec::F scale = Vec::LoadF(c.scales + (first_tile + tile + t) * kLanes);
     Vec::F values[kRows];

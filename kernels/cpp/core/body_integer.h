@@ -109,6 +109,14 @@ __attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t
     }
     if (__builtin_expect(terms, 0)) AddTerms<kRows, kTiles>(p, acc, starts, index, zero);
     Accumulate<kRows, kTiles, kBits>(acc, x, w, blocks);
+    if (__builtin_expect(p.tail.fixed != nullptr, 0)) {  // of one group
+      for (int t = 0; t < kTiles; ++t) {
+        Vec::I column[kRows];
+        for (int m = 0; m < kRows; ++m) column[m] = acc[m][t];
+        StoreFixed<kRows>(p.tail, p.out, row, valid, tile + t, column);
+      }
+      return;
+    }
     for (int m = 0; m < kRows; ++m) x[m] += blocks * kSpan;
     for (int t = 0; t < kTiles; ++t) {
       w[t] += blocks * kBlockBytes;

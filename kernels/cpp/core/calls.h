@@ -20,6 +20,11 @@ struct TailCall {
   const float* numbers = nullptr;  // of every step: that number, or anything
   size_t numbers_count = 0;
   int64_t next_lo = -128, next_hi = 127;
+  View fixed;                // s32 (kFixedRows, tiles, 16), or no rows: codes in fixed point, without scales and all of the above
+  int64_t rounding = 0;      // enum Rounding
+  View other;                // s8 in the shape of `codes` that is joined with them, or no elements; with `fixed` alone
+  View joins;                // s32 (kJoinNumbers), or (0)
+  int64_t join = 0;          // enum Join
 };
 
 // Shapes are those of lowbit_kernels/cpu/matmul.py. Under vmap every array has the same number of leading batch
@@ -29,7 +34,7 @@ struct MatmulCall {
   View x_scale;      // f32 (0), (1) or (M)
   View x_zero;       // s32 or f32 (1), a whole number
   View blocks;       // u8 (tiles, blocks, 64)
-  View scales;       // f32 or bf16 (tiles, groups, 16)
+  View scales;       // f32 or bf16 (tiles, groups, 16); not looked at in fixed point
   View zeros;        // s16, the same, or (0)
   View column_sums;  // s16 or s32, the same, or (0)
   View codebook;     // f32 (2^bits), or (0)
@@ -45,7 +50,7 @@ struct ConvCall {
   View x_scale;  // f32 (1), or (B, H, W): the marks of emitted codes; not looked at with `dynamic`
   View x_zero;   // s32 or f32 (1), a whole number
   View weights;  // u8 (tiles, blocks, 64) with ceil(O / groups / 16) tiles a group; depthwise: (taps, C)
-  View scales;   // f32 (tiles, 16)
+  View scales;   // f32 (tiles, 16); not looked at in fixed point
   View sums;     // s32 (tiles, 16)
   TailCall tail; // y, codes: (B, OH, OW, O), or (B, O, OH, OW) with `y_channels_first`; marks: (B, OH, OW)
   View scratch;

@@ -170,7 +170,7 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   const int64_t available = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());
   threads = threads <= 0 ? available : std::min(threads, available);
 
-  for (int64_t m = 0; c.tail.codes != nullptr && m < c.rows(); ++m) c.tail.marks[m] = c.tail.next_scale;
+  for (int64_t m = 0; c.tail.marks != nullptr && m < c.rows(); ++m) c.tail.marks[m] = c.tail.next_scale;
 
   std::vector<float> scales, marks;
   if (c.dynamic) {
@@ -242,7 +242,7 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
       Matmul q = p;
       const int64_t tile = g * c.group_tiles();
       q.w = c.w + tile * p.blocks * kBlockBytes;
-      q.scales = c.scales + tile * kLanes;
+      if (c.scales != nullptr) q.scales = c.scales + tile * kLanes;
       q.column_sums = c.sums + tile * kLanes;
       q.tail = c.tail.from(g * p.out, tile * kLanes);
       body.conv_gather(c, q, g, begin, end);

@@ -8,7 +8,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   const View& y = call.tail.y;
   const View& codes = call.tail.codes;
   for (const View* each : {&call.x, &call.x_scale, &call.x_zero, &call.weights, &call.scales, &call.sums,
-                           &call.tail.steps, &call.tail.next_scale, &call.tail.next_zero, &y, &codes, &call.tail.marks,
+                           &call.tail.steps, &call.tail.next_scale, &call.tail.next_zero, &call.tail.fixed, &call.tail.other, &call.tail.joins, &y, &codes, &call.tail.marks,
                            &call.scratch}) {
     if (const char* problem = CheckView(*each)) return problem;
   }
@@ -42,8 +42,16 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.lo = static_cast<int32_t>(call.lo), c.hi = static_cast<int32_t>(call.hi);
   c.bits = static_cast<int>(call.bits), c.offset = static_cast<int32_t>(call.offset);
   c.x_type = call.x.type;
+  const int64_t tiles = c.depthwise ? CeilDivide(c.out, kLanes)
+                        : c.groups < 1 ? kTooLarge : Times(c.groups, CeilDivide(c.out / c.groups, kLanes));
+  LOWBIT_REQUIRE(IsExtent(tiles), "feature groups must divide the channels and the outputs");
+  bool fixed = false;
+  if (const char* problem = ReadFixed(call.tail, 0, tiles, &fixed, &c.tail)) return problem;
+  LOWBIT_REQUIRE(!fixed || call.dynamic == 0, "fixed point takes a static grid");
   LOWBIT_REQUIRE(IsZeroType(call.x_zero.type) && HasShape(call.x_zero, 0, {1}), "x_zero must be one s32 or f32");
-  c.x_zero = ReadZero(call.x_zero.type, call.x_zero.data);
+  c.x_zero = !fixed       ? ReadZero(call.x_zero.type, call.x_zero.data)
+             : tiles == 0 ? c.lo
+                          : InputZero(call.tail.fixed.data, c.tail);
   c.keeps_nan = call.keeps_nan != 0 && (c.x_type == Type::kF32 || c.x_type == Type::kBF16);
   c.dynamic = call.dynamic != 0;
   if (const char* problem = Check(c)) return problem;
@@ -51,8 +59,6 @@ const char* Call(const ConvCall& call, Pool* pool) {
   const bool map = HasShape(call.x_scale, 0, {c.batch, c.height, c.width});
   LOWBIT_REQUIRE(call.x_scale.type == Type::kF32 && (map || HasShape(call.x_scale, 0, {1})),
                  "x_scale must be one f32, or one a position");
-  const int64_t tiles = c.depthwise ? CeilDivide(c.out, kLanes) : Times(c.groups, c.group_tiles());
-  LOWBIT_REQUIRE(IsExtent(tiles), "too many feature groups");
   LOWBIT_REQUIRE(call.weights.type == Type::kU8, "weights must be u8");
   if (c.depthwise) {
     LOWBIT_REQUIRE(HasShape(call.weights, 0, {c.taps_count(), c.channels}), "weights must be (taps, C)");
@@ -60,11 +66,12 @@ const char* Call(const ConvCall& call, Pool* pool) {
     LOWBIT_REQUIRE(HasShape(call.weights, 0, {tiles, c.blocks(), kBlockBytes}), "weights must be (tiles, blocks, 64)");
     LOWBIT_REQUIRE(call.sums.type == Type::kS32 && HasShape(call.sums, 0, {tiles, kLanes}), "sums must be (tiles, 16)");
   }
-  LOWBIT_REQUIRE(call.scales.type == Type::kF32 && HasShape(call.scales, 0, {tiles, kLanes}),
+  LOWBIT_REQUIRE(fixed || (call.scales.type == Type::kF32 && HasShape(call.scales, 0, {tiles, kLanes})),
                  "scales must be f32 (tiles, 16)");
   if (const char* problem = ReadTail(call.tail, 0, tiles, &c.tail)) return problem;
   const int64_t marks = Elements(call.tail.marks);
-  LOWBIT_REQUIRE(HasShape(call.tail.marks, 0, {c.batch, c.out_height, c.out_width}) || (!wants_codes && marks == 0),
+  LOWBIT_REQUIRE((!fixed && HasShape(call.tail.marks, 0, {c.batch, c.out_height, c.out_width})) ||
+                     ((fixed || !wants_codes) && marks == 0),
                  "marks must be one a position of codes");
   LOWBIT_REQUIRE(call.scratch.type == Type::kU8 && Elements(call.scratch) >= ScratchBytes(c), "scratch is too small");
   c.tail.next_zero = ReadZero(call.tail.next_zero.type, call.tail.next_zero.data);
@@ -81,7 +88,12 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.tail.steps = static_cast<const float*>(call.tail.steps.data);
   c.tail.y = wants_y ? y.data : nullptr;
   c.tail.codes = wants_codes ? static_cast<int8_t*>(codes.data) : nullptr;
-  c.tail.marks = wants_codes ? static_cast<float*>(call.tail.marks.data) : nullptr;
+  if (fixed) c.tail.fixed = static_cast<const int32_t*>(call.tail.fixed.data);
+  if (fixed && Elements(call.tail.joins) > 0) {
+    c.tail.other = static_cast<const int8_t*>(call.tail.other.data);
+    c.tail.joins = static_cast<const int32_t*>(call.tail.joins.data);
+  }
+  c.tail.marks = wants_codes && !fixed ? static_cast<float*>(call.tail.marks.data) : nullptr;
   c.x = call.x.data;
   const float* scales = static_cast<const float*>(call.x_scale.data);
   const int64_t count = map ? Elements(call.x_scale) : 1;
@@ -94,7 +106,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   }
   c.w = static_cast<const uint8_t*>(call.weights.data);
   c.taps = static_cast<const int8_t*>(call.weights.data);
-  c.scales = static_cast<const float*>(call.scales.data);
+  c.scales = fixed ? nullptr : static_cast<const float*>(call.scales.data);
   c.sums = static_cast<const int32_t*>(call.sums.data);
   Run(c, call.scratch.data, call.isa < 0 ? BestIsa() : static_cast<Isa>(call.isa), pool, call.threads);
   return nullptr;

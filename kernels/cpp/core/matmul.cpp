@@ -117,7 +117,7 @@ void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   p.sums = p.starts + padded * p.groups;
   p.row_scales = reinterpret_cast<float*>(p.sums + padded * p.groups);
   p.rows_of_x = p.row_scales + padded;
-  for (int64_t m = 0; p.tail.codes != nullptr && m < p.rows; ++m) p.tail.marks[m] = p.tail.next_scale;
+  for (int64_t m = 0; p.tail.marks != nullptr && m < p.rows; ++m) p.tail.marks[m] = p.tail.next_scale;
 
   const int64_t available = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());
   threads = threads <= 0 ? available : std::min(threads, available);

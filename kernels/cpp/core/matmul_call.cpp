@@ -56,11 +56,12 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   const View& codes = call.tail.codes;
   LOWBIT_REQUIRE(y.rank >= 2, "y must have rank 2 or more");
   const size_t r = y.rank - 2;
-  enum { kX, kScale, kZero, kBlocks, kScales, kZeros, kSums, kBook, kFactors, kSteps, kNextScale, kNextZero, kOperands };
+  enum { kX, kScale, kZero, kBlocks, kScales, kZeros, kSums, kBook, kFactors, kSteps, kNextScale, kNextZero, kFixed, kOther, kJoins, kOperands };
   enum { kY, kCodes, kMarks, kScratch, kResults };
   const View* operands[kOperands] = {&call.x, &call.x_scale, &call.x_zero, &call.blocks, &call.scales, &call.zeros,
                                      &call.column_sums, &call.codebook, &call.factors, &call.tail.steps,
-                                     &call.tail.next_scale, &call.tail.next_zero};
+                                     &call.tail.next_scale, &call.tail.next_zero, &call.tail.fixed, &call.tail.other,
+                                     &call.tail.joins};
   const View* results[kResults] = {&y, &codes, &call.tail.marks, &call.scratch};
   Batched in[kOperands], to[kResults];
   for (int i = 0; i < kOperands; ++i) {
@@ -102,8 +103,13 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   const int64_t scale_groups = factored ? 1 : p.groups;
   LOWBIT_REQUIRE(call.blocks.type == Type::kU8 && HasShape(call.blocks, r, {tiles, p.blocks, kBlockBytes}),
                  "blocks must be u8 (tiles, blocks, 64) for K, N, bits and group");
-  LOWBIT_REQUIRE((call.scales.type == Type::kF32 || call.scales.type == Type::kBF16) &&
-                     HasShape(call.scales, r, {tiles, scale_groups, kLanes}),
+  Tail& t = p.tail;
+  bool fixed = false;
+  if (const char* problem = ReadFixed(call.tail, r, tiles, &fixed, &t)) return problem;
+  LOWBIT_REQUIRE(!fixed || (p.activation == Activation::kStatic && p.groups == 1 && !factored),
+                 "fixed point takes a static grid, and weights without groups");
+  LOWBIT_REQUIRE(fixed || ((call.scales.type == Type::kF32 || call.scales.type == Type::kBF16) &&
+                           HasShape(call.scales, r, {tiles, scale_groups, kLanes})),
                  "scales must be f32 or bf16 (tiles, groups, 16)");
   p.scales_bf16 = call.scales.type == Type::kBF16;
   const bool has_zeros = !IsEmpty(call.zeros, r), has_sums = !IsEmpty(call.column_sums, r);
@@ -126,7 +132,6 @@ const char* Call(const MatmulCall& call, Pool* pool) {
                  "x_scale must be one number or one a row");
   p.x_scale_stride = x_scales == 1 ? 0 : 1;
 
-  Tail& t = p.tail;
   if (const char* problem = ReadTail(call.tail, r, tiles, &t)) return problem;
   const bool wants_y = Elements(y) > 0, wants_codes = Elements(codes) > 0;
   for (const View* each : {&y, &codes}) {  // (M, N) as asked for, or nothing
@@ -134,7 +139,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     LOWBIT_REQUIRE((rows == p.rows || rows == 0) && each->dims[r + (y_columns ? 0 : 1)] == out,
                    "y and codes must be (M, N), or have no rows");
   }
-  LOWBIT_REQUIRE(HasShape(call.tail.marks, r, {codes.dims[r + (y_columns ? 1 : 0)]}), "marks must be one a row of codes");
+  LOWBIT_REQUIRE(HasShape(call.tail.marks, r, {fixed ? 0 : codes.dims[r + (y_columns ? 1 : 0)]}), "marks must be one a row of codes");
   t.outer_stride = y_columns ? 1 : out;
   t.channel_stride = y_columns ? p.rows : 1;
 
@@ -153,8 +158,10 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   }
   if (batch == 0 || p.rows == 0 || out == 0 || (!wants_y && !wants_codes)) return nullptr;
   for (int64_t b = 0; b < batch; ++b) {
-    if (in[kZero].single && in[kNextZero].single && b > 0) break;
-    LOWBIT_REQUIRE(IsZeroPoint(ReadZero(call.x_zero.type, in[kZero].At(batch_dims, r, b))) &&
+    if (in[kZero].single && in[kNextZero].single && in[kFixed].single && b > 0) break;
+    const int32_t zero = fixed ? InputZero(in[kFixed].At(batch_dims, r, b), t)
+                               : ReadZero(call.x_zero.type, in[kZero].At(batch_dims, r, b));
+    LOWBIT_REQUIRE(IsZeroPoint(zero) &&
                        IsZeroPoint(ReadZero(call.tail.next_zero.type, in[kNextZero].At(batch_dims, r, b))),
                    "zero points must be whole numbers within 2^20");
   }
@@ -171,7 +178,12 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     auto at = [&](const Batched& a) { return r == 0 ? a.view->data : a.At(batch_dims, r, b); };
     q.x = at(in[kX]);
     q.x_scale = static_cast<const float*>(at(in[kScale]));
-    q.x_zero = ReadZero(call.x_zero.type, at(in[kZero]));
+    q.x_zero = fixed ? InputZero(at(in[kFixed]), t) : ReadZero(call.x_zero.type, at(in[kZero]));
+    if (fixed) q.tail.fixed = static_cast<const int32_t*>(at(in[kFixed]));
+    if (fixed && Elements(call.tail.joins) > 0) {
+      q.tail.other = static_cast<const int8_t*>(at(in[kOther]));
+      q.tail.joins = static_cast<const int32_t*>(at(in[kJoins]));
+    }
     q.w = static_cast<const uint8_t*>(at(in[kBlocks]));
     q.scales = at(in[kScales]);
     if (has_zeros) q.zeros = static_cast<const int16_t*>(at(in[kZeros]));
@@ -183,7 +195,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     q.tail.next_zero = ReadZero(call.tail.next_zero.type, at(in[kNextZero]));
     q.tail.y = wants_y ? at(to[kY]) : nullptr;
     q.tail.codes = wants_codes ? static_cast<int8_t*>(at(to[kCodes])) : nullptr;
-    q.tail.marks = wants_codes ? static_cast<float*>(at(to[kMarks])) : nullptr;
+    q.tail.marks = wants_codes && !fixed ? static_cast<float*>(at(to[kMarks])) : nullptr;
     Run(q, static_cast<uint8_t*>(call.scratch.data) + scratch * scratch_bytes, isa, workers, call.threads);
   };
   // Many small matmuls (heads, experts, members of an ensemble) go to a thread each, where each has scratch of its own.

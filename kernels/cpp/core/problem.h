@@ -23,6 +23,20 @@ enum class Step : int8_t { kAdd = 0, kMul = 1, kMax = 2, kMin = 3 };
 constexpr int kStepKinds = 4;
 constexpr int kMostSteps = 8;
 
+// How a product of an int32 sum and a multiplier is cut back to an integer, by its name in lowbit: half to even; half up; or
+// twice, half up to 32 bits and then half away from zero.
+enum class Rounding : int8_t { kExact = 0, kSingle = 1, kDouble = 2 };
+constexpr int kRoundings = 3;
+
+// Of every channel, the numbers that make a code of its sum (body_fixed.h), and the zero point of x, the same for all.
+enum FixedRow { kBias, kMultiplier, kRight, kOffset, kLow, kHigh, kInputZero, kFixedRows };
+
+// A code and that of another array become one: in steps that are a power of two finer than those of the result, summed, or
+// the larger or the smaller taken, and rounded.
+enum class Join : int8_t { kSum = 0, kMax = 1, kMin = 2 };
+constexpr int kJoins = 3;
+enum JoinNumber { kOwn, kOther, kJoinShift, kJoinOffset, kJoinLow, kJoinHigh, kOwnZero, kOtherZero, kJoinNumbers };
+
 // What is done with a row of results before it is stored, and where it goes.
 struct Tail {
   int count = 0;  // steps
@@ -42,6 +56,14 @@ struct Tail {
   float next_scale = 1.0f;
   int32_t next_zero = 0, next_lo = -128, next_hi = 127;
 
+  // Or codes are made in integers alone: (kFixedRows, fixed_stride) of padded channels. No steps then, no y and no marks.
+  const int32_t* fixed = nullptr;
+  int64_t fixed_stride = 0;
+  Rounding rounding = Rounding::kExact;
+  const int8_t* other = nullptr;  // joined with those codes, one of the same place; or null
+  const int32_t* joins = nullptr;  // kJoinNumbers
+  Join join = Join::kSum;
+
   LOWBIT_INLINE bool plain() const { return count == 0 && codes == nullptr; }
   LOWBIT_INLINE int64_t at(int64_t m) const {
     return inner == 1 ? m * outer_stride : m / inner * outer_stride + m % inner * row_stride;
@@ -51,7 +73,9 @@ struct Tail {
     Tail t = *this;
     if (y != nullptr) t.y = static_cast<uint8_t*>(y) + n * channel_stride * (y_bf16 ? 2 : 4);
     if (codes != nullptr) t.codes += n * channel_stride;
+    if (other != nullptr) t.other += n * channel_stride;
     if (steps != nullptr) t.steps += padded_n;
+    if (fixed != nullptr) t.fixed += padded_n;
     return t;
   }
 };

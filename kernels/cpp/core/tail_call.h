@@ -71,6 +71,33 @@ inline const char* ReadTail(const TailCall& call, size_t batch_rank, int64_t til
   return nullptr;
 }
 
+// Whether codes are made in fixed point: then `*tail` is read whole, but for where its arrays are.
+inline const char* ReadFixed(const TailCall& call, size_t batch_rank, int64_t tiles, bool* is_fixed, Tail* tail) {
+  *is_fixed = HasShape(call.fixed, batch_rank, {kFixedRows, tiles, kLanes});
+  LOWBIT_REQUIRE(call.fixed.type == Type::kS32 && (*is_fixed || HasShape(call.fixed, batch_rank, {0, tiles, kLanes})),
+                 "the numbers of fixed point must be s32 (7, tiles, 16)");
+  if (!*is_fixed) return nullptr;
+  LOWBIT_REQUIRE(call.rounding >= 0 && call.rounding < kRoundings, "the rounding must be 0 (exact), 1 (single) or 2 (double)");
+  LOWBIT_REQUIRE(call.kinds_count == 0 && Elements(call.y) == 0, "nothing but codes is made in fixed point");
+  LOWBIT_REQUIRE(call.join >= 0 && call.join < kJoins, "the join must be 0 (sum), 1 (maximum) or 2 (minimum)");
+  const bool joins = HasShape(call.joins, batch_rank, {kJoinNumbers});
+  LOWBIT_REQUIRE(call.joins.type == Type::kS32 && (joins || HasShape(call.joins, batch_rank, {0})),
+                 "the numbers of a join must be s32 (8) or (0)");
+  LOWBIT_REQUIRE(call.other.type == Type::kS8 && call.other.rank == call.codes.rank, "what is joined must be s8, as codes are");
+  for (size_t i = joins ? batch_rank : call.codes.rank; i < call.codes.rank; ++i) {
+    LOWBIT_REQUIRE(call.other.dims[i] == call.codes.dims[i], "what is joined must have the shape of codes");
+  }
+  tail->join = static_cast<Join>(call.join);
+  tail->rounding = static_cast<Rounding>(call.rounding);
+  tail->fixed_stride = tiles * kLanes;
+  return nullptr;
+}
+
+// The zero point of x, of `at`, where numbers of fixed point begin.
+inline int32_t InputZero(const void* at, const Tail& tail) {
+  return static_cast<const int32_t*>(at)[kInputZero * tail.fixed_stride];
+}
+
 inline void FillMarks(void* marks, int64_t count, float scale) {
   for (int64_t i = 0; i < count; ++i) static_cast<float*>(marks)[i] = scale;
 }

@@ -27,6 +27,13 @@ struct Vec {
   static I Sub(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
   static I Mul(I x, I y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
 
+  static void StoreI(int32_t* p, I x) {
+    _mm256_storeu_si256((__m256i*)p, x.a);
+    _mm256_storeu_si256((__m256i*)(p + 8), x.b);
+  }
+  static I Whole(F x) { return {_mm256_cvttps_epi32(x.a), _mm256_cvttps_epi32(x.b)}; }
+  static constexpr bool kFixes = false;  // fixed point is done in memory
+
   static F SetF(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }
   static F Convert(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
   static F LoadF(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

@@ -17,6 +17,56 @@ struct Vec {
   static I Sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I Mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
 
+  static void StoreI(int32_t* p, I a) { _mm512_storeu_si512(p, a); }
+  static I Whole(F a) { return _mm512_cvttps_epi32(a); }
+
+  // A multiplier q 2^-31 2^-right of every channel, its even lanes and its odd ones as 64 bits each. What is added before a
+  // shift by `s` rounds half up; less one, and one more where the quotient is odd, half to even.
+  static constexpr bool kFixes = true;
+  struct Multiplier { I q[2], s[2], half[2], odd; };
+  static Multiplier MultiplierOf(I q, I s, bool even) {
+    Multiplier m;
+    const I one = _mm512_set1_epi64(1);
+    m.odd = even ? one : _mm512_setzero_si512();
+    m.q[0] = q, m.q[1] = _mm512_srli_epi64(q, 32);
+    m.s[0] = _mm512_and_si512(s, _mm512_set1_epi64(0xffffffff)), m.s[1] = _mm512_srli_epi64(s, 32);
+    for (int i = 0; i < 2; ++i) m.half[i] = _mm512_sub_epi64(_mm512_sllv_epi64(one, _mm512_sub_epi64(m.s[i], one)), m.odd);
+    return m;
+  }
+  static I Rounded(I v, const Multiplier& m, int i) {
+    const I most = _mm512_set1_epi64(1 << 30), product = _mm512_mul_epi32(v, m.q[i]);
+    const I half = _mm512_add_epi64(m.half[i], _mm512_and_si512(_mm512_srav_epi64(product, m.s[i]), m.odd));
+    const I rounded = _mm512_srav_epi64(_mm512_add_epi64(product, half), m.s[i]);
+    return _mm512_min_epi64(most, _mm512_max_epi64(_mm512_set1_epi64(-(1 << 30)), rounded));
+  }
+  static I Multiplied(I v, const Multiplier& m) {
+    const I even = Rounded(v, m, 0), odd = Rounded(_mm512_srli_epi64(v, 32), m, 1);
+    return _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
+  }
+  static I Between(I v, I low, I high) { return _mm512_min_epi32(_mm512_max_epi32(v, low), high); }
+  static __mmask16 First(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+  static void StoreBytes(int8_t* to, I v, int64_t count) { _mm_mask_storeu_epi8(to, First(count), _mm512_cvtepi32_epi8(v)); }
+  static I LoadBytes(const int8_t* p, int64_t count) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(First(count), p)); }
+
+  // What joins two codes. A shift rounds up where the bit `half` is set, and any of `which`: those that break a tie, or all.
+  struct Joiner { I own, by, own_zero, other_zero, half, which, offset, low, high; __m128i shift; };
+  static Joiner JoinerOf(const int32_t* n, bool even) {
+    const int32_t k = n[kJoinShift] < 0 ? 0 : n[kJoinShift] > 31 ? 31 : n[kJoinShift];
+    const uint32_t half = k > 0 ? 1u << (k - 1) : 0;
+    return {Set(n[kOwn]), Set(n[kOther]), Set(n[kOwnZero]), Set(n[kOtherZero]), Set(static_cast<int32_t>(half)),
+            Set(static_cast<int32_t>(even ? (half - 1) | 1u << k : ~0u)), Set(n[kJoinOffset]), Set(n[kJoinLow]),
+            Set(n[kJoinHigh]), _mm_cvtsi32_si128(k)};
+  }
+  static I Joined(I v, I other, const Joiner& j, Join how) {
+    const I left = Mul(Sub(v, j.own_zero), j.own), right = Mul(Sub(other, j.other_zero), j.by);
+    const I x = how == Join::kSum   ? Add(left, right)
+                : how == Join::kMax ? _mm512_max_epi32(left, right)
+                                    : _mm512_min_epi32(left, right);
+    const I floor = _mm512_sra_epi32(x, j.shift);
+    const __mmask16 up = _mm512_mask_test_epi32_mask(_mm512_test_epi32_mask(x, j.half), x, j.which);
+    return Between(Add(_mm512_mask_add_epi32(floor, up, floor, Set(1)), j.offset), j.low, j.high);
+  }
+
   static F SetF(float v) { return _mm512_set1_ps(v); }
   static F Convert(I a) { return _mm512_cvtepi32_ps(a); }
   static F LoadF(const float* p) { return _mm512_loadu_ps(p); }

@@ -31,6 +31,12 @@ struct Vec {
   static I Sub(I a, I b) { return Each<I>([&](int i) { return vsubq_s32(a.v[i], b.v[i]); }); }
   static I Mul(I a, I b) { return Each<I>([&](int i) { return vmulq_s32(a.v[i], b.v[i]); }); }
 
+  static void StoreI(int32_t* p, I a) {
+    for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, a.v[i]);
+  }
+  static I Whole(F a) { return Each<I>([&](int i) { return vcvtq_s32_f32(a.v[i]); }); }
+  static constexpr bool kFixes = false;  // fixed point is done in memory
+
   static F SetF(float x) { return Each<F>([&](int) { return vdupq_n_f32(x); }); }
   static F Convert(I a) { return Each<F>([&](int i) { return vcvtq_f32_s32(a.v[i]); }); }
   static F LoadF(const float* p) { return Each<F>([&](int i) { return vld1q_f32(p + 4 * i); }); }

@@ -27,6 +27,10 @@ struct Vec {
   static I Sub(I a, I b) { return Each<I>([&](int i) { return Wrap(uint32_t(a.v[i]) - uint32_t(b.v[i])); }); }
   static I Mul(I a, I b) { return Each<I>([&](int i) { return Wrap(uint32_t(a.v[i]) * uint32_t(b.v[i])); }); }
 
+  static void StoreI(int32_t* p, I a) { __builtin_memcpy(p, a.v, sizeof a.v); }
+  static I Whole(F a) { return Each<I>([&](int i) { return static_cast<int32_t>(a.v[i]); }); }
+  static constexpr bool kFixes = false;  // fixed point is done in memory
+
   static F SetF(float x) { return Each<F>([&](int) { return x; }); }
   static F Convert(I a) { return Each<F>([&](int i) { return static_cast<float>(a.v[i]); }); }
   static F LoadF(const float* p) { return Each<F>([&](int i) { return p[i]; }); }

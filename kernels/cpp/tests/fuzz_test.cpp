@@ -100,6 +100,14 @@ struct Attack {
   void Allocate() {
     for (Array& a : arrays) a.Allocate();
   }
+  void SetZero(const View& fixed, int64_t tiles, int32_t value) {  // of x, among the numbers of fixed point
+    for (Array& a : arrays) {
+      if (a.view != &fixed || fixed.type != Type::kS32) continue;
+      for (int64_t i = 0; i < a.bytes / 4; ++i) {
+        if (tiles > 0 && i / (tiles * kLanes) % kFixedRows == kInputZero) std::memcpy(a.data.get() + 4 * i, &value, 4);
+      }
+    }
+  }
   void Set(const View& view, int32_t value) {  // of a zero point
     for (Array& a : arrays) {
       if (a.view != &view || view.type != Type::kS32) continue;
@@ -116,8 +124,8 @@ int64_t AnyIsa() {
 }
 
 void AddTail(Attack* a, TailCall* t, std::vector<int64_t>* kinds, int64_t tiles, std::vector<int64_t> shape,
-             std::vector<int64_t> empty, std::vector<int64_t> rows, std::vector<int64_t> no_rows) {
-  kinds->resize(Uniform(0, 3));
+             std::vector<int64_t> empty, std::vector<int64_t> rows, std::vector<int64_t> no_rows, bool fixed) {
+  kinds->resize(fixed ? 0 : Uniform(0, 3));
   int64_t rows_of_steps = 0;
   for (int64_t& each : *kinds) {
     each = Uniform(0, 2 * kStepKinds - 1), a->integers.push_back(&each);
@@ -126,16 +134,21 @@ void AddTail(Attack* a, TailCall* t, std::vector<int64_t>* kinds, int64_t tiles,
   static const float numbers[] = {0.5f, -2.0f, 6.0f};
   t->kinds = kinds->data(), t->kinds_count = kinds->size();
   t->numbers = numbers, t->numbers_count = kinds->size();
-  if (Chance(50)) t->next_lo = 0, t->next_hi = 255;
-  a->integers.insert(a->integers.end(), {&t->next_lo, &t->next_hi});
-  const bool y = Chance(70), codes = Chance(50);
+  if (!fixed && Chance(50)) t->next_lo = 0, t->next_hi = 255;
+  const bool joins = fixed && Chance(50);
+  t->rounding = Uniform(0, kRoundings - 1), t->join = Uniform(0, kJoins - 1);
+  a->integers.insert(a->integers.end(), {&t->next_lo, &t->next_hi, &t->rounding, &t->join});
+  const bool y = !fixed && Chance(70), codes = fixed || Chance(50);
   const bool bf16 = kinds->empty() && !codes && Chance(30);
   a->Add(&t->steps, Type::kF32, {rows_of_steps, tiles, kLanes}, false);
   a->Add(&t->next_scale, Type::kF32, {1}, false);
   a->Add(&t->next_zero, Type::kS32, {1}, false);
   a->Add(&t->y, bf16 ? Type::kBF16 : Type::kF32, y ? shape : empty, true);
   a->Add(&t->codes, t->next_hi > 127 ? Type::kU8 : Type::kS8, codes ? shape : empty, true);
-  a->Add(&t->marks, Type::kF32, codes ? rows : no_rows, true);
+  a->Add(&t->marks, Type::kF32, codes && !fixed ? rows : no_rows, true);
+  a->Add(&t->fixed, Type::kS32, {fixed ? int64_t{kFixedRows} : 0, tiles, kLanes}, false);
+  a->Add(&t->other, Type::kS8, joins ? shape : empty, false);
+  a->Add(&t->joins, Type::kS32, {joins ? int64_t{kJoinNumbers} : 0}, false);
 }
 
 std::string OneMatmul(Pool* pool, bool* spoilt) {
@@ -152,7 +165,8 @@ std::string OneMatmul(Pool* pool, bool* spoilt) {
   const bool bytes = is_static && Chance(40), wide = is_static && Chance(40);
   p.x_type = bytes ? (wide ? Type::kU8 : Type::kS8) : Chance(70) ? Type::kF32 : Type::kBF16;
   c.x_columns = Uniform(0, 1), c.y_columns = Uniform(0, 1), p.x_columns = c.x_columns != 0;
-  const bool book = is_float && Chance(40), factors = !is_float && p.bits < 8 && Chance(30);
+  const bool fixed = is_static && !wide && p.groups == 1 && Chance(60);
+  const bool book = is_float && Chance(40), factors = !fixed && !is_float && p.bits < 8 && Chance(30);
   const bool zeros = !book && !factors && Chance(40);
   const std::vector<int64_t> table = {p.tiles(), p.groups, kLanes};
   c.activation = static_cast<int64_t>(p.activation), c.bits = p.bits, c.offset = Chance(50) ? 0 : 1 << (p.bits - 1);
@@ -177,10 +191,11 @@ std::string OneMatmul(Pool* pool, bool* spoilt) {
   a.Add(&c.factors, Type::kS8, factors ? table : std::vector<int64_t>{0}, false);
   std::vector<int64_t> kinds;
   const bool flip = c.y_columns != 0;
-  AddTail(&a, &c.tail, &kinds, p.tiles(), columns(flip, p.rows, p.out), columns(flip, 0, p.out), {p.rows}, {0});
+  AddTail(&a, &c.tail, &kinds, p.tiles(), columns(flip, p.rows, p.out), columns(flip, 0, p.out), {p.rows}, {0}, fixed);
   a.Add(&c.scratch, Type::kU8, {ScratchBytes(p)}, true);
   for (int64_t i = *spoilt ? Uniform(1, 3) : 0; i > 0; --i) a.Spoil();
   a.Allocate();
+  if (!*spoilt || Chance(90)) a.SetZero(c.tail.fixed, p.tiles(), static_cast<int32_t>(Uniform(-128, 127)));
   if (!*spoilt || Chance(90)) a.Set(c.x_zero, static_cast<int32_t>(Uniform(-5, 5)));
   if (!*spoilt || Chance(90)) a.Set(c.tail.next_zero, static_cast<int32_t>(Uniform(-5, 5)));
   const char* problem = Call(c, pool);
@@ -205,9 +220,9 @@ std::string OneConv(Pool* pool, bool* spoilt) {
   s.kernel_height = kernel[0], s.kernel_width = kernel[1], s.stride_height = stride[0], s.stride_width = stride[1];
   s.dilation_height = dilation[0], s.dilation_width = dilation[1];
   s.out_height = Uniform(Chance(5) ? 0 : 1, 8), s.out_width = Uniform(Chance(5) ? 0 : 1, 8);
-  const bool wide = Chance(40), bytes = Chance(40);
+  const bool wide = Chance(40), bytes = Chance(40), fixed = !wide && Chance(40);
   if (wide) c.lo = 0, c.hi = 255;
-  c.keeps_nan = Uniform(0, 1), c.dynamic = !wide && !bytes && Chance(40);
+  c.keeps_nan = Uniform(0, 1), c.dynamic = !wide && !bytes && !fixed && Chance(40);
   c.kernel = kernel, c.stride = stride, c.dilation = dilation, c.padding = padding;
   c.kernel_rank = c.stride_rank = c.dilation_rank = c.padding_rank = 2;
   c.groups = s.groups, c.depthwise = s.depthwise, c.bits = s.bits, c.offset = Chance(50) ? 0 : 1 << (s.bits - 1);
@@ -230,10 +245,11 @@ std::string OneConv(Pool* pool, bool* spoilt) {
   std::vector<int64_t> kinds;
   const bool first = c.y_channels_first != 0;
   AddTail(&a, &c.tail, &kinds, tiles, order(first, s.batch, s.out_height, s.out_width, s.out),
-          order(first, 0, s.out_height, s.out_width, s.out), {s.batch, s.out_height, s.out_width}, {0, 0, 0});
+          order(first, 0, s.out_height, s.out_width, s.out), {s.batch, s.out_height, s.out_width}, {0, 0, 0}, fixed);
   a.Add(&c.scratch, Type::kU8, {ScratchBytes(s)}, true);
   for (int64_t i = *spoilt ? Uniform(1, 3) : 0; i > 0; --i) a.Spoil();
   a.Allocate();
+  if (!*spoilt || Chance(90)) a.SetZero(c.tail.fixed, tiles, static_cast<int32_t>(Uniform(-128, 127)));
   if (!*spoilt || Chance(90)) a.Set(c.x_zero, static_cast<int32_t>(c.dynamic != 0 ? 0 : Uniform(0, 5)));
   if (!*spoilt || Chance(90)) a.Set(c.tail.next_zero, static_cast<int32_t>(Uniform(-5, 5)));
   const char* problem = Call(c, pool);

@@ -157,7 +157,7 @@ def run(
     x_shape = (x.shape[0], *x.shape[2:], x.shape[1]) if call.x_channels_first else x.shape
     results = [
         *tail.results(native, stored, empty, spatial, (0, 0, 0)),
-        jax.ShapeDtypeStruct((_scratch_bytes(x_shape, packed, shape, call),), jnp.uint8),
+        jax.ShapeDtypeStruct((scratch_bytes(x_shape, packed, shape, call.strides, call.dilation),), jnp.uint8),
     ]
     steps, next_scale, next_zero = tail.operands()
     operands, bits, places = given(
@@ -176,14 +176,15 @@ def run(
     return Results(y, codes, marks)
 
 
-def _scratch_bytes(x_shape: tuple[int, ...], packed: PreparedConv, shape: tuple[int, ...], call: Any) -> int:
+def scratch_bytes(
+    x_shape: tuple[int, ...], packed: Any, shape: tuple[int, ...], strides: tuple[int, ...], dilation: tuple[int, ...]
+) -> int:
     """Bytes the kernel works in (`ScratchBytes` in cpp/core/conv.cpp)."""
     if 0 in shape:
         return 0
     height, width, inputs, out = packed.kernel
     lines = [
-        (n - 1) * s + (k - 1) * d + 1
-        for n, s, k, d in zip(shape[1:3], call.strides, (height, width), call.dilation, strict=True)
+        (n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(shape[1:3], strides, (height, width), dilation, strict=True)
     ]
 
     def padded(size: int) -> int:
@@ -195,7 +196,7 @@ def _scratch_bytes(x_shape: tuple[int, ...], packed: PreparedConv, shape: tuple[
     span = block_inputs(packed.bits)
     length = -(-height * width * inputs // span) * span
     gathered = padded(1) + rows * (-(-length // 64) * 64 + 64 + 12)
-    is_together = packed.groups == 1 and call.dilation[1] == 1
+    is_together = packed.groups == 1 and dilation[1] == 1
     runs, run = (height, width * inputs) if is_together else (height * width, inputs)
     words = packed.groups * -(-(out // packed.groups) // 16) * runs * -(-run // 2) * 64
     return 64 + (max(gathered, padded(2) + words) if words <= _MOST_WORD_BYTES else gathered)

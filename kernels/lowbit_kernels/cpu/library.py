@@ -19,6 +19,11 @@ TARGETS = {
     "LowbitConvCall": "lowbit_kernels.cpu.conv",
     "LowbitPairCall": "lowbit_kernels.cpu.pair",
 }
+# Of a library that was built before there were these, they are not there: then `has_fixed` is False.
+FIXED = {
+    "LowbitFixedMatmulCall": "lowbit_kernels.cpu.fixed_matmul",
+    "LowbitFixedConvCall": "lowbit_kernels.cpu.fixed_conv",
+}
 ISAS = ("amx", "avx512vnni", "avxvnni", "avx2", "neon", "scalar")  # numbers shared with cpp/core/isa.h
 ISA_VARIABLE = "LOWBIT_KERNELS_ISA"
 
@@ -54,7 +59,8 @@ def status() -> Status:
     if missing := [symbol for symbol in TARGETS if not hasattr(library, symbol)]:
         reason = f"the native library {paths[0]} is of another version, without {', '.join(missing)}: build it again"
         return Status(None, (), reason)
-    for symbol, target in TARGETS.items():
+    there = {symbol: target for symbol, target in FIXED.items() if hasattr(library, symbol)}
+    for symbol, target in (TARGETS | there).items():
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(library, symbol)), platform="cpu")
     usable = tuple(name for number, name in enumerate(ISAS) if library.lowbit_isa_supported(number))
     return Status(str(paths[0]), usable, "")
@@ -65,6 +71,13 @@ def reads_arena() -> bool:
     """Whether operands may be placed in an arena (`arena.py`): a library that was built before there were any reads none."""
     path = status().path
     return path is not None and hasattr(ctypes.CDLL(path), "lowbit_reads_arena")
+
+
+@functools.cache
+def has_fixed() -> bool:
+    """Whether products may end in codes in fixed point (`fixed.py`)."""
+    path = status().path
+    return path is not None and all(hasattr(ctypes.CDLL(path), symbol) for symbol in FIXED)
 
 
 def isa_number(name: str | None) -> int:

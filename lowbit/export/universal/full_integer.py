@@ -7,26 +7,27 @@ compiler that quantizes them again finds the same integers.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
 from lowbit.interpret.arithmetic import Matmul
-from lowbit.interpret.integer import long_rows
-from lowbit.interpret.integer.compute import AFFINE_BITS, NEAREST, NORM_BITS, reach_of_spec
-from lowbit.interpret.integer.constants import result_scale
+from lowbit.interpret.integer.contraction import groups_of, result_scale
+from lowbit.interpret.integer.fixed import rounding_named
 from lowbit.interpret.integer.flat import Constants
-from lowbit.interpret.integer.grouped import Grouped, grouped, multipliers
+from lowbit.interpret.integer.grouped import Grouped, multipliers
+from lowbit.interpret.integer.interpretations import specs_of
+from lowbit.interpret.integer.kind import Movement
 from lowbit.interpret.integer.nodes import Node, Program
+from lowbit.interpret.integer.ops import kind_named
+from lowbit.interpret.integer.ops.lookup import picking
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import evaluate, indices, picking, tabulated
+from lowbit.interpret.integer.run import Arithmetic, evaluate
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan
@@ -64,11 +65,9 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
         if node.kind == "input":
             x, grid = env[node.out], grids[program.grids[node.out]]
             return [dequantize(x, grid) if has_integer_io else fake_quant(x.astype(jnp.float32), grid)], state
-        if node.kind == "index":
-            return indices(node, values, env, known.value), state
         return maker(node, values), state
 
-    evaluate(program.nodes, env, at, ())
+    evaluate(program.nodes, env, at, (), known.value)
     if has_integer_io:
         return [quantize(env[v], grids[program.grids[v]]) for v in program.outs]
     return [env[v].astype(v.dtype) for v in program.outs]
@@ -88,29 +87,21 @@ class _Maker:
     def __init__(self, plan: Plan, program: Program, qparams: QParams, known: Constants, grids: Mapping[str, Grid]):
         self.plan, self.program, self.qparams, self.known, self.grids = plan, program, qparams, known, grids
         self.sites = plan.grids()
+        rounding = rounding_named(plan.rounding)
+        self.arithmetic = Arithmetic(program, specs_of(plan), rounding, qparams.sites, {}, known, carried=False)
 
     def __call__(self, node: Node, values: Sequence[Array]) -> list[Any]:
-        kind, equation = node.kind, node.equations[0] if node.equations else None
-        if kind == "move":
-            return self.moved(node, values[0])
-        if kind == "concatenate":
-            assert equation is not None
-            return compat.rebind(equation.eqn, list(values))
-        if kind == "select":
-            assert equation is not None
-            which, *rest = equation.ins
-            predicate = values[-1] if which.is_data else self.known.value(which)
-            return compat.rebind(equation.eqn, [predicate, *values[: len(rest)]])
+        kind = kind_named(node.kind)
+        if isinstance(kind, Movement):
+            return kind.moved(node, values, jnp.float32(0.0), self.known.value)
         grid = self.grid(node.out)
-        if kind == "constant":
+        if not node.equations:
             codes = self.qparams.sites[node.path]["codes"]
             return [jnp.broadcast_to(dequantize(codes, grid), node.out.shape)]
-        if kind == "table" and (self.grid(node.ins[0]).bits > 8 or not self.is_known(node)):
-            codes = quantize(values[0], self.grid(node.ins[0]))
-            given, made = (self.sites[self.program.grids[v]].spec for v in (node.ins[0], node.out))
-            assert given is not None
-            assert made is not None
-            return [dequantize(tabulated(codes, self.qparams.sites[node.path], given, made), grid)]
+        bits = self.grid(node.ins[0]).bits if kind.reads_grids else 0
+        if kind.needs_codes(bits=bits, is_known=self.is_known(node)):
+            codes = [quantize(x, self.grid(v)) for x, v in zip(values, node.ins, strict=True)]
+            return [dequantize(x, grid) for x in self.arithmetic(node, codes)]
         return [fake_quant(self.value(node, values), grid)]
 
     def grid(self, var: Value) -> Grid:
@@ -126,11 +117,10 @@ class _Maker:
     def value(self, node: Node, values: Sequence[Array]) -> Array:
         """The value of a node before it is rounded to its grid."""
         weight = weight_of(node, self.plan, self.qparams, self.known)
-        if node.kind == "lookup":
-            assert weight is not None
+        if weight is not None and not kind_named(node.kind).reads_grids:
             table = weight_value(weight, weight_grid(weight))
             equation, at = node.equations[0], picking(node, values, self.known.value)
-            changes = NEAREST if equation.name == "gather" else {}
+            changes = kind_named(node.kind).changes(equation)
             return compat.rebind(equation.eqn, [table, *at], **changes)[0].astype(jnp.float32)
         if weight is not None:
             return self.clipped(node, self.weighted(node, values[0], weight))
@@ -146,16 +136,6 @@ class _Maker:
             operands = [env[v] if v in env else self.known.value(v) for v in equation.ins]
             env.update(zip(equation.outs, compat.rebind(equation.eqn, operands), strict=True))
         return env[node.out]
-
-    def moved(self, node: Node, x: Array) -> list[Any]:
-        equation = node.equations[0]
-        if equation.name == "convert_element_type":
-            return [x]
-        if equation.name == "pad":
-            return [lax.pad(x, jnp.float32(0.0), equation.eqn.params["padding_config"])]
-        rest = [self.known.value(v) for v in equation.ins[1:]]
-        changes = NEAREST if equation.name == "gather" else {}
-        return compat.rebind(equation.eqn, [x, *rest], **changes)
 
     def steps(self, node: Node) -> tuple[np.ndarray, np.ndarray]:
         """The value of one step of the accumulator, and the addend, in float64, shaped to the result."""
@@ -191,44 +171,19 @@ class _Maker:
         """How a dot's weight is cut into groups, if it is."""
         spec = self.sites[self.program.grids[node.ins[0]]].spec
         assert spec is not None
-        return grouped(node.equations[0], weight, reach_of_spec(spec), spec.format.bits)
+        return groups_of(node, weight, spec)
 
     def rebuilt(self, node: Node, values: Sequence[Array]) -> Array:
         """A linear node whose parameters are dropped: its sum, times its factor, plus its addend."""
-        kind = node.kind
         step, addend = self.steps(node)
-        scales = [np.float64(self.grid(v).scale[0]) for v in node.ins]
-        if kind == "affine":
-            y, unit = values[0], scales[0] * 2.0**-AFFINE_BITS
-        elif kind == "sum":
-            y, unit = compat.rebind(node.equations[0].eqn, [values[0]])[0], scales[0]
-        elif kind == "product":
-            y, unit = values[0] * values[1], scales[0] * scales[1]
-        elif kind in ("dot", "conv"):
+        scales = [np.float64(self.grid(v).scale[0]) for v in node.ins if v in self.program.grids]
+        if node.op is not None:
             left, right = values
             y, unit = in_float32(Matmul.of(node.equations[0].eqn), left, right, jnp.float32), scales[0] * scales[1]
-        elif kind == "norm":
-            y, unit = self.normalized(node, values[0]), math.sqrt(_count(node)) * 2.0 ** -self.norm_bits(node)
         else:
-            raise ValueError(
-                f"{node.path} ({node.source}): this {kind} depends on a parameter, and packed models hold no floats"
-            )
+            bits = self.grid(node.ins[0]).bits
+            y, unit = kind_named(node.kind).rebuild(node, values, scales, self.known, bits)
         return _affine(y, np.asarray(step / unit), addend)
-
-    def norm_bits(self, node: Node) -> int:
-        return long_rows.NORM_BITS if self.grid(node.ins[0]).bits > 8 else NORM_BITS
-
-    def normalized(self, node: Node, x: Array) -> Array:
-        axis, var = node.details["axis"], node.details["epsilon"]
-        epsilon = self.known.raw(var)
-        if isinstance(epsilon, Dropped):
-            raise ValueError(
-                f"{node.path} ({node.source}): its epsilon is a parameter, and packed models hold no floats"
-            )
-        if node.details["is_centered"]:
-            x = x - jnp.mean(x, axis, keepdims=True)
-        spread = jnp.mean(jnp.square(x), axis, keepdims=True)
-        return x * lax.rsqrt(spread + self.known.small(var).astype(jnp.float32).reshape((1,) * x.ndim))
 
     def clipped(self, node: Node, y: Array) -> Array:
         """Bounds that are tighter than the grid's own."""
@@ -253,10 +208,6 @@ def weight_of(node: Node, plan: Plan, qparams: QParams, known: Constants) -> QTe
 
 _UNIT = np.ones(())
 _FIXED = ("multiplier", "shift", "bias", "bias_high", "offset")
-
-
-def _count(node: Node) -> int:
-    return node.ins[0].shape[node.details["axis"]]
 
 
 def _affine(y: Array, factor: np.ndarray, addend: np.ndarray) -> Array:

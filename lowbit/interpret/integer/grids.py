@@ -25,19 +25,15 @@ class Grids:
             if self._find(other) is not self._find(first):
                 self.parents[self._find(other)] = self._find(first)
 
-    def named(self, nodes: Iterable[Node], inner: Iterable[Value]) -> dict[Value, str]:
-        """Returns the path of the first node, constants aside, whose result is on the grid of each value.
+    def named(self, nodes: Iterable[Node], values: Iterable[Value]) -> dict[Value, str]:
+        """Returns the path of the first node whose result is on the grid of each value; nothing of values that have none.
 
         Args:
-            nodes: in order.
-            inner: further values: those at the start of a turn of a loop.
+            nodes: that may name a grid, in the order in which they do.
+            values: whose grids are asked for.
         """
-        nodes = list(nodes)
         names: dict[Value, str] = {}
-        for is_constant in (False, True):
-            for node in nodes:
-                if (node.kind == "constant") == is_constant and node.kind not in ("move", "scan", "index"):
-                    for out in node.outs:
-                        names.setdefault(self._find(out), node.path)
-        values = [*(out for node in nodes for out in node.outs), *inner]
+        for node in nodes:
+            for out in node.outs:
+                names.setdefault(self._find(out), node.path)
         return {var: names[self._find(var)] for var in values if self._find(var) in names}

@@ -12,9 +12,9 @@ from jaxtyping import Array
 
 from lowbit.core.gradients import straight_through
 from lowbit.core.paths import leaf_path
-from lowbit.core.qtensor import QTensor, quantize_with
+from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
-from lowbit.core.rounding import cast_once, rounded_product, widened
+from lowbit.core.rounding import widened
 from lowbit.core.spec import Spec
 from lowbit.interpret.codes import with_codes
 from lowbit.interpret.refusals import Refusal, Refusals, Refused
@@ -28,14 +28,18 @@ from lowbit.plan.show import is_of_integers
 from lowbit.program.read import Value
 
 from . import spans
-from .compute import code_dtype, moved
+from .compute import code_dtype
 from .constants import constants
+from .ends import dequantized, quantized
 from .fixed import rounding_named
 from .flat import Constants
+from .kind import Movement
+from .native import Grid, Orders, floats_of, natives_of
 from .nodes import Node, Program
+from .ops import kind_named
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
-from .run import Arithmetic, Levels, defined, evaluate, indices
+from .run import Arithmetic, Levels, defined, evaluate
 from .weights import weight_of, weight_places, weights_of
 
 
@@ -47,14 +51,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     env = data_of(program, traced)
 
     def at(node: Node, values: list[Any], states: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), states
+        kind = kind_named(node.kind)
         outs = [env[node.out]] if node.kind == "input" else defined(node, values, known.value)
         if spans.ROLE in states.get(node.path, {}):
-            joined = values if node.kind in spans.JOINS else []
+            joined = values if kind.joins else []
             operands = [x for v, x in zip(node.ins, joined, strict=False) if v in program.grids]
             states = measured(node, [*operands, *(known.value(bound) for _, bound in node.clips)], states)
-        if node.kind in ("move", "concatenate", "select"):
+        if isinstance(kind, Movement):
             return outs, states
         path = program.grids[node.out]
         site = sites[path]
@@ -69,13 +72,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
 
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     warm(program, known)
-    found = {**statistics, **evaluate(program.nodes, env, at, walked, measured)}
+    together = {**statistics, **evaluate(program.nodes, env, at, walked, known.value, measured)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
-            before, x = found[node.path]["weight"], known.value(var)
+            before, x = together[node.path]["weight"], known.value(var)
             after = {s.name: s.update(before[s.name], x, layer_operand(site)) for s in statistics_of(site)}
-            found[node.path] = {**found[node.path], "weight": after}
-    return found
+            together[node.path] = {**together[node.path], "weight": after}
+    return together
 
 
 def data_of(program: Program, traced: Trace) -> dict[Value, Any]:
@@ -88,10 +91,13 @@ def warm(program: Program, known: Constants) -> None:
     """Computes what nodes inside scans take from outside, outside."""
     for node, scope in program.everywhere():
         if scope:
-            values = [v for e in node.equations for v in e.ins] + [node.details.get("value"), node.details.get("kept")]
-            for var in values:
-                if var is not None and not var.is_data:
-                    known.raw(var)
+            _hold([*(v for e in node.equations for v in e.ins), *node.details.values], known)
+
+
+def _hold(values: Sequence[Value], known: Constants) -> None:
+    for var in values:
+        if not var.is_data:
+            known.raw(var)
 
 
 def simulation(
@@ -141,10 +147,10 @@ def simulation(
     warm(program, known)
 
     def at(node: Node, values: list[Any], after: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), after
-        if node.kind == "move":
-            return _moved(node, values[0], known), after
+        kind = kind_named(node.kind)
+        if isinstance(kind, Movement) and not kind.joins:
+            x = values[0]
+            return [x._replace(levels=y) for y in kind.moved(node, [x.levels], x.zero, known.value)], after
         path = program.grids[node.out]
         site, state = sites[path], states[path]
         assert site.spec is not None
@@ -164,12 +170,12 @@ def simulation(
                 for v, x in zip(node.ins, values, strict=True)
             ]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
-        if train and node.kind not in ("concatenate", "select"):
+        if train and not isinstance(kind, Movement):
             after = {**after, path: {"output": updated(site, after[path]["output"], None, placed)}}
         return [Levels(levels, *_scalars(q))], after
 
     start = {path: {"output": state} for path, state in states.items()} if train else {}
-    after = evaluate(program.nodes, env, at, start)
+    after = evaluate(program.nodes, env, at, start, known.value)
     outs = [env[v].dequantize(v.dtype) for v in program.outs]
     leaves = {path: state for path, state in changed.items() if path in plan.leaf_sites()}
     rest = {path: {"weight": state} for path, state in changed.items() if path not in leaves}
@@ -232,12 +238,6 @@ def _at_operation(node: Node, var: Value, known: Constants, weights: Mapping[str
     return known.value(var)
 
 
-def _moved(node: Node, value: Levels, known: Constants) -> list[Levels]:
-    equation = node.equations[0]
-    rest = [known.value(v) for v in equation.ins[1:] if equation.name != "pad"]
-    return [value._replace(levels=x) for x in moved(equation, value.levels, value.zero, rest)]
-
-
 def exact_arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
     """Returns the integer arithmetic on weights and grids, without gradients, its dots carried in float32."""
     weights, grids = lax.stop_gradient((weights, grids))
@@ -245,8 +245,10 @@ def exact_arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, 
     known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
     warm(program, known)
     specs = specs_of(plan)
-    found = constants(program, specs, known, weights, grids)
-    return Arithmetic(program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=True)
+    integers = constants(program, specs, known, weights, grids)
+    return Arithmetic(
+        program, specs, rounding_named(plan.rounding), integers, _weight_codes(weights), known, carried=True
+    )
 
 
 def specs_of(plan: Plan) -> dict[str, Spec]:
@@ -321,7 +323,16 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
     return freeze
 
 
-def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has_integer_io: bool) -> list[Any]:
+def execution(
+    plan: Plan,
+    traced: Trace,
+    qparams: QParams,
+    *,
+    carried: bool,
+    has_integer_io: bool,
+    orders: Orders | None = None,
+    is_named: bool = True,
+) -> list[Any]:
     """Returns the flat results on packed parameters.
 
     Args:
@@ -330,61 +341,47 @@ def execution(plan: Plan, traced: Trace, qparams: QParams, *, carried: bool, has
         qparams: packed.
         carried: whether dots are computed on integers carried in float32, exactly, or on int8 codes.
         has_integer_io: whether the arguments are codes already, and the results stay codes.
+        orders: of operations that run on the native kernels, by path.
+        is_named: whether the float arithmetic at both ends is composites, which exports read and `jax.vmap` does not.
     """
-    program, specs = program_for(plan, traced), specs_of(plan)
+    program, specs, orders = program_for(plan, traced), specs_of(plan), orders or {}
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     weights = {}
     for node, site, var in weight_places(plan, program):
-        q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
-        weights[node.path] = q.merged()
-    found = qparams.sites
+        if node.path not in orders:
+            q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
+            weights[node.path] = q.merged()
+    integers = qparams.sites
+
+    def grid(var: Value) -> Grid:
+        path = program.grids[var]
+        return Grid(integers[path]["scale"], integers[path]["zero"], specs[path])
+
     arithmetic = Arithmetic(
-        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried
-    )
+        program, specs, rounding_named(plan.rounding), integers, _weight_codes(weights), known, carried=carried,
+        natives=natives_of(program, orders, grid),
+    )  # fmt: skip
     env = data_of(program, traced)
     _warm_selected(program, known)
+    floats = frozenset() if has_integer_io else floats_of(program, orders, grid)
 
     def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, known.value), state
         if node.kind != "input":
             return arithmetic(node, values), state
-        x, grid = env[node.out], found[program.grids[node.out]]
-        return [x if has_integer_io else quantized(x, grid, specs[program.grids[node.out]])], state
+        x, path = env[node.out], program.grids[node.out]
+        is_kept = has_integer_io or node.out in floats
+        return [x if is_kept else quantized(x, integers[path], specs[path], is_named=is_named)], state
 
-    evaluate(program.nodes, env, at, ())
+    evaluate(program.nodes, env, at, (), known.value)
     if has_integer_io:
         return [env[v] for v in program.outs]
-    return [dequantized(env[v], found[program.grids[v]], v.dtype) for v in program.outs]
+    return [dequantized(env[v], integers[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
 
 
 def _warm_selected(program: Program, known: Constants) -> None:
     for node, scope in program.everywhere():
-        if scope and node.kind in ("select", "move", "lookup", "softmax"):
-            for var in (*node.equations[0].ins, node.details.get("kept")):
-                if var is not None and not var.is_data:
-                    known.raw(var)
-
-
-def quantized(x: Array, grid: Mapping[str, Any], spec: Spec) -> Array:
-    """Returns codes of an argument: the only float arithmetic at the entry, a composite named ``lowbit.quantize``."""
-
-    def quantize(x: Array, scale: Array, zero: Array) -> Array:
-        shape = (1,) * x.ndim
-        level = zero.astype(jnp.float32).reshape(shape)
-        return quantize_with(x, spec, scale.reshape(shape), level, tuple(x.shape)).encode().codes
-
-    return lax.composite(quantize, name="lowbit.quantize")(x, grid["scale"], grid["zero"])
-
-
-def dequantized(codes: Array, grid: Mapping[str, Any], dtype: Any) -> Array:
-    """Returns the values of codes: the only float arithmetic at the exit, a composite named ``lowbit.dequantize``."""
-
-    def dequantize(codes: Array, scale: Array, zero: Array) -> Array:
-        levels = (codes.astype(jnp.int32) - zero).astype(jnp.float32)
-        return cast_once(rounded_product(levels, scale), dtype)
-
-    return lax.composite(dequantize, name="lowbit.dequantize")(codes, grid["scale"], grid["zero"])
+        if scope:
+            _hold(kind_named(node.kind).held(node), known)
 
 
 def boundary(plan: Plan, traced: Trace) -> tuple[Sequence[str], Sequence[str]]:

@@ -1,7 +1,7 @@
 """What the placement makes: integer nodes over a flat program, and what primitives count as what."""
 
 import dataclasses
-from typing import Any
+from typing import TypeVar
 
 from lowbit.interpret.operations import Operation
 from lowbit.program import primitives, read
@@ -20,8 +20,18 @@ MOVES = (
 )
 """Of data, these change where elements are or choose among them: the result is on the same grid."""
 
-LINEAR = frozenset(("dot", "conv", "affine", "sum", "product", "softmax", "norm"))
-"""Kinds that end in an int32 accumulator, rescaled per channel to the result's grid."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Details:
+    """What a kind knows of its node besides what every node has; a kind that knows more has a class of its own."""
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """What it reads of parameters and constants, besides what its equations read."""
+        return ()
+
+
+D = TypeVar("D", bound=Details)
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,7 +39,7 @@ class Node:
     """One integer computation, and its definition in float.
 
     Attributes:
-        kind: as in `lowbit.plan.rows.Step`.
+        kind: the name of its kind (`lowbit.interpret.integer.ops`), as in `lowbit.plan.rows.Step`.
         path: unique.
         ins: the data it reads.
         outs: what it makes; more than one only of scans and splits.
@@ -38,7 +48,8 @@ class Node:
         op: of a dot or convolution.
         chain: the affine equations absorbed by a linear node, in order.
         clips: the bounds absorbed after them: ``("low" or "high", bound)``.
-        details: what the kind needs besides: an axis, a sign, the constant.
+        inner: primitives that a table holds besides.
+        details: what its kind knows besides.
         loop: of a scan.
         body: its nodes.
     """
@@ -52,7 +63,8 @@ class Node:
     op: Operation | None = None
     chain: list[tuple[Equation, Value]] = dataclasses.field(default_factory=list)
     clips: list[tuple[str, Value]] = dataclasses.field(default_factory=list)
-    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inner: tuple[str, ...] = ()
+    details: Details = dataclasses.field(default_factory=Details)
     loop: Loop | None = None
     body: "list[Node]" = dataclasses.field(default_factory=list)
 
@@ -64,9 +76,13 @@ class Node:
     @property
     def absorbed(self) -> tuple[str, ...]:
         """The primitives besides the main one."""
-        if self.kind == "table":
-            return tuple(e.name for e in self.equations)
-        return (*(e.name for e, _ in self.chain), *({"low": "max", "high": "min"}[which] for which, _ in self.clips))
+        clips = ({"low": "max", "high": "min"}[which] for which, _ in self.clips)
+        return (*self.inner, *(e.name for e, _ in self.chain), *clips)
+
+    def known_as(self, cls: type[D]) -> D:
+        """Returns the details, which are of this class."""
+        assert isinstance(self.details, cls), self.path
+        return self.details
 
 
 @dataclasses.dataclass(eq=False)
@@ -87,12 +103,12 @@ class Program:
 
     def everywhere(self) -> list[tuple[Node, tuple[str, ...]]]:
         """Returns all nodes, those inside scans included, each with the paths of the scans it is in."""
-        found: list[tuple[Node, tuple[str, ...]]] = []
+        places: list[tuple[Node, tuple[str, ...]]] = []
 
         def visit(nodes: list[Node], scope: tuple[str, ...]) -> None:
             for node in nodes:
-                found.append((node, scope))
+                places.append((node, scope))
                 visit(node.body, (*scope, node.path))
 
         visit(self.nodes, ())
-        return found
+        return places

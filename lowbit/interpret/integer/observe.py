@@ -18,11 +18,14 @@ from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.plan.rows import Plan, Row, Site
 
+from .ends import dequantized, quantized
 from .flat import Constants
-from .interpretations import data_of, dequantized, exact_arithmetic, grid_of, quantized, specs_of, warm
+from .interpretations import data_of, exact_arithmetic, grid_of, specs_of, warm
 from .nodes import Node
+from .ops import kind_named
+from .ops.lookup import picking
 from .plans import program_for
-from .run import defined, evaluate, indices, picking
+from .run import defined, evaluate
 from .weights import weight_places, weights_of
 
 
@@ -92,43 +95,41 @@ def observation(
         return dequantized(x, arithmetic.found[grid], dtype)
 
     def at(node: Node, values: list[Any], seen: Any) -> tuple[list[Any], Any]:
-        if node.kind == "index":
-            return indices(node, values, env, exact.value), seen
         if node.kind == "input":
             x = env[node.out]
             return [Pair(on_grid(x, program.grids[node.out]), x)], seen
         given, right = ([x[i] if isinstance(x, Pair) else x for x in values] for i in range(2))
-        made = [Pair(*both) for both in zip(arithmetic(node, given), defined(node, right, exact.value), strict=True)]
+        paired = [Pair(*both) for both in zip(arithmetic(node, given), defined(node, right, exact.value), strict=True)]
         if node.op is not None and node.path in wanted:
-            seen = {**seen, node.path: look(node, given, right, made[0], seen[node.path])}
-        return made, seen
+            seen = {**seen, node.path: look(node, given, right, paired[0], seen[node.path])}
+        return paired, seen
 
-    def look(node: Node, given: list[Any], right: list[Any], made: Pair, seen: Mapping[str, Any]) -> dict[str, Any]:
-        row, roles, found = rows[node.path], wanted[node.path], dict(seen)
+    def look(node: Node, given: list[Any], right: list[Any], pair: Pair, seen: Mapping[str, Any]) -> dict[str, Any]:
+        row, roles, after = rows[node.path], wanted[node.path], dict(seen)
         others = (beside or {}).get(node.path, {})
 
         def add(role: str, before: Any, used: Any, float_value: Any) -> None:
             if role in roles:
                 also = {**others.get(role, {}), "float": float_value}
-                found[role] = _updated(node, row, role, roles[role], found[role], (before, used, float_value), also)
+                after[role] = _updated(node, row, role, roles[role], after[role], (before, used, float_value), also)
 
         if node.path in derived:
             add("weight", *derived[node.path])
-        if node.kind == "lookup":
+        if not kind_named(node.kind).reads_grids:
             picks = tuple(picking(node, given, exact.value))
             add("input", picks, picks, picks)
         else:
             places = [program.grids[v] for v in node.ins]
             if is_alone:
                 given = [on_grid(x, grid) for x, grid in zip(right, places, strict=True)]
-                made = made._replace(codes=arithmetic(node, given)[0])
+                pair = pair._replace(codes=arithmetic(node, given)[0])
             data = [site for site in row.sites if not site.is_weight]
             for site, grid, c, x in zip(data, places, given, right, strict=True):
                 used = off_grid(c, grid, x.dtype)
                 add(site.role, x if is_alone else used, used, x)
-        left = off_grid(made.codes, program.grids[node.out], made.value.dtype)
-        add(OUTPUT, left, left, made.value)
-        return found
+        left = off_grid(pair.codes, program.grids[node.out], pair.value.dtype)
+        add(OUTPUT, left, left, pair.value)
+        return after
 
     after = {path: dict(roles) for path, roles in states.items()}
     start = {path: {} for path in after}
@@ -141,7 +142,7 @@ def observation(
             i = traced.paths.index(site.key)
             used = plain(known.raw(inputs[i]))
             after[path][role] = of_leaf(site, wanted[path][role], before, traced.leaves[i], used)
-    walked = evaluate(program.nodes, env, at, start)
+    walked = evaluate(program.nodes, env, at, start, exact.value)
     return {path: {**roles, **walked[path]} for path, roles in after.items()}
 
 
@@ -159,7 +160,7 @@ def _updated(
     finite = [s for s in statistics if isinstance(s, NotFinite)]
     rest = [s for s in statistics if not isinstance(s, NotFinite)]
     assert node.op is not None
-    found = updated(node.op, row, role, finite, states, float_value, {}, is_product=False)
+    after = updated(node.op, row, role, finite, states, float_value, {}, is_product=False)
     for is_product, x in ((False, before), (True, used)):
-        found = updated(node.op, row, role, rest, found, x, beside, is_product=is_product)
-    return found
+        after = updated(node.op, row, role, rest, after, x, beside, is_product=is_product)
+    return after

@@ -11,10 +11,10 @@ from lowbit.interpret.refusals import Refusals, Refused
 from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site, Step
 
-from .constants import summed_count
 from .flat import flatten
-from .long_rows import LONGEST_NORM, LONGEST_SOFTMAX
 from .nodes import Node, Program
+from .ops import kind_named
+from .ops.scan import Turns
 from .place import place
 
 
@@ -36,11 +36,11 @@ def program_for(plan: Plan, traced: Trace) -> Program:
         ValueError: where the two differ, with the first step that does.
     """
     program = program_of(traced)
-    found, planned = [_skeleton(s) for s in _bare_steps(program)], [_skeleton(s) for s in plan.steps]
-    if found != planned:
-        pairs = [*zip(found, planned, strict=False)]
+    own, planned = [_skeleton(s) for s in _bare_steps(program)], [_skeleton(s) for s in plan.steps]
+    if own != planned:
+        pairs = [*zip(own, planned, strict=False)]
         first = next((p for p in pairs if p[0] != p[1]), None)
-        what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(found)} steps, not {len(planned)}"
+        what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(own)} steps, not {len(planned)}"
         raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
     ranks = {node.path: len(node.out.shape) for node, _ in program.everywhere() if node.outs}
     for path, site in plan.grids().items():
@@ -61,7 +61,7 @@ def _bare_steps(program: Program) -> list[Step]:
     makers = {out: node.path for node, _ in places for out in node.outs}
     for node, _ in places:
         if node.loop is not None:
-            inner = (*node.details["carries"], *node.loop.slices)
+            inner = (*node.known_as(Turns).carries, *node.loop.slices)
             makers.update(zip(inner, (makers[v] for v in node.ins), strict=True))
     return [
         Step(
@@ -114,7 +114,7 @@ def steps_of(
 
 
 def _on_grids(row: Row, program: Program, node: Node | None) -> Row:
-    if node is None or node.kind == "lookup":  # of integers alone, or with indices for inputs
+    if node is None or not kind_named(node.kind).reads_grids:  # of integers alone, or with indices for inputs
         return row
     grids = iter([program.grids[v] for v in node.ins])
     sites = tuple(s if s.is_weight else dataclasses.replace(s, kind="grid", key=next(grids)) for s in row.sites)
@@ -139,11 +139,11 @@ def check_new(refused: Refusals, known: frozenset[str]) -> None:
 def _quantizers(
     program: Program, rows: dict[str, Row], refused: Refusals, known: frozenset[str]
 ) -> dict[str, Quantizer]:
-    found: dict[str, tuple[Quantizer, str]] = {}
+    readers: dict[str, tuple[Quantizer, str]] = {}
     places = [node for node, _ in program.everywhere()]
     check_rows([rows[node.path] for node in places if node.op is not None], refused)
     for node in places:
-        if node.op is None or node.kind == "lookup" or node.path in refused.found:
+        if node.op is None or not kind_named(node.kind).reads_grids or node.path in refused.found:
             continue
         row = rows[node.path]
         data = [site for site in row.sites if not site.is_weight]
@@ -158,7 +158,7 @@ def _quantizers(
                     f"nearest even (a quantizer of yours says so in `served_by_spec`)",
                     source=row.source,
                 )
-            before = found.setdefault(grid, (site.quantizer, row.path))
+            before = readers.setdefault(grid, (site.quantizer, row.path))
             if before[0] != site.quantizer:
                 refused.add(
                     row.path,
@@ -169,10 +169,10 @@ def _quantizers(
     if refused.found:  # what is known already is raised by whoever knows it
         check_new(refused, known)
         raise Refused({}, "")
-    default = next((q for q, _ in found.values()), None)
+    default = next((q for q, _ in readers.values()), None)
     if default is None:
         raise ValueError("integer=True: the function has no quantized matmul or convolution, so nothing says the bits")
-    chosen = {grid: quantizer for grid, (quantizer, _) in found.items()}
+    chosen = {grid: quantizer for grid, (quantizer, _) in readers.items()}
     for node in places:
         if not node.outs or node.out not in program.grids:
             continue
@@ -186,9 +186,7 @@ def _check_long(node: Node, specs: Sequence[Spec | None]) -> None:
     """Raises where a node adds more 16-bit codes than its sums hold."""
     if all(spec is None or spec.format.bits <= 8 for spec in specs):
         return
-    most = {"sum": 2**15, "softmax": LONGEST_SOFTMAX, "norm": LONGEST_NORM}.get(node.kind, 0)
-    count = summed_count(node.equations[0]) if node.kind == "sum" else 0
-    count = node.ins[0].shape[node.details["axis"]] if node.kind in ("softmax", "norm") else count
+    count, most = kind_named(node.kind).most_long(node) or (0, 0)
     if count > most:
         raise ValueError(
             f"integer=True: the {node.kind} at {node.path} ({node.source}) is over {count} codes of 16 bits, and holds "
@@ -197,7 +195,7 @@ def _check_long(node: Node, specs: Sequence[Spec | None]) -> None:
 
 
 def _inherited(node: Node, program: Program, rows: dict[str, Row], chosen: dict[str, Quantizer]) -> Quantizer | None:
-    if node.op is not None and node.kind != "lookup":
+    if node.op is not None and kind_named(node.kind).reads_grids:
         return next(s.quantizer for s in rows[node.path].sites if not s.is_weight)
     return next((chosen[program.grids[v]] for v in node.ins if program.grids.get(v) in chosen), None)
 

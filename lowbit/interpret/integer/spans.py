@@ -23,11 +23,10 @@ from lowbit.core.checks import is_traced
 from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, spans_of, with_spans
 from lowbit.plan.rows import Plan, Site, Step
 
+from .ops import kind_named
+
 ROLE = "operands"
 """Where the statistics of a step have the spans of what it joins."""
-
-SHARED = ("concatenate", "select", "scan")
-JOINS = (*SHARED, "add", "max", "min")
 
 LEAST = 4.0
 """Levels that a tensor needs on a grid it shares: two bits."""
@@ -38,17 +37,17 @@ Spans = Mapping[str, Array]
 
 def is_looked_at(step: Step) -> bool:
     """Returns whether a step joins tensors, or clips."""
-    return step.kind in JOINS or _bounds(step) > 0
+    return kind_named(step.kind).joins or _bounds(step) > 0
 
 
 def _bounds(step: Step) -> int:
     """How many clips by a scalar a step absorbs; a table computes them exactly."""
-    return 0 if step.kind == "table" else sum(name in ("max", "min") for name in step.absorbed)
+    return sum(name in ("max", "min") for name in step.absorbed) if kind_named(step.kind).rounds_clips else 0
 
 
 def _joined(plan: Plan, step: Step) -> list[str]:
     """What a step joins, by path: without the indices that choose."""
-    if step.kind not in JOINS:
+    if not kind_named(step.kind).joins:
         return []
     kinds = {other.path: other.kind for other in plan.steps}
     return [path for path in step.inputs if kinds[path] != "index"]
@@ -68,9 +67,9 @@ def updated(spans: Spans, values: Sequence[Any]) -> dict[str, Array]:
 
 def kept(plan: Plan, statistics: Mapping[str, Any], qstate: QState) -> QState:
     """Returns a state with the spans that were measured with it: what `check` reads."""
-    found = {step.path: statistics[step.path][ROLE] for step in plan.steps if is_looked_at(step)}
+    measured = {step.path: statistics[step.path][ROLE] for step in plan.steps if is_looked_at(step)}
     grids = _grids(plan)
-    return with_spans(qstate, {path: (_key(plan, path, grids), spans) for path, spans in found.items()})
+    return with_spans(qstate, {path: (_key(plan, path, grids), spans) for path, spans in measured.items()})
 
 
 def _grids(plan: Plan) -> dict[str, str]:
@@ -90,9 +89,9 @@ def _step_of(site: Site, state: QState) -> float:
 
 
 def _measured(plan: Plan, qstate: QState) -> Iterator[tuple[Step, np.ndarray, np.ndarray]]:
-    found = spans_of(qstate)
+    by_path = spans_of(qstate)
     for step in plan.steps:
-        _, spans = found.get(step.path, ("", None))
+        _, spans = by_path.get(step.path, ("", None))
         if spans is not None and not any(is_traced(x) for x in jax.tree.leaves((spans, qstate))):
             yield step, np.asarray(spans["low"], np.float64), np.asarray(spans["high"], np.float64)
 
@@ -126,7 +125,7 @@ def check(plan: Plan, qstate: QState) -> None:
         for i, left in _small(step, low[:count], high[:count], scale, levels):
             others = ", ".join(_span(names[j], low[j], high[j]) for j in range(count) if j != i)
             what = _span(names[i], low[i], high[i])
-            if step.kind in SHARED:
+            if kind_named(step.kind).shares:
                 raise ValueError(
                     f"integer=True: the {step.kind} {step.path} ({step.source}) puts {what} on the grid of {others}, which leaves "
                     f"it {left:.2g} of {levels} levels. Give them a grid each: return them as results of their own; or bring "
@@ -141,7 +140,7 @@ def check(plan: Plan, qstate: QState) -> None:
 def _small(step: Step, low: np.ndarray, high: np.ndarray, scale: float, levels: int) -> Iterator[tuple[int, float]]:
     """Yields operands that have too few levels, and how many."""
     left = (high - low) / scale
-    least = min(LEAST, levels / 4) if step.kind in SHARED else 1.0
+    least = min(LEAST, levels / 4) if kind_named(step.kind).shares else 1.0
     for i in np.flatnonzero((left > 0) & (left < least)):
         yield int(i), float(left[i])
 

@@ -16,11 +16,9 @@ from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.read import Value
 
-from .compute import reach_of_spec
-from .constants import result_scale
 from .flat import Constants
-from .grouped import grouped
 from .nodes import Node, Program
+from .ops import kind_named
 from .plans import program_for
 
 
@@ -51,11 +49,11 @@ def weights_of(
 def weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
     """Returns the operations that have a weight, each with its site and the value that it is."""
     rows: dict[str, Row] = {row.path: row for row in plan.rows}
-    found = []
+    places = []
     for node, _ in program.everywhere():
         if node.op is not None and (site := rows[node.path].weight) is not None:
-            found.append((node, site, weight_of(node)))
-    return found
+            places.append((node, site, weight_of(node)))
+    return places
 
 
 def weight_of(node: Node) -> Value:
@@ -73,10 +71,10 @@ def check_weights(plan: Plan, traced: Trace) -> None:
     refused = Refusals()
 
     def check(node: Node, weight: Callable[[], QTensor]) -> None:
-        spec = plan.grids()[program.grids[node.ins[0]]].spec if node.kind in ("dot", "conv") else None
-        q = weight()
-        if spec is not None and grouped(node.equations[0], q, reach_of_spec(spec), spec.format.bits) is None:
-            result_scale(node.equations[0], q)
+        q, kind = weight(), kind_named(node.kind)
+        spec = plan.grids()[program.grids[node.ins[0]]].spec if kind.reads_grids else None
+        if spec is not None:
+            kind.check_weight(node, q, spec)
 
     def run(leaves: list[Any]) -> None:
         now = dataclasses.replace(traced, leaves=leaves)

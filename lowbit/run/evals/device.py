@@ -13,9 +13,9 @@ import numpy as np
 
 import lowbit as lb
 from lowbit.export.bundle import Bundle
+from lowbit.export.c.run import TOOLCHAINS, run_cases
 from lowbit.export.installed import missing
 from lowbit.export.runners import runners
-from lowbit.export.runners.c import TOOLCHAINS, run_cases
 from lowbit.interpret.integer.interpretations import quantized
 from lowbit.plan import serial
 from lowbit.run.measure import difference

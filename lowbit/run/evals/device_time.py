@@ -16,8 +16,8 @@ import numpy as np
 
 import lowbit as lb
 from lowbit.export.bundle import Bundle, read
+from lowbit.export.c.run import built, called
 from lowbit.export.c.types import c_type
-from lowbit.export.runners.c import built, called
 from lowbit.run.measure import interleaved
 from lowbit.run.pieces import Piece
 

@@ -1,0 +1,1 @@
+"""The served form: StableHLO as `lowbit.export.bundle` writes it into every bundle, and what runs it."""

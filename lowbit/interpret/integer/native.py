@@ -1,0 +1,246 @@
+"""Which operations of a full-integer plan run on the native kernels of a CPU, and their weights there."""
+
+import functools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lowbit.core.checks import is_traced
+from lowbit.core.meshes import explicit_mesh
+from lowbit.core.spec import Spec
+from lowbit.interpret.prepared import apart
+from lowbit.interpret.trace import Model, Trace, trace
+from lowbit.packed import fixed_calls
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan
+from lowbit.program.read import Value
+
+from .compute import code_dtype
+from .flat import Constants
+from .joined import Joined
+from .nodes import Node, Program
+from .ops import kind_named
+from .ops.scan import Turns
+from .plans import program_for
+from .weights import weight_places
+
+Orders = Mapping[str, Any]
+"""By path: of operations a weight in the kernels' order, of sums their numbers."""
+
+Native = Callable[..., Any]
+"""From the codes of inputs to those of the result, or to a `Later`."""
+
+
+class Later(NamedTuple):
+    """The result of an operation that its only reader computes: a sum is part of the call that makes one of its operands.
+
+    Attributes:
+        node: the operation.
+        codes: of its input.
+    """
+
+    node: Node
+    codes: Any
+
+
+class Grid(NamedTuple):
+    """A value's: its scale, its zero point and its spec."""
+
+    scale: Any
+    zero: Any
+    spec: Spec
+
+
+def natives_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> dict[str, Native]:
+    """Returns what computes the nodes that run on the native kernels, by path.
+
+    Args:
+        program: the integer form.
+        orders: of weights, and of sums.
+        grid: of a value.
+    """
+    if not orders:
+        return {}
+    joins = _joins(program, frozenset(orders))
+    late = {node.ins[at] for node, at in joins.values() if node.path in orders}
+
+    def of(node: Node, codes: Any, join: fixed_calls.Join | None = None) -> Array:
+        scale, zero, spec = grid(node.ins[0])
+        floats = None
+        if jnp.issubdtype(codes.dtype, jnp.floating):
+            floats = fixed_calls.FloatGrid(scale, int(spec.format.low), int(spec.format.high))
+        return fixed_calls.result(node.equations[0], codes, zero, orders[node.path], grid=floats, join=join)
+
+    def joined(node: Node, at: int, *codes: Any) -> Array:
+        own, other = codes[at], codes[1 - at]
+        return of(own.node, own.codes, fixed_calls.Join(other, orders[node.path], node.kind))
+
+    found: dict[str, Native] = {}
+    for node, _ in program.everywhere():
+        if node.path in orders and node.path in joins:
+            found[node.path] = functools.partial(joined, *joins[node.path])
+        elif node.path in orders:
+            found[node.path] = functools.partial(Later if node.out in late else of, node)
+    return found
+
+
+def floats_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
+    """Returns the arguments that their only reader, an operation on the kernels, puts on their grid itself.
+
+    Args:
+        program: the integer form.
+        orders: of weights, and of sums.
+        grid: of a value.
+    """
+    read, alone = _read(program), set[Value]()
+    for node in program.nodes:
+        if node.op is None or node.path not in orders:
+            continue
+        (var,) = node.ins
+        if read[var] == 1 and var.dtype == jnp.float32 and fixed_calls.takes_floats(node.equations[0], grid(var).spec):
+            alone.add(var)
+    return frozenset(node.out for node in program.nodes if node.kind == "input" and node.out in alone)
+
+
+def _read(program: Program) -> Counter[Value]:
+    """How often a value is read."""
+    places = program.everywhere()
+    read = Counter(v for node, _ in places for v in node.ins)
+    read.update(program.outs)
+    for node, _ in places:
+        if node.loop is not None:
+            turns = node.known_as(Turns)
+            read.update((*turns.afters, *turns.ys))
+    return read
+
+
+def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
+    """Sums, maxima and minima that may be part of the call that makes an operand, and which of them, by path.
+
+    It is read by nothing else, and of two the later one: what it is joined with is there when the sum is computed.
+
+    Args:
+        program: the integer form.
+        paths: of the operations that run on the kernels.
+    """
+    read = _read(program)
+    found: dict[str, tuple[Node, int]] = {}
+    for nodes in (program.nodes, *(node.body for node, _ in program.everywhere() if node.body)):
+        made = {node.out: i for i, node in enumerate(nodes) if node.op is not None and node.path in paths}
+        for node in nodes:
+            if not isinstance(kind_named(node.kind), Joined):
+                continue
+            fits = [i for i, v in enumerate(node.ins) if v in made and read[v] == 1 and v.shape == node.out.shape]
+            if fits and node.ins[0].shape == node.ins[1].shape:
+                found[node.path] = node, max(fits, key=lambda i: made[node.ins[i]])
+    return found
+
+
+UNPREPARED = "the weight is not in the kernels' order: let the jitted function close over qparams"
+
+
+def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, Any]:
+    """Returns the weights in the kernels' order, by operation, of those that the kernels can run.
+
+    Args:
+        plan: full-integer.
+        traced: a call on the packed parameters.
+        qparams: packed, concrete.
+    """
+    program, found, orders = program_for(plan, traced), qparams.sites, dict[str, Any]()
+    for node, q, reason in _weights(plan, traced, qparams):
+        if reason is None:
+            zero = found[program.grids[node.ins[0]]]["zero"]
+            orders[node.path] = fixed_calls.order_of(node.equations[0], q, found[node.path], zero, plan.rounding)
+    for path, (node, at) in _joins(program, frozenset(orders)).items():
+        grids = [program.grids[v] for v in (*node.ins, node.out)]
+        if all(_is_short(plan, grid) for grid in grids) and fixed_calls.why_not_joined(found[path]) is None:
+            zeros = [found[grid]["zero"] for grid in grids[:2]]
+            orders[path] = fixed_calls.join_order({n: found[path][n] for n in fixed_calls.JOIN_NUMBERS}, zeros, at)
+    return orders
+
+
+def _is_short(plan: Plan, grid: str) -> bool:
+    """Whether the codes of a grid are int8."""
+    spec = plan.grids()[grid].spec
+    return spec is not None and code_dtype(spec) == jnp.int8
+
+
+def reasons_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, str]:
+    """Returns why operations cannot run on the kernels, by path: arguments as `orders_of`, parameters traced or not."""
+    if (reason := fixed_calls.status()) is not None:
+        return {row.path: reason for row in plan.rows}
+    weights = {node.path: reason for node, _, reason in _weights(plan, traced, qparams)}
+    found = {row.path: weights.get(row.path, "both operands are computed") for row in plan.rows}
+    return {path: reason for path, reason in found.items() if reason is not None}
+
+
+def kernel_lines(
+    plan: Plan, traced: Trace, qparams: QParams, orders: Orders, how: str, why: str
+) -> list[tuple[str, str, str]]:
+    """Returns of every row its path, what runs it, and why no faster one.
+
+    Args:
+        plan: full-integer.
+        traced: a call on the packed parameters.
+        qparams: packed.
+        orders: of the operations on the kernels.
+        how: what runs the others.
+        why: what to say of those.
+    """
+    reasons = reasons_of(plan, traced, qparams)
+    return [
+        (row.path, "cpu", "") if row.path in orders else (row.path, how, f"{reasons.get(row.path, UNPREPARED)}; {why}")
+        for row in plan.rows
+    ]
+
+
+def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node, Any, str | None]]:
+    """The operations that have a weight, the weight, and why the kernels cannot run them."""
+    program, found = program_for(plan, traced), qparams.sites
+    known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
+    for node, site, var in weight_places(plan, program):
+        if not kind_named(node.kind).reads_grids:
+            yield node, None, "a look-up of codes"
+            continue
+        q = (known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]).merged()
+        if not all(_is_short(plan, program.grids[v]) for v in (node.ins[0], node.out)):
+            yield node, q, "the kernels take and return codes of 8 bits or less"
+        else:
+            yield node, q, fixed_calls.why_not(node.equations[0], q, found[node.path])
+
+
+class FixedOrders:
+    """The weights of the last packed parameters in the kernels' order, as long as their arrays live."""
+
+    def __init__(self, fn: Model, plan: Plan):
+        self.fn, self.plan = fn, plan
+        self.sources: tuple[weakref.ref[Any], ...] = ()
+        self.made: dict[str, Any] = {}
+
+    def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the orders; none where parameters are traced, or lie on an explicit mesh."""
+        arrays = jax.tree.leaves(qparams)
+        if any(is_traced(x) for x in arrays) or explicit_mesh(arrays) is not None:
+            return {}
+        is_known = 0 < len(self.sources) == len(arrays)
+        if is_known and all(ref() is x for ref, x in zip(self.sources, arrays, strict=True)):
+            return self.made
+        traced = trace(self.fn, qparams.params, args, dict(kwargs), has_picks=False)
+        with jax.ensure_compile_time_eval():  # at once, also while another function is traced
+            made = apart(orders_of(self.plan, traced, qparams), arrays)
+        self.sources, self.made = (), {}
+        if all(isinstance(x, jax.Array) for x in arrays):
+            me = weakref.ref(self)
+
+            def forget(dead: Any) -> None:
+                if (memo := me()) is not None and any(ref is dead for ref in memo.sources):
+                    memo.sources, memo.made = (), {}
+
+            self.sources, self.made = tuple(weakref.ref(x, forget) for x in arrays), made
+        return made
