@@ -64,8 +64,8 @@ def compiled_case(platform: str, sharding: SingleDeviceSharding, name: str) -> R
         "packed": sum(math.prod(site.operand.shape) * _bits(site) // 8 for site in weights.values()),
     }
     memory, cost = found.memory_analysis(), found.cost_analysis()
-    metrics["temp"] = memory.temp_size_in_bytes if memory else -1
-    metrics["bytes"] = int(cost["bytes accessed"]) if cost and "bytes accessed" in cost else -1
+    metrics["temp"] = memory.temp_size_in_bytes if memory else None
+    metrics["bytes"] = int(cost["bytes accessed"]) if cost and "bytes accessed" in cost else None
     problem = complaint(text, metrics, list(weights.values()))
     return failed("compile", problem) if problem else Report(ok=True, metrics=metrics)
 

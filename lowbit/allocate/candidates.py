@@ -10,7 +10,8 @@ from lowbit.interpret.with_quantizers import with_quantizers
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row
 from lowbit.targets.refusals import check, violations
-from lowbit.targets.table import Target, lookup
+from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,17 @@ def run(chosen: argparse.Namespace) -> int:
         return int(bool(run_one(config, out, fresh=chosen.fresh, **options).failed))
 
 
+def check(path: Path, changes: Sequence[Sequence[str]], without: Sequence[str] = ()) -> None:
+    """Raises where a config file, or one of several lists of changes to it, is not what `run` takes: before any of them runs.
+
+    Raises:
+        UsageError: as `run`.
+    """
+    module = _executed(path)
+    for each in changes:
+        _without(asked(path, module, each), without)
+
+
 def asked(path: Path, module: dict[str, Any], changes: Sequence[str]) -> Any:
     """Returns the config of an executed file, checked, with changes made.
 

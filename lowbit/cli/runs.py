@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-from .running import config_path
+from .running import check, config_path
 
 
 def add(words: "argparse._SubParsersAction[Any]") -> None:
@@ -100,6 +100,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
         raise UsageError(f"--jobs must be at least 1, got {chosen.jobs}")
     if chosen.ray and chosen.submitit:
         raise UsageError("--ray and --submitit are two schedulers: give one of them")
+    check(path, [point.changes for point in asked], chosen.without)
     words = [
         word for option in ("without", "only") for value in getattr(chosen, option) for word in (f"--{option}", value)
     ]
@@ -119,8 +120,17 @@ def _sweep(chosen: argparse.Namespace) -> int:
     if finished := [out / name for name, line in found.items() if "rows" in line]:
         _print_table(finished)
     for name in failed:
-        print(f"{name} failed: {out / 'logs'} says why")
+        print(f"{name} failed: {_last_line(out / 'logs' / f'{name}.log')}({out / 'logs'} has all)")
     return int(bool(failed))
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log and a space; nothing where there is none, as an executor keeps logs of other names."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((f"{line.strip()} " for line in reversed(lines) if line.strip()), "")
 
 
 def _parameter(text: str, option: str) -> tuple[str, int | str]:

@@ -38,7 +38,8 @@ from lowbit.packed.trees import QParams
 from lowbit.plan import serial
 from lowbit.plan.rows import Plan
 from lowbit.targets.refusals import check, check_inputs, table
-from lowbit.targets.table import Target, lookup
+from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 from . import forms, integer, manifest, signature, stablehlo, symbolic
 from .fold import fold
@@ -129,14 +130,14 @@ def export(
     shapes = boundary.shapes() if boundary else [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in call.leaves]
     folded, out_shapes = _served(fn, plan, qparams, call, shapes, has_integer_io=integer_io)
     module = stablehlo.module(functools.partial(folded, has_bytes=True), shapes, name)
-    found = stablehlo.contents(module)
+    contents = stablehlo.contents(module)
     if call.is_symbolic:
-        symbolic.check_operations(found.operations, asked.targets)
-    check_size(found, qparams, call.constants)
+        symbolic.check_operations(contents.operations, asked.targets)
+    check_size(contents, qparams, call.constants)
     floats = integer.audit(module, has_integer_io=integer_io) if plan.is_full_integer else None
-    tested = _tested(asked, out_shapes, vectors, inexact_operations(found))
+    tested = _tested(asked, out_shapes, vectors, inexact_operations(contents))
     inputs, outputs = _ports(asked, shapes, out_shapes)
-    said = _said(asked, found, floats, tested, inputs, outputs)
+    said = _said(asked, contents, floats, tested, inputs, outputs)
     lowered = forms.Lowered(
         fn, plan, qparams, call, folded, inputs, outputs, tested.inputs[0], tested.results[0], integer_io, name, version
     )  # fmt: skip

@@ -21,7 +21,8 @@ import numpy as np
 
 from lowbit.core import atomic
 from lowbit.packed.files import encode_tensors
-from lowbit.targets.table import TARGETS, Target
+from lowbit.targets.table import TARGETS
+from lowbit.targets.target import Target
 
 from . import stablehlo
 from .forms import program
@@ -56,13 +57,15 @@ def answer(bundle: Bundle, target: Target, *, is_asked: bool) -> tuple[dict[str,
         is_asked: whether the target was asked for by name.
     """
     if (artifact := program(target.form)) is not None:
-        found = stablehlo.contents(bundle.file(artifact))
-        if reason := foreign(found):
+        contents = stablehlo.contents(bundle.file(artifact))
+        if reason := foreign(contents):
             return {
                 "status": "failed",
                 "detail": f"the module {reason}, which lowbit does not write: not compiled",
             }, None
-        if target.name.startswith("interpreter") and (reason := _why_not_interpreted(bundle, found, is_asked=is_asked)):
+        if target.name.startswith("interpreter") and (
+            reason := _why_not_interpreted(bundle, contents, is_asked=is_asked)
+        ):
             return {"status": "not run", "detail": reason}, None
     inputs = [case[0] for case in bundle.cases()]
     try:
@@ -81,18 +84,18 @@ def _why_not_interpreted(bundle: Bundle, found: stablehlo.Contents, *, is_asked:
     return ""
 
 
-def write(folder: Path, found: dict[str, Any], ran: Ran | None) -> None:
+def write(folder: Path, said: dict[str, Any], ran: Ran | None) -> None:
     """Writes what a target did: ``outputs.safetensors``, then ``answer.json``."""
     if ran is not None:
         fields: dict[str, Any] = {name: getattr(ran, name) for name in ("compiled", "constants")}
         fields["stored"] = None if ran.stored is None else [list(each) for each in ran.stored]
         fields["measured"] = dict(ran.measured)
         fields["cases"] = None if ran.outputs is None else len(ran.outputs)
-        found = found | {"ran": fields}
+        said = said | {"ran": fields}
         cases: Sequence[Sequence[Any]] = ran.outputs or ()
         arrays = {f"{n}_{i}": np.asarray(y) for n, case in enumerate(cases) for i, y in enumerate(case)}
         atomic.write(folder / OUTPUTS, encode_tensors(arrays, {}))
-    atomic.write(folder / ANSWER, json.dumps(found))
+    atomic.write(folder / ANSWER, json.dumps(said))
 
 
 def _take(order: dict[str, Any]) -> None:

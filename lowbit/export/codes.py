@@ -160,8 +160,8 @@ def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., An
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
         row = rows[op.path]
         # Outside scans over layers the states are values, even in a branch or a remat, where the walk has them traced.
-        found = (states or {}) if row.stack else qparams.sites.get(op.path, {})
-        return result(op, row, values, found), states
+        states_of = (states or {}) if row.stack else qparams.sites.get(op.path, {})
+        return result(op, row, values, states_of), states
 
     walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
     return walk.run(traced.leaves, qparams.sites)[0]

@@ -171,13 +171,13 @@ def _primitive(word: str, decomposition: Any, result: Any) -> Primitive:
     primitive = Primitive(f"quant_{word}")
 
     def attributes(grid: Grid) -> dict[str, Any]:
-        found = {
+        by_name = {
             "dtype": grid.dtype,
             "scale": np.asarray(grid.scale, np.float32),
             "zero_point": np.asarray(grid.zero_point, np.int64),
             "narrow_range": grid.narrow,
         }
-        return found if grid.axis is None else {**found, "quantization_dimension": np.int32(grid.axis)}
+        return by_name if grid.axis is None else {**by_name, "quantization_dimension": np.int32(grid.axis)}
 
     def composite(x: Array, **params: Any) -> Array:
         grid = Grid(**params)

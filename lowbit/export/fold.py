@@ -26,7 +26,7 @@ from lowbit.program import compat, primitives
 from lowbit.program.evaluate import evaluate
 from lowbit.program.read import Equation, Program
 from lowbit.program.read import read as read_program
-from lowbit.targets.table import INLINED_BYTES
+from lowbit.targets.target import INLINED_BYTES
 
 from . import lowering
 from .ragged import has_ragged_rows, packed, unpacked
@@ -238,20 +238,20 @@ def _is_symbolic(eqn: Any) -> bool:
 
 def _ingredients(knowns: Iterable[Known], *, only_needed: bool = False) -> list[Known]:
     """The values themselves and what their recipes may take; ``only_needed``: just the constants that are written."""
-    found: dict[Known, None] = {}
+    ingredients: dict[Known, None] = {}
     todo = list(knowns)
     while todo:
         known = todo.pop()
-        if known in found:
+        if known in ingredients:
             continue
         if not only_needed:
-            found[known] = None
+            ingredients[known] = None
             todo += known.inputs if known.is_cheap else ()
         elif known.is_recipe:
             todo += known.inputs
         else:
-            found[known] = None
-    return list(found)
+            ingredients[known] = None
+    return list(ingredients)
 
 
 _BATCH_BYTES = 2**24

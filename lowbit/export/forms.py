@@ -9,7 +9,6 @@ it is its ``run.py`` (`lowbit.export.runners`). The bundle gets the files of eve
 import dataclasses
 import functools
 import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,7 @@ def folders_with(part: str) -> tuple[str, ...]:
         >>> folders_with("write")
         ('c', 'litert', 'onnx', 'quantized', 'universal')
     """
-    beside = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
-    return tuple(name for name in beside if (Path(__file__).parent / name / f"{part}.py").exists())
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob(f"*/{part}.py")))
 
 
 FORMS = (SERVED, *folders_with("write"))

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lowbit.targets.table import Target
+from lowbit.targets.target import Target
 
 
 def tools_folder() -> Path:

@@ -118,10 +118,10 @@ def audit(code: Any, *, has_integer_io: bool) -> Mapping[str, list[str]]:
     Raises:
         ValueError: for any other float operation.
     """
-    found = stablehlo.float_operations(code)
+    floats = stablehlo.float_operations(code)
     allowed = () if has_integer_io else ("lowbit.quantize", "lowbit.dequantize")
-    left = {where: names for where, names in found.items() if where not in allowed}
+    left = {where: names for where, names in floats.items() if where not in allowed}
     if left:
         listed = "; ".join(f"{', '.join(sorted(set(names)))} in {where}" for where, names in left.items())
         raise ValueError(f"this full-integer module still computes in floats: {listed}")
-    return found
+    return floats

@@ -150,11 +150,11 @@ def run_on_aarch64(compiled: bytes, args: Sequence[np.ndarray], count: int) -> l
         for i, x in enumerate(args):
             np.save(folder / f"x{i}.npy", np.asarray(x, order="C"))
         given = [f"--input=@x{i}.npy" for i in range(len(args))]
-        made = [f"y{i}.npy" for i in range(count)]
+        results = [f"y{i}.npy" for i in range(count)]
         flags = ["--module=model.vmfb", "--device=local-sync", "--function=main", *given]
-        command = [*_EMULATOR, str(tools_folder() / program), *flags, *(f"--output=@{name}" for name in made)]
+        command = [*_EMULATOR, str(tools_folder() / program), *flags, *(f"--output=@{name}" for name in results)]
         called(command, folder)
-        return [np.load(folder / name) for name in made]
+        return [np.load(folder / name) for name in results]
 
 
 _EMULATED = 8

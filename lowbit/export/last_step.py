@@ -46,8 +46,8 @@ class _Reader:
         self.qparams, self.weights = qparams, qparams.weights()
         known: dict[Value, float | None] = {}
         for equation in flat.equations:  # in order, so that no chain is walked twice
-            found = self.equation(equation, [0.0 if not v.is_data else known.get(v, 0.0) for v in equation.ins])
-            known |= dict.fromkeys(equation.outs, found)
+            steps = self.equation(equation, [0.0 if not v.is_data else known.get(v, 0.0) for v in equation.ins])
+            known |= dict.fromkeys(equation.outs, steps)
         self.found = [known.get(v, 0.0) for v in flat.outs]
 
     def equation(self, equation: Equation, given: list[float | None]) -> float | None:

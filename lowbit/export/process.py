@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 
 from lowbit.packed.files import decode_tensors
-from lowbit.targets.table import Target
+from lowbit.targets.target import Target
 
 from .child import ANSWER, OUTPUTS
 from .reading import Bundle
@@ -86,17 +86,17 @@ def run(bundle: Bundle, target: Target, limits: Limits, *, is_asked: bool) -> tu
 
 
 def _read(folder: Path, bundle: Bundle) -> tuple[dict[str, Any], Ran | None]:
-    found = json.loads((folder / ANSWER).read_bytes())
-    fields = found.pop("ran", None)
+    said = json.loads((folder / ANSWER).read_bytes())
+    fields = said.pop("ran", None)
     if fields is None:
-        return found, None
+        return said, None
     outputs = None
     if fields["cases"] is not None:
         arrays = decode_tensors((folder / OUTPUTS).read_bytes())
         count = max((int(name.split("_")[1]) + 1 for name in arrays), default=0)
         outputs = [[np.asarray(arrays[f"{n}_{i}"]) for i in range(count)] for n in range(fields["cases"])]
     stored = None if fields["stored"] is None else tuple(Stored(*each) for each in fields["stored"])
-    return found, Ran(outputs, fields["compiled"], stored, fields["measured"], fields["constants"])
+    return said, Ran(outputs, fields["compiled"], stored, fields["measured"], fields["constants"])
 
 
 class _Helper:

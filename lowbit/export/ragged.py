@@ -35,8 +35,8 @@ def packed(codes: np.ndarray) -> np.ndarray:
     each = 8 // info.bits
     flat = codes.astype(np.int8).ravel()
     rows = np.pad(flat, (0, -len(flat) % each)).reshape(-1, each).view(np.uint8) & np.uint8(2**info.bits - 1)
-    found = np.bitwise_or.reduce(rows << (np.arange(each, dtype=np.uint8) * np.uint8(info.bits)), axis=1)
-    return found.view(np.int8) if info.min < 0 else found
+    together = np.bitwise_or.reduce(rows << (np.arange(each, dtype=np.uint8) * np.uint8(info.bits)), axis=1)
+    return together.view(np.int8) if info.min < 0 else together
 
 
 def unpacked(stored: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:

@@ -80,14 +80,14 @@ class Bundle:
         """
         count, path = self.manifest["vectors"], self.path / VECTORS
         try:
-            found = decode_tensors(self.file(VECTORS))
+            tensors = decode_tensors(self.file(VECTORS))
         except (safetensors.SafetensorError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no test vectors: {error}") from None
         sides: list[list[np.ndarray]] = []
         for word in ("input", "output"):
             arrays = []
             for i, entry in enumerate(self.manifest[f"{word}s"]):
-                array, shape = found.get(f"{word}{i}"), tuple(entry["shape"])
+                array, shape = tensors.get(f"{word}{i}"), tuple(entry["shape"])
                 shape = (count, *shape) if count > 1 else shape
                 if array is None or not _fits(array, shape, entry["dtype"]):
                     raise ValueError(f"{path}: {word}{i} is not what {entry['name']!r} of the signature is")

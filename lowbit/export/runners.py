@@ -49,7 +49,7 @@ def runners() -> dict[str, Run]:
 
     A caller may put another function in the place of one: `lowbit.export.verify` runs that in its own process.
     """
-    found: dict[str, Run] = {}
+    by_name: dict[str, Run] = {}
     for form in folders_with("run"):
-        found |= importlib.import_module(f"{__name__.rpartition('.')[0]}.{form}.run").RUN
-    return {name: found[name] for name in TARGETS if name in found}
+        by_name |= importlib.import_module(f"{__name__.rpartition('.')[0]}.{form}.run").RUN
+    return {name: by_name[name] for name in TARGETS if name in by_name}

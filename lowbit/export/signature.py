@@ -160,9 +160,9 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
     """
     rng = np.random.default_rng(1)
     floor = 2.0**-18
-    found = [floor * _largest(np.asarray(y, np.float64)) for y in outputs]
+    limits = [floor * _largest(np.asarray(y, np.float64)) for y in outputs]
     if not any(jnp.issubdtype(x.dtype, jnp.floating) for x in inputs):
-        return found
+        return limits
     for _ in range(_DRAWS):
         moved = [
             jnp.asarray(np.asarray(x, np.float64) * (1.0 + _NOISE * rng.uniform(-1.0, 1.0, x.shape)), x.dtype)
@@ -173,8 +173,8 @@ def conditioning(run: Callable[..., Any], call: Call, inputs: Sequence[Any], out
         got = jax.tree.leaves(run(*call.arguments(moved), **explicit(call.kwargs)))
         with np.errstate(invalid="ignore"):
             change = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(got, outputs, strict=True)]
-        found = [max(limit, _largest(c)) for limit, c in zip(found, change, strict=True)]
-    return found
+        limits = [max(limit, _largest(c)) for limit, c in zip(limits, change, strict=True)]
+    return limits
 
 
 def _largest(x: np.ndarray) -> float:

@@ -25,7 +25,7 @@ def sites(plan: Plan, qparams: QParams) -> list[dict[str, Any]]:
         qparams: its packed parameters.
     """
     weights = qparams.weights()
-    found = []
+    entries = []
     for row in plan.rows:
         for site in row.sites:
             if site.spec is None:
@@ -38,8 +38,8 @@ def sites(plan: Plan, qparams: QParams) -> list[dict[str, Any]]:
                 "bits": site.spec.format.bits,
                 "rounding": plan.rounding if site.kind == "grid" else ROUNDING,
             }
-            found.append(entry | _grid(site, row.path, weights, qparams))
-    return found
+            entries.append(entry | _grid(site, row.path, weights, qparams))
+    return entries
 
 
 def all_grids(plan: Plan, qparams: QParams) -> dict[str, dict[str, Any]]:

@@ -45,11 +45,11 @@ def module(function: Callable[..., Any], args: Sequence[Any], name: str) -> ir.M
     jitted = jax.jit(lambda *flat: function(*flat), keep_unused=True)
     if any(not isinstance(n, int) for x in args for n in x.shape):
         with mlir.make_ir_context():
-            made = ir.Module.parse(jax.export.export(jitted)(*args).mlir_module())
+            lowered = ir.Module.parse(jax.export.export(jitted)(*args).mlir_module())
     else:
-        made: Any = jitted.lower(*args).compiler_ir("stablehlo")
+        lowered: Any = jitted.lower(*args).compiler_ir("stablehlo")
     register_passes()
-    with _copy(made) as module:
+    with _copy(lowered) as module:
         PassManager.parse(_LEGALIZE).run(module.operation)  # erf and the like: no compiler but XLA has them
         _erase_shape_assertions(module)
         module.operation.attributes["sym_name"] = ir.StringAttr.get(name)
@@ -110,15 +110,15 @@ def new_context() -> Any:
 
 def _erase_shape_assertions(module: Any) -> None:
     """Removes what jax writes for symbolic dimensions (they are at least 1): calls that only XLA knows."""
-    found = []
+    calls = []
 
     def visit(op: Any) -> Any:
         if op.name == "stablehlo.custom_call" and "shape_assertion" in str(op.attributes["call_target_name"]):
-            found.append(op)
+            calls.append(op)
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    for op in found:
+    for op in calls:
         op.operation.erase()
 
 
@@ -279,8 +279,8 @@ _NARROW = re.compile(r"\bu?i([24])\b")
 
 def has_ragged_rows(code: str | bytes) -> bool:
     """Returns whether a constant of 2-bit or 4-bit integers, in text or an artifact, has rows that end within a byte."""
-    found = ((_NARROW.search(constant.element), constant.shape) for constant in contents(code).constants)
-    return any(narrow is not None and ragged.has_ragged_rows(shape, int(narrow[1])) for narrow, shape in found)
+    shapes = ((_NARROW.search(constant.element), constant.shape) for constant in contents(code).constants)
+    return any(narrow is not None and ragged.has_ragged_rows(shape, int(narrow[1])) for narrow, shape in shapes)
 
 
 def float_operations(code: str | ir.Module) -> dict[str, list[str]]:
@@ -288,7 +288,7 @@ def float_operations(code: str | ir.Module) -> dict[str, list[str]]:
 
     Constants, and the composites themselves, compute nothing.
     """
-    found: dict[str, list[str]] = {}
+    by_function: dict[str, list[str]] = {}
     with _copy(code) as module:
         functions = {ir.StringAttr(f.operation.attributes["sym_name"]).value: f for f in module.body.operations}
         names = _composites(functions)
@@ -298,11 +298,11 @@ def float_operations(code: str | ir.Module) -> dict[str, list[str]]:
                 kinds = [v.type for v in (*op.operands, *op.results)]
                 is_float = any(_element_and_shape(kind)[0].startswith(("f", "bf", "complex")) for kind in kinds)
                 if is_float and op.name.startswith(("stablehlo.", "chlo.")) and op.name not in _COMPUTES_NOTHING:
-                    found.setdefault(names.get(where, where), []).append(op.name)
+                    by_function.setdefault(names.get(where, where), []).append(op.name)
                 return ir.WalkResult.ADVANCE
 
             function.operation.walk(visit)
-    return found
+    return by_function
 
 
 def _composites(functions: dict[str, Any]) -> dict[str, str]:
@@ -321,8 +321,8 @@ def _composites(functions: dict[str, Any]) -> dict[str, str]:
 
         function.operation.walk(visit)
     for _ in functions:
-        for callee, found in callers.items():
-            owners = {names.get(caller) for caller in found}
+        for callee, calling in callers.items():
+            owners = {names.get(caller) for caller in calling}
             if callee not in names and len(owners) == 1 and (owner := owners.pop()) is not None:
                 names[callee] = owner
     return names

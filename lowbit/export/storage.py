@@ -9,7 +9,7 @@ import numpy as np
 from lowbit.core.qtensor import QTensor
 from lowbit.core.spec import Spec
 from lowbit.packed.trees import QParams
-from lowbit.targets.table import Target
+from lowbit.targets.target import Target
 
 from . import stablehlo
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from lowbit.plan.rows import Plan
-from lowbit.targets.table import Target
+from lowbit.targets.target import Target
 
 from .signature import Call
 

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from lowbit.core import atomic
-from lowbit.targets.table import Target, lookup
+from lowbit.targets.table import lookup
+from lowbit.targets.target import Target
 
 from . import process
 from .forms import SERVED, folders_with
@@ -201,12 +202,12 @@ def _row(bundle: Bundle, target: Target, *, is_asked: bool, run_code: bool, limi
     else:  # a caller's own, which no other process would find by the target's name
         ran = own(bundle, [inputs for inputs, _ in cases])
     if ran.outputs is None:
-        found = {"status": "reported", "detail": "a compiler's report: nothing was run"}
+        numbers = {"status": "reported", "detail": "a compiler's report: nothing was run"}
     else:
-        found = _compared(bundle, ran, [wanted for _, wanted in cases], steps=target.steps)
-    if found["status"] in ("close", "differs") and target.rounding not in ("", bundle.manifest.get("rounding", "")):
-        found["detail"] += f"; its kernels compute plans bound with integer=True, rounding={target.rounding!r}"
-    row = dataclasses.replace(base, version=tool, measured=ran.measured, **found)
+        numbers = _compared(bundle, ran, [wanted for _, wanted in cases], steps=target.steps)
+    if numbers["status"] in ("close", "differs") and target.rounding not in ("", bundle.manifest.get("rounding", "")):
+        numbers["detail"] += f"; its kernels compute plans bound with integer=True, rounding={target.rounding!r}"
+    row = dataclasses.replace(base, version=tool, measured=ran.measured, **numbers)
     if ran.compiled is None:
         return row
     detail = widened(bundle.manifest, target, ran.stored or ())
@@ -234,12 +235,12 @@ def _compared(bundle: Bundle, ran: Ran, wanted: Sequence[Sequence[np.ndarray]], 
     if odd is not None:  # said of the call alone
         return compared(bundle.manifest, cases[odd], wanted[odd], steps=steps)
     if len(cases) == 1:
-        found = compared(bundle.manifest, cases[0], wanted[0], steps=steps)
+        numbers = compared(bundle.manifest, cases[0], wanted[0], steps=steps)
     else:
-        found = compared(bundle.manifest, stacked(cases), stacked(wanted[: len(cases)]), steps=steps)
+        numbers = compared(bundle.manifest, stacked(cases), stacked(wanted[: len(cases)]), steps=steps)
     if len(cases) < len(wanted):
-        found["detail"] = "; ".join(filter(None, [found["detail"], f"{len(cases)} of {len(wanted)} test vectors"]))
-    return found
+        numbers["detail"] = "; ".join(filter(None, [numbers["detail"], f"{len(cases)} of {len(wanted)} test vectors"]))
+    return numbers
 
 
 def compared(
@@ -280,8 +281,8 @@ def compared(
     if moved:
         detail += f"; {other['against']} rounding moves them by up to {moved:g}"
     share = count / max(total, 1)
-    found = {"status": status, "difference": largest, "unit": unit, "share": share, "detail": detail}
-    return found | {"rounding": moved or None}
+    numbers = {"status": status, "difference": largest, "unit": unit, "share": share, "detail": detail}
+    return numbers | {"rounding": moved or None}
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:

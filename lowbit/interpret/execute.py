@@ -52,7 +52,8 @@ def execute(
     The bits of integer operations are the same whatever the implementation; `explain` says which one each runs on. Where no
     operation is quantized this is ``jax.jit(fn)``. The gradient, to arguments and scales, is on every route that of the
     operations on dequantized operands, straight through the rounding of an input within its range: that of `lowbit.simulate`
-    with `lowbit.rtn`. A full-integer plan raises when differentiated.
+    with `lowbit.rtn`; forward mode (`jax.jvp`) needs ``implementation="carried"`` or ``"reference"``. A full-integer plan
+    raises when differentiated.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations.

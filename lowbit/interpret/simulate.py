@@ -57,7 +57,8 @@ def simulate(
 
     Operations whose operands are both integers accumulate exactly and share one epilogue with `lowbit.execute`: the
     results agree to the last bit. Other quantized operations dequantize and accumulate in float. Gradients pass
-    straight through, as each quantizer says. Where no operation is quantized this is ``jax.jit(fn)``.
+    straight through, as each quantizer says; in a full-integer plan what rounding alone puts beyond a grid, by half a step
+    at most, counts as its end. Where no operation is quantized this is ``jax.jit(fn)``.
 
     Args:
         fn: the function the plan was bound for, or another with the same operations (training and evaluation).

@@ -113,6 +113,8 @@ def why_not(row: Row, site: Site) -> str | None:
         return "the weight has no elements"
     contract = tuple(i for i in site.operand.contract if shape[i] > 1)
     blocks = spec.granularity.blocks(site.operand)
+    if any(1 < blocks[i] < shape[i] for i in range(stack, len(shape)) if i not in site.operand.contract):
+        return "the packed matmul has no scales that some outputs share"
     group = group_of([shape[i] for i in contract], [blocks[i] for i in contract])
     if group is None:
         return f"scales of {spec.text} do not lie in groups of one size along the contracted axes {contract} of {shape[stack:]}"

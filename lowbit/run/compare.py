@@ -8,18 +8,24 @@ from lowbit.report import tables
 
 from .folder import read_json
 
+_KEYS = {"values", "measured", "errors"}
+"""Of which a row has one."""
+
 
 def read(folder: Path) -> dict[str, Any]:
     """Returns the summary of a finished run, with its config under ``"asked"``.
 
     Raises:
-        ValueError: if there is none, or it has no rows.
+        ValueError: if there is none, it has no rows, or they are those of a lowbit before `lowbit.run`.
     """
     found = next(
         (each for name in ("summary.json", "study.json") if (each := read_json(folder / name)) is not None), None
     )
     if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
         raise ValueError(f"{folder} has no summary of rows: give the folder of a run that ended, such as runs/demo")
+    rows = found["rows"].values()
+    if rows and not any(isinstance(row, dict) and _KEYS & row.keys() for row in rows):
+        raise ValueError(f"{folder} is of an earlier lowbit, which kept no values by seed: run its config again")
     return found | {"asked": read_json(folder / "config.json") or {}}
 
 
@@ -33,6 +39,10 @@ def changes(one: Any, other: Any, lead: str = "") -> list[tuple[str, str, str]]:
         [('fit.lr', '0.1', '0.2')]
     """
     one, other = _by_name(one), _by_name(other)
+    if isinstance(one, Mapping) and other == []:
+        other = {}
+    if isinstance(other, Mapping) and one == []:
+        one = {}
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         keys = [*one, *(key for key in other if key not in one)]
         return [
@@ -47,7 +57,12 @@ _NONE = object()
 
 
 def _text(value: Any) -> str:
-    return "-" if value is _NONE else str(value)
+    text = "-" if value is _NONE else str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+_LONGEST = 60
+"""Letters of a value, such as of a whole method that the other run does not have."""
 
 
 def _by_name(value: Any) -> Any:
@@ -79,7 +94,7 @@ def diff(one: Path, other: Path) -> tuple[tables.Table, tables.Table]:
         rows.append([name, tables.spread(before, 3), tables.spread(after, 3), change])
     return (
         tables.Table("asked", ["what", one.name, other.name], asked),
-        tables.Table(str(left.get("metric", "metric")), ["method", one.name, other.name, "change"], rows),
+        tables.Table(str(left.get("metric") or "no metric"), ["method", one.name, other.name, "change"], rows),
     )
 
 
@@ -92,7 +107,7 @@ def report(folders: Sequence[Path]) -> tables.Table:
     found = [read(folder) for folder in folders]
     names = list(dict.fromkeys(name for each in found for name in each["rows"]))
     rows = [[name, *(tables.spread(_values(each["rows"].get(name, {})), 3) for each in found)] for name in names]
-    metrics = dict.fromkeys(str(each.get("metric", "metric")) for each in found)
+    metrics = dict.fromkeys(str(each.get("metric") or "no metric") for each in found)
     return tables.Table(", ".join(metrics), ["method", *(folder.name for folder in folders)], rows)
 
 

@@ -7,7 +7,8 @@ from lowbit.core.spec import Spec
 from lowbit.formats.lookup import format_named
 from lowbit.plan.rows import Plan, Row, Site
 
-from .table import TARGETS, Holds, Target
+from .table import TARGETS
+from .target import Holds, Target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
         tflm cannot take the weight of w (dense layer): got int4/channel/sym by the rule '**: w4,a8', allowed is int4 with
         granularity tensor (no 2-bit type; 4-bit weights of a dense layer share one scale); nearest: int4/tensor/sym
     """
-    found = []
+    refused = []
     for row in plan.quantized:
         holds = target.holds.get(row.primitive)
         for site in row.sites:
@@ -81,10 +82,10 @@ def violations(plan: Plan, target: Target) -> tuple[Violation, ...]:
                 nearest = "keep" if holds is None else _nearest(site, holds)
                 got = "float" if site.spec is None else site.spec.text
                 note = "" if holds is None else holds.note
-                found.append(
+                refused.append(
                     Violation(target.name, row.path, row.primitive, site.role, got, allowed, nearest, note, row.rule)
                 )
-    return tuple(found)
+    return tuple(refused)
 
 
 def check(plan: Plan, targets: Sequence[Target], forms: Sequence[str] | None = None) -> None:
@@ -97,10 +98,10 @@ def check(plan: Plan, targets: Sequence[Target], forms: Sequence[str] | None = N
         targets: that must be able to take it.
         forms: those that are written; None: any.
     """
-    found = [each for target in targets for each in violations(plan, target)]
-    if found:
-        more = f"; and {len(found) - 1} more" if len(found) > 1 else ""
-        raise ValueError(f"{found[0]}{more}. Change that rule, or leave the target out")
+    refused = [each for target in targets for each in violations(plan, target)]
+    if refused:
+        more = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
+        raise ValueError(f"{refused[0]}{more}. Change that rule, or leave the target out")
     for target in targets:
         if reason := _refusal(plan, target):
             raise ValueError(f"{reason}, or leave the target out")

@@ -1,89 +1,19 @@
 """What each target can hold: data, in one place, for the exporter and for a search over bits.
 
 A target takes an operation if its weight and its input are among what the table lists for that primitive. What is not
-listed was tried and failed, or gave wrong numbers without an error; the note says which.
+listed was tried and failed, or gave wrong numbers without an error; the note says which. A file beside this one that has
+``TARGETS`` adds its own.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import importlib
+import pkgutil
+from collections.abc import Sequence
 
-INLINED_BYTES = 256
-"""IREE copies constants of up to this many bytes into the code that uses them, and there cannot read 2 or 4 bits
-("failed to emulate bit width"): integers that would be this small stay in 8 bits."""
+import lowbit.targets as package
+from lowbit.core.moved import moved
 
-_ANY = ("tensor", "channel", "group", "tile")
-
-
-@dataclasses.dataclass(frozen=True)
-class Holds:
-    """What a target takes at one primitive.
-
-    Attributes:
-        weights: names of weight formats; ``"*"`` means all.
-        weight_granularity: ``tensor``, ``channel``, ``group``, ``tile``, by weight format where they differ.
-        has_affine_weights: whether weights may have zero points.
-        inputs: names of input formats; ``"float"``: inputs as computed (weight-only).
-        input_granularity: of inputs.
-        has_dynamic_inputs: whether input scales may be computed at run time.
-        note: what made the rule necessary.
-    """
-
-    weights: tuple[str, ...] = ("*",)
-    weight_granularity: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    has_affine_weights: bool = True
-    inputs: tuple[str, ...] = ("*",)
-    input_granularity: tuple[str, ...] = _ANY
-    has_dynamic_inputs: bool = True
-    note: str = ""
-
-    def granularity(self, name: str) -> tuple[str, ...]:
-        """Returns the granularities of a weight format."""
-        return self.weight_granularity.get(name, self.weight_granularity.get("*", _ANY))
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One way to run an exported model.
-
-    Attributes:
-        name: the word of ``targets=`` and ``--target``.
-        form: which form of the bundle it takes, of `lowbit.export.forms.FORMS`.
-        package: the tool, as installed: its version is reported.
-        modules: what must be importable.
-        install: how to get it.
-        holds: by primitive; one that is missing cannot be quantized there.
-        steps: how far a result may be from the test vectors, in steps of the output grid: 0 where the target computes
-            the form's own arithmetic; 1 where its kernels round in their own way.
-        note: what is special about it.
-        has_symbolic: whether a dimension of the inputs may be left open when exporting.
-        rejects: StableHLO operations that its compiler does not take, and what to write instead.
-        is_full_integer: whether it takes full-integer plans only.
-        rounding: of full-integer plans: the one that its kernels compute, where that is known.
-        refuses: kinds of steps of a full-integer plan, and primitives of its tables, that it cannot take, and why.
-        programs: what must be found among the programs of this machine.
-        files: programs of other machines: what must be in `lowbit.export.installed.tools_folder`.
-        widths: bits in which it stores integer weights, ascending: one takes the first that holds it.
-        small_bytes: weights of up to so many bytes may take 8 bits each instead.
-    """
-
-    name: str
-    form: str
-    package: str
-    modules: tuple[str, ...]
-    install: str
-    holds: Mapping[str, Holds]
-    steps: int = 0
-    note: str = ""
-    has_symbolic: bool = False
-    rejects: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    is_full_integer: bool = False
-    rounding: str = ""
-    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    programs: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    widths: tuple[int, ...] = (2, 4, 8, 16)
-    small_bytes: int = INLINED_BYTES
-
+from .target import Holds, Target
 
 _EVERYTHING = {name: Holds() for name in ("dot_general", "conv_general_dilated", "gather")}
 _XNNPACK = {
@@ -186,89 +116,97 @@ _AARCH64_FILES = ("iree-aarch64/iree/_runtime_libs/iree-run-module",)
 _BYTES = Holds(("int5", "int6", "int7", "int8", "uint8"), note="2-bit and 4-bit views of memory do not compile")
 _ROUNDED = "exact sums; rescaled in float32, zero point added before rounding to even, as StableHLO lowers these types"
 
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("xla", "served", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, has_symbolic=True),
-        Target(
-            "interpreter", "served", "jaxlib", ("jaxlib",), "pip install lowbit", _EVERYTHING,
-            note="of StableHLO; before jax 0.12 its integer convolution wraps to 8 bits and is not run", has_symbolic=True,
-        ),
-        Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING,
-            has_symbolic=True, rejects=_DYNAMIC_RESHAPE,
-        ),
-        Target(
-            "iree-aarch64", "served", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,
-            has_symbolic=True, rejects=_DYNAMIC_RESHAPE, programs=_AARCH64_PROGRAMS, files=_AARCH64_FILES,
-            note="a Cortex-A76 under an emulator of 64-bit Arm",
-        ),
-        Target(
-            "iree-vmvx", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
-            dict.fromkeys(("dot_general", "conv_general_dilated"), _BYTES),
-            note="portable bytecode",
-        ),
-        Target(
-            "xla-universal", "universal", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, steps=1,
-            note="float operations on integer weights: sums are rounded",
-        ),
-        Target(
-            "iree-universal", "universal", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
-            _EVERYTHING, steps=1, note="float operations on integer weights: sums are rounded",
-        ),
-        *(Target(f"{name}-quantized", "quantized", "jaxlib", ("jax",), "pip install lowbit", _TYPED, steps=1, rounding="exact", note=_ROUNDED)
-          for name in ("xla", "interpreter")),
-        Target(
-            "iree-quantized", "quantized", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
-            {name: dataclasses.replace(holds, weights=_BYTES.weights[:4], note="it rejects some shapes of 4-bit weights behind a type") for name, holds in _TYPED.items()},
-            steps=1, rounding="exact", note=_ROUNDED,
-        ),
-        Target(
-            "iree-aarch64-universal", "universal", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,
-            steps=1, programs=_AARCH64_PROGRAMS, files=_AARCH64_FILES,
-            note="float operations on integer weights, on a Cortex-A76 under an emulator",
-        ),
-        Target(
-            "litert", "litert", "ai-edge-litert", ("litert_converter", "ai_edge_litert", "tflite"),
-            "pip install 'lowbit[edge]'", _XNNPACK, steps=1, is_full_integer=True, rounding="exact",
-            note="8-bit kernels round once, to even; 4-bit ones are off by a step now and then. What has no integer kernel is float",
-        ),
-        Target(
-            "tflm", "litert", "tflite-micro", ("litert_converter", "tflite_micro", "tflite"),
-            "pip install 'lowbit[edge]'", _MICRO, steps=1, is_full_integer=True,
-            rounding="gemmlowp_double", refuses=_NOT_MICRO, note="TFLite-Micro, the runtime of microcontrollers",
-        ),
-        Target(
-            "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1, widths=(4, 8),
-            note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
-            "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here; session.x64quantprecision is 1, too",
-        ),
-        Target(
-            "openvino", "onnx", "openvino", ("onnx", "openvino"), "pip install 'lowbit[edge]'", _ONNX, steps=1, widths=(4, 8),
-            note="the ONNX form; 4-bit weights with 8-bit inputs are unpacked to bytes when loading, with float inputs they are not",
-        ),
-        Target(
-            "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, small_bytes=0, programs=("cc", "size", "nm"),
-            note="C99, compiled for this machine",
-        ),
-        Target(
-            "c-aarch64", "c", "aarch64-linux-gnu-gcc", (), "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
-            _C, is_full_integer=True, small_bytes=0,
-            programs=("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-size", "aarch64-linux-gnu-nm", "qemu-aarch64"),
-            note="C99 under an emulator of 64-bit Arm",
-        ),
-        Target(
-            "cortex-m4", "c", "arm-none-eabi-gcc", (), "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm",
-            _C, is_full_integer=True, small_bytes=0,
-            programs=("arm-none-eabi-gcc", "arm-none-eabi-size", "arm-none-eabi-nm", "qemu-system-arm"),
-            note="C99 on an emulated microcontroller",
-        ),
-        Target(
-            "vela", "litert", "ethos-u-vela", ("litert_converter", "ethosu.vela", "tflite"),
-            "pip install 'lowbit[edge]'", _VELA, is_full_integer=True, refuses=_NO_KERNEL,
-            note="Arm Ethos-U; a compiler's report, nothing runs: reported, not compared. Quantizing arguments stays on the CPU",
-        ),
-    )
-}  # fmt: skip
+_OWN = (
+    Target("xla", "served", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, has_symbolic=True),
+    Target(
+        "interpreter", "served", "jaxlib", ("jaxlib",), "pip install lowbit", _EVERYTHING,
+        note="of StableHLO; before jax 0.12 its integer convolution wraps to 8 bits and is not run", has_symbolic=True,
+    ),
+    Target("iree", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'", _EVERYTHING,
+        has_symbolic=True, rejects=_DYNAMIC_RESHAPE,
+    ),
+    Target(
+        "iree-aarch64", "served", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,
+        has_symbolic=True, rejects=_DYNAMIC_RESHAPE, programs=_AARCH64_PROGRAMS, files=_AARCH64_FILES,
+        note="a Cortex-A76 under an emulator of 64-bit Arm",
+    ),
+    Target(
+        "iree-vmvx", "served", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+        dict.fromkeys(("dot_general", "conv_general_dilated"), _BYTES),
+        note="portable bytecode",
+    ),
+    Target(
+        "xla-universal", "universal", "jaxlib", ("jax",), "pip install lowbit", _EVERYTHING, steps=1,
+        note="float operations on integer weights: sums are rounded",
+    ),
+    Target(
+        "iree-universal", "universal", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+        _EVERYTHING, steps=1, note="float operations on integer weights: sums are rounded",
+    ),
+    *(Target(f"{name}-quantized", "quantized", "jaxlib", ("jax",), "pip install lowbit", _TYPED, steps=1, rounding="exact", note=_ROUNDED)
+      for name in ("xla", "interpreter")),
+    Target(
+        "iree-quantized", "quantized", "iree-base-compiler", ("iree.compiler", "iree.runtime"), "pip install 'lowbit[export]'",
+        {name: dataclasses.replace(holds, weights=_BYTES.weights[:4], note="it rejects some shapes of 4-bit weights behind a type") for name, holds in _TYPED.items()},
+        steps=1, rounding="exact", note=_ROUNDED,
+    ),
+    Target(
+        "iree-aarch64-universal", "universal", "iree-base-compiler", ("iree.compiler",), _AARCH64_INSTALL, _EVERYTHING,
+        steps=1, programs=_AARCH64_PROGRAMS, files=_AARCH64_FILES,
+        note="float operations on integer weights, on a Cortex-A76 under an emulator",
+    ),
+    Target(
+        "litert", "litert", "ai-edge-litert", ("litert_converter", "ai_edge_litert", "tflite"),
+        "pip install 'lowbit[edge]'", _XNNPACK, steps=1, is_full_integer=True, rounding="exact",
+        note="8-bit kernels round once, to even; 4-bit ones are off by a step now and then. What has no integer kernel is float",
+    ),
+    Target(
+        "tflm", "litert", "tflite-micro", ("litert_converter", "tflite_micro", "tflite"),
+        "pip install 'lowbit[edge]'", _MICRO, steps=1, is_full_integer=True,
+        rounding="gemmlowp_double", refuses=_NOT_MICRO, note="TFLite-Micro, the runtime of microcontrollers",
+    ),
+    Target(
+        "onnxruntime", "onnx", "onnxruntime", ("onnx", "onnxruntime"), "pip install 'lowbit[onnx]'", _ONNX, steps=1, widths=(4, 8),
+        note="its kernels take biases of 32 bits and divide by scales; 4-bit weights with float inputs: it rounds the inputs to "
+        "8 bits by itself unless session.qdq_matmulnbits_accuracy_level is 1, as here; session.x64quantprecision is 1, too",
+    ),
+    Target(
+        "openvino", "onnx", "openvino", ("onnx", "openvino"), "pip install 'lowbit[edge]'", _ONNX, steps=1, widths=(4, 8),
+        note="the ONNX form; 4-bit weights with 8-bit inputs are unpacked to bytes when loading, with float inputs they are not",
+    ),
+    Target(
+        "c", "c", "cc", (), "apt install gcc", _C, is_full_integer=True, small_bytes=0, programs=("cc", "size", "nm"),
+        note="C99, compiled for this machine",
+    ),
+    Target(
+        "c-aarch64", "c", "aarch64-linux-gnu-gcc", (), "apt install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
+        _C, is_full_integer=True, small_bytes=0,
+        programs=("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-size", "aarch64-linux-gnu-nm", "qemu-aarch64"),
+        note="C99 under an emulator of 64-bit Arm",
+    ),
+    Target(
+        "cortex-m4", "c", "arm-none-eabi-gcc", (), "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm",
+        _C, is_full_integer=True, small_bytes=0,
+        programs=("arm-none-eabi-gcc", "arm-none-eabi-size", "arm-none-eabi-nm", "qemu-system-arm"),
+        note="C99 on an emulated microcontroller",
+    ),
+    Target(
+        "vela", "litert", "ethos-u-vela", ("litert_converter", "ethosu.vela", "tflite"),
+        "pip install 'lowbit[edge]'", _VELA, is_full_integer=True, refuses=_NO_KERNEL,
+        note="Arm Ethos-U; a compiler's report, nothing runs: reported, not compared. Quantizing arguments stays on the CPU",
+    ),
+)  # fmt: skip
+
+
+def _others() -> tuple[Target, ...]:
+    """The targets of the files beside this one, by the names of those."""
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names if name not in _NOT_TARGETS]
+    return tuple(target for module in modules for target in module.TARGETS)
+
+
+_NOT_TARGETS = ("refusals", "table", "target")
+TARGETS = {target.name: target for target in (*_OWN, *_others())}
 """All targets by name."""
 
 
@@ -285,3 +223,6 @@ def lookup(names: Sequence[str]) -> tuple[Target, ...]:
         if name not in TARGETS:
             raise ValueError(f"unknown target {name!r}; there are: {', '.join(TARGETS)}")
     return tuple(TARGETS[name] for name in dict.fromkeys(names))
+
+
+__getattr__ = moved(__name__, {"INLINED_BYTES": "lowbit.targets.target"})

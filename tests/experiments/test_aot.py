@@ -22,6 +22,7 @@ def test_every_quantized_product_of_every_network_is_a_kernel(name):
     versions, golden = report.read_golden(backend)
     assert versions
     assert {target: set(cases) for target, cases in golden.items()} == {t: set(CASES) for t in backend.targets}
+    assert not report.differences(golden, golden, backend.tolerance)
     for target, cases in golden.items():
         for case, one in cases.items():
             assert one.ok, (target, case, one.error)

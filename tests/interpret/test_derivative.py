@@ -133,3 +133,14 @@ def test_of_a_full_integer_plan_it_is_refused(route):
         jax.grad(lambda x: jnp.sum(run(qparams, x)))(X)
     fixed = jax.grad(lambda x: jnp.sum(x * run(qparams, lax.stop_gradient(x))[..., :1]))(X)
     np.testing.assert_allclose(fixed, jnp.broadcast_to(run(qparams, X)[..., :1], X.shape))
+
+
+def test_forward_mode_is_that_of_the_product_on_the_routes_that_are_the_same_everywhere():
+    fn, w, _ = CASES["dot"]
+    plan, _, qparams = _served(fn, "w8,a8", {"w": w}, X, seen=2 * X)
+    t = normal(7, *X.shape)
+    truth = np.asarray(t, np.float64) @ np.asarray(qparams.weights()["w"].dequantize(), np.float64)
+    for route in ("carried", "reference"):
+        run = lb.execute(fn, plan, implementation=route)
+        got = jax.jvp(lambda x: run(qparams, x), (X,), (t,))[1]  # noqa: B023
+        np.testing.assert_allclose(got, truth, rtol=1e-4, atol=1e-5)

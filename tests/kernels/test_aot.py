@@ -43,6 +43,9 @@ def test_a_report_worse_than_golden_is_found():
     assert not found(measured(cycles=500))
     assert "cycles is 1051, golden 1000" in found(measured(cycles=1051))[0]
     assert "kernel is False" in found(measured(kernel=False))[0]
+    assert not differences(
+        {"chip": {"case": measured(cycles=None)}}, {"chip": {"case": measured(cycles=None)}}, {"cycles": 0.05}
+    )
     assert "cycles is None" in found(dataclasses.replace(good, metrics={"kernel": True}))[0]
     assert "fails in compile (E1001), golden compiles" in found(report.failed("compile", "E1001\nmore"))[0]
     assert differences({"chip": {"new": good}}, golden, {}) == ["chip, new: not in the golden file"]

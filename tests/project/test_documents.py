@@ -12,7 +12,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from experiments import demo_table, matrix_table, mixed_table, models_table, post_training_table
+from experiments import (
+    demo_table,
+    matrix_table,
+    mixed_table,
+    models_table,
+    post_training_language_table,
+    post_training_table,
+)
 from tests.project import rules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +66,10 @@ def test_tables_are_what_was_measured() -> None:
     """Tables are rendered from the results of their runs, and nobody edits them."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     other = (ROOT / "papers" / "allocation.md").read_text(encoding="utf-8")
-    pages = [(made, text) for made in (matrix_table, demo_table, post_training_table, models_table)]
+    pages = [
+        (made, text)
+        for made in (matrix_table, demo_table, post_training_table, post_training_language_table, models_table)
+    ]
     pages += [(mixed_table, other)]
     for made, where in pages:
         start, end = matrix_table.block(where, made.MARKS)

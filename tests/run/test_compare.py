@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +144,47 @@ def test_a_sweep_goes_on_where_it_was(tmp_path):
     found = json.loads((tmp_path / "killed/sweep.json").read_text())
     assert [line["status"] for line in found.values()] == [0, 0]
     assert set(found[point.name]["rows"]) == {"float", "w8a8", "lsq_w4a4"}
+
+
+def test_a_sweep_is_checked_before_it_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sweep", tiny.__file__, "--grid", "fit.lr=1e-2", "--grid", "fit.foo=1,2"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "lowbit: --set fit.foo: no field fit.foo; nearest: fit.epochs, fit.batch, fit.lr, fit.step_lr, fit.step_decay, fit.devices"
+    ]
+    assert cli.main(["sweep", tiny.__file__, "--grid", "fit.lr=fast"]) == 2
+    assert cli.main(["sweep", tiny.__file__, "--grid", "fit.lr=1e-2", "--without", "iree"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_failed_point_says_is_shown(tmp_path, capsys):
+    """The data of this one are missing, which is known only when it runs."""
+    text = (
+        Path(tiny.__file__)
+        .read_text()
+        .replace("    rng =", '    raise OSError("no bumps: pip install bumps")\n    rng =', 1)
+    )
+    (tmp_path / "missing.py").write_text(text)
+    assert cli.main(["sweep", str(tmp_path / "missing.py"), "--grid", "seeds=0", "--out", str(tmp_path / "out")]) == 1
+    assert "seeds=0 failed: lowbit: no bumps: pip install bumps (" in capsys.readouterr().out
+
+
+def test_runs_of_an_earlier_lowbit_are_refused(tmp_path):
+    """As they were before values by seed were kept under that name."""
+    rows = {"float": {"accuracy": [88.17, 87.53], "mean": 87.85, "spread": 0.45}}
+    written(tmp_path / "old", rows)
+    written(tmp_path / "new", ROWS)
+    with pytest.raises(ValueError, match=r"old is of an earlier lowbit.*run its config again"):
+        compare.report([tmp_path / "new", tmp_path / "old"])
+    written(tmp_path / "timed", {"float": {"measured": {"bits_per_weight": {"mean": 32.0}}}})
+    assert compare.report([tmp_path / "timed"]).rows == [["float", "-"]]
+
+
+def test_what_only_one_run_was_asked_is_cut_short():
+    evals = [{"name": "latency", "measure": {"batches": list(range(50))}}]
+    (line,) = compare.changes({"evals": evals}, {"evals": []})
+    assert line[0] == "evals.latency"
+    assert line[1].endswith("...")
+    assert len(line[1]) == 60
+    assert line[2] == "-"
+    assert compare.changes({"evals": []}, {"evals": evals}) == [(line[0], "-", line[1])]

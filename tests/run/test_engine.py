@@ -194,6 +194,22 @@ def test_other_commits_are_stale_and_damage_is_seen(tmp_path, monkeypatch, capsy
     assert "is not what was written" in capsys.readouterr().out
 
 
+def test_the_folder_of_an_earlier_lowbit_is_done_again(tmp_path, capsys):
+    """Its results have no seal and another key, its config other fields, its states of trainings are single files."""
+    for name in ("float", "w8"):
+        here = tmp_path / "seed-0" / name
+        here.mkdir(parents=True)
+        (here / "result.json").write_text(json.dumps({"key": "0123456789abcdef", "result": {"accuracy": 12.0}}))
+        (here / "train.safetensors").write_bytes(bytes(64))
+    (tmp_path / "config.json").write_text('{"name": "tiny", "epochs": 3}')
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "result", "seed": 0, "method": "w8", "accuracy": 12.0}\n')
+    results = run(untrained(report=None), tmp_path)
+    assert results.failed == {}
+    assert [row.values("accuracy") for row in results.rows] == [[], []]
+    assert all(row.values("metric", "execute") for row in results.rows)
+    assert "the config differs from the last run here" in capsys.readouterr().out
+
+
 def test_a_suite_has_one_report(tmp_path):
     seen = []
     config = Suite(

@@ -161,6 +161,13 @@ def test_the_cost_of_an_export(alone, tmp_path):
     assert found["seconds"] >= 0
     assert 0 < found["packed_bytes"] < found["model_bytes"]
     config = dataclasses.replace(
-        ALONE, model=lambda seed: tiny.build(seed), methods=ALONE.methods[:1], evals=(export_cost("served"),)
+        ALONE,
+        model=lambda seed: tiny.build(seed),
+        methods=(ALONE.methods[0], Method("rewritten", {"**": "w8"}, rewrites=lambda x: ())),
+        evals=(export_cost("served"),),
     )
-    assert "put its function into a module" in run(config, tmp_path).failed["seed-0/w8a8"]
+    assert (
+        "give test_the_cost_of_an_export.<locals>.<lambda> one in a module"
+        in (results := run(config, tmp_path)).failed["seed-0/w8a8"]
+    )
+    assert "rewrites the function" in results.rows[2].results[0]["export_cost"]["left_out"]

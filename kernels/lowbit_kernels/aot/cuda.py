@@ -114,7 +114,7 @@ def compile_case(target: str, case: str, folder: str) -> Report:
     if isinstance(found, Report):
         return found
     memory = found.memory_analysis()
-    metrics = {"temp_bytes": memory.temp_size_in_bytes if memory else -1}
+    metrics = {"temp_bytes": memory.temp_size_in_bytes if memory else None}
     if described.wgmma:
         metrics |= read_dump(pathlib.Path(folder))
     problem = complaint(described, metrics)

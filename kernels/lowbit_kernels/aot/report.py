@@ -140,7 +140,7 @@ def compile_all(
 def differences(
     got: Mapping[str, Mapping[str, Report]], golden: Mapping[str, Mapping[str, Report]], tolerance: Mapping[str, float]
 ) -> list[str]:
-    """What is worse than golden, or not known there, a line each. Better than golden is no difference."""
+    """What is worse than golden, or not known there, a line each. Better than golden is no difference; None is what a compiler does not tell."""
     lines = []
     for target, cases in got.items():
         for case, report in cases.items():

@@ -135,7 +135,7 @@ def metrics(compiled: jax.stages.Compiled, folder: pathlib.Path) -> dict[str, in
     profiles = [path.read_text() for path in sorted(folder.glob("lowbit_w*static_llo_profile*"))]
     cycles = [int(number) for text in profiles for number in re.findall(r"estimated_cycles: (\d+)", text)]
     memory = compiled.memory_analysis()
-    result: dict[str, int | bool] = {"kernel": bool(call), "temp": memory.temp_size_in_bytes if memory else -1}
+    result: dict[str, int | bool | None] = {"kernel": bool(call), "temp": memory.temp_size_in_bytes if memory else None}
     if vmem:
         result["vmem"] = int(vmem[1])
     if cycles:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowbit.export.storage import Stored
 from lowbit.plan.rows import Plan
-from lowbit.targets.table import INLINED_BYTES
+from lowbit.targets.target import INLINED_BYTES
 
 _WIDTHS = {"INT2": 2, "INT4": 4, "INT8": 8, "UINT8": 8}
 _NAMED = 4

@@ -24,7 +24,7 @@ from lowbit.interpret.epilogue import added_groups
 from lowbit.interpret.inputs import quantized_input
 from lowbit.interpret.layout import grouped_layout, layout_of
 from lowbit.plan.rows import Site
-from lowbit.targets.table import INLINED_BYTES
+from lowbit.targets.target import INLINED_BYTES
 
 
 def word(numbers: Format, bits: int | None = None) -> str:

@@ -34,9 +34,9 @@ def constants(
         weights: by operation: the quantized weight, as the operation takes it.
         grids: scale and zero point by grid.
     """
-    made: dict[str, dict[str, Array]] = {}
+    by_path: dict[str, dict[str, Array]] = {}
     for path, (scale, zero) in grids.items():
-        made[path] = {"scale": scale, "zero": zero.astype(jnp.int32)}
+        by_path[path] = {"scale": scale, "zero": zero.astype(jnp.int32)}
     for node, _ in program.everywhere():
         if not node.outs or node.out not in program.grids:
             continue  # integers and predicates
@@ -47,5 +47,5 @@ def constants(
             weights.get(node.path),
         )  # fmt: skip
         if own_constants := kind_named(node.kind).constants(given):
-            made.setdefault(node.path, {}).update(own_constants)
-    return made
+            by_path.setdefault(node.path, {}).update(own_constants)
+    return by_path

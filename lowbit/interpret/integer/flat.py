@@ -31,11 +31,11 @@ def _spread(equations: list[read.Equation]) -> None:
         if equation.call == "scan" and equation.is_data and equation.loop is not None:
             _spread(equation.loop.equations)
         elif equation.name == "dot_general" and _is_of_elements(equation):
-            made = read.spliced(partial(_elementwise, equation), equation.ins, equation.scope).equations
-            for each in made:
+            products = read.spliced(partial(_elementwise, equation), equation.ins, equation.scope).equations
+            for each in products:
                 each.caller = equation
-            made[-1].outs, equation.outs[0].source = equation.outs, made[-1]
-            equations[i : i + 1] = made
+            products[-1].outs, equation.outs[0].source = equation.outs, products[-1]
+            equations[i : i + 1] = products
 
 
 def _is_of_elements(equation: read.Equation) -> bool:

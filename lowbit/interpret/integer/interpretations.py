@@ -72,13 +72,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
 
     walked = {path: roles for path, roles in statistics.items() if path in sites or spans.ROLE in roles}
     warm(program, known)
-    found = {**statistics, **evaluate(program.nodes, env, at, walked, known.value, measured)}
+    together = {**statistics, **evaluate(program.nodes, env, at, walked, known.value, measured)}
     for node, site, var in weight_places(plan, program):
         if site.kind != "leaf":
-            before, x = found[node.path]["weight"], known.value(var)
+            before, x = together[node.path]["weight"], known.value(var)
             after = {s.name: s.update(before[s.name], x, layer_operand(site)) for s in statistics_of(site)}
-            found[node.path] = {**found[node.path], "weight": after}
-    return found
+            together[node.path] = {**together[node.path], "weight": after}
+    return together
 
 
 def data_of(program: Program, traced: Trace) -> dict[Value, Any]:
@@ -245,8 +245,10 @@ def exact_arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, 
     known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
     warm(program, known)
     specs = specs_of(plan)
-    found = constants(program, specs, known, weights, grids)
-    return Arithmetic(program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=True)
+    integers = constants(program, specs, known, weights, grids)
+    return Arithmetic(
+        program, specs, rounding_named(plan.rounding), integers, _weight_codes(weights), known, carried=True
+    )
 
 
 def specs_of(plan: Plan) -> dict[str, Spec]:
@@ -349,14 +351,14 @@ def execution(
         if node.path not in orders:
             q = known.raw(var) if site.kind == "leaf" else qparams.sites[node.path]["weight"]
             weights[node.path] = q.merged()
-    found = qparams.sites
+    integers = qparams.sites
 
     def grid(var: Value) -> Grid:
         path = program.grids[var]
-        return Grid(found[path]["scale"], found[path]["zero"], specs[path])
+        return Grid(integers[path]["scale"], integers[path]["zero"], specs[path])
 
     arithmetic = Arithmetic(
-        program, specs, rounding_named(plan.rounding), found, _weight_codes(weights), known, carried=carried,
+        program, specs, rounding_named(plan.rounding), integers, _weight_codes(weights), known, carried=carried,
         natives=natives_of(program, orders, grid),
     )  # fmt: skip
     env = data_of(program, traced)
@@ -368,12 +370,12 @@ def execution(
             return arithmetic(node, values), state
         x, path = env[node.out], program.grids[node.out]
         is_kept = has_integer_io or node.out in floats
-        return [x if is_kept else quantized(x, found[path], specs[path], is_named=is_named)], state
+        return [x if is_kept else quantized(x, integers[path], specs[path], is_named=is_named)], state
 
     evaluate(program.nodes, env, at, (), known.value)
     if has_integer_io:
         return [env[v] for v in program.outs]
-    return [dequantized(env[v], found[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
+    return [dequantized(env[v], integers[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
 
 
 def _warm_selected(program: Program, known: Constants) -> None:

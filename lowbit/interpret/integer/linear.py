@@ -49,16 +49,16 @@ class Template(Linear):
         """Returns what the kind knows of the node that ends in an equation."""
 
     def place(self, equation: Equation, placer: Placer, nodes: list[Node]) -> None:
-        found = placer.templates[equation]
-        for movement in found.before:
+        template = placer.templates[equation]
+        for movement in template.before:
             placer.order.setdefault(movement, placer.order[equation])
             placer.place(movement, nodes)
-        ins = [placer.need(found.x, nodes, equation)]
-        if found.kept is not None and found.kept.is_data:
-            ins += [found.kept, *found.integers]
-        chain = [] if found.gain is None else [found.gain]
+        ins = [placer.need(template.x, nodes, equation)]
+        if template.kept is not None and template.kept.is_data:
+            ins += [template.kept, *template.integers]
+        chain = [] if template.gain is None else [template.gain]
         details = self.detailed(equation, placer)
-        placer.linear(self.name, equation, list(found.equations), ins, nodes, chain=chain, details=details)
+        placer.linear(self.name, equation, list(template.equations), ins, nodes, chain=chain, details=details)
 
 
 def rescaling(given: Given, step: Array, *, limit: float, is_long: bool = False) -> dict[str, Array]:
@@ -80,11 +80,11 @@ def rescaling(given: Given, step: Array, *, limit: float, is_long: bool = False)
     beyond = jnp.clip(nearest_even(rounded_product(shift, given.inverse)), -(2.0**20), 2.0**20)
     rest = jnp.where(fits, 0.0, jnp.broadcast_to(beyond, fits.shape))
     offset = given.zero.astype(jnp.int32) + rest.astype(jnp.int32)
-    made = {"multiplier": q, "shift": right, "offset": offset}
+    integers = {"multiplier": q, "shift": right, "offset": offset}
     if not is_long:
-        return made | {"bias": bias.astype(jnp.int32)}
+        return integers | {"bias": bias.astype(jnp.int32)}
     high = jnp.floor(bias * 2.0**-8)
-    return made | {"bias_high": high.astype(jnp.int32), "bias": (bias - high * 2.0**8).astype(jnp.int32)}
+    return integers | {"bias_high": high.astype(jnp.int32), "bias": (bias - high * 2.0**8).astype(jnp.int32)}
 
 
 def absorbed(given: Given) -> tuple[Array, Array]:

@@ -54,11 +54,11 @@ def matmul(
     for a in left:
         for b in right:
             pair = [a.codes, b.codes], [a.zero, b.zero], [a.reach, b.reach]
-            found = compute.matmul(equation, *pair, carried=carried)
+            product = compute.matmul(equation, *pair, carried=carried)
             if a.power + b.power == 0:
-                low = found
+                low = product
             else:
-                high = high + (found << 8 * (a.power + b.power - 1))
+                high = high + (product << 8 * (a.power + b.power - 1))
     return high, low
 
 

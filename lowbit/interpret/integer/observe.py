@@ -99,19 +99,19 @@ def observation(
             x = env[node.out]
             return [Pair(on_grid(x, program.grids[node.out]), x)], seen
         given, right = ([x[i] if isinstance(x, Pair) else x for x in values] for i in range(2))
-        made = [Pair(*both) for both in zip(arithmetic(node, given), defined(node, right, exact.value), strict=True)]
+        paired = [Pair(*both) for both in zip(arithmetic(node, given), defined(node, right, exact.value), strict=True)]
         if node.op is not None and node.path in wanted:
-            seen = {**seen, node.path: look(node, given, right, made[0], seen[node.path])}
-        return made, seen
+            seen = {**seen, node.path: look(node, given, right, paired[0], seen[node.path])}
+        return paired, seen
 
-    def look(node: Node, given: list[Any], right: list[Any], made: Pair, seen: Mapping[str, Any]) -> dict[str, Any]:
-        row, roles, found = rows[node.path], wanted[node.path], dict(seen)
+    def look(node: Node, given: list[Any], right: list[Any], pair: Pair, seen: Mapping[str, Any]) -> dict[str, Any]:
+        row, roles, after = rows[node.path], wanted[node.path], dict(seen)
         others = (beside or {}).get(node.path, {})
 
         def add(role: str, before: Any, used: Any, float_value: Any) -> None:
             if role in roles:
                 also = {**others.get(role, {}), "float": float_value}
-                found[role] = _updated(node, row, role, roles[role], found[role], (before, used, float_value), also)
+                after[role] = _updated(node, row, role, roles[role], after[role], (before, used, float_value), also)
 
         if node.path in derived:
             add("weight", *derived[node.path])
@@ -122,14 +122,14 @@ def observation(
             places = [program.grids[v] for v in node.ins]
             if is_alone:
                 given = [on_grid(x, grid) for x, grid in zip(right, places, strict=True)]
-                made = made._replace(codes=arithmetic(node, given)[0])
+                pair = pair._replace(codes=arithmetic(node, given)[0])
             data = [site for site in row.sites if not site.is_weight]
             for site, grid, c, x in zip(data, places, given, right, strict=True):
                 used = off_grid(c, grid, x.dtype)
                 add(site.role, x if is_alone else used, used, x)
-        left = off_grid(made.codes, program.grids[node.out], made.value.dtype)
-        add(OUTPUT, left, left, made.value)
-        return found
+        left = off_grid(pair.codes, program.grids[node.out], pair.value.dtype)
+        add(OUTPUT, left, left, pair.value)
+        return after
 
     after = {path: dict(roles) for path, roles in states.items()}
     start = {path: {} for path in after}
@@ -160,7 +160,7 @@ def _updated(
     finite = [s for s in statistics if isinstance(s, NotFinite)]
     rest = [s for s in statistics if not isinstance(s, NotFinite)]
     assert node.op is not None
-    found = updated(node.op, row, role, finite, states, float_value, {}, is_product=False)
+    after = updated(node.op, row, role, finite, states, float_value, {}, is_product=False)
     for is_product, x in ((False, before), (True, used)):
-        found = updated(node.op, row, role, rest, found, x, beside, is_product=is_product)
-    return found
+        after = updated(node.op, row, role, rest, after, x, beside, is_product=is_product)
+    return after

@@ -17,11 +17,11 @@ from .nodes import Node
 
 def own_call(equation: Equation) -> Equation | None:
     """Returns the outermost inlined function with its own gradient that an equation is in, or None."""
-    found, caller = None, equation.caller
+    outermost, caller = None, equation.caller
     while caller is not None and caller.scope is equation.scope:
-        found = caller if caller.call == "custom_jvp" and caller.is_data else found
+        outermost = caller if caller.call == "custom_jvp" and caller.is_data else outermost
         caller = caller.caller
-    return found
+    return outermost
 
 
 def is_whole(node: Node, call: Equation) -> bool:
@@ -58,6 +58,6 @@ def called(node: Node, equation: Equation, env: Mapping[Value, Any], get: Callab
     call = own_call(equation)
     if call is None or not is_whole(node, call):
         return {}
-    made = compat.rebind(call.eqn, [env[v] if v in env else get(v) for v in call.ins])
-    made = automatic(lambda *results: results, *made)  # its body was traced on the explicit mesh, and names it again
-    return dict(zip(call.outs, made, strict=True))
+    outs = compat.rebind(call.eqn, [env[v] if v in env else get(v) for v in call.ins])
+    outs = automatic(lambda *results: results, *outs)  # its body was traced on the explicit mesh, and names it again
+    return dict(zip(call.outs, outs, strict=True))

@@ -36,11 +36,11 @@ def program_for(plan: Plan, traced: Trace) -> Program:
         ValueError: where the two differ, with the first step that does.
     """
     program = program_of(traced)
-    found, planned = [_skeleton(s) for s in _bare_steps(program)], [_skeleton(s) for s in plan.steps]
-    if found != planned:
-        pairs = [*zip(found, planned, strict=False)]
+    own, planned = [_skeleton(s) for s in _bare_steps(program)], [_skeleton(s) for s in plan.steps]
+    if own != planned:
+        pairs = [*zip(own, planned, strict=False)]
         first = next((p for p in pairs if p[0] != p[1]), None)
-        what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(found)} steps, not {len(planned)}"
+        what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(own)} steps, not {len(planned)}"
         raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
     ranks = {node.path: len(node.out.shape) for node, _ in program.everywhere() if node.outs}
     for path, site in plan.grids().items():
@@ -139,7 +139,7 @@ def check_new(refused: Refusals, known: frozenset[str]) -> None:
 def _quantizers(
     program: Program, rows: dict[str, Row], refused: Refusals, known: frozenset[str]
 ) -> dict[str, Quantizer]:
-    found: dict[str, tuple[Quantizer, str]] = {}
+    readers: dict[str, tuple[Quantizer, str]] = {}
     places = [node for node, _ in program.everywhere()]
     check_rows([rows[node.path] for node in places if node.op is not None], refused)
     for node in places:
@@ -158,7 +158,7 @@ def _quantizers(
                     f"nearest even (a quantizer of yours says so in `served_by_spec`)",
                     source=row.source,
                 )
-            before = found.setdefault(grid, (site.quantizer, row.path))
+            before = readers.setdefault(grid, (site.quantizer, row.path))
             if before[0] != site.quantizer:
                 refused.add(
                     row.path,
@@ -169,10 +169,10 @@ def _quantizers(
     if refused.found:  # what is known already is raised by whoever knows it
         check_new(refused, known)
         raise Refused({}, "")
-    default = next((q for q, _ in found.values()), None)
+    default = next((q for q, _ in readers.values()), None)
     if default is None:
         raise ValueError("integer=True: the function has no quantized matmul or convolution, so nothing says the bits")
-    chosen = {grid: quantizer for grid, (quantizer, _) in found.items()}
+    chosen = {grid: quantizer for grid, (quantizer, _) in readers.items()}
     for node in places:
         if not node.outs or node.out not in program.grids:
             continue

@@ -114,8 +114,8 @@ def defined(node: Node, values: Sequence[Any], get: Callable[[Value], Any]) -> l
         env |= called(node, equation, env, get)
         operands = [env[v] if v in env else get(v) for v in equation.ins]
         changes = kind_named(node.kind).changes(equation)
-        made = _clipped(equation, operands) or compat.rebind(equation.eqn, operands, **changes)
-        env.update((v, x) for v, x in zip(equation.outs, made, strict=True) if v not in env)
+        results = _clipped(equation, operands) or compat.rebind(equation.eqn, operands, **changes)
+        env.update((v, x) for v, x in zip(equation.outs, results, strict=True) if v not in env)
     return [env[v] for v in node.outs]
 
 

@@ -67,9 +67,9 @@ def updated(spans: Spans, values: Sequence[Any]) -> dict[str, Array]:
 
 def kept(plan: Plan, statistics: Mapping[str, Any], qstate: QState) -> QState:
     """Returns a state with the spans that were measured with it: what `check` reads."""
-    found = {step.path: statistics[step.path][ROLE] for step in plan.steps if is_looked_at(step)}
+    measured = {step.path: statistics[step.path][ROLE] for step in plan.steps if is_looked_at(step)}
     grids = _grids(plan)
-    return with_spans(qstate, {path: (_key(plan, path, grids), spans) for path, spans in found.items()})
+    return with_spans(qstate, {path: (_key(plan, path, grids), spans) for path, spans in measured.items()})
 
 
 def _grids(plan: Plan) -> dict[str, str]:
@@ -89,9 +89,9 @@ def _step_of(site: Site, state: QState) -> float:
 
 
 def _measured(plan: Plan, qstate: QState) -> Iterator[tuple[Step, np.ndarray, np.ndarray]]:
-    found = spans_of(qstate)
+    by_path = spans_of(qstate)
     for step in plan.steps:
-        _, spans = found.get(step.path, ("", None))
+        _, spans = by_path.get(step.path, ("", None))
         if spans is not None and not any(is_traced(x) for x in jax.tree.leaves((spans, qstate))):
             yield step, np.asarray(spans["low"], np.float64), np.asarray(spans["high"], np.float64)
 

@@ -95,7 +95,7 @@ def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: 
     Raises:
         ValueError: for a constant in front of a softmax that masks and biases at once.
     """
-    made: dict[Equation, Found] = {}
+    by_root: dict[Equation, Found] = {}
     inside: set[Equation] = set()
     cuts = Cuts(order)
     for equation in equations:
@@ -103,11 +103,11 @@ def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: 
             continue
         if not jnp.issubdtype(equation.outs[0].dtype, jnp.floating):
             continue
-        found = _from(equation, order, readers, cuts)
-        if found is not None:
-            made[found.equations[-1]] = found
-            inside.update(found.equations)
-    return made
+        template = _from(equation, order, readers, cuts)
+        if template is not None:
+            by_root[template.equations[-1]] = template
+            inside.update(template.equations)
+    return by_root
 
 
 def _from(total: Equation, order: Mapping[Equation, int], readers: Readers, cuts: Cuts) -> Found | None:
@@ -128,11 +128,11 @@ def _from(total: Equation, order: Mapping[Equation, int], readers: Readers, cuts
             form = _softmax(view, seen, root) or _norm(view, seen, root)
             if form is not None and form.rate != 1:
                 later.append((view, form))
-            elif form is not None and (found := _found(view, form, root, order, readers)) is not None:
-                return found
+            elif form is not None and (template := _found(view, form, root, order, readers)) is not None:
+                return template
         for view, form in later:
-            if (found := _found(view, form, root, order, readers)) is not None:
-                return found
+            if (template := _found(view, form, root, order, readers)) is not None:
+                return template
     return None
 
 
@@ -155,18 +155,18 @@ def _ends(total: Equation, order: Mapping[Equation, int], readers: Readers) -> I
 
 def _leaves(x: Value) -> list[Value]:
     """What the sum may be of, the farthest first."""
-    found: dict[Value, int] = {}
+    counts: dict[Value, int] = {}
     todo = [(x, 0)]
     while todo:
         value, depth = todo.pop()
         value, _ = stripped(value, rooted(value))
-        if not value.is_data or found.get(value, -1) >= depth:
+        if not value.is_data or counts.get(value, -1) >= depth:
             continue
-        found[value] = depth
+        counts[value] = depth
         source = value.source
         if source is not None and source.name in primitives.ELEMENTWISE and depth < _BACKWARD:
             todo += [(v, depth + 1) for v in source.ins if jnp.issubdtype(v.dtype, jnp.floating)]
-    return sorted(found, key=lambda v: -found[v])
+    return sorted(counts, key=lambda v: -counts[v])
 
 
 def _axis(view: View, summed: Atom, here: Atom) -> int | None:
@@ -181,10 +181,10 @@ def _axis(view: View, summed: Atom, here: Atom) -> int | None:
 
 def _spelled(view: View, term: Any) -> list[tuple[int, float]]:
     """A term with the products inside its exponentials."""
-    found = []
+    factors = []
     for a, e in term:
-        found += list(view.atoms[a].content) if view.atoms[a].kind == "exp" else [(a, e)]
-    return found
+        factors += list(view.atoms[a].content) if view.atoms[a].kind == "exp" else [(a, e)]
+    return factors
 
 
 def _leaf_at_root(view: View, root: Equation, term: Any) -> Atom | None:
@@ -322,22 +322,26 @@ def _found(view: View, form: _Form, root: Equation, order: Mapping[Equation, int
     equations: list[Equation] = []
     for value, labels in entries.items():
         if value is not x:
-            made, _ = moved(x, own, labels, value, root.scope)
-            made[-1].outs = [value]
-            equations += made
+            movements, _ = moved(x, own, labels, value, root.scope)
+            movements[-1].outs = [value]
+            equations += movements
     if form.rate != 1:
         x = _at_rate(x, form.rate, before, equations, root)
-    found = Found(form.kind, x, form.axis, (*equations, *region), tuple(before))
+    template = Found(form.kind, x, form.axis, (*equations, *region), tuple(before))
     if form.kind == "norm":
         gain = _gain(form, out, root)
         epsilon = form.epsilon if isinstance(form.epsilon, Value) else read.constant(np.float32(form.epsilon))
         is_lost = bool(form.gain[1]) and gain is None
-        return None if is_lost else dataclasses.replace(found, is_centered=form.is_centered, epsilon=epsilon, gain=gain)
+        return (
+            None if is_lost else dataclasses.replace(template, is_centered=form.is_centered, epsilon=epsilon, gain=gain)
+        )
     if form.masks:
-        made, where = kept(form.masks, x, root.scope)
+        movements, where = kept(form.masks, x, root.scope)
         integers = [v for e in region for v in e.ins if v.is_data and is_integral(v)]
-        return dataclasses.replace(found, before=(*before, *made), kept=where, integers=tuple(dict.fromkeys(integers)))
-    return found
+        return dataclasses.replace(
+            template, before=(*before, *movements), kept=where, integers=tuple(dict.fromkeys(integers))
+        )
+    return template
 
 
 def _at_rate(x: Value, rate: float, before: list[Equation], equations: list[Equation], root: Equation) -> Value:
@@ -351,14 +355,14 @@ def _at_rate(x: Value, rate: float, before: list[Equation], equations: list[Equa
 
 
 def _region(root: Equation, entries: set[Value]) -> set[Equation]:
-    found, todo = {root}, [root]
+    region, todo = {root}, [root]
     while todo:
         for value in todo.pop().ins:
-            if value in entries or value.source is None or value.source in found or is_integral(value):
+            if value in entries or value.source is None or value.source in region or is_integral(value):
                 continue
-            found.add(value.source)
+            region.add(value.source)
             todo.append(value.source)
-    return found
+    return region
 
 
 def _outside(labels: Labels, axis: int) -> Labels:

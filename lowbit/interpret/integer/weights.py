@@ -49,11 +49,11 @@ def weights_of(
 def weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
     """Returns the operations that have a weight, each with its site and the value that it is."""
     rows: dict[str, Row] = {row.path: row for row in plan.rows}
-    found = []
+    places = []
     for node, _ in program.everywhere():
         if node.op is not None and (site := rows[node.path].weight) is not None:
-            found.append((node, site, weight_of(node)))
-    return found
+            places.append((node, site, weight_of(node)))
+    return places
 
 
 def weight_of(node: Node) -> Value:

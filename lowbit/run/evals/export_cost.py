@@ -4,8 +4,10 @@ import concurrent.futures
 import dataclasses
 import functools
 import multiprocessing
+import sys
 import tempfile
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from lowbit.rewrites import batch_norm
 from lowbit.run.measure import peak_memory
 from lowbit.run.pieces import Piece
 
-from .column import Column, Eval, mean
+from .column import Column, Eval, mean, size
 
 FORMS = {"served": ("xla", "iree"), "universal": ("xla-universal", "iree-universal")}
 """Targets by the form that they take; every bundle holds the served one."""
+_CONFIG = "lowbit_config"
+"""The module that ``lowbit run`` makes of a config file."""
 
 
 def export_cost(*forms: str) -> Eval:
@@ -30,7 +34,8 @@ def export_cost(*forms: str) -> Eval:
 
     Kept are, by form, seconds, also of all cores together, bytes by which memory rose above what was held before (parameters
     packed, the float ones dropped), these in parts of the float parameters, and bytes of the stored module. Linux alone
-    counts memory. The model's function is called again in the process, by its name: it stands in a module, not in the config.
+    counts memory. The model's function is called again in the process, by its name: it is no lambda, nor inside another function.
+    A method that rewrites the function, or whose recipe may, is left out, and said so.
 
     Args:
         *forms: of the bundle: ``served``, ``universal``; none means both.
@@ -45,12 +50,8 @@ def export_cost(*forms: str) -> Eval:
     for form in forms:
         columns.append(Column(f"{form} s", ("export_cost", form, "seconds"), mean(".1f")))
         columns.append(Column(f"{form} memory/model", ("export_cost", form, "memory_of_model"), mean(".2f")))
-        columns.append(Column(f"{form} MB", ("export_cost", form, "stored_bytes"), _megabytes))
+        columns.append(Column(f"{form} stored", ("export_cost", form, "stored_bytes"), size))
     return Eval("export_cost", _ExportCost(forms), tuple(columns))
-
-
-def _megabytes(values: Any, base: Any) -> str:
-    return f"{np.mean(values) / 1e6:.1f}" if len(values) else "-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +62,18 @@ class _ExportCost:
         if piece.is_float:
             return {}
         if piece.method.recipe or piece.method.rewrites:
-            raise ValueError(
-                f"export_cost: {piece.method.name} rewrites the function, which a process of its own cannot have"
-            )
+            why = "the method rewrites the function, which a process of its own does not have"
+            piece.job.screen.say(f"{piece.name}: export_cost is left out: {why}", style="yellow")
+            return {"export_cost": {"left_out": why}}
         model, x = piece.job.experiment.model, piece.test[:1]
-        _check_importable(model)
+        place = _place(model)
         found, file, is_folded = {}, piece.folder / "packed.safetensors", piece.method.freeze_norms is not None
         bar = piece.job.screen.start(f"{piece.name} export_cost", len(self.forms))
         for done, form in enumerate(self.forms):
             given = (model, piece.seed, file, x, form)
-            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            with concurrent.futures.ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), _begin, (place,)
+            ) as pool:
                 found[form] = pool.submit(
                     measured, *given, is_folded=is_folded, is_integer=piece.method.integer
                 ).result()
@@ -78,15 +81,32 @@ class _ExportCost:
         return {"export_cost": found}
 
 
-def _check_importable(model: Any) -> None:
+def _place(model: Any) -> str | None:
+    """The config file, where a model's function is its own; None where it is in a module that is imported.
+
+    Raises:
+        ValueError: if it has no name to be found by.
+    """
     while isinstance(model, functools.partial):
         model = model.func
-    name = getattr(model, "__qualname__", "<")
-    if "<" in name or getattr(model, "__module__", None) in (None, "__main__", "lowbit_config"):
+    name, module = getattr(model, "__qualname__", "<"), getattr(model, "__module__", None)
+    if "<" in name or module in (None, "__main__"):
         raise ValueError(
-            "export_cost: the model is made again in a process of its own: put its function into a module beside the "
-            f"config and import it, got {name} of {getattr(model, '__module__', None)}"
+            f"export_cost: the model is made again in a process of its own, by the name of its function: give {name} one in a "
+            "module, such as def build(seed)"
         )
+    file = getattr(sys.modules.get(_CONFIG), "__file__", None)
+    return str(Path(file).resolve()) if module == _CONFIG and file else None
+
+
+def _begin(path: str | None) -> None:
+    """Puts a config file where its functions say that they are from; its folder is in reach as it was in the first process."""
+    if path is None:
+        return
+    module = types.ModuleType(_CONFIG)
+    module.__file__ = path
+    sys.modules[_CONFIG] = module
+    exec(compile(Path(path).read_bytes(), path, "exec"), module.__dict__)
 
 
 def measured(
@@ -105,7 +125,7 @@ def measured(
     """
     made = model(seed)
     fn, state = made.fn, made.state
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
+    model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
     if is_folded:
         fn, _, state = batch_norm.fold(jax.ShapeDtypeStruct(x.shape, x.dtype))(fn, made.params, state)
     del made
@@ -125,8 +145,8 @@ def measured(
         "seconds": round(seconds, 2),
         "cpu_seconds": round(work, 2),
         "memory_bytes": memory,
-        "memory_of_model": round(memory / size, 3),
-        "model_bytes": size,
+        "memory_of_model": round(memory / model_bytes, 3),
+        "model_bytes": model_bytes,
         "packed_bytes": qparams.nbytes,
         "stored_bytes": stored,
     }

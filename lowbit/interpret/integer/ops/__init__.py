@@ -21,13 +21,13 @@ def kinds() -> Mapping[str, Kind]:
         >>> names.index("lookup") < names.index("index") < names.index("affine") < names.index("add")
         True
     """
-    found: dict[str, Kind] = {}
+    by_name: dict[str, Kind] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        found[name] = importlib.import_module(f"{__name__}.{name}").KIND
-        if found[name].name != name:
-            raise ValueError(f"the kind {found[name].name!r} is in the file of {name!r}: give both one name")
-    order = graphlib.TopologicalSorter({name: sorted(kind.after) for name, kind in found.items()}).static_order()
-    return {name: found[name] for name in order}
+        by_name[name] = importlib.import_module(f"{__name__}.{name}").KIND
+        if by_name[name].name != name:
+            raise ValueError(f"the kind {by_name[name].name!r} is in the file of {name!r}: give both one name")
+    order = graphlib.TopologicalSorter({name: sorted(kind.after) for name, kind in by_name.items()}).static_order()
+    return {name: by_name[name] for name in order}
 
 
 def kind_named(name: str) -> Kind:

@@ -49,9 +49,9 @@ class Norm(Template):
     name = "norm"
 
     def detailed(self, equation: Equation, placer: Placer) -> Details:
-        found = placer.templates[equation]
-        assert found.epsilon is not None
-        return Normalized(found.axis, found.epsilon, found.is_centered)
+        template = placer.templates[equation]
+        assert template.epsilon is not None
+        return Normalized(template.axis, template.epsilon, template.is_centered)
 
     def most_long(self, node: Node) -> tuple[int, int]:
         return _count(node), LONGEST

@@ -56,8 +56,8 @@ class Softmax(Template):
     name = "softmax"
 
     def detailed(self, equation: Equation, placer: Placer) -> Details:
-        found = placer.templates[equation]
-        return Rows(found.axis, found.kept)
+        template = placer.templates[equation]
+        return Rows(template.axis, template.kept)
 
     def most_long(self, node: Node) -> tuple[int, int]:
         return node.ins[0].shape[node.known_as(Rows).axis], LONGEST

@@ -1,0 +1,36 @@
+"""Names that have moved: the old one still works, and says once what the new one is."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def moved(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Returns the ``__getattr__`` of a module from which names have moved.
+
+    Whoever asks for one is told so by a `DeprecationWarning`, once for every name and process, and gets the same object.
+
+    Args:
+        module: where they were.
+        names: from a name to the module where it is now.
+
+    Example:
+        >>> old = moved("lowbit.core.sums", {"nearest_even": "lowbit.core.rounding"})
+        >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always")
+        ...     found = [old("nearest_even").__name__, old("nearest_even").__name__]
+        >>> found, [str(each.message) for each in said]
+        (['nearest_even', 'nearest_even'], ['lowbit.core.sums.nearest_even is now lowbit.core.rounding.nearest_even'])
+    """
+    told: set[str] = set()
+
+    def getattribute(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if name not in told:
+            told.add(name)
+            warnings.warn(f"{module}.{name} is now {names[name]}.{name}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(names[name]), name)
+
+    return getattribute
