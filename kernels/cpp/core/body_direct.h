@@ -14,10 +14,6 @@ void DirectExpand(const Conv& c, int64_t tile) {
   const int64_t inputs = c.inputs(), run = c.run();
   const uint8_t* from = c.w + tile * c.blocks() * kBlockBytes;
   uint8_t* out = c.words + tile * c.words_count * kBlockBytes;
-  if (kTogether == 4 && per == 1 && run % 4 == 0) {  // blocks are words already, of codes with an offset of 128
-    for (int64_t i = 0; i < c.words_count * kBlockBytes; ++i) out[i] = static_cast<uint8_t>(from[i] ^ 128);
-    return;
-  }
   thread_local std::vector<int32_t> codes;
   const int64_t size = c.blocks() * c.span() * kLanes;
   if (static_cast<int64_t>(codes.size()) < size) codes.resize(size);
@@ -64,9 +60,14 @@ __attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const
   }
   const int8_t* from[kRows];
   for (int r = 0; r < kRows; ++r) from[r] = x[r];
+  [[maybe_unused]] const Vec::I flip = Vec::Set(static_cast<int32_t>(c.words_flip));
   for (int64_t k = 0; k < words; ++k) {
     Vec::W word[kTiles];
-    for (int t = 0; t < kTiles; ++t, w[t - 1] += kBlockBytes) word[t] = Vec::Held(Vec::LoadW(w[t]));
+    for (int t = 0; t < kTiles; ++t, w[t - 1] += kBlockBytes) {
+      word[t] = Vec::LoadW(w[t]);
+      if constexpr (Vec::kDirectInputs == 4) word[t] = Vec::Flipped(word[t], flip);
+      word[t] = Vec::Held(word[t]);
+    }
     const int64_t at = c.offsets[k];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {

@@ -82,11 +82,18 @@ LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t ti
   const auto multiplier = V::MultiplierOf(V::Load(numbers + kMultiplier * stride), V::Add(right, V::Set(31)), even);
   const typename V::I bias = V::Load(numbers + kBias * stride), offset = V::Load(numbers + kOffset * stride),
                       low = V::Load(numbers + kLow * stride), high = V::Load(numbers + kHigh * stride);
+  typename V::Real real;
+  const bool by_doubles = V::RealOf(V::Load(numbers + kMultiplier * stride), right, offset, low, high, &real) && even;
   static const int32_t kNothing[kJoinNumbers] = {};
   const auto joiner = V::JoinerOf(joins ? t.joins : kNothing, even);
   for (int r = 0; r < kRows && r < valid; ++r) {
     const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
-    typename V::I v = V::Between(V::Add(V::Multiplied(V::Add(sums[r], bias), multiplier), offset), low, high);
+    typename V::I v = V::Add(sums[r], bias);
+    if (by_doubles && V::IsSmall(v)) {
+      v = V::Add(V::MultipliedReal(v, real), offset);
+    } else {
+      v = V::Between(V::Add(V::Multiplied(v, multiplier), offset), low, high);
+    }
     if (t.channel_stride == 1) {
       if (joins) v = V::Joined(v, V::LoadBytes(t.other + at, count), joiner, t.join);
       V::StoreBytes(t.codes + at, v, count);

@@ -49,6 +49,7 @@ struct Conv {
   uint8_t* words = nullptr;
   const int64_t* offsets = nullptr;
   int64_t words_count = 0;
+  uint32_t words_flip = 0;  // bits of words that are flipped when they are read: where they are the stored codes themselves
 
   LOWBIT_INLINE float scale_of(int64_t b) const { return x_scales == nullptr ? x_scale : x_scales[b]; }
   LOWBIT_INLINE int64_t padded_height() const {

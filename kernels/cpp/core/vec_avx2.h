@@ -118,6 +118,7 @@ struct Vec {
     return {Dot1<kBits>(acc.a, w.a, v), Dot1<kBits>(acc.b, w.b, v)};
   }
 
+  static W Flipped(W w, I) { return w; }  // not used: words of 16 bits are written out
   // The same, in registers: the compiler would load a word again for every row.
   static W Held(W w) {
     asm("" : "+x"(w.a), "+x"(w.b));

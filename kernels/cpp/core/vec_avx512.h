@@ -43,6 +43,30 @@ struct Vec {
     const I even = Rounded(v, m, 0), odd = Rounded(_mm512_srli_epi64(v, 32), m, 1);
     return _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
   }
+  // The same half to even by doubles, where the product has 53 bits at most: of multipliers of 24 bits, and sums below 2^29.
+  // Bounds are the codes', less the offset that is added afterwards.
+  struct Real { __m512d scale[2], low[2], high[2]; };
+  static __m512d Doubles(I v, int half) {
+    return _mm512_cvtepi32_pd(half == 0 ? _mm512_castsi512_si256(v) : _mm512_extracti64x4_epi64(v, 1));
+  }
+  static bool RealOf(I q, I right, I offset, I low, I high, Real* r) {
+    for (int i = 0; i < 2; ++i) {
+      r->scale[i] = _mm512_scalef_pd(Doubles(q, i), Doubles(Sub(Set(-31), right), i));
+      r->low[i] = _mm512_sub_pd(Doubles(low, i), Doubles(offset, i));
+      r->high[i] = _mm512_sub_pd(Doubles(high, i), Doubles(offset, i));
+    }
+    return _mm512_test_epi32_mask(q, Set(127)) == 0;
+  }
+  static bool IsSmall(I v) { return _mm512_cmplt_epu32_mask(Add(v, Set(1 << 29)), Set(1 << 30)) == 0xffff; }
+  static I MultipliedReal(I v, const Real& r) {
+    __m256i parts[2];
+    for (int i = 0; i < 2; ++i) {
+      const __m512d product = _mm512_mul_pd(Doubles(v, i), r.scale[i]);
+      const __m512d bounded = _mm512_min_pd(_mm512_max_pd(product, r.low[i]), r.high[i]);
+      parts[i] = _mm512_cvt_roundpd_epi32(bounded, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    }
+    return _mm512_inserti64x4(_mm512_castsi256_si512(parts[0]), parts[1], 1);
+  }
   static I Between(I v, I low, I high) { return _mm512_min_epi32(_mm512_max_epi32(v, low), high); }
   static __mmask16 First(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
   static void StoreBytes(int8_t* to, I v, int64_t count) { _mm_mask_storeu_epi8(to, First(count), _mm512_cvtepi32_epi8(v)); }
@@ -146,6 +170,7 @@ struct Vec {
 
   // acc += of each channel four products of an unsigned input and a signed weight (body_direct.h).
   static constexpr int kDirectInputs = 4;
+  static W Flipped(W w, I flip) { return _mm512_xor_si512(w, flip); }
   static W Held(W w) { return w; }
   template <bool kHalf>
   static I DotDirect(I acc, W w, int32_t x) {

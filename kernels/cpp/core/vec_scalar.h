@@ -79,6 +79,7 @@ struct Vec {
   }
 
   static constexpr int kDirectInputs = 2;
+  static W Flipped(W w, I) { return w; }  // not used: words of 16 bits are written out
   static W Held(W w) { return w; }
   template <bool kHalf>
   static I DotDirect(I acc, W w, int32_t x) {

@@ -20,11 +20,9 @@ std::mt19937 engine(7);
 int Uniform(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); }
 int32_t Wrapped(int64_t v) { return static_cast<int32_t>(static_cast<uint32_t>(v)); }
 
-Wide Floor(Wide v, int k) { return k == 0 ? v : v >> k; }
-
 // v / 2^k, as the rounding is named; the second step of kDouble.
 Wide Rounded(Wide v, int k, Rounding rounding) {
-  const Wide floor = Floor(v, k), twice = 2 * (v - (floor << k)), whole = Wide{1} << k;
+  const Wide whole = Wide{1} << k, floor = v >> k, twice = 2 * (v - floor * whole);
   const bool up = rounding == Rounding::kExact ? floor & 1 : rounding == Rounding::kSingle ? true : v >= 0;
   return floor + (twice > whole || (twice == whole && up) ? 1 : 0);
 }
@@ -35,7 +33,7 @@ int32_t Code(int32_t sum, const int32_t* n, int64_t stride, Rounding rounding) {
   if (rounding == Rounding::kDouble) {
     const int left = right < 0 ? -right : 0;
     const Wide most = INT32_MAX >> left, bounded = v > most ? most : v < -most ? -most : v;
-    const Wide high = Rounded((bounded << left) * q, 31, Rounding::kSingle);
+    const Wide high = Rounded(bounded * (Wide{1} << left) * q, 31, Rounding::kSingle);
     code = Rounded(high, right > 0 ? right : 0, Rounding::kDouble);
   } else {
     code = Rounded(Wide{v} * q, right + 31, rounding);
