@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from lowbit.interpret.state import (
     walked_sites,
 )
 from lowbit.interpret.trace import Model, check_same_operations, trace
-from lowbit.observe.fold import fold, unseen
+from lowbit.observe.fold import fold, nothing_but_zero, unseen
 from lowbit.observe.resumed import Resumed
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Site
@@ -202,4 +203,12 @@ def _check_statistics(statistics: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{name} saw no data: every batch was empty, or the branch or loop it is in was never taken; calibrate with "
             f"batches that take it, or give the operation the rule 'keep'"
+        )
+    if zeros := nothing_but_zero(statistics):
+        more = f" and {len(zeros) - 1} more" if len(zeros) > 1 else ""
+        warnings.warn(
+            f"{zeros[0]}{more} held nothing but 0 in the calibration data: its range is nothing, and what is served later is clipped "
+            "to a grid of steps of 1; calibrate with real inputs",
+            UserWarning,
+            stacklevel=3,
         )

@@ -90,3 +90,15 @@ def unseen(states: Mapping[str, Any]) -> list[str]:
     }
     known = {name: count for name, count in counts.items() if not is_traced(count)}
     return [name for name, count in jax.device_get(known).items() if not np.all(count)]
+
+
+def nothing_but_zero(states: Mapping[str, Any]) -> list[str]:
+    """Returns the operands of which every value was 0 in all batches, where their extremes are known. Not under jit."""
+    ends = {
+        f"the {role} of {path!r}": each[name][:2]
+        for path, role, each in names(states)
+        for name in ("minmax", "moving_minmax")
+        if name in each
+    }
+    known = {name: pair for name, pair in ends.items() if not any(is_traced(x) for x in pair)}
+    return [name for name, pair in jax.device_get(known).items() if all(not np.any(x) for x in pair)]

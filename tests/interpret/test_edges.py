@@ -1,5 +1,7 @@
 """Edges of shapes and dtypes: nothing in a batch, nothing in an axis, one in an axis, float64."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,17 @@ def test_a_training_step_on_nothing_changes_no_range():
     jax.tree.map(np.testing.assert_array_equal, qstate, after)
     with pytest.raises(ValueError, match="saw no data: every batch was empty"):
         lb.init(DENSE, plan, params, x[:0])
+
+
+def test_calibration_on_nothing_but_zero_warns_and_names_what_has_no_range():
+    params, x = {"w": normal(0, 16, 8)}, normal(1, 5, 16)
+    plan = lb.bind(DENSE, {"**": "w8,a8"}, params, x)
+    with pytest.warns(UserWarning, match="the input of 'w' held nothing but 0 in the calibration data"):
+        lb.init(DENSE, plan, params, 0 * x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lb.calibrate(DENSE, plan, params, [(0 * x,), (x,)])
+        lb.init(DENSE, lb.bind(DENSE, {"**": "w8,a8/dynamic"}, params, x), params, 0 * x)
 
 
 def test_an_empty_batch_of_images():
