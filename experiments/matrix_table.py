@@ -165,6 +165,7 @@ def _model(title: str, results: Results) -> dict[str, Any]:
         if name in methods
     ]
     before = found[FLOAT]
+    assert made.metric is not None
     return {
         "name": made.name,
         "title": title,

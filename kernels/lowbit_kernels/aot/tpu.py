@@ -127,7 +127,7 @@ def program(
     return matmul, (array((rows, length), case.x_dtype), weight, grid)
 
 
-def metrics(compiled: jax.stages.Compiled, folder: pathlib.Path) -> dict[str, int | bool]:
+def metrics(compiled: jax.stages.Compiled, folder: pathlib.Path) -> dict[str, int | bool | None]:
     """What the compiler says of a program: see `NOTE`."""
     text = compiled.as_text() or ""
     call = next((line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line), "")
