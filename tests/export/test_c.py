@@ -19,6 +19,7 @@ from lowbit.export.c.run import run_cases
 from lowbit.export.c.source import ports
 from lowbit.export.reading import read
 from lowbit.targets.table import TARGETS
+from tests.values import normal
 
 from . import c_programs, cases
 from .c_programs import ints
@@ -196,3 +197,17 @@ def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "lookup", lambda names: (target,))
     (row,) = verify.verify(bundle.path, ["c"], run_code=True).rows
     assert (row.status, row.detail) == ("not run", "no-such-compiler is not installed: apt install gcc")
+
+
+def test_weights_of_the_same_codes_in_another_order_keep_their_names(tmp_path):
+    params = {"a": jnp.array([[1.0, -1.0], [1.0, 1.0]]), "b": jnp.array([[1.0, 1.0], [1.0, -1.0]])}
+    x = normal(0, 3, 2)
+
+    def fn(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x, integer=True)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x))
+    bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "model", integer_io=True, targets=["c"])
+    text = (bundle.path / "c" / "model.c").read_text()
+    assert [f"/* {name}: [2, 2], 8 bits */" in text for name in "ab"] == [True, True]

@@ -285,7 +285,7 @@ def test_a_file_serves_the_same_bits_and_batch_sizes_share_a_plan(tmp_path):
     assert sum(leaf.size for leaf in floats) == 6 + 6 + 6 + 5  # the weights' scales: biases are integers now
     with pytest.raises(ValueError, match="integer steps are not those of the plan"):
         lb.execute(lambda p, s, x: 2.0 * jnp.tanh(case.fn(p, s, x)), loaded)(again, state, x)
-    for name in ("cpu", "pallas_tpu", "mosaic_gpu"):
+    for name in ("pallas_tpu", "mosaic_gpu"):
         with pytest.raises(ValueError, match=f"'{name}' has no kernels for full-integer plans"):
             lb.execute(case.fn, plan, implementation=name)
 

@@ -223,7 +223,7 @@ def rewritten(path, change) -> None:
 
 
 CHANGES = {
-    "newer": (lambda card: card.update(version=files.VERSION + 1), "version 2 .*lowbit 0.1.0 wrote; .*newer lowbit"),
+    "newer": (lambda card: card.update(version=files.VERSION + 1), "version 2 .*lowbit 0.2.0 wrote; .*newer lowbit"),
     "newer, by another": (
         lambda card: card.update(version=9, writer="2.5"),
         "version 9 .*lowbit 2.5 wrote; .*newer lowbit",

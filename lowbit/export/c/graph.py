@@ -320,12 +320,17 @@ def named(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
         numbers, counts = np.unique(codes.astype(np.int64), return_counts=True)
         return codes.size, tuple(numbers), tuple(counts)
 
-    by_key: dict[Any, str] = {}
+    by_key: dict[Any, list[str]] = {}
     for path, codes in weights.items():
-        by_key.setdefault(key(codes), path)
+        by_key.setdefault(key(codes), []).append(path)
+    named_already: set[str] = set()
     for value in graph.values():
         if value.array is not None and value.size > 1:
-            value.where = by_key.get(key(value.array), "")
+            fitting = by_key.get(key(value.array), [])  # several, where the same codes stand in another order
+            same = [p for p in fitting if np.array_equal(weights[p].reshape(-1), value.array.reshape(-1))]
+            others = [p for p in fitting if p not in named_already]
+            value.where = next(iter((*same, *others, *fitting)), "")
+            named_already.add(value.where)
         elif value.name in (*primitives.PRODUCTS, *MOVES, "mul"):
             value.where = next((u.where for u in value.ins if u.where and _is_constant(u)), "")
 
