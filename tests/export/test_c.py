@@ -211,3 +211,18 @@ def test_weights_of_the_same_codes_in_another_order_keep_their_names(tmp_path):
     bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "model", integer_io=True, targets=["c"])
     text = (bundle.path / "c" / "model.c").read_text()
     assert [f"/* {name}: [2, 2], 8 bits */" in text for name in "ab"] == [True, True]
+
+
+def test_a_row_of_equal_rows_needs_no_index(tmp_path):
+    table = jnp.tile(jnp.array([[1.0, -2.0, 0.5]]), (5, 1))
+    params = {"table": table, "w": normal(1, 3, 4)}
+    row, x = jnp.int32(3), normal(0, 2, 3)
+
+    def fn(params, x, row):
+        return (x + params["table"][row]) @ params["w"]
+
+    plan = lb.bind(fn, {"**": "w8,a8"}, params, x, row, integer=True)
+    qparams = lb.pack(plan, params, lb.init(fn, plan, params, x, row))
+    bundle = lb.export(fn, plan, qparams, (x, row), tmp_path / "model", integer_io=True, targets=["c"])
+    (found,) = [each for each in verify.verify(bundle.path, run_code=True).rows if each.target == "c"]
+    assert found.status == "exact", found.detail

@@ -7,7 +7,7 @@ from jax import lax
 
 from . import types
 from .emit import Emitter, Expr, Rule
-from .graph import Value
+from .graph import Value, collapsed
 from .index import Atom, Index, flat
 from .simplify import bounds
 
@@ -142,6 +142,13 @@ def _start(emitter: Emitter, x: Value, indices: Indices, most: int) -> Index:
     return Index.of(Atom(expr.text, 0, most, expr.level))
 
 
+def _room(x: Value, axis: int, size: int) -> int:
+    """The largest start of ``size`` elements of an axis; 0 where a constant is the same all along it, wherever one begins."""
+    if x.array is not None and collapsed(x.array).shape[axis] == 1:
+        return 0
+    return x.shape[axis] - size
+
+
 def _gathered(emitter: Emitter, value: Value, indices: Indices) -> Expr:
     x, starts = value.ins
     numbers, sizes = value.params["dimension_numbers"], value.params["slice_sizes"]
@@ -155,7 +162,7 @@ def _gathered(emitter: Emitter, value: Value, indices: Indices) -> Expr:
     for d, where in zip(kept, numbers.offset_dims, strict=True):
         found[d] = indices[where]
     for k, d in enumerate(numbers.start_index_map):
-        found[d] = found[d] + _start(emitter, starts, (*batch, Index((), k)), x.shape[d] - sizes[d])
+        found[d] = found[d] + _start(emitter, starts, (*batch, Index((), k)), _room(x, d, sizes[d]))
     return emitter.emit(x, tuple(found))
 
 
@@ -164,8 +171,8 @@ def _dynamic(emitter: Emitter, value: Value, indices: Indices) -> Expr:
     return emitter.emit(
         x,
         tuple(
-            i + _start(emitter, s, (), whole - n)
-            for i, s, whole, n in zip(indices, starts, x.shape, value.shape, strict=True)
+            i + _start(emitter, s, (), _room(x, d, n))
+            for d, (i, s, n) in enumerate(zip(indices, starts, value.shape, strict=True))
         ),
     )
 

@@ -143,6 +143,8 @@ class _Writer:
 
     def program(self) -> Program:
         body = self._stages(self.scheduler.stages, 1)
+        used = set(_words("\n".join(body)))
+        unread = [f"    (void){port.name};" for port in self.inputs if port.name not in used]  # compilers warn of them
         live = spans(self.scheduler.stages)
         sizes = {buffer: buffer.value.bytes for buffer in live}
         arena = place(sizes, live)
@@ -158,7 +160,7 @@ class _Writer:
             *(table.source() for table in tables),
             self._arena(live, arena),
             *self.functions,
-            f"{self._signature()}\n{{\n" + "\n".join([*body, "    return 0;"]) + "\n}\n",
+            f"{self._signature()}\n{{\n" + "\n".join([*unread, *body, "    return 0;"]) + "\n}\n",
         ]
         source = "\n".join(part for part in parts if part)
         return Program(self.name, header, source, self.inputs, self.outputs, arena, total, weights)
