@@ -105,6 +105,7 @@ class Network:
             all are compared with what was measured.
         measured: batches of ``inputs`` on which every candidate is measured at every operation, one at a time.
         recipes: of `lowbit.quantize`, or `QAT`.
+        positions: distributions among an input's logits, of whose divergences the mean is measured and scores are the sum.
         generations: of evolution, which begins with the plan of each budget and looks at whole plans rounded to nearest, on the
             calibration data; 0: none.
     """
@@ -121,6 +122,7 @@ class Network:
     methods: tuple[str, ...] = ("taylor kl", "taylor mse", "fisher kl", "hessian own", "linearity", "sqnr")
     measured: int = 1
     recipes: tuple[str, ...] = ("rtn", "gptq")
+    positions: int = 1
     generations: int = 0
 
 

@@ -73,7 +73,7 @@ def _predicted(
         "singles": (found["measured"]["scores"], 1.0),
         "scores": (
             found[f"scores/{network.chosen}"]["scores"],
-            _per_input(found[f"scores/{network.chosen}"], network.chosen),
+            _per_input(found[f"scores/{network.chosen}"], network.chosen) / network.positions,
         ),
     }
     made = []

@@ -31,7 +31,7 @@ config = Mixed(
         ),
         Network(
             "blazeface", "BlazeFace", faces, "right %", _SHORT, (Budgeted("w4", ("w4",)),),
-            ladder=(3.5, 4.0, 4.5, 5.0, 6.0), measured=4, generations=30,
+            ladder=(3.5, 4.0, 4.5, 5.0, 6.0), measured=4, positions=896, generations=30,
         ),
         Network(
             "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", _WIDTHS, (Budgeted("w4", ("w4",)), Budgeted("w5", ("w5",))),

@@ -85,7 +85,7 @@ config = PostTraining(
             "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", 1,
             (
                 Plan("W6 per tensor", {"**": "w6/tensor"}, 82),
-                Plan("W5", {"**": "w5"}, 85, (*_WITH_BLOCKS, "centered"), "Tried: `centered`, without a rival and on 32 crops, 86.5."),
+                Plan("W5", {"**": "w5"}, 85, (*_WITH_BLOCKS, "centered"), "Not tried: `brecq`."),
                 Plan("W4", {"**": "w4"}, 74, _WITH_MEANS),
                 Plan("W3", {"**": "w3"}, 50, _WITH_MEANS, _W3),
                 Plan("W4A8", {"**": "w4,a8"}, 72, _WITH_MEANS),
