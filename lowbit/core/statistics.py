@@ -92,24 +92,26 @@ def _scale_shape(granularity: Granularity, operand: Operand) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class NotFinite(Statistic):
-    """Whether there has been NaN or infinity, and how many batches: of every site, so that neither goes unseen."""
+    """Whether there has been NaN or infinity, how many batches, and whether any value was not 0: of every site, lest it goes unseen."""
 
     @property
     def name(self) -> str:
         return "not_finite"
 
     def init(self, operand: Operand) -> State:
-        return jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+        return jnp.zeros((), bool), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
 
     def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
-        found, seen = state
-        return found | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else found, seen + 1
+        found, seen, filled = state
+        found = found | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else found
+        return found, seen + 1, filled | jnp.any(x != 0)
 
     def merge(self, state: State, other: State) -> State:
-        return state[0] | other[0], state[1] + other[1]
+        return state[0] | other[0], state[1] + other[1], state[2] | other[2]
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
-        return lax.pmax(state[0].astype(jnp.int32), axis_names) > 0, lax.pmax(state[1], axis_names)
+        found, seen, filled = (lax.pmax(each.astype(jnp.int32), axis_names) for each in state)
+        return found > 0, seen, filled > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,22 +83,20 @@ def check_batch(states: Mapping[str, Any], batch: int, ignored: str = "") -> Non
 
 def unseen(states: Mapping[str, Any]) -> list[str]:
     """Returns the operands that statistics are wanted of and no batch had a value for, in a layer at least. Not under jit."""
-    counts = {
-        f"the {role} of {path!r}": each["not_finite"][1]
-        for path, role, each in names(states)
-        if "not_finite" in each and len(each) > 1  # a range of its own at run time needs no value before
-    }
-    known = {name: count for name, count in counts.items() if not is_traced(count)}
-    return [name for name, count in jax.device_get(known).items() if not np.all(count)]
+    return _without(states, 1)
 
 
 def nothing_but_zero(states: Mapping[str, Any]) -> list[str]:
-    """Returns the operands of which every value was 0 in all batches, where their extremes are known. Not under jit."""
-    ends = {
-        f"the {role} of {path!r}": each[name][:2]
+    """Returns the operands that statistics are wanted of and that were 0 in all batches, in a layer at least. Not under jit."""
+    return _without(states, 2)
+
+
+def _without(states: Mapping[str, Any], part: int) -> list[str]:
+    """The operands of which a part of `lowbit.core.statistics.NotFinite` is 0 in a layer at least."""
+    parts = {
+        f"the {role} of {path!r}": each["not_finite"][part]
         for path, role, each in names(states)
-        for name in ("minmax", "moving_minmax")
-        if name in each
+        if "not_finite" in each and len(each) > 1  # a range of its own at run time needs no value before
     }
-    known = {name: pair for name, pair in ends.items() if not any(is_traced(x) for x in pair)}
-    return [name for name, pair in jax.device_get(known).items() if all(not np.any(x) for x in pair)]
+    known = {name: x for name, x in parts.items() if not is_traced(x)}
+    return [name for name, x in jax.device_get(known).items() if not np.all(x)]

@@ -9,6 +9,8 @@ import pytest
 from jax import lax
 
 import lowbit as lb
+from lowbit.core.clipping import Octav, Percentile
+from lowbit.core.ranges import MSE, MovingAverage
 from tests.values import normal
 
 CONV = lambda p, x: lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))  # noqa: E731
@@ -40,9 +42,12 @@ def test_a_training_step_on_nothing_changes_no_range():
         lb.init(DENSE, plan, params, x[:0])
 
 
-def test_calibration_on_nothing_but_zero_warns_and_names_what_has_no_range():
+@pytest.mark.parametrize("rule", [None, Percentile(99.0), MSE(), MovingAverage(0.9), Octav()])
+def test_calibration_on_nothing_but_zero_warns_and_names_what_has_no_range(rule):
     params, x = {"w": normal(0, 16, 8)}, normal(1, 5, 16)
-    plan = lb.bind(DENSE, {"**": "w8,a8"}, params, x)
+    whole = lb.rtn("w8,a8")
+    ranged = whole if rule is None else lb.Quantizers(weight=whole.weight, input=lb.rtn("w8,a8", range=rule).input)
+    plan = lb.bind(DENSE, {"**": ranged}, params, x)
     with pytest.warns(UserWarning, match="the input of 'w' held nothing but 0 in the calibration data"):
         lb.init(DENSE, plan, params, 0 * x)
     with warnings.catch_warnings():
