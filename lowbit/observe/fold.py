@@ -87,8 +87,9 @@ def unseen(states: Mapping[str, Any]) -> list[str]:
 
 
 def nothing_but_zero(states: Mapping[str, Any]) -> list[str]:
-    """Returns the operands that statistics are wanted of and that were 0 in all batches, in a layer at least. Not under jit."""
-    return _without(states, 2)
+    """Returns the operands, weights apart, that statistics are wanted of and that were 0 in all batches, in a layer at least. Not under jit."""
+    inputs = {path: {role: x for role, x in roles.items() if role != "weight"} for path, roles in states.items()}
+    return _without(inputs, 2)
 
 
 def _without(states: Mapping[str, Any], part: int) -> list[str]:
