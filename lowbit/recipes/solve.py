@@ -43,6 +43,7 @@ class Solved:
         size: sum of squares of the weight.
         clipped: share of entries beyond the range.
         loose: share of directions that only the damping holds: calibration says nothing of them.
+        few: share of directions that no row can have had, where there were fewer rows than inputs.
         is_definite: per matrix, whether the second moment could be factored.
         is_empty: per matrix, whether it has seen no input.
     """
@@ -60,6 +61,7 @@ class Solved:
     size: float
     clipped: float
     loose: float
+    few: float
     is_definite: Any
     is_empty: Any
 
@@ -93,7 +95,9 @@ def solve(
         remainder: what takes back a part of what is left, or None.
         own: its parameters of this weight; nothing is taken back where there are none.
     """
-    problem = Problem.of(spec, view, stack, weight, scale, zero)
+    inputs = None if inputs is None else inputs.for_outputs(*view.size[::2])
+    parts = 1 if inputs is None else len(inputs.moment) // view.size[0]
+    problem = Problem.of(spec, view, stack, weight, scale, zero, parts)
     aimed, known = problem.w, None
     empty, definite = np.zeros(len(problem.w), bool), np.ones(len(problem.w), bool)
     damped, norm, moment, loose = None, None, None, 0.0
@@ -124,7 +128,7 @@ def solve(
         start, gridded = problem.on_own_grid(solver, aimed, known)
     elif is_free and zero is None and solver.value != "none":
         scale = problem.searched(solver, aimed, known)
-        start = np.asarray(problem.scales.matrices(np.asarray(scale_values(scale))))
+        start = problem.cut(np.asarray(problem.scales.matrices(np.asarray(scale_values(scale)))))
     levels, found = plain, start
     if known is not None or start is not problem.own:
         levels, found = gridded.rounded(solver, aimed, known, start, is_free=free)
@@ -134,15 +138,15 @@ def solve(
         levels, found = np.where(worse, plain, levels), np.where(worse, problem.own, found)
         rounded = np.where(worse, nearest, rounded)
     if free:
-        scale = stored(jnp.asarray(problem.scales.scale(found)), spec, problem.operand)
-        zero = None if gridded.zero is None else jnp.asarray(problem.scales.scale(gridded.zero))
+        scale = stored(jnp.asarray(problem.scales.scale(problem.joined(found))), spec, problem.operand)
+        zero = None if gridded.zero is None else jnp.asarray(problem.scales.scale(problem.joined(gridded.zero)))
     taken, back = {}, rounded
     if remainder is not None and own:
         taken, more = remainder.taken(own, aimed - rounded, moment)
         back = rounded + more
     return Solved(
-        codes=encoded(spec.format, np.asarray(view.leaf(levels))),
-        values=jnp.asarray(view.leaf(rounded).astype(weight.dtype)),
+        codes=encoded(spec.format, np.asarray(view.leaf(problem.joined(levels)))),
+        values=jnp.asarray(view.leaf(problem.joined(rounded)).astype(weight.dtype)),
         scale=scale,
         zero=zero,
         taken=taken,
@@ -154,6 +158,7 @@ def solve(
         size=float(np.sum(np.square(problem.w, dtype=np.float64))),
         clipped=gridded.clipped(found),
         loose=loose,
+        few=0.0 if inputs is None else inputs.few,
         is_definite=definite,
         is_empty=empty,
     )
