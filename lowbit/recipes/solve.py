@@ -160,7 +160,7 @@ def solve(
         loose=loose,
         few=0.0 if inputs is None else inputs.few,
         is_definite=definite,
-        is_empty=empty,
+        is_empty=empty.reshape(view.size[0], parts).all(axis=1),
     )
 
 

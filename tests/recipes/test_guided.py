@@ -1,6 +1,7 @@
 """Guided GPTQ: the moment by its equation in float64, groups solved apart, and what true sensitivities are worth."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,8 @@ def test_groups_that_do_not_divide_are_one_and_all_formats_are_served():
 
 
 def test_bad_hyper_parameters_are_named():
-    for wrong in ({"groups": 0}, {"alpha": 1.0}, {"is_centered": True}):
+    wrongs: list[dict[str, Any]] = [{"groups": 0}, {"alpha": 1.0}, {"is_centered": True}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"groups must be at least 1|guided moments are of inputs as they are"):
             Guided(**wrong)
     with pytest.raises(ValueError, match="groups must be at least 1"):
