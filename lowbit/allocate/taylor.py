@@ -119,7 +119,7 @@ def candidate_pass(fn: Model, plan: Plan) -> Callable[..., Any]:
             }
         grids = Grids.of(qstate).forced()
         start = walk.empty(watch, plan, traced)
-        found = walk.observation(plan, traced, watch, start, grids=grids, carried=carried, beside=beside)
-        return {path: jnp.sum(roles[OUTPUT]["weighted"]) for path, roles in found.items()}
+        observed = walk.observation(plan, traced, watch, start, grids=grids, carried=carried, beside=beside)
+        return {path: jnp.sum(roles[OUTPUT]["weighted"]) for path, roles in observed.items()}
 
     return run

@@ -125,10 +125,10 @@ def calibrate(
     resumed = Resumed(cache, f"calibrate {plan.fingerprint} {sequential}", (params, qstate))
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
-    made = _initial(plan, params, statistics, key)
-    made = spans.kept(plan, statistics, made) if plan.is_full_integer else made
-    spans.check(plan, made)
-    return made
+    initial = _initial(plan, params, statistics, key)
+    initial = spans.kept(plan, statistics, initial) if plan.is_full_integer else initial
+    spans.check(plan, initial)
+    return initial
 
 
 def _start(plan: Plan) -> dict[str, Any]:
@@ -177,12 +177,12 @@ def _so_far(qstate: QState) -> Grids:
 def _initial(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:
     """`initial_state`, in one program but for large weights."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
-    made = {
+    qstate = {
         site.key: large.started(site, leaves[site.key], site_key(key, f"{site.key}/{site.role}"))
         for _, site in quantized_sites(plan)
         if site.kind == "leaf" and large.is_large(leaves[site.key])
     }
-    return initializer(plan)(params, statistics, key, made)
+    return initializer(plan)(params, statistics, key, qstate)
 
 
 @functools.lru_cache(maxsize=256)

@@ -252,7 +252,7 @@ def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain
         return Results(_placed(value, product, dot, weight, rows).astype(product.dtype), None, None)
     is_columns = x.ndim == 2 and dot.rows == (1,)  # W.T @ x: the kernel reads it as it lies
     flat = x if is_columns else jnp.transpose(x, [*outer, *dot.contract]).reshape(math.prod(rows), -1)
-    found = fused_matmul(
+    results = fused_matmul(
         flat,
         weight.matrix,
         activation=_activation_of(product, grid, scale),
@@ -263,9 +263,9 @@ def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain
         x_columns=is_columns,
         implementation="cpu",
     )
-    value, codes = (None if a is None else _placed(a, product, dot, weight, rows) for a in found[:2])
+    value, codes = (None if a is None else _placed(a, product, dot, weight, rows) for a in results[:2])
     value = None if value is None else value.astype(product.dtype)
-    return Results(value, codes, None if found.marks is None else found.marks.reshape(rows))
+    return Results(value, codes, None if results.marks is None else results.marks.reshape(rows))
 
 
 def _placed(out: Array, product: Product, dot: Dot, weight: NativeTensor | Order, rows: Sequence[int]) -> Array:
@@ -311,7 +311,7 @@ def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Resu
         pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
     out = product.shape[params["dimension_numbers"].out_spec[1]]
     is_depthwise = weight.matrix.depthwise
-    found = fused_conv(
+    results = fused_conv(
         x,
         weight.matrix,
         activation=_activation_of(product, grid, None if grid is None else grid.scale),
@@ -326,8 +326,8 @@ def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Resu
         feature_group_count=groups,
         layout=layout,
     )
-    value = None if found.value is None else found.value.astype(product.dtype)
-    return Results(value, found.codes, found.marks)
+    value = None if results.value is None else results.value.astype(product.dtype)
+    return Results(value, results.codes, results.marks)
 
 
 def can_take_input(site: Site) -> bool:
