@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configs import demo, post_training
+from experiments.configs import allocate_networks, demo
 from lowbit import cli
 from tests.run import tiny
 
@@ -149,7 +149,7 @@ def test_changes_are_typed():
     assert demo.config == dataclasses.replace(demo.config)
     assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
     assert cli.changed(demo.config, ["train_samples=600"]).train_samples == 600  # None until it is set
-    only = cli.changed(post_training.config, ["only=minilm,blazeface"])
+    only = cli.changed(allocate_networks.config, ["only=minilm,blazeface"])
     assert only.only == ("minilm", "blazeface")  # no items until they are set
     assert cli.changed(only, ["only="]).only == ()
     with pytest.raises(cli.UsageError, match="--set seeds=: "):
