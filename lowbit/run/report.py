@@ -101,10 +101,10 @@ def standard(results: Results) -> None:
         atomic.write(folder.path / "accuracy.svg", drawing)
         sections.append(page.figure(f"{metric.name} against size", drawing))
     sections += [*parts.curves(results), *parts.by_seed(results), *parts.layers(results)]
-    for method in made.methods:
-        drawing = grids.drawing(folder, method.name)
-        if drawing.is_file():
-            sections.append(page.figure(f"{method.name}: values and their grid", drawing.read_text(), caption=CAPTION))
+    for row in results.rows:
+        drawing = grids.drawing(folder, row.name)
+        if row.results and drawing.is_file():  # of a row without results it is that of an earlier run
+            sections.append(page.figure(f"{row.name}: values and their grid", drawing.read_text(), caption=CAPTION))
     write_report(made.name, folder, [*sections, *parts.files(results)])
     show(found, note, results)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.run import Allocation, Eval, Fit, Method, engine, identity, keys, pieces, run, training
+from lowbit.run import Allocation, Eval, Fit, Method, engine, identity, keys, pieces, run, sections, training
 from lowbit.run.experiment import Suite
 from lowbit.run.folder import RunFolder, read_metrics
 from lowbit.run.identity import fingerprint
@@ -312,6 +312,18 @@ def test_a_recipe_is_known_by_its_own_modules(tmp_path, monkeypatch):
     assert folder.stale == ["seed-0/gptq"]
     assert RunFolder(tmp_path, config, accept_stale=True).finished("seed-0/gptq", after["gptq"]) == {"n": 1}
     identity._numerics.cache_clear()
+
+
+def test_the_page_is_of_the_config_at_hand(tmp_path):
+    """Epochs and seeds of an earlier, longer config stay in the metrics, and in no curve; a failed row has no earlier drawing."""
+    long = dataclasses.replace(PLAIN, fit=None, methods=(Method("m", {"**": "w4,a4"}, tiny.FIT),), seeds=(0, 1))
+    run(long, tmp_path)
+    found = run(
+        dataclasses.replace(long, methods=(Method("m", {"**": "w4,a4"}, Fit(epochs=1, batch=50)),), seeds=(0,)),
+        tmp_path,
+    )
+    assert [(line["piece"], line["epoch"]) for line in sections._epochs(found)] == [("seed-0/m", 0)]
+    assert len([line for line in read_metrics(tmp_path) if line["kind"] == "epoch"]) == 4
 
 
 def test_a_drawing_that_is_lost_is_made_again(first, tmp_path):
