@@ -257,7 +257,8 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
             if not each.is_together:
                 found = merged(found, each.measure(piece))
     except Exception as error:  # noqa: BLE001 - whatever a method of the user's raises: its row says it, the others go on
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        text = f"{type(error).__name__}: {'; '.join(filter(None, lines)).replace(':;', ':')}"
         job.folder.fail(name, key, text)
         job.log(name, "error", seed=seed, method=method.name, error=text)
         job.screen.say(f"seed {seed}  {method.name:<12} failed: {text}", style="red")

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.configs import allocate_networks, demo
 from lowbit import cli
+from lowbit.cli.running import check
 from tests.run import tiny
 
 DEMO = "experiments/configs/demo.py"
@@ -154,6 +155,14 @@ def test_changes_are_typed():
     assert cli.changed(only, ["only="]).only == ()
     with pytest.raises(cli.UsageError, match="--set seeds=: "):
         cli.changed(demo.config, ["seeds="])
+
+
+def test_the_engine_s_own_run_in_a_config_is_no_run_of_its_own(tmp_path):
+    path = tmp_path / "all.py"
+    path.write_text("from lowbit.run import *\nfrom tests.run.tiny import config\n")
+    check(path, [["fit.epochs=1"]], ["grids"])  # evals are left out of an Experiment alone
+    with pytest.raises(cli.UsageError, match="--without speed: tiny has no such eval"):
+        check(path, [[]], ["speed"])
 
 
 def test_run_and_show(capsys, tmp_path):
