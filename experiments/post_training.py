@@ -196,7 +196,7 @@ def _piece(folder: RunFolder, name: str, subject: Subject, plan: Plan, recipe: s
         call = lb.execute(report.fn, bound)
         qparams = lb.prepare(bound, qparams)
         outputs = np.concatenate([np.asarray(call(qparams, report.state, *given)) for given in subject.inputs])
-        atomic.write(folder.piece(name) / "report.json", report.to_json())
+        atomic.write_file(folder.piece(name) / "report.json", report.to_json())
         said = {"bits_per_weight": report.bits_per_weight, "recipe": report.recipe, "solve_seconds": round(spent, 1)}
     numbers = subject.score(outputs, np.load(path))
     first = next(iter(numbers))

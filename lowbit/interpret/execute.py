@@ -268,7 +268,7 @@ def execution(
     is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
     qparams = qparams if platform == "cpu" or is_integer else viewed(plan, qparams)
     traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
-    check_same_operations(traced.graph, plan)
+    check_same_operations(traced.inventory, plan)
     if not plan.quantized:
         return fn(qparams.params, *args, **kwargs)
     if is_integer:
@@ -296,7 +296,7 @@ def execution(
 
         outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
         return jax.tree.unflatten(traced.out_tree, outs)
-    fit = fitted(plan, traced.graph)
+    fit = fitted(plan, traced.inventory)
     rows = {row.path: row for row in fit.rows}
     prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
 
@@ -352,7 +352,7 @@ def execution(
             report.append((op.path, how, "; ".join(part for part in (reason, note) if part)))
         return result
 
-    walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
+    walk = Walk(traced.inventory, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
     outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
     return jax.tree.unflatten(traced.out_tree, outs)
 

@@ -19,7 +19,7 @@ from .folder import TIMES, RunFolder
 from .identity import fingerprint
 from .job import Job
 from .pieces import Piece, check_rules, eval_key, key_of, made, measured, name_of, network
-from .results import Results, Row
+from .results import Measured, Results
 from .screen import Screen, console
 
 
@@ -293,7 +293,7 @@ def _found(job: Job, together: Mapping[str, Any], *, since: float, minutes: floa
                 results[seed] = merged(found, together.get(method.name, {})) if seed == first else found
             elif (error := job.folder.failure(name, key, since=since)) is not None:
                 errors[seed] = error
-        rows.append(Row(method.name, results, errors))
+        rows.append(Measured(method.name, results, errors))
     guess = None
     if asked.baseline is not None and asked.metric is not None:
         name, call = asked.baseline

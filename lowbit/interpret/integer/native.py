@@ -24,7 +24,7 @@ from lowbit.program.read import Value
 from .compute import code_dtype
 from .flat import Constants
 from .joined import Joined
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named
 from .ops.scan import Turns
 from .plans import program_for
@@ -57,7 +57,7 @@ class Grid(NamedTuple):
     spec: Spec
 
 
-def natives_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> dict[str, Native]:
+def natives_of(program: Placement, orders: Orders, grid: Callable[[Value], Grid]) -> dict[str, Native]:
     """Returns what computes the nodes that run on the native kernels, by path.
 
     Args:
@@ -90,7 +90,7 @@ def natives_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) 
     return found
 
 
-def floats_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
+def floats_of(program: Placement, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
     """Returns the arguments that their only reader, an operation on the kernels, puts on their grid itself.
 
     Args:
@@ -108,7 +108,7 @@ def floats_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -
     return frozenset(node.out for node in program.nodes if node.kind == "input" and node.out in alone)
 
 
-def _read(program: Program) -> Counter[Value]:
+def _read(program: Placement) -> Counter[Value]:
     """How often a value is read."""
     places = program.everywhere()
     read = Counter(v for node, _ in places for v in node.ins)
@@ -120,7 +120,7 @@ def _read(program: Program) -> Counter[Value]:
     return read
 
 
-def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
+def _joins(program: Placement, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
     """Sums, maxima and minima that may be part of the call that makes an operand, and which of them, by path.
 
     It is read by nothing else, and of two the later one: what it is joined with is there when the sum is computed.
