@@ -88,7 +88,7 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
 def _new(chosen: argparse.Namespace) -> None:
     from lowbit.run import skeleton
 
-    config, model = skeleton.write(chosen.name, Path(chosen.folder))
+    config, model = skeleton.write_skeleton(chosen.name, Path(chosen.folder))
     print(f"{config}\n{model}\nlowbit run {config}")
 
 

@@ -12,7 +12,7 @@ _KEYS = {"values", "measured", "errors"}
 """Of which a row has one."""
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
     """Returns the summary of a finished run, with its config under ``"asked"``.
 
     Raises:
@@ -77,7 +77,7 @@ def diff(one: Path, other: Path) -> tuple[tables.Table, tables.Table]:
     Raises:
         ValueError: if one of them is no finished run.
     """
-    left, right = read(one), read(other)
+    left, right = read_run(one), read_run(other)
     asked = [list(line) for line in changes(left["asked"], right["asked"])]
     for key in ("commit", "metric"):
         asked += [[key, *map(str, pair)] for pair in [(left.get(key), right.get(key))] if pair[0] != pair[1]]
@@ -104,7 +104,7 @@ def report(folders: Sequence[Path]) -> tables.Table:
     Raises:
         ValueError: if one of them is no finished run.
     """
-    found = [read(folder) for folder in folders]
+    found = [read_run(folder) for folder in folders]
     names = list(dict.fromkeys(name for each in found for name in each["rows"]))
     rows = [[name, *(tables.spread(_values(each["rows"].get(name, {})), 3) for each in found)] for name in names]
     metrics = dict.fromkeys(str(each.get("metric") or "no metric") for each in found)

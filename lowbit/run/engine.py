@@ -23,7 +23,7 @@ from .identity import joined
 from .job import Job
 from .keys import eval_key, key_of, name_of
 from .pieces import Piece, check_rules, made, measured, network
-from .results import Results, Row
+from .results import Measured, Results
 from .samples import arguments
 from .screen import Screen, console
 
@@ -278,7 +278,7 @@ def _line(job: Job, seed: int, method: Method, found: Mapping[str, Any]) -> str:
     said = [] if metric is None else [f"{where} {value:.{metric.digits}f}" for where, value in found["metric"].items()]
     said += [f"{where} differs by {value['max']:.3g}" for where, value in found.get("difference", {}).items()]
     for column in () if metric else (column for each in job.experiment.evals for column in each.columns):
-        if values := Row(method.name, {seed: found}, {}).values(*column.of):
+        if values := Measured(method.name, {seed: found}, {}).values(*column.of):
             said.append(f"{column.head} {column.text(values, [])}")
     return f"seed {seed}  {method.name:<12} {'  '.join(said)}   {found[TIMES]:.1f} s"
 
@@ -334,7 +334,7 @@ def _found(job: Job, together: Mapping[str, Any], *, since: float, minutes: floa
                 results[seed] = merged(found, together.get(method.name, {})) if seed == first else found
             elif (error := job.folder.failure(name, key, since=since)) is not None:
                 errors[seed] = error
-        rows.append(Row(method.name, results, errors))
+        rows.append(Measured(method.name, results, errors))
     guess = None
     if asked.baseline is not None and asked.metric is not None:
         name, call = asked.baseline

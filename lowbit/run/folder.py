@@ -38,7 +38,7 @@ _OWN = (RESULT, _TRAINING)
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON, whole or not at all."""
-    atomic.write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    atomic.write_file(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any | None:

@@ -16,7 +16,7 @@ from .evals import grids
 from .evals.column import Column, gap, mean, size, spread, worst
 from .experiment import FLOAT, Experiment
 from .folder import TIMES, RunFolder, write_json
-from .results import Results, Row, deviation
+from .results import Measured, Results, deviation
 from .screen import Console, console
 
 NOTES = {
@@ -80,7 +80,7 @@ def legend(metric: str | None, found: tables.Table) -> str:
     return ". ".join(lines) + "."
 
 
-def _cells(row: Row, base: Row, asked: Sequence[Column]) -> list[str]:
+def _cells(row: Measured, base: Measured, asked: Sequence[Column]) -> list[str]:
     found = []
     for column in asked:
         values = row.values(*column.of)
@@ -94,12 +94,12 @@ def standard(results: Results) -> None:
     found, metric = table(results), made.metric
     write_json(folder.path / "summary.json", summary(results, found) | results.made)
     note = legend(None if metric is None else metric.name, found)
-    atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
+    atomic.write_file(folder.path / "table.txt", tables.text(found) + "\n")
     sections = [page.table(found, note), *_failures(results)]
     drawn = []
     if metric is not None and any(row.results for row in results.rows):
         drawing = figures.accuracy_against_bytes(_points(results))
-        atomic.write(folder.path / "accuracy.svg", drawing)
+        atomic.write_file(folder.path / "accuracy.svg", drawing)
         drawn.append(page.figure(f"{metric.name[:1].upper()}{metric.name[1:]} against size", drawing))
     drawn += parts.curves(results)
     sections += [page.row(*drawn), page.row(*parts.by_seed(results), *parts.layers(results))]
@@ -151,7 +151,7 @@ def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
         page.details("Config", (folder.path / "config.json").read_text()),
         page.details("Machine and versions", json.dumps(facts, indent=2)),
     ]
-    atomic.write(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
+    atomic.write_file(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
 
 
 def summary(results: Results, found: tables.Table) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
     }
 
 
-def _measured(row: Row) -> dict[str, Any]:
+def _measured(row: Measured) -> dict[str, Any]:
     """Numbers by their keys, over seeds: the mean, and the spread where there are several seeds."""
     found: dict[str, Any] = {}
     for keys in sorted({keys for result in row.results.values() for keys in _paths(result)}):

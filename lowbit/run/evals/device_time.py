@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from lowbit.export.bundle import Bundle, read
 from lowbit.export.c.run import built, called
 from lowbit.export.c.types import c_type
+from lowbit.export.reading import Bundle, read_bundle
 from lowbit.run.measure import interleaved
 from lowbit.run.pieces import Piece
 from lowbit.run.samples import chosen
@@ -98,7 +98,7 @@ class _DeviceTime:
                 bundle = lb.export(piece.fn, piece.plan, piece.qparams, example, piece.folder / "export")
                 given = x
             else:
-                bundle = read(piece.folder / "export")
+                bundle = read_bundle(piece.folder / "export")
                 given = codes(x, bundle)
                 if is_c(self.target):
                     found[name]["c"] = microseconds(bundle, given)

@@ -34,5 +34,5 @@ class _Grids:
             if piece.qstate is not None and piece.plan.quantized:
                 batches = [(piece.state, *x) for x in calibration(piece.job)[:2]]
                 drawn = panels.panels(piece.fn, piece.bound, piece.params, piece.qstate, batches, limit=self.limit)
-                atomic.write(drawing(piece.job.folder, piece.method.name), figures.grids(drawn))
+                atomic.write_file(drawing(piece.job.folder, piece.method.name), figures.grids(drawn))
         return {}

@@ -72,7 +72,7 @@ def require() -> None:
 
 def compiled(artifact: bytes, target: Path) -> Path:
     """Compiles a portable artifact to ``target`` and returns it."""
-    atomic.write(target, compiler.compile_artifact(artifact))
+    atomic.write_file(target, compiler.compile_artifact(artifact))
     return target
 
 
