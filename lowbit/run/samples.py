@@ -61,10 +61,10 @@ class Samples(Protocol):
 class Split(NamedTuple):
     """Inputs ``[batch, ...]``, mostly in float32, and their labels ``[batch, ...]``, of whatever kind the loss and the metric take.
 
-    A network that takes several arguments has a tuple of inputs.
+    A network that takes several arguments has a tuple of inputs: they are `Inputs`, and whoever made them knows which.
     """
 
-    inputs: Inputs
+    inputs: Any
     labels: np.ndarray
 
     @property
