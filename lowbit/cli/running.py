@@ -41,15 +41,20 @@ def run(chosen: argparse.Namespace) -> int:
         return int(bool(run_one(config, out, fresh=chosen.fresh, **options).failed))
 
 
-def check(path: Path, changes: Sequence[Sequence[str]], without: Sequence[str] = ()) -> None:
+def check(path: Path, changes: Sequence[Sequence[str]], without: Sequence[str] = (), only: Sequence[str] = ()) -> None:
     """Raises where a config file, or one of several lists of changes to it, is not what `run` takes: before any of them runs.
 
     Raises:
         UsageError: as `run`.
+        ValueError: for a glob of ``only`` that fits no piece.
     """
+    from lowbit.run.engine import check_only
+
     module = _executed(path)
     for each in changes:
-        _without(asked(path, module, each), without)
+        config = _without(asked(path, module, each), without)
+        if only and not _has_own_run(module):
+            check_only(config, only)
 
 
 def asked(path: Path, module: dict[str, Any], changes: Sequence[str]) -> Any:

@@ -102,7 +102,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
         raise UsageError(f"--jobs must be at least 1, got {chosen.jobs}")
     if chosen.ray and chosen.submitit:
         raise UsageError("--ray and --submitit are two schedulers: give one of them")
-    check(path, [point.changes for point in asked], chosen.without)
+    check(path, [point.changes for point in asked], chosen.without, chosen.only)
     words = [
         word for option in ("without", "only") for value in getattr(chosen, option) for word in (f"--{option}", value)
     ]

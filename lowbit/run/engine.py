@@ -53,7 +53,7 @@ def run(
         OSError: if the data set cannot be had.
         ValueError: if a glob of ``only`` fits nothing, or rules do not fit the network.
     """
-    _check_only([config], only)
+    check_only(config, only)
     chosen = _chosen(config, only)
     _require(config)
     folder = RunFolder(out, config, fresh=fresh, accept_stale=accept_stale)
@@ -82,7 +82,7 @@ def run_suite(
     Raises:
         ImportError, OSError: as `run`; where no experiment's data can be had, what the first said.
     """
-    _check_only(config.experiments, only, has_names=True)
+    check_only(config, only)
     chosen = {each.name: _chosen(each, only, each.name) for each in config.experiments}
     for each in config.experiments:
         if chosen[each.name]:
@@ -191,8 +191,10 @@ def _chosen(config: Experiment, only: Sequence[str], lead: str | None = None) ->
     return [(seed, method) for seed, method in pieces if _is_chosen(name_of(method, seed), only, lead)]
 
 
-def _check_only(configs: Sequence[Experiment], only: Sequence[str], *, has_names: bool = False) -> None:
-    """Raises for a glob that fits nothing: what it asks for would be left out in silence."""
+def check_only(config: Experiment | Suite, only: Sequence[str]) -> None:
+    """Raises ValueError for a glob that fits no piece of a config: what it asks for would be left out in silence."""
+    has_names = isinstance(config, Suite)
+    configs = config.experiments if isinstance(config, Suite) else (config,)
     for glob in only:
         if not any(_chosen(each, [glob], each.name if has_names else None) for each in configs):
             names = dict.fromkeys(method.name for each in configs for method in each.rows)
