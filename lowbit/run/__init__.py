@@ -27,6 +27,8 @@ from .evals.iree import iree as iree
 from .evals.latency import iree_latency as iree_latency
 from .evals.latency import latency as latency
 from .evals.peers import peers as peers
+from .evals.scores import bootstrap as bootstrap
+from .evals.scores import scores as scores
 from .evals.verify import verify as verify
 from .experiment import Allocation as Allocation
 from .experiment import Experiment as Experiment
