@@ -32,7 +32,7 @@ from lowbit.interpret.state import (
     statistics_of,
     walked_sites,
 )
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.observe.fold import fold, nothing_but_zero, unseen
 from lowbit.observe.resumed import Resumed
 from lowbit.packed import arguments
@@ -149,8 +149,7 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
 
     @jax.jit
     def step(params, qstate, statistics, args, kwargs):
-        traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         if plan.is_full_integer:
 
             def look(leaves, seen):
