@@ -179,6 +179,26 @@ struct Vec {
     return acc;
   }
 
+  // Of every channel one byte from each of kRows rows, the first the lowest; of `count` channels (kWhole: of all 16).
+  template <int kRows, bool kWhole>
+  static I Stacked(const int8_t* const* rows, int64_t count) {
+    I word = Bytes<kWhole>(rows[0], count);
+    if constexpr (kRows > 1) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[1], count), 8));
+    if constexpr (kRows > 2) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[2], count), 16));
+    if constexpr (kRows > 3) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[3], count), 24));
+    return word;
+  }
+  template <bool kWhole>
+  static I Bytes(const int8_t* p, int64_t count) {
+    if constexpr (kWhole) return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(First(count), p));
+  }
+  // acc += of each channel four products of an unsigned byte and a signed one.
+  static I DotBytes(I acc, I x, I w) {
+    asm("vpdpbusd %1, %2, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
+  }
+
   // Levels of input i of a block as floats: stored code less the offset, or the codebook's entry.
   template <int kBits, bool kBook>
   struct Decoder {
