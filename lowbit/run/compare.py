@@ -21,8 +21,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     found = next(
         (each for name in ("summary.json", "study.json") if (each := read_json(folder / name)) is not None), None
     )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give that of a run that ended, such as runs/demo")
     if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
-        raise ValueError(f"{folder} has no summary of rows: give the folder of a run that ended, such as runs/demo")
+        inner = sorted(path.parent for path in folder.glob("*/summary.json"))
+        hint = f"those in it, such as {inner[0]}" if inner else "that of a run that ended, such as runs/demo"
+        raise ValueError(f"{folder} has no summary of rows: give {hint}")
     rows = found["rows"].values()
     if rows and not any(isinstance(row, dict) and _KEYS & row.keys() for row in rows):
         raise ValueError(f"{folder} is of an earlier lowbit, which kept no values by seed: run its config again")

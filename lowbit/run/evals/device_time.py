@@ -20,6 +20,7 @@ from lowbit.export.c.types import c_type
 from lowbit.export.reading import Bundle, read_bundle
 from lowbit.run.measure import interleaved
 from lowbit.run.pieces import Piece
+from lowbit.run.samples import chosen
 
 from . import iree
 from .column import Column, Eval, mean
@@ -90,7 +91,8 @@ class _DeviceTime:
         found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
         calls = {}
         for name, piece in pieces.items():
-            x = piece.test[:1]
+            x = chosen(piece.test, slice(1))
+            assert isinstance(x, np.ndarray)  # `device` was asked for before
             if piece.is_float:
                 example = (piece.state, jnp.asarray(x))
                 bundle = lb.export(piece.fn, piece.plan, piece.qparams, example, piece.folder / "export")

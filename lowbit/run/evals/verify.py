@@ -5,8 +5,6 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 import lowbit as lb
 from lowbit.export import installed
 from lowbit.export.bundle import Bundle
@@ -58,7 +56,7 @@ class _Verify:
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
         if piece.is_float:
             return {}
-        args, place = (piece.state, jnp.asarray(piece.test[: self.batch])), piece.folder / "export"
+        args, place = (piece.state, *piece.example(self.batch)), piece.folder / "export"
 
         def export(targets: Sequence[str]) -> Bundle:
             return lb.export(
