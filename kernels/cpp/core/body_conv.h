@@ -195,6 +195,14 @@ void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t row_begin
   }
 }
 
+// Whether a sum of int32 times these scales stays a float32: then nothing saturates. Scales that are NaN are none.
+LOWBIT_INLINE bool IsTame(const Conv& c, const float* scales) {
+  if (c.x_scales != nullptr || c.x_marks != nullptr || !(c.x_scale < 0x1p30f && c.x_scale > -0x1p30f)) return false;
+  bool tame = true;
+  for (int i = 0; i < kLanes; ++i) tame &= scales[i] < 0x1p60f && scales[i] > -0x1p60f;
+  return tame;
+}
+
 // Output positions side by side of 16 channels, from column j of a line on. `lines` are where the taps of each height begin,
 // `w` the taps of these channels.
 template <int kSide, int kTaps>
@@ -243,6 +251,7 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
     for (int64_t n = 0; n < c.channels; n += kLanes) {
       const float* w = taps.data() + n;
       const Vec::F scale = c.tail.fixed != nullptr ? Vec::SetF(1.0f) : Vec::LoadF(c.scales + n);
+      const bool tame = c.tail.fixed == nullptr && IsTame(c, c.scales + n);
       for (int64_t j = 0; j < c.out_width; j += kSide) {
         Vec::F sum[kSide];
         square ? DepthwiseSums<kSide, 3>(c, lines, w, stride, n, j, sum)
@@ -254,7 +263,8 @@ void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
           continue;
         }
         const int64_t last = c.out_width - 1;
-        for (int64_t k = 0; k < kSide; ++k) {
+        for (int64_t k = 0; tame && k < kSide; ++k) sum[k] = Vec::MulF(Vec::MulF(sum[k], scale), Vec::SetF(c.x_scale));
+        for (int64_t k = 0; !tame && k < kSide; ++k) {
           const float x_scale = WindowScale(c, b, i, j + k < last ? j + k : last, 0);
           sum[k] = Vec::Saturate(Vec::MulF(Vec::Saturate(Vec::MulF(sum[k], scale)), Vec::SetF(x_scale)));
         }

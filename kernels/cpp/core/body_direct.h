@@ -87,7 +87,11 @@ __attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const
   for (int t = 0; t < kTiles; ++t) {
     const Vec::F scale = Vec::LoadF(c.scales + (first_tile + tile + t) * kLanes);
     Vec::F values[kRows];
-    for (int r = 0; r < kRows; ++r) {
+    const bool tame = IsTame(c, c.scales + (first_tile + tile + t) * kLanes);
+    for (int r = 0; tame && r < kRows; ++r) {
+      values[r] = Vec::MulF(Vec::MulF(Vec::Convert(acc[r][t]), scale), Vec::SetF(c.x_scale));
+    }
+    for (int r = 0; !tame && r < kRows; ++r) {
       const Vec::F product = Vec::Saturate(Vec::MulF(Vec::Convert(acc[r][t]), scale));
       values[r] = Vec::Saturate(Vec::MulF(product, Vec::SetF(scales[r])));
     }

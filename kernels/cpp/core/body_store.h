@@ -137,10 +137,20 @@ __attribute__((noinline)) void StoreTail(const Tail& t, int64_t m, int64_t valid
         for (int r = 0; r < kRows; ++r) v[r] = V::Saturate(V::MulF(v[r], w));
         break;
       case Step::kMax:
-        for (int r = 0; r < kRows; ++r) v[r] = V::Larger(v[r], w);
+        if (V::IsPlain(w)) {
+          for (int r = 0; r < kRows; ++r) v[r] = V::PlainLarger(v[r], w);
+        } else if (V::IsZero(w)) {  // a sum with 0.0 makes -0.0 that, and nothing else another
+          for (int r = 0; r < kRows; ++r) v[r] = V::AddF(V::PlainLarger(v[r], w), w);
+        } else {
+          for (int r = 0; r < kRows; ++r) v[r] = V::Larger(v[r], w);
+        }
         break;
       case Step::kMin:
-        for (int r = 0; r < kRows; ++r) v[r] = V::Smaller(v[r], w);
+        if (V::IsPlain(w)) {
+          for (int r = 0; r < kRows; ++r) v[r] = V::PlainSmaller(v[r], w);
+        } else {
+          for (int r = 0; r < kRows; ++r) v[r] = V::Smaller(v[r], w);
+        }
         break;
     }
   }
