@@ -54,12 +54,12 @@ def name_of(candidate: Any) -> str:
         raise TypeError(
             f"candidates must be rule texts, quantizers or 'keep', got {candidate!r:.40} ({type(candidate).__name__})"
         )
-    return match.read({"**": candidate})[0].text.removeprefix("**: ")
+    return match.parse_rules({"**": candidate})[0].text.removeprefix("**: ")
 
 
 def quantizers_of(row: Row, candidate: Any) -> Quantizers:
     """Returns what a candidate makes of a row: inputs stay as the plan has them where it says nothing of them."""
-    given = match.read({"**": candidate})[0].quantizers
+    given = match.parse_rules({"**": candidate})[0].quantizers
     if given == Quantizers() or given.input is not None:
         return given
     own = next((site.quantizer for site in row.sites if not site.is_weight and site.quantizer is not None), None)

@@ -28,7 +28,7 @@ def masked(fn: Model, plan: Plan, params: Any, qstate: Any, mask: Any, args: Any
         kwargs: keyword arguments.
     """
     traced = trace(fn, params, args, dict(kwargs))
-    check_same_operations(traced.graph, plan)
+    check_same_operations(traced.inventory, plan)
     leaves, rows = list(traced.leaves), {row.path: row for row in plan.rows}
     first = {row.weight.key: row.path for row in reversed(plan.quantized) if row.weight is not None}
     for key, site in plan.leaf_sites().items():
@@ -52,7 +52,7 @@ def masked(fn: Model, plan: Plan, params: Any, qstate: Any, mask: Any, args: Any
             operands.append(jnp.where(state["on"] != 0, on_grid.astype(x.dtype), x))
         return compute(op, *operands), state
 
-    walk = Walk(traced.graph, at, frozenset(states), is_guarded=True, inside="any")
+    walk = Walk(traced.inventory, at, frozenset(states), is_guarded=True, inside="any")
     outs, _ = walk.run(leaves, states)
     return jax.tree.unflatten(traced.out_tree, outs)
 

@@ -113,13 +113,13 @@ def sensitivity(
     work = _Work(fn, ordinary, params, given, method, loss)
     columns = []
     for count, each in enumerate(offered):
-        column = kept.read(_file(each.name))
+        column = kept.load(_file(each.name))
         if column is None:
             found = dict.fromkeys(each.fits, 0.0)  # what stays in float costs nothing
             if any(row.path in each.fits for row in each.plan.quantized):
                 found |= work.of(each)
             column = {"score": np.array([found.get(row.path, math.inf) for row in rows], np.float64)}
-            kept.write(_file(each.name), column)
+            kept.keep(_file(each.name), column)
         columns.append(column["score"])
         if progress is not None:
             progress(count + 1)

@@ -92,7 +92,7 @@ def float_pass(fn: Model, plan: Plan, loss: Callable[..., Any] | None) -> Callab
     @jax.jit
     def run(params: Any, key: Any, args: Any, kwargs: Any) -> Any:
         traced = trace(fn, params, args, dict(kwargs))
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
         of = loss if loss is None or key is None else functools.partial(loss, key)
         return besides.values(fn, plan, traced, watch, of, params, args, kwargs)
 
@@ -107,7 +107,7 @@ def candidate_pass(fn: Model, plan: Plan) -> Callable[..., Any]:
     @jax.jit
     def run(params: Any, qstate: Any, floats: Any, args: Any, kwargs: Any) -> Any:
         traced = trace(fn, params, args, dict(kwargs))
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
         carried = carried_states(plan, qstate)
         beside: dict[str, Any] = {}
         for row in plan.quantized:

@@ -98,7 +98,7 @@ def _origin(value: Any) -> Any:
 def _summed(plan: Plan, by_equation: dict[int, str]) -> list[list[str]]:
     """For every sum of two values that are data, the operations that make these, through bias, scale and activation."""
     found = []
-    for equation in plan.program.graph.program.order:
+    for equation in plan.program.inventory.program.order:
         if equation.name in ("add", "add_any") and sum(value.is_data for value in equation.ins) == 2:
             some = [path for value in equation.ins for path in _makers(value, by_equation)]
             if len(some) > 1:

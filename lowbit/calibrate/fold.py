@@ -150,14 +150,14 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
     @jax.jit
     def step(params, qstate, statistics, args, kwargs):
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
         if plan.is_full_integer:
 
             def look(leaves, seen):
                 return integer_observation(plan, dataclasses.replace(traced, leaves=leaves), seen)
 
             return automatic(look, traced.leaves, statistics)
-        fit, grids = fitted(plan, traced.graph), _so_far(qstate) if sequential else None
+        fit, grids = fitted(plan, traced.inventory), _so_far(qstate) if sequential else None
         return with_axes(fit, plan, observation(fit, traced, watch, with_axes(plan, fit, statistics), grids=grids))
 
     return step

@@ -84,9 +84,9 @@ def allocate(chosen: argparse.Namespace) -> None:
         )
     qparams = lb.pack(found.plan, params, lb.calibrate(fn, found.plan, params, batches))
     size = lb.save(out / "packed.safetensors", found.plan, qparams)
-    atomic.write(out / "scores.json", scores.json() + "\n")
-    atomic.write(out / "front.json", front.json() + "\n")
-    atomic.write(out / "rules.json", json.dumps(found.choice, indent=1) + "\n")
+    atomic.write_file(out / "scores.json", scores.json() + "\n")
+    atomic.write_file(out / "front.json", front.json() + "\n")
+    atomic.write_file(out / "rules.json", json.dumps(found.choice, indent=1) + "\n")
     print(found)
     for path, name in found.choice.items():
         print(f"  {path}={name}")
@@ -94,5 +94,5 @@ def allocate(chosen: argparse.Namespace) -> None:
     if chosen.report:
         from lowbit.report.allocation import allocation_page
 
-        atomic.write(out / "report.html", allocation_page(found, scores, front, title=chosen.model, folder=out))
+        atomic.write_file(out / "report.html", allocation_page(found, scores, front, title=chosen.model, folder=out))
         print(out / "report.html")

@@ -30,13 +30,13 @@ def quantize(chosen: argparse.Namespace) -> None:
             progress=progress,
         )  # fmt: skip
     size = lb.save(out / "packed.safetensors", plan, qparams)
-    atomic.write(out / "report.json", report.to_json() + "\n")
+    atomic.write_file(out / "report.json", report.to_json() + "\n")
     print(report)
     print(f"\n{out / 'packed.safetensors'}: {size:,} bytes")
     if chosen.report:
         from lowbit.report.recipe import recipe_page
 
-        atomic.write(out / "report.html", recipe_page(report, title=f"{chosen.model}, {chosen.recipe}"))
+        atomic.write_file(out / "report.html", recipe_page(report, title=f"{chosen.model}, {chosen.recipe}"))
         print(out / "report.html")
     targets = [name for name in (chosen.targets or "").split(",") if name]
     if targets:

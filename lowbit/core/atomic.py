@@ -22,7 +22,7 @@ _OLD = "replaced"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
-def write(path: str | os.PathLike[str], content: bytes | str | Iterable[bytes]) -> None:
+def write_file(path: str | os.PathLike[str], content: bytes | str | Iterable[bytes]) -> None:
     """Writes a file whole or not at all; text in UTF-8.
 
     A symbolic link in its place is replaced by the file: what it points to is never written.

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 
-def read(content: str | bytes) -> Any:
+def parse_json(content: str | bytes) -> Any:
     """Returns what JSON text says, where it says it once.
 
     Of a key that stands twice in an object, readers take the first or the last: what was checked is then not what another
@@ -17,9 +17,9 @@ def read(content: str | bytes) -> Any:
         ValueError: if it is no JSON, has a key twice, a number that is none, other bytes than UTF-8, or is too deep to be read.
 
     Example:
-        >>> read('{"a": [1, 2]}')
+        >>> parse_json('{"a": [1, 2]}')
         {'a': [1, 2]}
-        >>> read('{"a": 1, "a": 2}')
+        >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
         ValueError: the key 'a' stands twice in one object
     """

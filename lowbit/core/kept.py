@@ -57,18 +57,18 @@ class Kept:
             _add(found, tree)
         self.folder = Path(folder) / found.hexdigest()[:24]
 
-    def read(self, name: str) -> dict[str, np.ndarray] | None:
-        """Returns what `write` kept under a name, or None where there is nothing, or a bit of it has changed."""
+    def load(self, name: str) -> dict[str, np.ndarray] | None:
+        """Returns what `keep` kept under a name, or None where there is nothing, or a bit of it has changed."""
         if self.folder is None or not (path := self.folder / f"{name}.safetensors").is_file():
             return None
         found = opened(path.read_bytes())
         return None if found is None else found[0]
 
-    def write(self, name: str, arrays: dict[str, Any]) -> None:
+    def keep(self, name: str, arrays: dict[str, Any]) -> None:
         """Keeps named arrays, whole or not at all."""
         if self.folder is not None:
             content = sealed({key: np.asarray(value) for key, value in arrays.items()})
-            atomic.write(self.folder / f"{name}.safetensors", content)
+            atomic.write_file(self.folder / f"{name}.safetensors", content)
 
 
 def _metadata(header: bytes) -> dict[str, str]:

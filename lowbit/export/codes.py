@@ -154,7 +154,7 @@ def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., An
         qparams: unpacked.
         result: ``(operation, row, operands, states of its sites) -> result``.
     """
-    check_same_operations(traced.graph, plan)
+    check_same_operations(traced.inventory, plan)
     rows = {row.path: row for row in plan.rows}
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
@@ -163,5 +163,5 @@ def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., An
         states_of = (states or {}) if row.stack else qparams.sites.get(op.path, {})
         return result(op, row, values, states_of), states
 
-    walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
+    walk = Walk(traced.inventory, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
     return walk.run(traced.leaves, qparams.sites)[0]

@@ -105,7 +105,7 @@ def _traced(plan: Plan, fn: Model | None, params: Any, args: Sequence[Any], kwar
     """What the plan was bound to, or another trace of its function; None where neither is needed."""
     if fn is not None:
         traced = trace(fn, params, args, dict(kwargs or {}), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
         return traced.bare
     if plan.program is not None or not (plan.is_full_integer or has_derived(plan.rows)):
         return plan.program

@@ -156,7 +156,7 @@ def simulation(
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
     traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
+    check_same_operations(traced.inventory, plan)
     if not plan.quantized:
         return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes)
@@ -200,7 +200,7 @@ def simulated_trace(
                     functools.partial(_updated, site), state, {"values": leaves[i]}, like=leaves[i]
                 )
             leaves[i] = with_codes(forward(site, state, leaves[i], site.operand), codes.get(path))
-    fit = fitted(plan, traced.graph)
+    fit = fitted(plan, traced.inventory)
     rows = {row.path: row for row in fit.rows}
     sites = with_axes(plan, fit, carried_states(plan, qstate, codes))
 
@@ -221,7 +221,7 @@ def simulated_trace(
         return compute(op, *operands), after
 
     walk = Walk(
-        traced.graph,
+        traced.inventory,
         at,
         frozenset(row.path for row in plan.quantized),
         writes=train,

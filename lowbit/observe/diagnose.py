@@ -241,7 +241,7 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
     @jax.jit
     def step(params, qstate, served, args, kwargs, codes):
         traced = trace(fn, params, args, dict(kwargs))
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
         starts = [walk.empty(watch, plan, traced) for watch in watches]
         floats = walk.observation(plan, traced, watches[0], starts[0])
         beside: dict[str, Any] = {
@@ -250,7 +250,7 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
         }
         for path, role, _ in watches[2].places:
             beside[path][role]["ends"] = _ends(plan[path], role, served[path][role])
-        fit = fitted(plan, traced.graph)
+        fit = fitted(plan, traced.inventory)
         carried = with_axes(plan, fit, carried_states(plan, qstate, codes))
         for path, roles in beside.items():
             carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
@@ -291,7 +291,7 @@ def _integer_stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
     @jax.jit
     def step(params, qstate, served, args, kwargs, codes):
         traced = trace(fn, params, args, dict(kwargs), has_picks=False)
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
 
         def look(leaves, qstate, served, codes):
             now, ends = dataclasses.replace(traced, leaves=leaves), {}

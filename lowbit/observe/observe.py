@@ -113,7 +113,7 @@ def observe(
         nonlocal watch
         if watch is None:
             traced = trace(fn, params, args, keywords, has_picks=not plan.is_full_integer)
-            check_same_operations(traced.graph, plan)
+            check_same_operations(traced.inventory, plan)
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
         run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
@@ -141,7 +141,7 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
     @jax.jit
     def step(params, qstate, states, args, kwargs, codes, other):
         traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.graph, plan)
+        check_same_operations(traced.inventory, plan)
         floats, given = (traced, params)
         if other is not None:
             floats, given = trace(fn, other, args, dict(kwargs), has_picks=not plan.is_full_integer), other
@@ -159,7 +159,7 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
-        fit = fitted(plan, traced.graph)
+        fit = fitted(plan, traced.inventory)
         given = {"carried": with_axes(plan, fit, carried_states(plan, qstate, codes)), "beside": beside}
         after = walk.observation(fit, traced, watch, states, grids=Grids.of(qstate, codes), **given)
         return after, turns
@@ -171,7 +171,7 @@ def _watch(plan: Plan, traced: Any, wanted: Any) -> Watch:
     """What is wanted, by operation; checked."""
     if not isinstance(wanted, Mapping):
         raise TypeError(f"wanted must be {{glob: {{role: statistics}}}}, got {wanted!r:.40} ({type(wanted).__name__})")
-    operations = {op.path: op for op in traced.graph.operations}
+    operations = {op.path: op for op in traced.inventory.operations}
     found: dict[str, dict[str, list[Statistic]]] = {}
     for glob, roles in wanted.items():
         if not isinstance(glob, str) or not isinstance(roles, Mapping):

@@ -89,7 +89,7 @@ def _run(
     fn: Model, plan: Plan, inside: str, params: Any, deltas: Deltas, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
     traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
+    check_same_operations(traced.inventory, plan)
     rows = {row.path: row for row in plan.rows}
     leaves, at_operations = list(traced.leaves), {}
     for path, roles in deltas.items():
@@ -109,7 +109,7 @@ def _run(
         out = op.rebind(operands)
         return (_added(out, given[OUTPUT], f"the output of {op.path!r}") if OUTPUT in given else out), given
 
-    walk = Walk(traced.graph, at, frozenset(at_operations), inside=inside)
+    walk = Walk(traced.inventory, at, frozenset(at_operations), inside=inside)
     outs, _ = walk.run(leaves, at_operations)
     return jax.tree.unflatten(traced.out_tree, outs)
 
@@ -154,7 +154,7 @@ def _check(plan: Plan, deltas: Any) -> None:
 
 
 def _check_shapes(traced: Trace, rows: Mapping[str, Row], deltas: Deltas) -> None:
-    for op in traced.graph.operations:
+    for op in traced.inventory.operations:
         for role, delta in deltas.get(op.path, {}).items():
             want = _shape(op, rows[op.path], role)
             stack = rows[op.path].stack
@@ -196,9 +196,9 @@ def zeros(fn: Model, plan: Plan, params: Any, *args: Any, roles: tuple[str, ...]
         {'w': {'output': (3, 2), 'weight': (2, 2)}}
     """
     traced = trace(fn, params, args, kwargs, has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
+    check_same_operations(traced.inventory, plan)
     found: dict[str, dict[str, Any]] = {}
-    for op in traced.graph.operations:
+    for op in traced.inventory.operations:
         row = plan[op.path]
         for role in roles:
             site = next((s for s in row.sites if s.role == role), None)

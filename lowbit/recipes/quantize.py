@@ -31,6 +31,7 @@ from lowbit.plan.rows import Plan, Row
 from lowbit.quantizers.rtn import RTN
 from lowbit.rewrites.bias_correction import bias_correction
 from lowbit.rewrites.given import given as with_batches
+from lowbit.rewrites.stateless import rewritten
 
 from .lookup import named
 from .noise import accumulated
@@ -58,8 +59,8 @@ def quantize(
     """Returns the packed model, its plan, and a report: post-training quantization in one call.
 
     ``lowbit.execute(fn, plan)(qparams, *args)`` runs it, with the state as the first of ``args`` where there is one; where
-    the recipe rewrites the model, ``report.fn`` and ``report.state`` take the place of ``fn`` and ``state``. ``params`` are
-    left as they are.
+    the recipe rewrites the model, ``report.fn`` and ``report.state`` take the place of ``fn`` and ``state``: called as ``fn`` is,
+    without a state where it takes none. ``params`` are left as they are.
 
     Args:
         fn: ``fn(params, *args)``, or ``fn(params, state, *args)`` where ``state`` is given.
@@ -117,13 +118,10 @@ def quantize(
     if chosen.pick is not None:
         chosen = chosen.pick(bind(fn, rules, params, *first))
     if chosen.rewrite is not None:
-        original = fn
-        with_state = fn if state is not None else (lambda p, s, *a: original(p, *a))
-        rewritten, params, new_state = with_batches(chosen.rewrite, given, rules)(
-            with_state, params, {} if state is None else state
-        )
-        first = (new_state, *first[len(lead) :])
-        fn, lead = rewritten, (new_state,)
+        args = first[len(lead) :]
+        fn, params, new_state = rewritten(with_batches(chosen.rewrite, given, rules), fn, params, state)
+        lead = () if state is None else (new_state,)
+        first = (*lead, *args)
         clock.done("rewrite")
     count = sum(1 for _ in calls())
     root = None if chosen.remainder is None else f"{chosen.remainder.root}/"

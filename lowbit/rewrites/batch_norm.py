@@ -30,7 +30,7 @@ from lowbit.program.read import Equation, Value
 from .chain import Rewrite
 from .fixed import Reader
 from .norms import Left, Norm, find
-from .traced import Traced, read
+from .traced import Traced, trace_model
 
 SMALLEST_FACTOR = 2.0**-50
 """A channel's ``gamma / sigma`` counts as at least this: where gamma is 0, training can still divide by it."""
@@ -83,7 +83,7 @@ class Folded:
         for i, shape, dtype in self.dropped:
             leaves[i] = jnp.zeros(shape, dtype)
         original = jax.tree.unflatten(tree, leaves)
-        program = read(self.fn, original, state, args, kwargs)
+        program = trace_model(self.fn, original, state, args, kwargs)
         norms, _ = find(program)
         if (found := tuple(norm.path for norm in norms)) != self.paths:
             raise ValueError(
@@ -149,7 +149,7 @@ def fold(*args: Any, unfolded: str = "raise", kwargs: Mapping[str, Any] | None =
 
     def rewrite(fn: Callable[..., Any], params: Any, state: Any) -> tuple[Folded, dict[str, Any], Any]:
         check_keywords("fold", fn, ("unfolded", "kwargs"), given)
-        program = read(fn, params, state, args, example)
+        program = trace_model(fn, params, state, args, example)
         norms, left = find(program)
         _check(norms, left, unfolded)
         is_training = any(norm.stats for norm in norms)

@@ -8,6 +8,7 @@ from lowbit.core.marks import takes_state
 
 from .given import given
 from .scaling import Batches
+from .stateless import rewritten
 
 Rewrite = Callable[[Callable[..., Any], Any, Any], tuple[Callable[..., Any], Any, Any]]
 """``(fn, params, state) -> (fn', params', state')`` with ``fn'(params', state', *args)`` equal to ``fn(params, state, *args)``."""
@@ -42,7 +43,8 @@ def chain(*rewrites: Rewrite, batches: Batches | None = None) -> "Chain":
 
     A rewrite takes ``(fn, params, state)`` and returns ``(fn', params', state')``: another model, the same function.
     It comes before `lowbit.bind`. What comes out is marked as taking ``state``, so that `lowbit.export` keeps it as a
-    constant, also where a rewrite returns a plain function. No rewrite at all is legal and changes nothing.
+    constant, also where a rewrite returns a plain function. A function without state is rewritten with ``state=None``, and stays
+    one: ``fn'(params', *args)``. No rewrite at all is legal and changes nothing.
 
     Args:
         *rewrites: such as ``lowbit.rewrites.batch_norm.fold(x)`` and ``lowbit.rewrites.smooth.smooth(0.5)``.
@@ -58,6 +60,9 @@ def chain(*rewrites: Rewrite, batches: Batches | None = None) -> "Chain":
         >>> fn, params, state = chain(doubled, doubled)(lambda p, s, x: p * x, 3.0, {})
         >>> params, fn(params, state, 1.0)
         (12.0, 3.0)
+        >>> fn, params, state = chain(doubled)(lambda p, x: p * x, 3.0, None)
+        >>> params, fn(params, 1.0), state
+        (6.0, 3.0, None)
     """
     for rewrite in rewrites:
         if not callable(rewrite):
@@ -91,6 +96,8 @@ class Chain:
         return dataclasses.replace(self, rules=rules)
 
     def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Callable[..., Any], Any, Any]:
+        if state is None:
+            return rewritten(self, fn, params, None)
         model = fn, params, state
         for rewrite in self.rewrites:
             model = given(rewrite, self.batches, self.rules)(*model)

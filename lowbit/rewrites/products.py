@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lowbit.program.evaluate import again, evaluate
 from lowbit.program.read import Equation, Value
 
-from .traced import Traced, read
+from .traced import Traced, trace_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Altered:
         own = params[self.root]
         rest = {k: v for k, v in params.items() if k != self.root}
         rest = rest["params"] if self._is_wrapped(params) else rest
-        traced = read(self.fn, rest, state, args, kwargs)
+        traced = trace_model(self.fn, rest, state, args, kwargs)
         by_address = {product.address: product for product in self.products}
         met = set()
 

@@ -25,7 +25,7 @@ from lowbit.program.turns import Side
 
 from .given import Given
 from .scaling import Scaled, first_batch
-from .traced import read
+from .traced import trace_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rotate(Given):
         if self.batches is None:
             raise ValueError("rotate has no batches: give rotate(batches=[(x,)]), or lowbit.chain(..., batches=)")
         args = first_batch(self.batches, "rotate")
-        traced = read(fn, params, state, args, {}, inlined=INLINED)
+        traced = trace_model(fn, params, state, args, {}, inlined=INLINED)
         leaves, tree = jax.tree.flatten((params, state))
         paths = [*traced.paths, *(f"state/{path}" for path in traced.state_paths)]
         ones = [i for i, leaf in enumerate(leaves) if _is_ones(leaf)]

@@ -19,7 +19,7 @@ from lowbit.program.pairs import End, Pair, Pairs, pairs
 from lowbit.program.read import Equation
 from lowbit.program.taps import Place, tapped
 
-from .traced import Traced, read
+from .traced import Traced, trace_model
 
 Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
@@ -67,7 +67,7 @@ class Scaled:
     def __call__(self, params: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.bounds:
             return self.fn(params, state, *args, **kwargs)
-        traced = read(self.fn, params["params"], state, args, kwargs)
+        traced = trace_model(self.fn, params["params"], state, args, kwargs)
         by_address = {e.address: e for e in _everywhere(traced)}
         for bound in self.bounds:
             found = by_address.get(bound.place.address)
@@ -127,8 +127,8 @@ class Model:
         self.fn, self.title, self.batches = fn, title, batches
         self.params, self.state = params, state
         self.args = first_batch(batches, title)
-        self.traced = read(fn, params, state, self.args, {})
-        self.program = read(fn, params, state, self.args, {}, inlined=INLINED).program
+        self.traced = trace_model(fn, params, state, self.args, {})
+        self.program = trace_model(fn, params, state, self.args, {}, inlined=INLINED).program
         self.pairs: Pairs = pairs(self.program, has_bounds=has_bounds)
         self.leaves: list[Any] = jax.tree.leaves((params, state))
         self.paths = [*self.traced.paths, *(f"state/{path}" for path in self.traced.state_paths)]
@@ -206,7 +206,7 @@ class Model:
 
         @jax.jit
         def step(leaves: Any, args: Any) -> list[dict[str, Any]]:
-            program = read(self.fn, self.params, self.state, args, {}).program
+            program = trace_model(self.fn, self.params, self.state, args, {}).program
             _, values = tapped(program, [*leaves, *jax.tree.leaves((args, {}))], places)
             return [_summed(x, wanted[place]) for place, x in zip(places, values, strict=True)]
 

@@ -1,10 +1,11 @@
 """What comments and docstrings cite in backticks exists; and where it is kept, a variable is called by what it holds."""
 
 import ast
+import fnmatch
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.project import rules
@@ -62,6 +63,41 @@ def test_the_rule_finds_what_is_not_there() -> None:
     code = 'def f(x):\n    """Calls `g` of `lowbit.h`, and `f`."""\n    return x  # as `k` does, not ``m``\n'
     found = unknown({"lowbit/one.py": code, "lowbit/h.cpp": "int g;"})
     assert found == ["lowbit/one.py:3: `k` is named nowhere"]
+
+
+OWNERS = {
+    "Program": "lowbit/program/read.py",
+    "Graph": "lowbit/export/onnx/graph.py",  # ONNX's own word
+    "Row": "lowbit/plan/rows.py",
+    "read": "lowbit/program/read.py",
+    "write": "lowbit/export/*/write.py",
+}
+"""Words that were many things: where the one that is called so is. `matmul` is a word of the kernels, which are no part of lowbit."""
+
+
+def owners(files: dict[str, str], names: Iterable[str]) -> dict[str, list[str]]:
+    """The files that define a class, function or method of each name."""
+    where: dict[str, list[str]] = {name: [] for name in names}
+    for path, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name in where:
+                where[node.name].append(path)
+    return where
+
+
+def test_a_word_has_one_owner() -> None:
+    paths = [path for path in rules.files(ROOT) if path.suffix == ".py"]
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in paths}
+    files = {path: text for path, text in texts.items() if path.startswith(("lowbit/", "experiments/"))}
+    strangers = {
+        (name, path)
+        for name, where in owners(files, (*OWNERS, "matmul")).items()
+        for path in where
+        if not fnmatch.fnmatch(path, OWNERS.get(name, ""))
+    }
+    assert strangers == set()
+    code = {"a.py": "class Row:\n    def read(self): ...\n", "b.py": "def read(): ...\n"}
+    assert owners(code, ["Row", "read"]) == {"Row": ["a.py"], "read": ["a.py", "b.py"]}
 
 
 SAYING = (

@@ -74,7 +74,7 @@ def test_what_is_served_is_two_thin_products_beside_the_packed_one(case, exact):
     third, bias = (np.asarray(v, np.float64) for v in (params["third"], params["first"]["b"]))
     y = np.maximum(x @ q1 + x @ a1 @ b1 + bias, 0)
     want = y @ q2.T + y @ a2 @ b2 + x @ third
-    got = np.asarray(lb.execute(report.fn, plan)(qparams, report.state, batches[0][0]), np.float64)
+    got = np.asarray(lb.execute(report.fn, plan)(qparams, batches[0][0]), np.float64)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
@@ -102,8 +102,7 @@ def test_by_default_it_loses_less_than_gptq_on_unseen_inputs_with_integer_inputs
         lost = {}
         for name in ("gptq", "lqer"):
             qparams, plan, report = lb.quantize(network, params, {"**": rules}, batches=few, recipe=name)
-            lead = () if report.state is None else (report.state,)
-            off = np.asarray(lb.execute(report.fn, plan)(qparams, *lead, unseen) - network(params, unseen), np.float64)
+            off = np.asarray(lb.execute(report.fn, plan)(qparams, unseen) - network(params, unseen), np.float64)
             lost[name] = np.sum(off**2)
         assert lost["lqer"] < 0.95 * lost["gptq"]
         assert qparams.params["low_rank"]["first/w"]["a"].dtype == jnp.bfloat16

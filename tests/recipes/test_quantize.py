@@ -41,8 +41,7 @@ def loss(y, x):
 
 def served(report, plan, qparams, *args):
     """Executed, where the recipe rewrote the model as rewritten."""
-    lead = () if report.state is None else (report.state,)
-    return lb.execute(report.fn, plan)(qparams, *lead, *args)
+    return lb.execute(report.fn, plan)(qparams, *args)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def test_what_is_served_is_the_second_scale_times_the_inputs(case):
     t, b = (np.asarray(v, np.float64) for v in (qparams.params["sinq"]["first/w"], qparams.params["first"]["b"]))
     assert np.exp(np.mean(np.log(t))) == pytest.approx(1.0)
     want = np.maximum((np.asarray(x, np.float64) * t) @ weights["first/w"] + b, 0) @ weights["second"].T
-    got = np.asarray(lb.execute(report.fn, plan)(qparams, report.state, x), np.float64)
+    got = np.asarray(lb.execute(report.fn, plan)(qparams, x), np.float64)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
     said = str(report.fn)
     assert "first/w -> second: 16 channels, imbalance" in said
@@ -70,8 +70,7 @@ def test_rows_of_many_sizes_lose_less(case):
     lost = {}
     for name in ("rtn", "sinq"):
         qparams, plan, report = lb.quantize(network, params, {"**": "w4"}, batches=[(x,)], recipe=name)
-        lead = () if report.state is None else (report.state,)
-        off = np.asarray(lb.execute(report.fn, plan)(qparams, *lead, x) - network(params, x), np.float64)
+        off = np.asarray(lb.execute(report.fn, plan)(qparams, x) - network(params, x), np.float64)
         lost[name] = np.sum(off**2)
     assert lost["sinq"] < 0.2 * lost["rtn"]  # 0.10
 

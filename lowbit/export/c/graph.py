@@ -125,7 +125,7 @@ class Loop:
 
 
 @dataclasses.dataclass(eq=False)
-class Graph:
+class CProgram:
     """A program.
 
     Attributes:
@@ -154,7 +154,7 @@ class Graph:
         return sorted(found, key=lambda v: (v.array is None, v.number))  # constants may be made late
 
 
-def read(closed: Any) -> Graph:
+def read_integers(closed: Any) -> CProgram:
     """Returns the program of a closed jaxpr.
 
     Raises:
@@ -162,7 +162,7 @@ def read(closed: Any) -> Graph:
     """
     program = read_program(closed)
     inputs = [Value("input", v.shape, v.dtype, index=i) for i, v in enumerate(program.inputs)]
-    graph = Graph(inputs, _Writer()(program, inputs))
+    graph = CProgram(inputs, _Writer()(program, inputs))
     _fold(graph)
     return graph
 
@@ -203,13 +203,13 @@ class _Writer:
 
     def scan(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
         consts, n_carry = compat.scan_counts(equation.eqn)
-        read = equation.loop
-        assert read is not None
+        outside = equation.loop
+        assert outside is not None
         inits, xs = list(values[consts : consts + n_carry]), values[consts + n_carry :]
-        loop = Loop(read.length, read.is_reversed, self.around, inits, [], [], [])
+        loop = Loop(outside.length, outside.is_reversed, self.around, inits, [], [], [])
         loop.carries = [Value("carry", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
         turns = [Value("turn", x.shape[1:], x.dtype, (x,), loop=loop) for x in xs]
-        outs = _Writer(loop)(read.body, [*values[:consts], *loop.carries, *turns])
+        outs = _Writer(loop)(outside.body, [*values[:consts], *loop.carries, *turns])
         loop.afters, loop.ys, loop.number = outs[:n_carry], outs[n_carry:], next(_COUNT)
         loop.finals = [Value("carried", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
         loop.stacks = [
@@ -227,7 +227,7 @@ def _made(equation: Equation, values: Sequence[Value]) -> list[Value]:
     ]
 
 
-def _fold(graph: Graph) -> None:
+def _fold(graph: CProgram) -> None:
     """Computes what depends on constants alone; what would take more bits than its sources stays as it is."""
     values = graph.values()
     known: set[Value] = set()
@@ -308,7 +308,7 @@ def storage(array: np.ndarray, *, is_weight: bool = False) -> Any:
     return jnp.dtype(jnp.int8) if types.bits(dtype) < 8 and is_small else dtype
 
 
-def named(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
+def named(graph: CProgram, weights: Mapping[str, np.ndarray]) -> None:
     """Says of weights which they are, by their codes in whatever order, and of their users what they multiply.
 
     Args:
@@ -339,7 +339,7 @@ def _is_constant(value: Value) -> bool:
     return all(u.array is not None for u in _upstream(value) if not u.ins)
 
 
-def check(graph: Graph, known: Callable[[str], bool]) -> None:
+def check(graph: CProgram, known: Callable[[str], bool]) -> None:
     """Raises ValueError for a primitive that has no rule, naming it, its source line and the layer before it."""
     last = ""
     for value in graph.values():

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from lowbit.program import primitives
 
-from .graph import Graph, Loop, Value
+from .graph import CProgram, Loop, Value
 
 _COST = {"div": 8, "rem": 8, "gather": 2, "pad": 1, "concatenate": 1, "clz": 4, "population_count": 8}
 _FREE = primitives.SHAPED | primitives.CASTS | primitives.COPIES | {"iota", "slice", "turn"}
@@ -88,7 +88,7 @@ class Scheduler:
         stages: in order.
     """
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: CProgram):
         self.graph, self.values = graph, graph.values()
         self.homes: dict[Value, Loop | None] = {}
         self.fixed: set[Value] = set()

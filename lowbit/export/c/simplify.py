@@ -8,14 +8,14 @@ import numpy as np
 from lowbit.program import primitives
 
 from . import types
-from .graph import Graph, Value, constant, stored_bits
+from .graph import CProgram, Value, constant, stored_bits
 
 _SAME = primitives.COPIES | primitives.CASTS | {"broadcast_in_dim", "reshape"}
 _NEUTRAL = {"add": 0, "mul": 1, "or": 0, "xor": 0, "and": -1}
 _SHIFTS = ("sub", "shift_left", "shift_right_arithmetic", "shift_right_logical")
 
 
-def simplify(graph: Graph) -> None:
+def simplify(graph: CProgram) -> None:
     """Changes a graph in place.
 
     * a constant that is subtracted is added; two that are added are one;

@@ -23,7 +23,7 @@ from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.grouped import Grouped, multipliers
 from lowbit.interpret.integer.interpretations import specs_of
 from lowbit.interpret.integer.kind import Movement
-from lowbit.interpret.integer.nodes import Node, Program
+from lowbit.interpret.integer.nodes import Node, Placement
 from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.ops.lookup import picking
 from lowbit.interpret.integer.plans import program_for
@@ -84,7 +84,7 @@ class _Maker:
         grids: by path.
     """
 
-    def __init__(self, plan: Plan, program: Program, qparams: QParams, known: Constants, grids: Mapping[str, Grid]):
+    def __init__(self, plan: Plan, program: Placement, qparams: QParams, known: Constants, grids: Mapping[str, Grid]):
         self.plan, self.program, self.qparams, self.known, self.grids = plan, program, qparams, known, grids
         self.sites = plan.grids()
         rounding = rounding_named(plan.rounding)
