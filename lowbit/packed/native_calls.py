@@ -173,6 +173,7 @@ def run(
     keep: bool = True,
     keeps_nan: bool = True,
     is_plain: bool = False,
+    by_channel: bool = False,
 ) -> Results:
     """Returns a product, what follows it and the codes of the next operation, by one native call.
 
@@ -186,10 +187,12 @@ def run(
         keep: whether the value is a result.
         keeps_nan: whether what sums over a NaN is NaN.
         is_plain: the value alone, of a dot differentiable, without a look for NaN on static grids.
+        by_channel: marks, of a convolution of two dimensions, say which channels are NaN (`lowbit_kernels.fused`).
     """
     if product.is_dot:
         return _run_dot(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan, is_plain=is_plain)
-    return _run_conv(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan and not is_plain)
+    nan = keeps_nan and not is_plain
+    return _run_conv(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=nan, by_channel=by_channel)
 
 
 def channels_of(product: Product, weight: NativeTensor | Order) -> tuple[int, ...] | None:
@@ -297,7 +300,7 @@ def why_not_conv(params: Any, weight: NativeTensor) -> str | None:
     return None
 
 
-def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Results:
+def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan, by_channel) -> Results:
     params = dict(product.params)
     layout = LAYOUTS[tuple(params["dimension_numbers"].lhs_spec)]
     groups = params["feature_group_count"]
@@ -318,6 +321,7 @@ def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Resu
         steps=prepare_steps(steps, out, feature_group_count=1 if is_depthwise else groups) if steps else None,
         emit=emit,
         keep=keep,
+        by_channel=by_channel,
         keeps_nan=keeps_nan,
         implementation="cpu",
         strides=tuple(params["window_strides"]),
