@@ -110,7 +110,7 @@ def write_block(documents: Sequence[str], content: str, marks: tuple[str, str] =
     for name in documents:
         text = Path(name).read_text()
         start, end = block(text, marks)
-        atomic.write(name, text[:start] + content + text[end:])
+        atomic.write_file(name, text[:start] + content + text[end:])
 
 
 def report(titles: Mapping[str, str], results: Sequence[Results], folder: RunFolder) -> None:
@@ -134,7 +134,7 @@ def report(titles: Mapping[str, str], results: Sequence[Results], folder: RunFol
     } | results[0].made
     write_json(folder.path / "summary.json", found)
     table, every = compact(found), whole(found)
-    atomic.write(folder.path / "table.txt", f"{tables.text(table)}\n\n{tables.text(every)}\n")
+    atomic.write_file(folder.path / "table.txt", f"{tables.text(table)}\n\n{tables.text(every)}\n")
     write_report("matrix", folder, [page.table(table, NOTE), page.table(every)])
     printed(table, NOTE).print(str(folder.path), highlight=False, soft_wrap=True)
 

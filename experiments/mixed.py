@@ -21,7 +21,6 @@ import numpy as np
 import lowbit as lb
 from experiments.mixed_measures import per_input
 from experiments.mixed_summary import summary
-from experiments.post_training import check_only, compiled_kept
 from lowbit.allocate import measures
 from lowbit.allocate.budget import Budget
 from lowbit.allocate.choose import allocation
@@ -32,10 +31,17 @@ from lowbit.plan.costs import weight_bits
 from lowbit.plan.rows import Plan
 from lowbit.recipes.lookup import named
 from lowbit.run import Model
+from lowbit.run.engine import compiled_kept
 from lowbit.run.environment import command
 from lowbit.run.experiment import FLOAT
 from lowbit.run.folder import TIMES, RunFolder, plain, write_json
 from lowbit.run.screen import console
+
+
+def check_only(only: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ValueError where a name that is asked for is none there is: nothing would be done, in silence."""
+    if unknown := [name for name in only if name not in names]:
+        raise ValueError(f"only: there is no {unknown[0]!r}; there are {', '.join(names)}")
 
 
 def own_classes(logits: jax.Array) -> jax.Array:
@@ -158,7 +164,7 @@ def run(config: Mixed, out: Path, *, fresh: bool = False) -> Path:
         DataError: if a network or its data is not installed.
     """
     folder = RunFolder(out, config, fresh=fresh, accept_stale=True)  # known by what is asked for alone
-    with compiled_kept(folder.path / "compiled"):
+    with compiled_kept(folder.path):
         asked = [n for n in config.networks if not config.only or n.name in config.only]
         works = {network.name: _Work(folder, network) for network in asked}
         for recipe in dict.fromkeys(r for network in asked for r in network.recipes):
@@ -169,12 +175,27 @@ def run(config: Mixed, out: Path, *, fresh: bool = False) -> Path:
                 for work in works.values():
                     work.compared()
         made = {key: folder.environment[key] for key in ("versions", "device")}
-        every = [summary(folder.path / network.name, network) for network in config.networks]
+        every = [summary(folder.path / n.name, n, known(folder, n)) for n in config.networks]
         networks = [each for each in every if each is not None]
+        for each in networks:
+            for name in each.get("stale", ()):
+                console().print(
+                    f"{each['name']}/{name} is of another config: left out", style="yellow", highlight=False
+                )
         write_json(
             folder.path / "summary.json", {"config": config.name, "command": command(), "networks": networks} | made
         )
     return folder.path
+
+
+def known(folder: RunFolder, network: Network) -> dict[str, dict[str, Any]]:
+    """Returns the results of a network's pieces that the config asks for and that are finished, by name; does none."""
+    work = _Work(folder, network)
+    work.does = False
+    for recipe in network.recipes:
+        work.all_of(recipe)
+    work.compared()
+    return dict(sorted((name.replace("_", " "), result) for name, result in work.found.items()))
 
 
 class _Work:
@@ -185,6 +206,7 @@ class _Work:
         self.loaded: Subject | None = None
         self.bound: Plan | None = None
         self.found: dict[str, dict[str, Any]] = {}
+        self.does = True
 
     @property
     def subject(self) -> Subject:
@@ -227,6 +249,8 @@ class _Work:
         path = f"{self.network.name}/{name}".replace(" ", "_")
         key = hashlib.sha256(json.dumps([plain(what)], sort_keys=True).encode()).hexdigest()[:16]
         result = self.folder.finished(path, key)
+        if result is None and not self.does:
+            return {}
         if result is None:
             started, spent = time.perf_counter(), time.process_time()
             result = do()
@@ -237,7 +261,8 @@ class _Work:
             result |= {what: self.folder.environment[what] for what in ("commit", "dirty")}
             self.folder.finish(path, key, result)
         said = f"{result['dB']:7.2f} dB  KL {result['KL']:.4f}  {result['right %']:.1f} %" if "dB" in result else ""
-        self.terminal.print(f"{path:<44} {result[TIMES]:6.0f} s  {said}", highlight=False)
+        if self.does:
+            self.terminal.print(f"{path:<44} {result[TIMES]:6.0f} s  {said}", highlight=False)
         self.found[name] = result
         return result
 
@@ -246,24 +271,29 @@ class _Work:
         is_nearest = recipe == self.network.recipes[0]
         made: dict[str, dict[str, str]] = {}
         for budget in self.network.budgets:
-            made[f"mixed {budget.name}"] = self.rules("", self.choice(budget))
+            made |= self.chosen(f"mixed {budget.name}", self.choice(budget))
             made |= {f"uniform {rule.replace('/', ' ')}": self.rules(rule) for rule in budget.uniform}
             if is_nearest and self.network.generations:
-                made[f"evolved {budget.name}"] = self.rules("", self.evolved(budget))
+                made |= self.chosen(f"evolved {budget.name}", self.evolved(budget))
         if is_nearest:
-            made |= {f"mixed {bits:g}": self.rules("", self.choice(Budgeted(bits, ()))) for bits in self.network.ladder}
+            for bits in self.network.ladder:
+                made |= self.chosen(f"mixed {bits:g}", self.choice(Budgeted(bits, ())))
             made |= {f"uniform {rule.replace('/', ' ')}": self.rules(rule) for rule in self.network.candidates}
         return made
 
+    def chosen(self, name: str, choice: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """The rules of a choice by name; nothing where it was not made yet, and nothing is to be done."""
+        return {name: self.rules("", choice)} if choice else {}
+
     def choice(self, budget: Budgeted) -> dict[str, str]:
         """What is chosen under a budget: kept, since it does not need the network once it is known."""
-        scores = self.found[f"scores/{self.network.chosen}"]["scores"]
+        scores = self.found.get(f"scores/{self.network.chosen}", {}).get("scores")
 
         def choose() -> dict[str, Any]:
             found = allocation(self.plan, Scores.from_json(json.dumps(scores)), budget=self.limit(budget))
             return {"choice": found.choice, "gap": found.gap, "table": str(found), "costs": found.lines[0].costs}
 
-        return self.piece(f"choice/mixed {budget.name}", {"scores": scores}, choose)["choice"]
+        return self.piece(f"choice/mixed {budget.name}", {"scores": scores}, choose).get("choice", {})
 
     def limit(self, budget: Budgeted) -> Budget:
         if not isinstance(budget.bits, str):
@@ -274,7 +304,7 @@ class _Work:
 
     def evolved(self, budget: Budgeted) -> dict[str, str]:
         """What evolution makes of it, by the divergence of whole plans on the calibration data."""
-        scores = self.found[f"scores/{self.network.chosen}"]["scores"]
+        scores = self.found.get(f"scores/{self.network.chosen}", {}).get("scores")
         generations = self.network.generations
 
         def search() -> dict[str, Any]:
@@ -285,7 +315,9 @@ class _Work:
             )  # fmt: skip
             return {"choice": found.choice, "start": found.start, "measured": found.measured}
 
-        return self.piece(f"choice/evolved {budget.name}", {"scores": scores, "n": generations}, search)["choice"]
+        return self.piece(f"choice/evolved {budget.name}", {"scores": scores, "n": generations}, search).get(
+            "choice", {}
+        )
 
     def _float(self) -> dict[str, Any]:
         model, subject = self.subject.model, self.subject

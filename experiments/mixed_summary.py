@@ -9,30 +9,26 @@ import numpy as np
 
 from experiments.mixed_measures import Compared, gains, ranks
 from lowbit.run.experiment import FLOAT
-from lowbit.run.folder import read_json
 
 
-def finished(folder: Path) -> dict[str, Any]:
-    """Returns the results of all finished pieces of a network, by name, whichever run made them."""
-    found = {}
-    for path in sorted(folder.rglob("result.json")):
-        stored = read_json(path)
-        if isinstance(stored, dict) and "result" in stored:
-            found[str(path.parent.relative_to(folder)).replace("_", " ")] = stored["result"]
-    return found
+def stale(folder: Path, found: Mapping[str, Any]) -> list[str]:
+    """Returns names of finished pieces in a network's folder that are none of those ``found``: of another config."""
+    known = {name.replace(" ", "_") for name in found}
+    names = (str(path.parent.relative_to(folder)) for path in sorted(folder.rglob("result.json")))
+    return [name for name in names if name not in known]
 
 
-def summary(folder: Path, network: Any) -> dict[str, Any] | None:
+def summary(folder: Path, network: Any, found: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns what the table shows of a network: plans, gains with their intervals, and how well scores predict.
 
     Args:
         folder: of its pieces.
         network: of `experiments.mixed.Network`.
+        found: results of its finished pieces, by name: of those that the config at hand asks for.
 
     Returns:
         JSON data, or None where no piece is finished.
     """
-    found = finished(folder)
     if FLOAT not in found:
         return None
     compared: dict[str, Compared] = {}
@@ -60,7 +56,7 @@ def summary(folder: Path, network: Any) -> dict[str, Any] | None:
         "scores": chosen,
         "float": found.get(FLOAT), "plans": plans, "pairs": pairs, "choices": choices, "ranks": ranks(found, network.methods),
         "predicted": _predicted(network, found, choices),
-    }  # fmt: skip
+    } | ({"stale": others} if (others := stale(folder, found)) else {})  # fmt: skip
 
 
 def _predicted(

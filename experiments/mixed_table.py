@@ -186,7 +186,7 @@ def report(found: Mapping[str, Any], folder: Path) -> Path:
             drawn = pictures.predicted_against_measured(sums, right, path=folder / f"{name}_predicted.png")
             sections.append(page.figure(f"{title}: sum of single measurements beside the whole plan's", drawn))
     text = page.page("Mixed plans on real networks", f"By {found['command']}.", sections)
-    atomic.write(folder / "report.html", text)
+    atomic.write_file(folder / "report.html", text)
     return folder / "report.html"
 
 

@@ -10,8 +10,7 @@ runs/post_training/summary.json experiments/results/post_training.json`` and ``p
 README.md`` write the table.
 """
 
-from experiments.post_training import Network, Plan, PostTraining
-from experiments.post_training import run as run
+from experiments.post_training import Network, Plan, suite
 from experiments.post_training_subjects import TINY, faces, mobilenet, sentences
 
 _PLAIN = ("rtn", "auto", "gptq")
@@ -60,42 +59,40 @@ _TITLES = {
     "anomaly_detection": "auto-encoder",
 }  # fmt: skip
 
-config = PostTraining(
-    name="post_training",
-    networks=(
-        *(
-            Network(
-                name, _TITLES[name], TINY[name], "correlation" if name == "anomaly_detection" else "agreement %",
-                4 if name == "anomaly_detection" else 1, plans,
-            )
-            for name, plans in _TINY_PLANS.items()
-        ),
+config = suite(
+    "post_training",
+    *(
         Network(
-            "blazeface", "BlazeFace", faces, "right %", 1,
-            (
-                Plan("W8 per tensor", {"**": "w8/tensor"}, 97),
-                Plan("W4", {"**": "w4"}, 96),
-                Plan("W4A8", {"**": "w4,a8"}, 95, tried=_FACES),
-            ),
+            name, _TITLES[name], TINY[name], "correlation" if name == "anomaly_detection" else "agreement %",
+            4 if name == "anomaly_detection" else 1, plans,
+        )
+        for name, plans in _TINY_PLANS.items()
+    ),
+    Network(
+        "blazeface", "BlazeFace", faces(), "right %", 1,
+        (
+            Plan("W8 per tensor", {"**": "w8/tensor"}, 97),
+            Plan("W4", {"**": "w4"}, 96),
+            Plan("W4A8", {"**": "w4,a8"}, 95, tried=_FACES),
         ),
-        Network(
-            "minilm", "MiniLM", sentences, "cosine", 4,
-            (
-                Plan("W4", {"**/dot_*": "keep", "**": "w4"}, 0.975, _WITH_BLOCKS, _MINILM["W4"]),
-                Plan("W3", {"**/dot_*": "keep", "**": "w3"}, 0.92, tried=_MINILM["W3"]),
-                Plan("W8A8 per tensor", {"**/dot_*": "keep", "**": "w8/tensor,a8"}, 0.995, tried=_MINILM["W8A8 per tensor"]),
-                Plan("W4A8", {"**/dot_*": "keep", "**": "w4,a8"}, 0.97, tried=_MINILM["W4A8"]),
-            ),
+    ),
+    Network(
+        "minilm", "MiniLM", sentences(), "cosine", 4,
+        (
+            Plan("W4", {"**/dot_*": "keep", "**": "w4"}, 0.975, _WITH_BLOCKS, _MINILM["W4"]),
+            Plan("W3", {"**/dot_*": "keep", "**": "w3"}, 0.92, tried=_MINILM["W3"]),
+            Plan("W8A8 per tensor", {"**/dot_*": "keep", "**": "w8/tensor,a8"}, 0.995, tried=_MINILM["W8A8 per tensor"]),
+            Plan("W4A8", {"**/dot_*": "keep", "**": "w4,a8"}, 0.97, tried=_MINILM["W4A8"]),
         ),
-        Network(
-            "mobilenet_v2", "MobileNetV2", mobilenet, "top-1 %", 1,
-            (
-                Plan("W6 per tensor", {"**": "w6/tensor"}, 82),
-                Plan("W5", {"**": "w5"}, 85, (*_WITH_BLOCKS, "centered"), "Not tried: `brecq`."),
-                Plan("W4", {"**": "w4"}, 74, _WITH_MEANS),
-                Plan("W3", {"**": "w3"}, 50, _WITH_MEANS, _W3),
-                Plan("W4A8", {"**": "w4,a8"}, 72, _WITH_MEANS),
-            ),
+    ),
+    Network(
+        "mobilenet_v2", "MobileNetV2", mobilenet(), "top-1 %", 1,
+        (
+            Plan("W6 per tensor", {"**": "w6/tensor"}, 82),
+            Plan("W5", {"**": "w5"}, 85, (*_WITH_BLOCKS, "centered"), "Not tried: `brecq`."),
+            Plan("W4", {"**": "w4"}, 74, _WITH_MEANS),
+            Plan("W3", {"**": "w3"}, 50, _WITH_MEANS, _W3),
+            Plan("W4A8", {"**": "w4,a8"}, 72, _WITH_MEANS),
         ),
     ),
 )  # fmt: skip

@@ -10,26 +10,23 @@ minute of a core, one of ``gptq`` about five. ``cp runs/post_training_language/s
 experiments.post_training_language_table README.md`` write the table.
 """
 
-from experiments.post_training import Network, Plan, PostTraining
-from experiments.post_training import run as run
+from experiments.post_training import Network, Plan, suite
 from experiments.post_training_language import language
 
 _RECIPES = ("rtn", "gptq", "lqer", "qep")
 _KEPT = {"embedding": "keep", "**/dot_*": "keep"}
 """The embedding, which is the last product's weight too, is in 8 bits in the file: quantized in the first row alone."""
 
-config = PostTraining(
-    name="post_training_language",
-    networks=(
-        Network(
-            "smollm2", "SmolLM2-135M", language, "perplexity", 1,
-            (
-                Plan("W8, embedding too", {"**/dot_*": "keep", "**": "w8"}, None, ("rtn",)),
-                Plan("W4", {**_KEPT, "**": "w4"}, 66, _RECIPES),
-                Plan("W4 g128", {**_KEPT, "**": "w4/g128"}, None, ("rtn", "gptq", "lqer")),
-                Plan("W3 g64", {**_KEPT, "**": "w3/g64"}, None, _RECIPES),
-                Plan("W4 g32 (the file's own blocks)", {**_KEPT, "**": "w4/g32"}, None, ("rtn", "gptq")),
-            ),
+config = suite(
+    "post_training_language",
+    Network(
+        "smollm2", "SmolLM2-135M", language(), "perplexity", 1,
+        (
+            Plan("W8, embedding too", {"**/dot_*": "keep", "**": "w8"}, None, ("rtn",)),
+            Plan("W4", {**_KEPT, "**": "w4"}, 66, _RECIPES),
+            Plan("W4 g128", {**_KEPT, "**": "w4/g128"}, None, ("rtn", "gptq", "lqer")),
+            Plan("W3 g64", {**_KEPT, "**": "w3/g64"}, None, _RECIPES),
+            Plan("W4 g32 (the file's own blocks)", {**_KEPT, "**": "w4/g32"}, None, ("rtn", "gptq")),
         ),
     ),
 )  # fmt: skip

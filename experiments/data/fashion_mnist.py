@@ -58,7 +58,7 @@ def parse_idx(content: bytes, name: str = "idx file") -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def read(folder: Path, name: str) -> np.ndarray:
+def read_idx(folder: Path, name: str) -> np.ndarray:
     """Returns one file of ``folder``, its content checked.
 
     Raises:
@@ -85,7 +85,7 @@ def load() -> Dataset:
     folder, source = _find()
     if folder is None:
         return _digits(source)
-    images = {name: read(folder, name) for name in CONTENT}
+    images = {name: read_idx(folder, name) for name in CONTENT}
     train, test = (
         Split(_scaled(images[f"{part}-images-idx3-ubyte.gz"]), images[f"{part}-labels-idx1-ubyte.gz"].astype(np.int32))
         for part in ("train", "t10k")
@@ -142,7 +142,7 @@ def _from_debian(target: Path) -> None:
         _call(["dpkg-deb", "-x", package.name, "unpacked"], scratch)
         found = Path(scratch, "unpacked", *SYSTEM.parts[1:])
         for name in CONTENT:
-            read(found, name)
+            read_idx(found, name)
             with atomic(target / name) as part:
                 shutil.copyfile(found / name, part)
 
@@ -162,7 +162,7 @@ def _from_public(target: Path) -> None:
         if not (target / name).is_file():
             download(f"{PUBLIC}/{name}", target / name)
         try:
-            read(target, name)
+            read_idx(target, name)
         except DataError:
             (target / name).unlink(missing_ok=True)  # what was fetched is not the file: a login page, for one
             raise

@@ -124,7 +124,7 @@ def _sizes(files: list[str]) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def write(path: Path = LIST, seed: int = 0) -> None:
+def write_list(path: Path = LIST, seed: int = 0) -> None:
     """Writes the list: ten crops of each labelled photograph (its short side as 288), random ones of the others."""
     folder = package_file("foolbox", "data/imagenet_00_243.jpg", install=INSTALL).parent
     names = sorted(each.name for each in folder.glob("imagenet_*.jpg"))
@@ -158,4 +158,4 @@ def write(path: Path = LIST, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    write()
+    write_list()

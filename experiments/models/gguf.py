@@ -50,7 +50,7 @@ class Gguf:
         return decode(self.data[start : start + count // per * size]).reshape(shape)
 
 
-def read(path: Path) -> Gguf:
+def read_gguf(path: Path) -> Gguf:
     """Returns a GGUF file; tensors are not decoded yet.
 
     Raises:

@@ -82,7 +82,7 @@ def _attention(layer: Any, x: Array, turn: tuple[Array, Array]) -> Array:
 
 @functools.cache
 def _file() -> gguf.Gguf:
-    return gguf.read(package_file(MODULE, FILE, install=INSTALL))
+    return gguf.read_gguf(package_file(MODULE, FILE, install=INSTALL))
 
 
 def load(seed: int = 0) -> Model:

@@ -54,12 +54,12 @@ def name_of(candidate: Any) -> str:
         raise TypeError(
             f"candidates must be rule texts, quantizers or 'keep', got {candidate!r:.40} ({type(candidate).__name__})"
         )
-    return match.read({"**": candidate})[0].text.removeprefix("**: ")
+    return match.parse_rules({"**": candidate})[0].text.removeprefix("**: ")
 
 
 def quantizers_of(row: Row, candidate: Any) -> Quantizers:
     """Returns what a candidate makes of a row: inputs stay as the plan has them where it says nothing of them."""
-    given = match.read({"**": candidate})[0].quantizers
+    given = match.parse_rules({"**": candidate})[0].quantizers
     if given == Quantizers() or given.input is not None:
         return given
     own = next((site.quantizer for site in row.sites if not site.is_weight and site.quantizer is not None), None)
@@ -91,11 +91,11 @@ def candidates_of(plan: Plan, candidates: Sequence[Any], target: str | None = No
 
 def _candidate(plan: Plan, name: str, candidate: Any, target: Target | None) -> Candidate:
     rows = {row.path: row for row in decided(plan)}
-    fits, made = set(rows), plan
+    fits, planned = set(rows), plan
     while fits:
         try:
             some = frozenset(fits)
-            made = with_quantizers(
+            planned = with_quantizers(
                 plan, lambda row, some=some: quantizers_of(row, candidate) if row.path in some else None
             )
         except Refused as error:
@@ -106,12 +106,12 @@ def _candidate(plan: Plan, name: str, candidate: Any, target: Target | None) -> 
             continue
         if target is None:
             break
-        wrong = {each.path for each in violations(made, target)} & fits
+        wrong = {each.path for each in violations(planned, target)} & fits
         if not wrong:
-            check_whole(made, target, fits)
+            check_whole(planned, target, fits)
             break
         fits -= wrong
-    return Candidate(name, made if fits else plan, frozenset(fits))
+    return Candidate(name, planned if fits else plan, frozenset(fits))
 
 
 def check_whole(plan: Plan, target: Target, fits: set[str]) -> None:

@@ -63,7 +63,7 @@ class Scores:
             ValueError: for what is no such text.
         """
         try:
-            data = json_text.read(text)
+            data = json_text.parse_json(text)
             rows = tuple(tuple(math.inf if v is None else float(v) for v in row) for row in data["values"])
             return cls(tuple(data["paths"]), tuple(data["candidates"]), rows, data["method"], float(data["seconds"]))
         except (KeyError, TypeError, AttributeError) as error:

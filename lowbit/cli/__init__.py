@@ -74,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--without", metavar="EVAL", action="append", default=[], help="leave an eval out; may be repeated"
     )
     run.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that share the pieces (default: 1)")
-    run.add_argument("--accept-stale", action="store_true", help="take pieces that another commit of lowbit finished")
+    run.add_argument(
+        "--accept-stale", action="store_true", help="take pieces that another commit or other code of lowbit finished"
+    )
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(do=_running.run)
 

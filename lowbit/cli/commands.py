@@ -52,7 +52,7 @@ def formats(chosen: argparse.Namespace) -> None:
 def verify(chosen: argparse.Namespace) -> int:
     """Prints what every target makes of a bundle, and returns the exit status."""
     from lowbit.export.process import Limits
-    from lowbit.export.verify import verify, write
+    from lowbit.export.verify import verify, write_certificate
     from lowbit.report.tables import Table, size, text
 
     limits = Limits(chosen.wall_seconds, chosen.cpu_seconds, int(chosen.memory_gb * 1e9))
@@ -74,7 +74,7 @@ def verify(chosen: argparse.Namespace) -> int:
     columns = ["target", "result", "difference", "compiled", "bits/w", "tool", "note"]
     print(text(Table("targets", columns, rows)))
     if chosen.json:
-        print(f"\nwritten: {write(certificate)}")
+        print(f"\nwritten: {write_certificate(certificate)}")
     return 0 if certificate.is_passed else 1
 
 

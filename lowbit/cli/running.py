@@ -28,7 +28,7 @@ def run(chosen: argparse.Namespace) -> int:
     module = _executed(path)
     config = asked(path, module, chosen.changes)
     out = Path(chosen.out) if chosen.out else Path("runs") / config.name
-    if "run" in module:
+    if _has_own_run(module):
         return _run_by_itself(path, module, config, out, chosen)
     from lowbit.run import Suite, run_suite
     from lowbit.run import run as run_one
@@ -37,19 +37,24 @@ def run(chosen: argparse.Namespace) -> int:
     options = {"only": chosen.only, "accept_stale": chosen.accept_stale, "is_worker": chosen.worker}
     with _workers(chosen, out):
         if isinstance(config, Suite):
-            return int(any(found.failed for found in run_suite(config, out, fresh=chosen.fresh, **options)))
+            return int(any(finished.failed for finished in run_suite(config, out, fresh=chosen.fresh, **options)))
         return int(bool(run_one(config, out, fresh=chosen.fresh, **options).failed))
 
 
-def check(path: Path, changes: Sequence[Sequence[str]], without: Sequence[str] = ()) -> None:
+def check(path: Path, changes: Sequence[Sequence[str]], without: Sequence[str] = (), only: Sequence[str] = ()) -> None:
     """Raises where a config file, or one of several lists of changes to it, is not what `run` takes: before any of them runs.
 
     Raises:
         UsageError: as `run`.
+        ValueError: for a glob of ``only`` that fits no piece.
     """
+    from lowbit.run.engine import check_only
+
     module = _executed(path)
     for each in changes:
-        _without(asked(path, module, each), without)
+        config = _without(asked(path, module, each), without)
+        if only and not _has_own_run(module):
+            check_only(config, only)
 
 
 def asked(path: Path, module: dict[str, Any], changes: Sequence[str]) -> Any:
@@ -60,19 +65,24 @@ def asked(path: Path, module: dict[str, Any], changes: Sequence[str]) -> Any:
     """
     if "config" not in module:
         raise UsageError(f"{path} does not set config = Experiment(...): lowbit new NAME writes one that runs")
-    if "run" not in module:
+    if not _has_own_run(module):
         from lowbit.run import Experiment, Suite
 
         if not isinstance(module["config"], Experiment | Suite):
-            found = module["config"]
+            config = module["config"]
             raise UsageError(
-                f"{path}: config must be a lowbit.run.Experiment or Suite, got {found!r:.60} ({type(found).__name__}); "
+                f"{path}: config must be a lowbit.run.Experiment or Suite, got {config!r:.60} ({type(config).__name__}); "
                 "a config of another kind comes with a function run(config, out, fresh=)"
             )
         check_types(module["config"], "config")
     else:
         _check_config(path, module["config"], module["run"])
     return changed(module["config"], changes)
+
+
+def _has_own_run(module: dict[str, Any]) -> bool:
+    """Whether a config file brings a function that runs it: the engine's own, imported by name or with all the others, is none."""
+    return not getattr(module.get("run"), "__module__", "lowbit.run").startswith("lowbit.run")
 
 
 def _run_by_itself(path: Path, module: dict[str, Any], config: Any, out: Path, chosen: argparse.Namespace) -> int:

@@ -60,7 +60,9 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
     )
     sweep.add_argument("--without", metavar="EVAL", action="append", default=[], help="leave an eval out")
     sweep.add_argument("--only", metavar="GLOB", action="append", default=[], help="of pieces, as lowbit run takes it")
-    sweep.add_argument("--accept-stale", action="store_true", help="take pieces that another commit of lowbit finished")
+    sweep.add_argument(
+        "--accept-stale", action="store_true", help="take pieces that another commit or other code of lowbit finished"
+    )
     sweep.set_defaults(do=_sweep)
 
     diff = words.add_parser(
@@ -86,7 +88,7 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
 def _new(chosen: argparse.Namespace) -> None:
     from lowbit.run import skeleton
 
-    config, model = skeleton.write(chosen.name, Path(chosen.folder))
+    config, model = skeleton.write_skeleton(chosen.name, Path(chosen.folder))
     print(f"{config}\n{model}\nlowbit run {config}")
 
 
@@ -100,7 +102,7 @@ def _sweep(chosen: argparse.Namespace) -> int:
         raise UsageError(f"--jobs must be at least 1, got {chosen.jobs}")
     if chosen.ray and chosen.submitit:
         raise UsageError("--ray and --submitit are two schedulers: give one of them")
-    check(path, [point.changes for point in asked], chosen.without)
+    check(path, [point.changes for point in asked], chosen.without, chosen.only)
     words = [
         word for option in ("without", "only") for value in getattr(chosen, option) for word in (f"--{option}", value)
     ]
@@ -115,9 +117,9 @@ def _sweep(chosen: argparse.Namespace) -> int:
         statuses = sweep.by_submitit(commands, chosen.submitit, out / "logs", parameters)
     else:
         statuses = sweep.by_processes(commands, chosen.jobs, out / "logs")
-    found = sweep.summarized(out, asked, statuses)
+    summary = sweep.summarized(out, asked, statuses)
     failed = [name for name, status in statuses.items() if status]
-    if finished := [out / name for name, line in found.items() if "rows" in line]:
+    if finished := [out / name for name, line in summary.items() if "rows" in line]:
         _print_table(finished)
     for name in failed:
         print(f"{name} failed: {_last_line(out / 'logs' / f'{name}.log')}({out / 'logs'} has all)")
@@ -162,6 +164,6 @@ def _print_table(folders: list[Path]) -> None:
     from lowbit.report import tables
     from lowbit.run import compare
 
-    found = compare.report(folders)
-    print(found.title)
-    print(tables.text(found))
+    table = compare.report(folders)
+    print(table.title)
+    print(tables.text(table))

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 
-def read(content: str | bytes) -> Any:
+def parse_json(content: str | bytes) -> Any:
     """Returns what JSON text says, where it says it once.
 
     Of a key that stands twice in an object, readers take the first or the last: what was checked is then not what another
@@ -17,9 +17,9 @@ def read(content: str | bytes) -> Any:
         ValueError: if it is no JSON, has a key twice, a number that is none, other bytes than UTF-8, or is too deep to be read.
 
     Example:
-        >>> read('{"a": [1, 2]}')
+        >>> parse_json('{"a": [1, 2]}')
         {'a': [1, 2]}
-        >>> read('{"a": 1, "a": 2}')
+        >>> parse_json('{"a": 1, "a": 2}')
         Traceback (most recent call last):
         ValueError: the key 'a' stands twice in one object
     """
@@ -31,11 +31,11 @@ def read(content: str | bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.80} stands twice in one object")
-    return found
+    return entries
 
 
 def _no_constant(word: str) -> Any:

@@ -1,4 +1,4 @@
-"""Names that have moved: the old one still works, and says once what the new one is."""
+"""Names that have moved, or are called otherwise: the old one still works, and says once what the new one is."""
 
 import importlib
 import warnings
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def moved(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns the ``__getattr__`` of a module from which names have moved.
+    """Returns the ``__getattr__`` of a module from which names have gone.
 
     Whoever asks for one is told so by a `DeprecationWarning`, once for every name and process, and gets the same object.
 
     Args:
         module: where they were.
-        names: from a name to the module where it is now.
+        names: from a name to its name now, that of its module before it.
 
     Example:
-        >>> old = moved("lowbit.core.sums", {"nearest_even": "lowbit.core.rounding"})
+        >>> old = moved("lowbit.core.sums", {"nearest_even": "lowbit.core.rounding.nearest_even"})
         >>> with warnings.catch_warnings(record=True) as said:
         ...     warnings.simplefilter("always")
-        ...     found = [old("nearest_even").__name__, old("nearest_even").__name__]
-        >>> found, [str(each.message) for each in said]
+        ...     names = [old("nearest_even").__name__, old("nearest_even").__name__]
+        >>> names, [str(each.message) for each in said]
         (['nearest_even', 'nearest_even'], ['lowbit.core.sums.nearest_even is now lowbit.core.rounding.nearest_even'])
     """
     told: set[str] = set()
@@ -30,7 +30,8 @@ def moved(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if name not in told:
             told.add(name)
-            warnings.warn(f"{module}.{name} is now {names[name]}.{name}", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(names[name]), name)
+            warnings.warn(f"{module}.{name} is now {names[name]}", DeprecationWarning, stacklevel=2)
+        new_module, _, new_name = names[name].rpartition(".")
+        return getattr(importlib.import_module(new_module), new_name)
 
     return getattribute

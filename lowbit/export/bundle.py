@@ -27,9 +27,10 @@ import jax
 
 from lowbit.core.keywords import explicit
 from lowbit.core.marks import takes_state
+from lowbit.core.moved import moved
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
-from lowbit.interpret.trace import Model, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.packed.belongs import check_belongs, checked
 from lowbit.packed.bits import unpack
@@ -50,7 +51,6 @@ from .last_step import last_steps
 from .memory import give_back
 from .reading import ARTIFACT, MANIFEST, VECTORS
 from .reading import Bundle as Bundle
-from .reading import read as read
 from .sites import all_grids, sites
 from .storage import check_size, weights
 from .vectors import of_call, stacked
@@ -150,13 +150,13 @@ def export(
         del module, folded
         for form in asked.forms:
             before = set(folder.files)
-            for file, content in forms.write(form, lowered).items():
+            for file, content in forms.write_form(form, lowered).items():
                 folder.add(file, content)
             said["forms"][form] = sorted(set(folder.files) - before)
             said["runtimes"] |= forms.runtimes(form)
         said["files"] = folder.files
         full, content = manifest.encoded(said)
-        folder.write(MANIFEST, content)
+        folder.put(MANIFEST, content)
     return Bundle(asked.path, full)
 
 
@@ -207,7 +207,7 @@ def _checked(
     stablehlo.check_version(version)
     if constant_args is None:
         constant_args = (0,) if takes_state(fn) and args else ()
-    call = signature.read(fn, args, constant_args, dict(kwargs or {}))
+    call = signature.read_call(fn, args, constant_args, dict(kwargs or {}))
     if call.is_symbolic:
         symbolic.check_plan(call, plan, chosen)
     if integer_io and not plan.is_full_integer:
@@ -272,7 +272,7 @@ def _tested(asked: _Asked, out_shapes: Any, vectors: Any, inexact: Sequence[str]
         roundings = integer.rounding_differences(lambda plan: stacked(results(plan)), plan, stacked(want))
     elif is_rounded:
         conditioning = allowed or conditioned()
-        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
+        traced = trace_planned(fn, plan, qparams.params, call.arguments(call.leaves), call.kwargs)
         steps = last_steps(plan, traced, qparams)
         conditioning = [max(a, b or 0.0) for a, b in zip(conditioning, steps, strict=True)]
     return _Tested(tested, want, inexact, allowed, conditioning, roundings)
@@ -368,3 +368,6 @@ def _installed(tool: str) -> str | None:
         return importlib.metadata.version(tool)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+__getattr__ = moved(__name__, {"read": "lowbit.export.reading.read_bundle"})

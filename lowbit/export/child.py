@@ -26,7 +26,7 @@ from lowbit.targets.target import Target
 
 from . import stablehlo
 from .forms import program
-from .reading import Bundle, read
+from .reading import Bundle, read_bundle
 from .runners import Ran, runners
 from .served.run import SLOW, work
 
@@ -84,7 +84,7 @@ def _why_not_interpreted(bundle: Bundle, found: stablehlo.Contents, *, is_asked:
     return ""
 
 
-def write(folder: Path, said: dict[str, Any], ran: Ran | None) -> None:
+def write_answer(folder: Path, said: dict[str, Any], ran: Ran | None) -> None:
     """Writes what a target did: ``outputs.safetensors``, then ``answer.json``."""
     if ran is not None:
         fields: dict[str, Any] = {name: getattr(ran, name) for name in ("compiled", "constants")}
@@ -94,8 +94,8 @@ def write(folder: Path, said: dict[str, Any], ran: Ran | None) -> None:
         said = said | {"ran": fields}
         cases: Sequence[Sequence[Any]] = ran.outputs or ()
         arrays = {f"{n}_{i}": np.asarray(y) for n, case in enumerate(cases) for i, y in enumerate(case)}
-        atomic.write(folder / OUTPUTS, encode_tensors(arrays, {}))
-    atomic.write(folder / ANSWER, json.dumps(said))
+        atomic.write_file(folder / OUTPUTS, encode_tensors(arrays, {}))
+    atomic.write_file(folder / ANSWER, json.dumps(said))
 
 
 def _take(order: dict[str, Any]) -> None:
@@ -114,8 +114,8 @@ def _take(order: dict[str, Any]) -> None:
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     jax.config.update("jax_enable_x64", bool(order["x64"]))
-    bundle = read(order["bundle"])
-    write(folder, *answer(bundle, TARGETS[order["target"]], is_asked=order["is_asked"]))
+    bundle = read_bundle(order["bundle"])
+    write_answer(folder, *answer(bundle, TARGETS[order["target"]], is_asked=order["is_asked"]))
 
 
 def _die_with_parent() -> None:
@@ -138,7 +138,7 @@ def main() -> None:
                 status = 0
             except BaseException as error:  # noqa: BLE001 - whatever it is, the parent is told, and the loop is not ours
                 text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-                write(Path(order["folder"]), {"status": "failed", "detail": text[:800]}, None)
+                write_answer(Path(order["folder"]), {"status": "failed", "detail": text[:800]}, None)
             finally:
                 os._exit(status)
         print(child, file=answers, flush=True)

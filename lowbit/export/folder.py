@@ -41,7 +41,7 @@ class Fresh:
         """
         if name.endswith(".mlir") and not self._is_read(self.files[f"{name}bc"]):
             return
-        target = self.write(name, content)
+        target = self.put(name, content)
         self._list(target)
         if target.suffix == ".mlirbc":
             archive = _deflated(target)
@@ -55,7 +55,7 @@ class Fresh:
         """Whether copies of an artifact, for people and for sending, are written beside it."""
         return int(artifact["bytes"]) <= TEXT_BYTES if self.has_text is None else self.has_text
 
-    def write(self, name: str, content: Content) -> Path:
+    def put(self, name: str, content: Content) -> Path:
         """Writes a file that is not listed, and returns its path for now."""
         target = self.path / name
         target.parent.mkdir(exist_ok=True)

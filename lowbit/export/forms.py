@@ -99,7 +99,7 @@ def program(form: str) -> str | None:
     return ARTIFACT if form == SERVED else getattr(_module(form), "PROGRAM", None)
 
 
-def write(form: str, lowered: Lowered) -> Mapping[str, Content]:
+def write_form(form: str, lowered: Lowered) -> Mapping[str, Content]:
     """Returns the files of one form but the served one.
 
     Raises:

@@ -80,6 +80,6 @@ def pieces(folder: Path, name: str, limit: int) -> Iterator[bytes]:
             yield chunk
 
 
-def read(folder: Path, name: str, limit: int) -> bytes:
+def read_file(folder: Path, name: str, limit: int) -> bytes:
     """Returns the content of a file inside ``folder``: see `pieces`."""
     return b"".join(pieces(folder, name, limit))

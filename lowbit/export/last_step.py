@@ -41,7 +41,7 @@ def last_steps(plan: Plan, traced: Trace, qparams: QParams) -> list[float | None
 
 class _Reader:
     def __init__(self, plan: Plan, traced: Trace, qparams: QParams, flat: read.Program):
-        self.operations = traced.graph.by_address
+        self.operations = traced.inventory.by_address
         self.rows = {row.path: row for row in plan.rows}
         self.qparams, self.weights = qparams, qparams.weights()
         known: dict[Value, float | None] = {}

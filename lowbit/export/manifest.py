@@ -76,7 +76,7 @@ def decoded(content: bytes) -> dict[str, Any]:
         ValueError: if it is not lowbit's, of another version, was altered, or says something that no manifest says.
     """
     try:
-        manifest = json_text.read(content)
+        manifest = json_text.parse_json(content)
     except ValueError as error:
         raise ValueError(f"its manifest.json is not lowbit's: {error}") from None
     try:

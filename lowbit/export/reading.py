@@ -1,4 +1,4 @@
-"""`Bundle`: an exported model on disk, and `read`, which opens one that may come from anyone."""
+"""`Bundle`: an exported model on disk, and `read_bundle`, which opens one that may come from anyone."""
 
 import dataclasses
 import hashlib
@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 
 from lowbit.core import atomic
+from lowbit.core.moved import moved
 from lowbit.packed.files import decode_tensors
 
 from . import inside, manifest
@@ -51,7 +52,7 @@ class Bundle:
             raise ValueError(
                 f"{self.path / name} has {entry['bytes']:,} bytes, more than the {_MOST_BYTES:,} that are read on this machine"
             )
-        content = inside.read(self.path, name, entry["bytes"])
+        content = inside.read_file(self.path, name, entry["bytes"])
         if hashlib.sha256(content).hexdigest() != entry["sha256"]:
             raise _altered(self.path / name)
         return content
@@ -115,7 +116,7 @@ def _fits(array: np.ndarray, shape: tuple[Any, ...], dtype: str) -> bool:
     )
 
 
-def read(path: str | os.PathLike[str]) -> Bundle:
+def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Returns the bundle in a folder, every file checked against its checksum, the manifest against its digest.
 
     Only regular files inside the folder are opened, those that the manifest lists; nothing is compiled, loaded or run.
@@ -132,7 +133,7 @@ def read(path: str | os.PathLike[str]) -> Bundle:
     if not os.path.lexists(folder):
         atomic.settle(folder)
     try:
-        said = manifest.decoded(inside.read(folder, MANIFEST, _MANIFEST_BYTES))
+        said = manifest.decoded(inside.read_file(folder, MANIFEST, _MANIFEST_BYTES))
     except ValueError as error:
         raise ValueError(f"{folder} is not a bundle that can be read: {error}; lowbit.export writes one") from None
     bundle = Bundle(folder, said)
@@ -156,3 +157,6 @@ def read(path: str | os.PathLike[str]) -> Bundle:
 
 def _altered(path: Path) -> ValueError:
     return ValueError(f"{path} is missing or was altered after the export; export again")
+
+
+__getattr__ = moved(__name__, {"read": f"{__name__}.read_bundle"})

@@ -64,7 +64,7 @@ class Call:
         return [drawn(x) for x in self.leaves]
 
 
-def read(fn: Any, args: Sequence[Any], constant_args: Sequence[int], kwargs: dict[str, Any]) -> Call:
+def read_call(fn: Any, args: Sequence[Any], constant_args: Sequence[int], kwargs: dict[str, Any]) -> Call:
     """Returns the call.
 
     Raises:

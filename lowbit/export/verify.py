@@ -31,7 +31,7 @@ from . import process
 from .forms import SERVED, folders_with
 from .installed import missing, version
 from .process import Limits
-from .reading import ARTIFACT, Bundle, read
+from .reading import ARTIFACT, Bundle, read_bundle
 from .runners import Ran, runners
 from .storage import bits_per_weight, widened
 from .vectors import stacked
@@ -57,7 +57,7 @@ DEFAULT = ("xla", "interpreter", "iree")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Verdict:
     """What one target did.
 
     Attributes:
@@ -110,7 +110,7 @@ class Certificate:
     """
 
     bundle: str
-    rows: tuple[Row, ...]
+    rows: tuple[Verdict, ...]
     machine: str
     artifact: str
 
@@ -145,7 +145,7 @@ def verify(
 
     Raises:
         TypeError: for other types.
-        ValueError: if the folder holds no bundle, or one that was altered (see `lowbit.export.reading.read`); for a target
+        ValueError: if the folder holds no bundle, or one that was altered (see `lowbit.export.reading.read_bundle`); for a target
             that cannot be verified here.
 
     Example:
@@ -162,7 +162,7 @@ def verify(
         raise TypeError(f"run_code must be True or False, got {run_code!r}")
     if not isinstance(limits, Limits | None):
         raise TypeError(f"limits must be lowbit.export.process.Limits, got {type(limits).__name__}")
-    bundle = read(path)
+    bundle = read_bundle(path)
     chosen = lookup([*DEFAULT, *bundle.manifest["targets"]] if targets is None else targets)
     if targets is None:
         chosen = [target for target in chosen if target.name in runners()]
@@ -179,15 +179,15 @@ def verify(
     return Certificate(str(bundle.path), rows, _machine(), bundle.manifest["files"][ARTIFACT]["sha256"])
 
 
-def write(certificate: Certificate) -> Path:
+def write_certificate(certificate: Certificate) -> Path:
     """Writes ``certificate.json`` into the bundle, in the place of whatever has that name there, and returns its path."""
     target = Path(certificate.bundle) / "certificate.json"
-    atomic.write(target, certificate.to_json())
+    atomic.write_file(target, certificate.to_json())
     return target
 
 
-def _row(bundle: Bundle, target: Target, *, is_asked: bool, run_code: bool, limits: Limits) -> Row:
-    base = Row(target.name, target.form, "not run")
+def _row(bundle: Bundle, target: Target, *, is_asked: bool, run_code: bool, limits: Limits) -> Verdict:
+    base = Verdict(target.name, target.form, "not run")
     if target.form in _CODE and not run_code:
         return dataclasses.replace(base, detail="source code of the bundle: compiled and run only with --run-code")
     if needed := missing(target):

@@ -24,7 +24,7 @@ from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .kinds import Address, Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
-from .operations import Graph, Operation
+from .operations import Inventory, Operation
 from .placed import check_moves, check_shared
 from .refusals import Refusals
 from .shapes import axes_of, flipped_of, geometry, producers_of, shape_of
@@ -79,10 +79,10 @@ def bind(
     arguments.check(fn=fn, params=params, integer=integer)
     if not isinstance(rounding, str) or rounding not in ROUNDINGS:
         raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    typed = match.read(rules)
+    typed = match.parse_rules(rules)
     arguments.check_call(fn, params, args, kwargs)
     traced = trace(fn, params, args, kwargs, has_picks=not integer)
-    chosen = match.first_matches(typed, [op.path for op in traced.graph.operations])
+    chosen = match.first_matches(typed, [op.path for op in traced.inventory.operations])
     state = args[0] if takes_state(fn) and args else ()
     return planned(traced, chosen, integer=integer, rounding=rounding, state=state, rules=rules)
 
@@ -109,21 +109,21 @@ def planned(
     Raises:
         ValueError: everything that `bind` refuses, all of it at once.
     """
-    graph = traced.graph
+    inventory = traced.inventory
     globs = {path: None if rule is None else rule.glob for path, rule in chosen.items()}
     refused = Refusals(rules, globs)
-    producers = producers_of(graph)
+    producers = producers_of(inventory)
     rows: list[Row] = []
     tables: dict[Address, str] = {}  # look-ups that quantize what they pick from
-    for op in graph.operations:
+    for op in inventory.operations:
         why = _why_left_out(op, chosen[op.path], tables, integer=integer)
-        make = partial(_row, op, graph, traced, chosen[op.path], producers[op.path], integer=integer, left_out=why)
+        make = partial(_row, op, inventory, traced, chosen[op.path], producers[op.path], integer=integer, left_out=why)
         row = refused.made(op.path, make, {} if integer else {op.path: "keep"}, source=op.source)
-        rows.append(_row(op, graph, traced, None, producers[op.path], integer=integer) if row is None else row)
+        rows.append(_row(op, inventory, traced, None, producers[op.path], integer=integer) if row is None else row)
         if op.is_lookup and rows[-1].sites[0].spec is not None:
             tables[op.address] = op.path
     check_shared(rows, refused, rules or {}, globs)
-    plan = Plan(tuple(rows), tuple(graph.unseen), program=traced.bare)
+    plan = Plan(tuple(rows), tuple(inventory.unseen), program=traced.bare)
     if integer:
         plan = refused.made("", partial(full_integer, plan, traced, rounding, state, frozenset(refused.found))) or plan
     elif rounding != "exact":
@@ -141,7 +141,7 @@ def _uncovered(plan: Plan, traced: Trace) -> tuple[Uncovered, ...]:
     covered = {path for row in plan.rows for site in row.sites for path in site.leaves} | set(plan.dropped)
     avals = [var.aval for var in traced.jaxpr.jaxpr.invars]
     return tuple(
-        Uncovered(path, math.prod(aval.shape) * aval.dtype.itemsize, tuple(traced.graph.uses.get(i, ())))
+        Uncovered(path, math.prod(aval.shape) * aval.dtype.itemsize, tuple(traced.inventory.uses.get(i, ())))
         for i, (path, aval) in enumerate(zip(traced.paths, avals, strict=False))
         if path not in covered
     )
@@ -149,7 +149,7 @@ def _uncovered(plan: Plan, traced: Trace) -> tuple[Uncovered, ...]:
 
 def _row(
     op: Operation,
-    graph: Graph,
+    inventory: Inventory,
     traced: Trace,
     rule: match.Rule | None,
     producers: tuple[str, ...],
@@ -166,7 +166,7 @@ def _row(
         )
     sites = tuple(
         dataclasses.replace(
-            _site(op, i, graph, traced, quantizers),
+            _site(op, i, inventory, traced, quantizers),
             shape=shape_of(op, i),
             axes=axes_of(op, i),
             flipped=flipped_of(op, i),
@@ -233,7 +233,7 @@ def _weight_batch(op: Operation) -> tuple[int, ...]:
     return tuple(sorted(i + len(op.stack) for i in axes))
 
 
-def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Quantizers) -> Site:
+def _site(op: Operation, index: int, inventory: Inventory, traced: Trace, quantizers: Quantizers) -> Site:
     kind, eqn = op.kinds[index], op.eqn
     aval = eqn.invars[index].aval
     depth = len(op.stack)
@@ -246,7 +246,7 @@ def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Qu
         stack = next((i for i, n in enumerate(shape) if i in present or n == 1), len(shape))
         if not contract and contraction(eqn, index):  # a contraction of length 1: any leaf axis of length 1 is it
             contract = tuple(i for i, n in enumerate(shape) if i >= stack and n == 1)[:1]
-        path = graph.leaves[kind.leaf]
+        path = inventory.leaves[kind.leaf]
         operand = Operand(shape, dtype, contract, stack, is_weight=True)
         return _with(Site("weight", "leaf", path, (path,), operand), quantizers.weight)
     if op.is_lookup and index == 1:  # one index or many: the plan is the same
@@ -267,7 +267,7 @@ def _site(op: Operation, index: int, graph: Graph, traced: Trace, quantizers: Qu
             f"{op.path!r}: 'keep'"
         )
     operand = Operand((*op.stack, *aval.shape), str(aval.dtype), contract, depth, is_weight=True)
-    leaves = tuple(sorted(graph.leaves[i] for i in kind.leaves))
+    leaves = tuple(sorted(inventory.leaves[i] for i in kind.leaves))
     return _with(Site("weight", "derived" if leaves else "constant", op.path, leaves, operand), quantizers.weight)
 
 

@@ -45,14 +45,14 @@ def derivation(traced: Trace, rows: tuple[Row, ...]) -> Callable[[Any], dict[str
     where = _derived_paths(rows)
     stacks = {row.path: row.stack for row in rows}
     avals = [var.aval for var in traced.jaxpr.jaxpr.invars]
-    shapes = {op.path: op.eqn.invars[where[op.path]].aval for op in traced.graph.operations if op.path in where}
+    shapes = {op.path: op.eqn.invars[where[op.path]].aval for op in traced.inventory.operations if op.path in where}
 
     def at(op: Operation, values: list[Any], state: Any) -> tuple[Any, Any]:
         values = [plain(v) for v in values]
         return op.rebind(values), values[where[op.path]]
 
     # As simulated: products un-fused from sums, or a weight here and there is rounded to another level.
-    walk = Walk(traced.graph, at, frozenset(where), writes=True, reduce=lambda sites, _: sites, is_guarded=True)
+    walk = Walk(traced.inventory, at, frozenset(where), writes=True, reduce=lambda sites, _: sites, is_guarded=True)
     count = traced.count
 
     @jax.jit
@@ -69,14 +69,14 @@ def dropped_leaves(traced: Trace, rows: tuple[Row, ...]) -> tuple[str, ...]:
     """Returns the parameter leaves that nothing but quantized derived weights needs."""
     where = _derived_paths(rows)
     stacks = {row.path: row.stack for row in rows}
-    shapes = {op.path: op.eqn.invars[where[op.path]].aval for op in traced.graph.operations if op.path in where}
+    shapes = {op.path: op.eqn.invars[where[op.path]].aval for op in traced.inventory.operations if op.path in where}
 
     def at(op: Operation, values: list[Any], state: Any) -> tuple[Any, Any]:
         values = [plain(v) for v in values]
         values[where[op.path]] = state
         return op.rebind(values), state
 
-    walk = Walk(traced.graph, at, frozenset(where))
+    walk = Walk(traced.inventory, at, frozenset(where))
 
     def run(*leaves: Any) -> list[Any]:
         given = {path: jnp.zeros((*stacks[path], *shapes[path].shape), shapes[path].dtype) for path in where}

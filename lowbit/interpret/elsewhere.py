@@ -76,7 +76,7 @@ def kernel_result(
     name, reason = pallas_calls.chosen(call, implementation)
     if name is None:
         return Found(None, "", reason)
-    result = pallas_calls.matmul(name, call, numbers, taken, weight, dtype)
+    result = pallas_calls.call_pallas(name, call, numbers, taken, weight, dtype)
     if row.is_integer and is_static:  # a dynamic row is NaN by its scale
         result = poisoned(sides.matmul, x, weight, result)
     return Found(sides.restore(result), name, reason)

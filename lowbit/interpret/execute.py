@@ -35,7 +35,7 @@ from .poison import poisoned
 from .ranks import fitted, with_axes
 from .served import Served
 from .sides import weight_right
-from .trace import Model, check_same_operations, trace
+from .trace import Model, trace_planned
 from .walk import Walk, plain
 
 IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
@@ -70,7 +70,8 @@ def execute(
     Returns:
         A function (what is in ``kwargs={...}`` always goes to ``fn``), jitted inside and cached by ``(fn, plan)`` and shapes. Called with concrete ``qparams``, it puts
         weights into the kernels' order once and keeps that as long as their arrays live; under an outer jit, call
-        `lowbit.prepare` on ``qparams`` first.
+        `lowbit.prepare` on ``qparams`` first, or, of a full-integer plan, close over them: traced, they are put into that order
+        in every call.
 
     Raises:
         TypeError: if ``plan`` is not a plan; at the call, if ``qparams`` is not packed.
@@ -119,7 +120,7 @@ def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str |
         if fixed is not None and (kernels != "cpu" or fixed_calls.status() is not None):
             kernels = None
         if kernels == "cpu" and _is_waiting(qparams):
-            _warn_unprepared(plan, qparams)
+            _warn_unprepared(plan, qparams, fixed.late(qparams, args, given) if fixed is not None else None)
         return served.prepared(qparams, args, given, where, kernels)(args, given)
 
     return run
@@ -143,14 +144,24 @@ def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
     return found
 
 
-def _warn_unprepared(plan: Plan, qparams: QParams) -> None:
-    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared."""
-    if paths := _unprepared(plan, qparams):
+def _warn_unprepared(plan: Plan, qparams: QParams, late: list[str] | None) -> None:
+    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared.
+
+    Args:
+        plan: the plan.
+        qparams: traced.
+        late: of a full-integer plan: the operations whose weights the kernels would have, were they not traced.
+    """
+    if paths := _unprepared(plan, qparams) if late is None else late:
         shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        if late is None:
+            how = "so that these operations run in plain XLA, 10 to 40 times slower: call qparams = lowbit.prepare(plan, qparams) "
+            how += "outside jax.jit, or let"
+        else:
+            how = "so that every call puts them there again, or runs dots of few rows in plain XLA, up to 40 times slower: let"
         warnings.warn(
-            f"{shown}: packed weights are traced before they are in the native kernels' order, so that these operations run "
-            f"in plain XLA, 10 to 40 times slower: call qparams = lowbit.prepare(plan, qparams) outside jax.jit, or let the "
-            f"jitted function close over qparams",
+            f"{shown}: packed weights are traced before they are in the native kernels' order, {how} the jitted function close "
+            f"over qparams",
             stacklevel=4,
         )
 
@@ -168,8 +179,8 @@ def explain(
 ) -> str:
     """Returns a line per operation, which implementation runs it and why no faster one, and per parameter of none.
 
-    That is where `execute` runs it, called here: under `jax.jit`, ``qparams`` being traced, nothing can be put into the
-    kernels' order any more, and the lines say what runs there.
+    That is where `execute` runs it, called here: under `jax.jit`, ``qparams`` being traced, the weights of an ordinary plan
+    cannot be put into the kernels' order any more, and those of a full-integer one are in every call; the lines say so.
 
     Args:
         fn: the function of the plan.
@@ -256,15 +267,15 @@ def execution(
     check_belongs(plan, qparams)
     is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
     qparams = qparams if platform == "cpu" or is_integer else viewed(plan, qparams)
-    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
-    check_same_operations(traced.graph, plan)
+    traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
     if not plan.quantized:
         return fn(qparams.params, *args, **kwargs)
     if is_integer:
         if has_derivative:
             leaves, qparams = without_derivative(_NO_DERIVATIVE, (traced.leaves, qparams))
             traced = dataclasses.replace(traced, leaves=leaves)
-        orders = {} if explicit_mesh((traced.leaves, qparams)) is not None else orders or {}
+        on_mesh = explicit_mesh((traced.leaves, qparams)) is not None
+        orders = {} if on_mesh else orders or {}
         run = functools.partial(
             integer_execution, plan, has_integer_io=has_integer_io, orders=orders, is_named=not has_derivative
         )
@@ -275,7 +286,7 @@ def execution(
             if implementation not in (None, "cpu") or platform not in (None, "cpu"):
                 said = [(row.path, how, why) for row in plan]
             else:
-                said = kernel_lines(plan, now, qparams, orders, how, why)
+                said = kernel_lines(plan, now, qparams, orders, how, why, on_mesh=on_mesh)
             if implementation == "cpu" and (left := next((line for line in said if line[1] != "cpu"), None)):
                 raise ValueError(f"implementation 'cpu' cannot run {left[0]}: {left[2]}")
             if report is not None:
@@ -284,7 +295,7 @@ def execution(
 
         outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
         return jax.tree.unflatten(traced.out_tree, outs)
-    fit = fitted(plan, traced.graph)
+    fit = fitted(plan, traced.inventory)
     rows = {row.path: row for row in fit.rows}
     prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
 
@@ -340,7 +351,7 @@ def execution(
             report.append((op.path, how, "; ".join(part for part in (reason, note) if part)))
         return result
 
-    walk = Walk(traced.graph, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
+    walk = Walk(traced.inventory, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
     outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
     return jax.tree.unflatten(traced.out_tree, outs)
 

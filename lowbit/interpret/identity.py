@@ -14,8 +14,8 @@ def identity(fn: Model) -> Callable[..., Any]:
 
     def run(params: Any, *args: Any, **kwargs: Any) -> Any:
         traced = trace(fn, params, args, kwargs)
-        paths = frozenset(op.path for op in traced.graph.operations)
-        walk = Walk(traced.graph, lambda op, values, state: (op.rebind(values), state), paths, inside="keep")
+        paths = frozenset(op.path for op in traced.inventory.operations)
+        walk = Walk(traced.inventory, lambda op, values, state: (op.rebind(values), state), paths, inside="keep")
         outs, _ = walk.run(traced.leaves, {})
         return jax.tree.unflatten(traced.out_tree, outs)
 

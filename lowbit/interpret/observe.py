@@ -138,7 +138,7 @@ def depth_of(row: Row, role: str) -> tuple[int, ...]:
 
 def empty(watch: Watch, plan: Plan, traced: Trace) -> States:
     """Returns the states before the first batch, a leading axis for every scan over layers."""
-    rows, operations = {row.path: row for row in plan.rows}, {op.path: op for op in traced.graph.operations}
+    rows, operations = {row.path: row for row in plan.rows}, {op.path: op for op in traced.inventory.operations}
     found: States = {}
     for path, role, statistics in watch.places:
         operand = observed(operations[path], rows[path], role)
@@ -254,7 +254,7 @@ def observation(
     }
     for path, roles in after.items():
         start[path]["seen"] = {role: each for role, each in roles.items() if not is_leaf(rows[path], role)}
-    walk = Walk(traced.graph, at, paths, writes=True, reduce=reduce, is_guarded=grids is not None)
+    walk = Walk(traced.inventory, at, paths, writes=True, reduce=reduce, is_guarded=grids is not None)
     _, walked = walk.run(leaves, start)
     return {path: {**roles, **walked[path]["seen"]} for path, roles in after.items()}
 

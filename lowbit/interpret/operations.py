@@ -71,8 +71,8 @@ class Operation:
 
 
 @dataclasses.dataclass
-class Graph:
-    """What `lowbit.interpret.graph.read` found. Plain data, made once per trace.
+class Inventory:
+    """What `lowbit.interpret.inventory.take_inventory` found. Plain data, made once per trace.
 
     Attributes:
         program: what was read.

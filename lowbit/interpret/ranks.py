@@ -14,12 +14,12 @@ import jax
 from lowbit.plan.rows import Plan, Row, Site
 
 from .kinds import contraction
-from .operations import Graph, Operation
+from .operations import Inventory, Operation
 
 
-def fitted(plan: Plan, graph: Graph) -> Plan:
+def fitted(plan: Plan, inventory: Inventory) -> Plan:
     """Returns the plan with its inputs in the axes of a traced call; the same object where they have them."""
-    operations = {op.path: op for op in graph.operations}
+    operations = {op.path: op for op in inventory.operations}
     rows = tuple(_fitted(row, operations[row.path]) if row.path in operations else row for row in plan.rows)
     is_same = all(a is b for a, b in zip(rows, plan.rows, strict=True))
     return plan if is_same else dataclasses.replace(plan, rows=rows)

@@ -5,7 +5,7 @@ from typing import Any
 from lowbit.plan.geometry import Convolution, Dot, Geometry, Lookup
 
 from .kinds import Picked, Weight, contraction, makers
-from .operations import Graph, Operation
+from .operations import Inventory, Operation
 
 
 def geometry(op: Operation) -> Geometry:
@@ -63,12 +63,12 @@ def flipped_of(op: Operation, index: int) -> tuple[int, ...]:
     return tuple(sorted(kind.flipped)) if isinstance(kind, Weight) else ()
 
 
-def producers_of(graph: Graph) -> dict[str, tuple[str, ...]]:
+def producers_of(inventory: Inventory) -> dict[str, tuple[str, ...]]:
     """Returns the operations that feed every operation, nearest upstream, in program order."""
-    place = {op.address: i for i, op in enumerate(graph.operations)}
+    place = {op.address: i for i, op in enumerate(inventory.operations)}
     return {
-        op.path: tuple(graph.operations[i].path for i in sorted(place[a] for a in makers(op.kinds) if a in place))
-        for op in graph.operations
+        op.path: tuple(inventory.operations[i].path for i in sorted(place[a] for a in makers(op.kinds) if a in place))
+        for op in inventory.operations
     }
 
 

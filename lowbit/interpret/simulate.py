@@ -41,7 +41,7 @@ from .state import (
     with_spans_from,
 )
 from .switch import watched
-from .trace import Model, Trace, check_same_operations, trace
+from .trace import Model, Trace, trace_planned
 from .walk import Walk, plain
 
 
@@ -155,8 +155,7 @@ def simulation(
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
-    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
+    traced = trace_planned(fn, plan, params, args, dict(kwargs))
     if not plan.quantized:
         return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes)
@@ -200,7 +199,7 @@ def simulated_trace(
                     functools.partial(_updated, site), state, {"values": leaves[i]}, like=leaves[i]
                 )
             leaves[i] = with_codes(forward(site, state, leaves[i], site.operand), codes.get(path))
-    fit = fitted(plan, traced.graph)
+    fit = fitted(plan, traced.inventory)
     rows = {row.path: row for row in fit.rows}
     sites = with_axes(plan, fit, carried_states(plan, qstate, codes))
 
@@ -221,7 +220,7 @@ def simulated_trace(
         return compute(op, *operands), after
 
     walk = Walk(
-        traced.graph,
+        traced.inventory,
         at,
         frozenset(row.path for row in plan.quantized),
         writes=train,

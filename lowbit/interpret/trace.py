@@ -15,8 +15,8 @@ from lowbit.program.compat import jaxpr_of
 from lowbit.program.read import LAYERS
 from lowbit.program.read import read as read_program
 
-from .graph import read
-from .operations import Graph
+from .inventory import take_inventory
+from .operations import Inventory
 
 Model = Callable[..., Any]
 
@@ -27,7 +27,7 @@ class Trace:
 
     Attributes:
         jaxpr: closed; parameter leaves come first.
-        graph: its operations.
+        inventory: its operations.
         leaves: flat values, parameters first; quantized ones are `QTensor`.
         paths: of the parameters.
         out_tree: structure of the result.
@@ -36,7 +36,7 @@ class Trace:
     """
 
     jaxpr: Any
-    graph: Graph
+    inventory: Inventory
     leaves: list[Any]
     paths: list[str]
     out_tree: Any
@@ -115,41 +115,65 @@ def trace(
     jaxpr = jaxpr_of(flat, shown)
     shapes = [tuple(var.aval.shape) for var in jaxpr.jaxpr.invars[: len(paths)]]
     program = read_program(jaxpr, fixed=len(paths), inlined=() if has_picks else (LAYERS,))
-    return Trace(jaxpr, read(program, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree)
+    return Trace(
+        jaxpr, take_inventory(program, paths, shapes, has_picks=has_picks), leaves, paths, out_tree, param_tree
+    )
 
 
-def _is_empty(graph: Graph) -> bool:
-    return any(v.is_data and 0 in v.shape for v in graph.program.inputs)
+def trace_planned(
+    fn: Model, plan: Plan, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *, has_codes: bool = False
+) -> Trace:
+    """Returns the trace of a function whose operations are those of a plan, read as that plan's kind reads it.
+
+    Args:
+        fn: the function.
+        plan: its plan.
+        params: its parameters, float or packed.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        has_codes: as in `trace`.
+
+    Raises:
+        TypeError: as `trace` does.
+        ValueError: if the function has other operations.
+    """
+    traced = trace(fn, params, args, kwargs, has_codes=has_codes, has_picks=not plan.is_full_integer)
+    _check_same_operations(traced.inventory, plan)
+    return traced
 
 
-def _named_as(graph: Graph, plan: Plan) -> bool:
+def _is_empty(inventory: Inventory) -> bool:
+    return any(v.is_data and 0 in v.shape for v in inventory.program.inputs)
+
+
+def _named_as(inventory: Inventory, plan: Plan) -> bool:
     """Names the operations of a call without examples as the plan does, and returns whether it has no others.
 
     Of no index jax picks nothing: there is no look-up in the call, and what is computed of it is a constant without elements. The
     other operations of a shared table would be counted anew.
     """
     left, named = list(plan.rows), []
-    for op in graph.operations:
+    for op in inventory.operations:
         alike = [row for row in left if (row.base, row.primitive) == (op.base, op.primitive)]
         if not alike:
             return False
         row = next((row for row in alike if row.source == op.source), alike[0])
         left = left[left.index(row) + 1 :]
         named.append(dataclasses.replace(op, path=row.path))
-    graph.operations = named
+    inventory.operations = named
     return True
 
 
-def check_same_operations(graph: Graph, plan: Plan) -> None:
+def _check_same_operations(inventory: Inventory, plan: Plan) -> None:
     """Raises ValueError, listing both sides, where a traced function has other operations than its plan.
 
     A call without examples may lack look-ups, and what follows them.
     """
-    found = [op.path for op in graph.operations]
+    found = [op.path for op in inventory.operations]
     planned = [row.path for row in plan.rows]
     if found == planned:
         return
-    if sorted(found) == sorted(planned) or (_is_empty(graph) and _named_as(graph, plan)):
+    if sorted(found) == sorted(planned) or (_is_empty(inventory) and _named_as(inventory, plan)):
         return
     extra = [path for path in found if path not in planned]
     missing = [path for path in planned if path not in found]

@@ -28,7 +28,7 @@ from lowbit.program.read import Equation, Program
 from . import moves
 from .kinds import Address
 from .lookup import pick
-from .operations import Graph, Operation
+from .operations import Inventory, Operation
 
 Sites = dict[str, Any]
 """State by operation path. Inside a scan over layers, of the current layer."""
@@ -39,10 +39,10 @@ AtOperation = Callable[[Operation, list[Any], Any], tuple[Any, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """One interpretation of one graph.
+    """One interpretation of one inventory.
 
     Attributes:
-        graph: what `read` found.
+        inventory: what `take_inventory` found.
         at: called at every operation of interest.
         paths: the operations of interest; the rest is re-evaluated as it is.
         writes: whether ``at`` changes the state, so that loops must carry it.
@@ -52,7 +52,7 @@ class Walk:
             re-evaluate it whole (``"keep"``), or raise (``"raise"``).
     """
 
-    graph: Graph
+    inventory: Inventory
     at: AtOperation
     paths: frozenset[str]
     writes: bool = False
@@ -61,14 +61,14 @@ class Walk:
     inside: str = "any"
 
     def run(self, args: Sequence[Any], sites: Sites) -> tuple[list[Any], Sites]:
-        """Returns the results of the program that ``graph`` was read from, and the states after it.
+        """Returns the results of the program that ``inventory`` was read from, and the states after it.
 
         Args:
             args: flat values; parameters may be `QTensor`.
             sites: states by path.
         """
-        run = _Run(self, {op.address: op for op in self.graph.operations if op.path in self.paths})
-        outs, after = run.body(self.graph.program, args, sites)
+        run = _Run(self, {op.address: op for op in self.inventory.operations if op.path in self.paths})
+        outs, after = run.body(self.inventory.program, args, sites)
         return [plain(v) for v in outs], after
 
 
@@ -111,7 +111,7 @@ class _Run:
     def __init__(self, walk: Walk, operations: Mapping[Address, Operation]):
         self.walk = walk
         self.operations = operations
-        inside = (*operations, *walk.graph.picks)
+        inside = (*operations, *walk.inventory.picks)
         self.scopes = {address[:i] for address in inside for i in range(1, len(address))}
 
     def body(self, program: Program, args: Sequence[Any], sites: Sites) -> tuple[list[Any], Sites]:
@@ -138,12 +138,12 @@ class _Run:
             return [out], ({**sites, operation.path: state} if self.walk.writes else sites)
         if self.looks_inside(equation, values):
             return getattr(self, "_" + str(equation.call))(equation, values, sites)
-        if address in self.walk.graph.picks and isinstance(values[0], QTensor):
+        if address in self.walk.inventory.picks and isinstance(values[0], QTensor):
             return [pick(equation.eqn, values[0], values[1:])], sites
         return reevaluate(equation.eqn, values), sites
 
     def looks_inside(self, equation: Equation, values: list[Any]) -> bool:
-        """Whether a call is walked through, not evaluated whole: what `lowbit.interpret.graph` reads through, this walks through.
+        """Whether a call is walked through, not evaluated whole: what `lowbit.interpret.inventory` reads through, this walks through.
 
         It holds an operation, or a quantized weight leaves it as one, or something in it needs a weight that is packed
         already, and the rest does not.
@@ -242,7 +242,7 @@ class _Run:
         n_consts, n_carry = equation.loop.n_consts, len(equation.loop.carries)
         consts, carry, xs = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
         inner = self.inner(equation.address, sites)
-        is_layers = equation.address in self.walk.graph.layer_scans
+        is_layers = equation.address in self.walk.inventory.layer_scans
         fixed = self._fixed(body, n_consts, carry)
         carried = inner if self.walk.writes and not is_layers else {}
         scanned = inner if is_layers else {}

@@ -42,7 +42,7 @@ def with_quantizers(plan: Plan, choose: Callable[[Row], Any]) -> Plan:
 
 
 def _rule(row: Row, choice: Any) -> match.Rule:
-    return rule_of(row) if choice is None else match.read({row.path: choice})[0]
+    return rule_of(row) if choice is None else match.parse_rules({row.path: choice})[0]
 
 
 def rule_of(row: Row) -> match.Rule:

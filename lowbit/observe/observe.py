@@ -21,7 +21,7 @@ from lowbit.interpret.integer.observe import observation as integer_observation
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
 
@@ -112,8 +112,7 @@ def observe(
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         nonlocal watch
         if watch is None:
-            traced = trace(fn, params, args, keywords, has_picks=not plan.is_full_integer)
-            check_same_operations(traced.graph, plan)
+            traced = trace_planned(fn, plan, params, args, keywords)
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
         run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
@@ -140,11 +139,10 @@ def observe(
 def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bool) -> Callable[..., Any]:
     @jax.jit
     def step(params, qstate, states, args, kwargs, codes, other):
-        traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.graph, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         floats, given = (traced, params)
         if other is not None:
-            floats, given = trace(fn, other, args, dict(kwargs), has_picks=not plan.is_full_integer), other
+            floats, given = trace_planned(fn, plan, other, args, dict(kwargs)), other
         if is_quantized and plan.is_full_integer:
             slopes, turns = besides.values(
                 fn, plan, floats, watch, loss, given, args, kwargs, kinds=frozenset(("gradient",))
@@ -159,7 +157,7 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
-        fit = fitted(plan, traced.graph)
+        fit = fitted(plan, traced.inventory)
         given = {"carried": with_axes(plan, fit, carried_states(plan, qstate, codes)), "beside": beside}
         after = walk.observation(fit, traced, watch, states, grids=Grids.of(qstate, codes), **given)
         return after, turns
@@ -171,7 +169,7 @@ def _watch(plan: Plan, traced: Any, wanted: Any) -> Watch:
     """What is wanted, by operation; checked."""
     if not isinstance(wanted, Mapping):
         raise TypeError(f"wanted must be {{glob: {{role: statistics}}}}, got {wanted!r:.40} ({type(wanted).__name__})")
-    operations = {op.path: op for op in traced.graph.operations}
+    operations = {op.path: op for op in traced.inventory.operations}
     found: dict[str, dict[str, list[Statistic]]] = {}
     for glob, roles in wanted.items():
         if not isinstance(glob, str) or not isinstance(roles, Mapping):

@@ -15,7 +15,7 @@ from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.paths import nearest
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.state import layer_operand
-from lowbit.interpret.trace import Model, Trace, check_same_operations, trace
+from lowbit.interpret.trace import Model, Trace, trace_planned
 from lowbit.interpret.walk import Walk, plain
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row, Site
@@ -88,8 +88,7 @@ def _perturbed(fn: Model, plan: Plan, custom_vjp: str) -> Callable[..., Any]:
 def _run(
     fn: Model, plan: Plan, inside: str, params: Any, deltas: Deltas, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
+    traced = trace_planned(fn, plan, params, args, dict(kwargs))
     rows = {row.path: row for row in plan.rows}
     leaves, at_operations = list(traced.leaves), {}
     for path, roles in deltas.items():
@@ -109,7 +108,7 @@ def _run(
         out = op.rebind(operands)
         return (_added(out, given[OUTPUT], f"the output of {op.path!r}") if OUTPUT in given else out), given
 
-    walk = Walk(traced.graph, at, frozenset(at_operations), inside=inside)
+    walk = Walk(traced.inventory, at, frozenset(at_operations), inside=inside)
     outs, _ = walk.run(leaves, at_operations)
     return jax.tree.unflatten(traced.out_tree, outs)
 
@@ -154,7 +153,7 @@ def _check(plan: Plan, deltas: Any) -> None:
 
 
 def _check_shapes(traced: Trace, rows: Mapping[str, Row], deltas: Deltas) -> None:
-    for op in traced.graph.operations:
+    for op in traced.inventory.operations:
         for role, delta in deltas.get(op.path, {}).items():
             want = _shape(op, rows[op.path], role)
             stack = rows[op.path].stack
@@ -195,10 +194,9 @@ def zeros(fn: Model, plan: Plan, params: Any, *args: Any, roles: tuple[str, ...]
         >>> jax.tree.map(jnp.shape, zeros(fn, bind(fn, {}, params, x), params, x, roles=("weight", "output")))
         {'w': {'output': (3, 2), 'weight': (2, 2)}}
     """
-    traced = trace(fn, params, args, kwargs, has_picks=not plan.is_full_integer)
-    check_same_operations(traced.graph, plan)
+    traced = trace_planned(fn, plan, params, args, kwargs)
     found: dict[str, dict[str, Any]] = {}
-    for op in traced.graph.operations:
+    for op in traced.inventory.operations:
         row = plan[op.path]
         for role in roles:
             site = next((s for s in row.sites if s.role == role), None)

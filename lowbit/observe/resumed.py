@@ -47,7 +47,7 @@ class Resumed:
             raise ValueError("cache= is for calls outside jax.jit: what is traced has no values to be kept")
         self._kept = Kept(cache, text, lambda: [content, batch, states])
         self._seen = [digest(batch)]
-        found = self._kept.read(_NAME)
+        found = self._kept.load(_NAME)
         if found is None:
             return states
         self._seen = bytes(found["batches"]).decode().split()
@@ -84,7 +84,7 @@ class Resumed:
             arrays = {
                 str(i): np.frombuffer(_plain(x).tobytes(), np.uint8) for i, x in enumerate(jax.tree.leaves(states))
             }
-            self._kept.write(_NAME, {**arrays, "batches": np.frombuffer(" ".join(self._seen).encode(), np.uint8)})
+            self._kept.keep(_NAME, {**arrays, "batches": np.frombuffer(" ".join(self._seen).encode(), np.uint8)})
 
     def check_end(self, count: int) -> None:
         """Raises where there were fewer batches than the states hold.

@@ -198,8 +198,8 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
         params = jax.tree.unflatten(traced.param_tree, traced.avals[: traced.count])
         traced = trace(fn, params, tuple(args), {})
     program = read(traced.jaxpr, fixed=traced.count, inlined=INLINED)
-    by_path = {op.path: op for op in traced.graph.operations}
-    addresses = {op.address: op.path for op in traced.graph.operations}
+    by_path = {op.path: op for op in traced.inventory.operations}
+    addresses = {op.address: op.path for op in traced.inventory.operations}
     begin, end = _match(first, list(by_path))[0], _match(last, list(by_path))[-1]
     block = cut(program, addresses, by_path[begin].address, by_path[end].address)
     paths = tuple(
@@ -211,7 +211,7 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
     function = BlockFunction(block, leaves)
     avals = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for value, path in leaves.items()}
     inner = trace(function, avals, [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in block.inputs], {})
-    found = [op.path for op in inner.graph.operations]
+    found = [op.path for op in inner.inventory.operations]
     assert len(found) == len(paths), (found, paths)
     rules = {name: rule_of(plan[path]) for name, path in zip(found, paths, strict=True)}
     own = planned(inner, rules, integer=False, rounding="exact")

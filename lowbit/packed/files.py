@@ -104,7 +104,7 @@ def save(path: str | os.PathLike[str], plan: Plan, qparams: QParams) -> int:
     mark = _mark(_ZEROS)
     assert chunks[0].count(mark) == 1
     chunks[0] = chunks[0].replace(mark, _mark(digest.hexdigest()))
-    atomic.write(target, chunks)
+    atomic.write_file(target, chunks)
     return sum(len(chunk) for chunk in chunks)
 
 
@@ -265,8 +265,8 @@ def _card(source: Path, content: bytes) -> dict[str, Any]:
     if len(content) < 8 + max(length, 2):
         raise ValueError(f"{source} is truncated: {len(content)} bytes end inside its header; copy it again")
     try:
-        header = json_text.read(content[8 : 8 + length])
-        card = json_text.read(header["__metadata__"][FORMAT])
+        header = json_text.parse_json(content[8 : 8 + length])
+        card = json_text.parse_json(header["__metadata__"][FORMAT])
         is_ours = card["format"] == FORMAT and type(card["version"]) is int
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         size = 8 + length + max(ends, default=0)
@@ -288,12 +288,12 @@ def decode_tensors(content: bytes) -> dict[str, np.ndarray]:
     Raises:
         safetensors.SafetensorError: if it is none.
     """
-    found = {}
+    tensors = {}
     for name, entry in safetensors.deserialize(content):
         dtype = jnp.dtype(_NAMES[entry["dtype"]])
         host = np.frombuffer(entry["data"], dtype.newbyteorder("<")).astype(dtype, copy=False).view(dtype)  # native
-        found[name] = host.reshape(entry["shape"])
-    return found
+        tensors[name] = host.reshape(entry["shape"])
+    return tensors
 
 
 def _on_device(name: str, host: np.ndarray) -> jax.Array:

@@ -87,6 +87,14 @@ def _contracted(equation: Equation) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (left, right) if equation.ins[0].is_data else (right, left)
 
 
+def free_axes(equation: Equation) -> tuple[int, ...]:
+    """Returns the axes of a dot's weight that are the result's."""
+    (of_left, of_right), (left, right) = equation.eqn.params["dimension_numbers"]
+    held = (*of_right, *right) if equation.ins[0].is_data else (*of_left, *left)
+    weight = equation.ins[1 if equation.ins[0].is_data else 0]
+    return tuple(i for i in range(len(weight.shape)) if i not in held)
+
+
 def _kept(equation: Equation) -> tuple[int, ...] | None:
     """The axes of the result that are the weight's; None of a dot with batch axes."""
     if equation.name == "conv_general_dilated":
@@ -257,5 +265,5 @@ def result(
     if join is not None:
         other = join.other.reshape(flat.shape[0], -1) if is_left else join.other.reshape(-1, flat.shape[0]).T
         join = join._replace(other=other)
-    made = fixed.fixed_matmul(flat, order, join=join, grid=grid)
-    return (made if is_left else made.T).reshape(shape)
+    product = fixed.fixed_matmul(flat, order, join=join, grid=grid)
+    return (product if is_left else product.T).reshape(shape)

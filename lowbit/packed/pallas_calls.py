@@ -118,7 +118,7 @@ def chosen(call: Call, implementation: str | None) -> tuple[str | None, str]:
     )
 
 
-def matmul(name: str, call: Call, dimension_numbers: Any, x: Any, weight: NativeTensor, dtype: Any) -> Array:
+def call_pallas(name: str, call: Call, dimension_numbers: Any, x: Any, weight: NativeTensor, dtype: Any) -> Array:
     """Returns the result of a dot, as an implementation computes it.
 
     Args:

@@ -35,7 +35,7 @@ class Rule:
         return any(c not in "*/?" for c in self.glob)
 
 
-def read(rules: Rules) -> tuple[Rule, ...]:
+def parse_rules(rules: Rules) -> tuple[Rule, ...]:
     """Returns typed rules.
 
     Args:

@@ -127,7 +127,7 @@ def from_json(text: str, *, quantizers: Iterable[Quantizer | Quantizers] = ()) -
         raise TypeError(f"text must be what lowbit.plan.serial.to_json wrote, got {type(text).__name__}")
     known = {q.text: q for given in quantizers for q in _each(given)}
     try:
-        data = json_text.read(text)
+        data = json_text.parse_json(text)
         version = data["version"]
         is_known = type(version) is int and version == VERSION
         plan = _from_data(data, known) if is_known else Plan(())

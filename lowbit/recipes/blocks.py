@@ -83,7 +83,7 @@ class Walk:
         """Returns what becomes of the model on calibration batches, of which those of the first one's shapes are used."""
         traced = self.plan.program
         program = read(traced.jaxpr, fixed=traced.count, inlined=INLINED)
-        addresses = [op.address for op in traced.graph.operations]
+        addresses = [op.address for op in traced.inventory.operations]
         parts = stretches(program, addresses, most=self.method.most)
         pieces = [Piece(part, program, self.plan, traced.paths) for part in parts]
         readers: dict[str, int] = {}
@@ -249,7 +249,7 @@ class Walk:
     ) -> Found:  # fmt: skip
         """Returns what is learned of one block, out of what is kept where it was learned before."""
         part, method = piece.stretch, self.method
-        kept = self.kept.read(task)
+        kept = self.kept.load(task)
         quantized = {site.key for site in self.plan.leaf_sites().values() if site.spec is not None}
         biases = [path for path in piece.biases(program, dict.fromkeys(quantized)) if readers[path] == 1]
         if kept is None:
@@ -279,7 +279,7 @@ class Walk:
                     (now[i], part.inputs), (right[i], part.inputs), (right[i], part.outs)))  # fmt: skip
                 state, _ = one(state, roundings, vectors, others, data, unit, jnp.float32(rate), step_keys[step])
             kept = self.arrays(state[0], weights, biases, vectors, piece, found)
-            self.kept.write(task, kept)
+            self.kept.keep(task, kept)
         return self.applied(kept, weights, biases, piece, found)
 
     def arrays(

@@ -28,7 +28,7 @@ from lowbit.program.evaluate import again
 from lowbit.rewrites.given import Given
 from lowbit.rewrites.products import Altered, Product, products, with_own
 from lowbit.rewrites.scaling import first_batch
-from lowbit.rewrites.traced import read
+from lowbit.rewrites.traced import trace_model
 
 from .gptq import GPTQ
 from .recipe import Recipe, Remainder
@@ -68,7 +68,7 @@ class LowRank(Given):
         args = first_batch(self.batches, "lqer")
         rules = {"**": self.rules} if isinstance(self.rules, str) else self.rules
         quantized = bind(fn, rules, params, state, *args).leaf_sites()
-        traced = read(fn, params, state, args, {})
+        traced = trace_model(fn, params, state, args, {})
         found, others = products(traced)
         found = [product for product in found if product.path in quantized]
         own, lines = {}, []

@@ -24,7 +24,7 @@ class Piece:
     """
 
     def __init__(self, stretch: Stretch, program: Program, plan: Plan, paths: Sequence[str]):
-        operations = {op.address: op for op in plan.program.graph.operations}
+        operations = {op.address: op for op in plan.program.inventory.operations}
         self.stretch = stretch
         self.operations = {address: operations[address] for address in stretch.operations}
         self.rows = {address: plan[op.path] for address, op in self.operations.items()}

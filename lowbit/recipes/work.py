@@ -53,7 +53,7 @@ class Work:
         before, done = params, 0
         floats: dict[str, Any] = {}
         for number, (some, watched) in enumerate(self._windows(sites, window)):
-            kept = self.kept.read(f"window-{number}")
+            kept = self.kept.load(f"window-{number}")
             found: dict[str, Solved] = {}
             moments = {} if kept is not None else self._moments(bare, before, params, qstate, some, watched, number)
             if moments and not floats:
@@ -70,7 +70,7 @@ class Work:
                 self.say("weights", done, len(sites))
             if kept is None:
                 kept = {f"{key}:{name}": x for key, each in found.items() for name, x in _arrays(each).items()}
-                self.kept.write(f"window-{number}", kept)
+                self.kept.keep(f"window-{number}", kept)
             values = {key: jnp.asarray(kept[f"{key}:values"]) for key in some}
             for key in some:
                 own = {p: jnp.asarray(kept[f"{key}:taken {p}"]) for p in self._own(key, leaves)}

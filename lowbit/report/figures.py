@@ -81,7 +81,7 @@ def accuracy_against_bytes(points: Sequence[Point]) -> str:
     if not points or min(p.size for p in points) <= 0:
         raise ValueError(f"accuracy_against_bytes needs points with positive sizes, got {[p.size for p in points]}")
     with _pyplot() as plt:
-        figure, axes = plt.subplots(figsize=(7.4, 4.2))
+        figure, axes = plt.subplots(figsize=(5.4, 3.5))
         axes.set_xscale("log")
         for point in points:
             colour = GREY if point.is_baseline else BLUE
@@ -123,8 +123,9 @@ def learning_curves(curves: Sequence[Curve], metric: str) -> str:
         raise ValueError("learning_curves needs at least one curve")
     names = list(dict.fromkeys(curve.name for curve in curves))
     with _pyplot() as plt:
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4))
-        colours = plt.get_cmap("tab20").colors
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.6, 3.5))
+        tab20 = plt.get_cmap("tab20").colors
+        colours = [*tab20[::2], *tab20[1::2]]  # pale ones last: a thin line of a strong colour looks like one
         for curve in curves:
             i = names.index(curve.name)
             is_first = next(each for each in curves if each.name == curve.name) is curve
@@ -268,5 +269,6 @@ def _svg(figure: "Figure") -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     # A tenth of a point is not seen in a path; texts keep their numbers.
     text = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\d\.\d)\d+", r"\1", d[0]), buffer.getvalue())
-    text = re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r"font-family: ('DejaVu Sans'), [^;\"]*", r"font-family: \1, sans-serif", text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
     return re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL)  # no XML prologue inside HTML

@@ -16,6 +16,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .38rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e6ea; }
 th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #1c1e21; font-weight: 600; }
 tbody tr:hover { background: #f5f7fa; }
+.row { display: flex; flex-wrap: wrap; gap: 0 2rem; } .row > div { min-width: 0; max-width: 100%; } .row :is(figcaption, .note) { contain: inline-size; }
 figure { margin: 0; } svg { max-width: 100%; height: auto; }
 details { margin: .8rem 0; } summary { cursor: pointer; color: #2b5c9e; }
 pre { background: #f5f7fa; padding: .9rem; overflow-x: auto; font-size: .8rem; line-height: 1.4; }
@@ -47,7 +48,7 @@ def page(title: str, lead: str, sections: Sequence[str]) -> str:
     Args:
         title: plain text.
         lead: plain text under the title.
-        sections: HTML from `table`, `figure`, `section` and `details`. Where three have headings, the page begins with links
+        sections: HTML from `table`, `figure`, `section`, `details` and `row`. Where three have headings, the page begins with links
             to them.
     """
     body, heads = "\n".join(sections), []
@@ -96,6 +97,11 @@ def figure(title: str, svg: str, *, caption: str = "") -> str:
     """Returns a heading, an inline figure and its caption."""
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f"<h2>{html.escape(title)}</h2>\n<figure>{svg}{below}</figure>"
+
+
+def row(*parts: str) -> str:
+    """Returns parts beside each other where the page is wide enough, below each other else."""
+    return '<div class="row">' + "\n".join(f"<div>{part}</div>" for part in parts) + "</div>" if parts else ""
 
 
 def details(title: str, text: str) -> str:

@@ -61,7 +61,7 @@ class Traced:
         return dict(zip(self.program.inputs, leaves, strict=False))
 
 
-def read(
+def trace_model(
     fn: Callable[..., Any],
     params: Any,
     state: Any,

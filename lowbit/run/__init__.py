@@ -27,7 +27,10 @@ from .evals.iree import iree as iree
 from .evals.latency import iree_latency as iree_latency
 from .evals.latency import latency as latency
 from .evals.peers import peers as peers
+from .evals.scores import bootstrap as bootstrap
+from .evals.scores import scores as scores
 from .evals.verify import verify as verify
+from .evals.weight_error import weight_error as weight_error
 from .experiment import Allocation as Allocation
 from .experiment import Experiment as Experiment
 from .experiment import Fit as Fit

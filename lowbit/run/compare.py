@@ -12,7 +12,7 @@ _KEYS = {"values", "measured", "errors"}
 """Of which a row has one."""
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
     """Returns the summary of a finished run, with its config under ``"asked"``.
 
     Raises:
@@ -21,8 +21,12 @@ def read(folder: Path) -> dict[str, Any]:
     found = next(
         (each for name in ("summary.json", "study.json") if (each := read_json(folder / name)) is not None), None
     )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give that of a run that ended, such as runs/demo")
     if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
-        raise ValueError(f"{folder} has no summary of rows: give the folder of a run that ended, such as runs/demo")
+        inner = sorted(path.parent for path in folder.glob("*/summary.json"))
+        hint = f"those in it, such as {inner[0]}" if inner else "that of a run that ended, such as runs/demo"
+        raise ValueError(f"{folder} has no summary of rows: give {hint}")
     rows = found["rows"].values()
     if rows and not any(isinstance(row, dict) and _KEYS & row.keys() for row in rows):
         raise ValueError(f"{folder} is of an earlier lowbit, which kept no values by seed: run its config again")
@@ -77,7 +81,7 @@ def diff(one: Path, other: Path) -> tuple[tables.Table, tables.Table]:
     Raises:
         ValueError: if one of them is no finished run.
     """
-    left, right = read(one), read(other)
+    left, right = read_run(one), read_run(other)
     asked = [list(line) for line in changes(left["asked"], right["asked"])]
     for key in ("commit", "metric"):
         asked += [[key, *map(str, pair)] for pair in [(left.get(key), right.get(key))] if pair[0] != pair[1]]
@@ -104,7 +108,7 @@ def report(folders: Sequence[Path]) -> tables.Table:
     Raises:
         ValueError: if one of them is no finished run.
     """
-    found = [read(folder) for folder in folders]
+    found = [read_run(folder) for folder in folders]
     names = list(dict.fromkeys(name for each in found for name in each["rows"]))
     rows = [[name, *(tables.spread(_values(each["rows"].get(name, {})), 3) for each in found)] for name in names]
     metrics = dict.fromkeys(str(each.get("metric") or "no metric") for each in found)

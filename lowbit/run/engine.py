@@ -5,21 +5,26 @@ key is of everything the piece depends on (`lowbit.run.identity`): so a run that
 what it changes and nothing else, and several workers in one folder share the work. A piece that fails is a row with its error.
 """
 
+import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from . import report
 from .experiment import Experiment, Method, Suite
 from .folder import TIMES, RunFolder
-from .identity import fingerprint
+from .identity import joined
 from .job import Job
-from .pieces import Piece, check_rules, eval_key, key_of, made, measured, name_of, network
-from .results import Results, Row
+from .keys import eval_key, key_of, name_of
+from .pieces import Piece, check_rules, made, measured, network
+from .results import Measured, Results
+from .samples import arguments
 from .screen import Screen, console
 
 
@@ -40,21 +45,21 @@ def run(
         fresh: empty the folder first instead of going on where an earlier run stopped.
         only: globs over names of methods, or of pieces such as ``seed-0/*``: the others are taken where they are finished,
             and not done.
-        accept_stale: take pieces that another commit of lowbit finished, which are done again otherwise.
+        accept_stale: take pieces that another commit or other code of lowbit finished, which are done again otherwise.
         is_worker: do pieces, beside others who do, and report nothing.
 
     Raises:
         ImportError: if an optional package that an eval needs is missing, before anything is computed.
         OSError: if the data set cannot be had.
-        ValueError: if ``only`` fits nothing, or rules do not fit the network.
+        ValueError: if a glob of ``only`` fits nothing, or rules do not fit the network.
     """
+    check_only(config, only)
     chosen = _chosen(config, only)
-    if not chosen:
-        raise ValueError(_unfit([config], only))
     _require(config)
     folder = RunFolder(out, config, fresh=fresh, accept_stale=accept_stale)
     try:
-        return _run(_opened(config, folder, chosen), chosen, is_worker=is_worker)
+        with compiled_kept(folder.path):
+            return _run(_opened(config, folder, chosen), chosen, is_worker=is_worker)
     finally:
         folder.leave()
 
@@ -77,9 +82,8 @@ def run_suite(
     Raises:
         ImportError, OSError: as `run`; where no experiment's data can be had, what the first said.
     """
+    check_only(config, only)
     chosen = {each.name: _chosen(each, only, each.name) for each in config.experiments}
-    if not any(chosen.values()):
-        raise ValueError(_unfit(config.experiments, only))
     for each in config.experiments:
         if chosen[each.name]:
             _require(each)
@@ -100,7 +104,8 @@ def run_suite(
                     if not is_worker:
                         Screen(console(), 0).say(f"{each.name} is left out: {folder.absent[each.name]}", style="yellow")
                     continue
-                found.append(_run(job, pieces, is_worker=is_worker))
+                with compiled_kept(folder.path):
+                    found.append(_run(job, pieces, is_worker=is_worker))
             finally:
                 inner.leave()
         if first is not None and not found:
@@ -110,6 +115,30 @@ def run_suite(
         return found
     finally:
         folder.leave()
+
+
+@contextlib.contextmanager
+def compiled_kept(path: Path) -> Iterator[None]:
+    """A context in which compiled programs are kept in ``path/compiled``: pieces and workers have most of theirs in common.
+
+    Where JAX was given a folder for them, it is that one.
+    """
+    wanted = {
+        "jax_compilation_cache_dir": str(path / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    if before["jax_compilation_cache_dir"] is not None:
+        yield
+        return
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def _require(config: Experiment) -> None:
@@ -148,6 +177,9 @@ def _run(job: Job, chosen: Sequence[tuple[int, Method]], *, is_worker: bool) -> 
             "(--fresh does all again)",
             style="yellow",
         )
+    if job.folder.accept_stale and job.folder.stale:
+        said = f"another commit or other code of lowbit made {', '.join(job.folder.stale)}"
+        job.screen.say(f"{said}: accepted (result.json says which commit)", style="yellow")
     if chosen:
         (config.report or report.standard)(results)
     return results
@@ -159,10 +191,15 @@ def _chosen(config: Experiment, only: Sequence[str], lead: str | None = None) ->
     return [(seed, method) for seed, method in pieces if _is_chosen(name_of(method, seed), only, lead)]
 
 
-def _unfit(configs: Sequence[Experiment], only: Sequence[str]) -> str:
-    names = dict.fromkeys(method.name for each in configs for method in each.rows)
-    more = f", in {', '.join(each.name for each in configs)}" if len(configs) > 1 else ""
-    return f"--only fits no piece: got {', '.join(only)}; there are {', '.join(names)}{more}"
+def check_only(config: Experiment | Suite, only: Sequence[str]) -> None:
+    """Raises ValueError for a glob that fits no piece of a config: what it asks for would be left out in silence."""
+    has_names = isinstance(config, Suite)
+    configs = config.experiments if isinstance(config, Suite) else (config,)
+    for glob in only:
+        if not any(_chosen(each, [glob], each.name if has_names else None) for each in configs):
+            names = dict.fromkeys(method.name for each in configs for method in each.rows)
+            more = f", in {', '.join(each.name for each in configs)}" if has_names else ""
+            raise ValueError(f"--only {glob} fits no piece; there are {', '.join(names)}{more}")
 
 
 def _is_chosen(name: str, only: Sequence[str], lead: str | None) -> bool:
@@ -207,7 +244,9 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
     if job.folder.finished(name, key) is not None or job.folder.failure(name, key, since=since) is not None:
         return
     if name in job.folder.stale:
-        job.screen.say(f"{name} is of another commit of lowbit: done again (--accept-stale takes it)", style="yellow")
+        job.screen.say(
+            f"{name} is of another commit or other code of lowbit: done again (--accept-stale takes it)", style="yellow"
+        )
     if name in job.folder.damaged:
         job.screen.say(f"{name} is not what was written: done again", style="yellow")
     before = time.perf_counter()
@@ -220,7 +259,8 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
             if not each.is_together:
                 found = merged(found, each.measure(piece))
     except Exception as error:  # noqa: BLE001 - whatever a method of the user's raises: its row says it, the others go on
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        lines = (" ".join(line.split()) for line in str(error).splitlines())
+        text = f"{type(error).__name__}: {'; '.join(filter(None, lines)).replace(':;', ':')}"
         job.folder.fail(name, key, text)
         job.log(name, "error", seed=seed, method=method.name, error=text)
         job.screen.say(f"seed {seed}  {method.name:<12} failed: {text}", style="red")
@@ -239,6 +279,9 @@ def _line(job: Job, seed: int, method: Method, found: Mapping[str, Any]) -> str:
     metric = job.experiment.metric
     said = [] if metric is None else [f"{where} {value:.{metric.digits}f}" for where, value in found["metric"].items()]
     said += [f"{where} differs by {value['max']:.3g}" for where, value in found.get("difference", {}).items()]
+    for column in () if metric else (column for each in job.experiment.evals for column in each.columns):
+        if values := Measured(method.name, {seed: found}, {}).values(*column.of):
+            said.append(f"{column.head} {column.text(values, [])}")
     return f"seed {seed}  {method.name:<12} {'  '.join(said)}   {found[TIMES]:.1f} s"
 
 
@@ -266,7 +309,7 @@ def _together(job: Job, *, is_done: bool) -> dict[str, dict[str, Any]]:
     for each in job.experiment.evals:
         if not each.is_together or not there:
             continue
-        name, key = f"evals/{each.name}", fingerprint([keys[m.name] for m in there], eval_key(each))
+        name, key = f"evals/{each.name}", joined([*(keys[m.name] for m in there), eval_key(each)])
         with job.folder.locked(name):
             values = job.folder.finished(name, key)
             if values is None and is_done:
@@ -293,9 +336,9 @@ def _found(job: Job, together: Mapping[str, Any], *, since: float, minutes: floa
                 results[seed] = merged(found, together.get(method.name, {})) if seed == first else found
             elif (error := job.folder.failure(name, key, since=since)) is not None:
                 errors[seed] = error
-        rows.append(Row(method.name, results, errors))
+        rows.append(Measured(method.name, results, errors))
     guess = None
     if asked.baseline is not None and asked.metric is not None:
         name, call = asked.baseline
-        guess = name, float(asked.metric.of(call(job.data.test.inputs), job.data.test.labels))
+        guess = name, float(asked.metric.of(call(*arguments(job.data.test.inputs)), job.data.test.labels))
     return Results(asked, job.folder, tuple(rows), job.data.name, guess, minutes)

@@ -35,7 +35,7 @@ class Model(NamedTuple):
     """A network as the engine sees it.
 
     Attributes:
-        fn: ``fn(params, state, x) -> y``, evaluation.
+        fn: ``fn(params, state, x) -> y``, evaluation; or ``fn(params, state, *inputs)`` for data whose inputs are a tuple.
         params: float parameters.
         state: everything else (batch statistics), or an empty dict.
         train_fn: where training differs from evaluation, ``fn(params, state, x, rngs={"dropout": key}) -> (y, state')`` of a
@@ -100,7 +100,7 @@ class Method:
             None. The float function is trained with it, and ranges are measured afterwards.
         freeze_norms: fold batch norms into the weights before these are quantized (`lowbit.rewrites.batch_norm`), in
             training with correction up to this step, then with frozen statistics; None leaves them as they are.
-        rewrites: ``rewrites(x)`` returns what `lowbit.chain` takes, for inputs ``x``: done to the float model first, or None.
+        rewrites: ``rewrites(*inputs)`` returns what `lowbit.chain` takes, for a batch: done to the float model first, or None.
         recipe: of `lowbit.quantize`, in place of measured ranges and rounding to nearest; or None.
         allocate: chooses among candidates where ``rules`` quantize at all; or None.
         integer: whether the plan is full-integer.
@@ -113,7 +113,7 @@ class Method:
     penalty: Penalty | None = None
     around: Around | None = None
     freeze_norms: int | None = None
-    rewrites: Callable[[jax.Array], tuple[Any, ...]] | None = None
+    rewrites: Callable[..., tuple[Any, ...]] | None = None
     recipe: str | Recipe | None = None
     allocate: Allocation | None = None
     integer: bool = False
@@ -175,7 +175,7 @@ class Experiment:
     report: Callable[[Any], None] | None = None
     writers: tuple[Writer, ...] = ()
     watch: Callable[[str, int, jax.Array], None] | None = None
-    baseline: tuple[str, Callable[[np.ndarray], np.ndarray]] | None = None
+    baseline: tuple[str, Callable[..., np.ndarray]] | None = None
     train_samples: int | None = None
     test_samples: int | None = None
     test_batch: int = 500

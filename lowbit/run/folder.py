@@ -23,6 +23,7 @@ from lowbit.core import atomic
 from lowbit.core.quantizer import Quantizer
 
 from .environment import environment
+from .identity import is_asked_alike
 from .states import State
 
 TIMES = "seconds"
@@ -37,7 +38,7 @@ _OWN = (RESULT, _TRAINING)
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON, whole or not at all."""
-    atomic.write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    atomic.write_file(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
@@ -127,7 +128,8 @@ class RunFolder:
         environment: from `environment`.
         is_changed: whether an earlier run here had another config.
         reused: names of the finished pieces that were found.
-        stale: names of those of another commit.
+        stale: names of those that another commit or other code of lowbit made, whether they are taken or not.
+        origins: by name of the finished pieces that were found, the commit that made them, and whether it had changes.
         damaged: names of those that are not what was written.
         absent: of a suite, experiments whose data or network cannot be had, and why.
 
@@ -154,6 +156,7 @@ class RunFolder:
         self.reused: list[str] = []
         self.stale: list[str] = []
         self.damaged: list[str] = []
+        self.origins: dict[str, dict[str, Any]] = {}
         self.absent: dict[str, str] = {}
         before = read_json(path / "config.json")
         asked = json.loads(json.dumps(plain(config)))
@@ -188,18 +191,24 @@ class RunFolder:
         return State(self.piece(name) / _TRAINING, key, self.environment.get("commit"), accept_stale=self.accept_stale)
 
     def finished(self, name: str, key: str) -> dict[str, Any] | None:
-        """Returns the result of a piece that was finished with the same key, or None."""
+        """Returns the result of a piece that was finished with the same key, or None.
+
+        Where stale ones are accepted, one is taken that was asked for alike, whatever code of lowbit made it.
+        """
         stored = read_json(self.path / name / RESULT)
-        if not isinstance(stored, dict) or stored.get("key") != key or "result" not in stored:
+        if not isinstance(stored, dict) or "result" not in stored or not is_asked_alike(stored.get("key"), key):
             return None
         is_sealed = "seal" in stored  # results of earlier versions are not; few keys are as they were then
         if (is_sealed and stored["seal"] != _seal(stored)) or not self._is_whole(name, stored.get("files", {})):
             self._note(self.damaged, name)
             return None
-        if stored.get("commit") != self.environment.get("commit") and not self.accept_stale:
+        is_other = stored["key"] != key or stored.get("commit") != self.environment.get("commit")
+        if is_other:
             self._note(self.stale, name)
-            return None
+            if not self.accept_stale:
+                return None
         self._note(self.reused, name)
+        self.origins[name] = {each: stored.get(each) for each in ("commit", "dirty")}
         return stored["result"]
 
     def failure(self, name: str, key: str, *, since: float) -> str | None:

@@ -16,7 +16,7 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ _ALWAYS = ("core", "formats", "program", "plan", "packed", "interpret", "adapter
 """Folders of lowbit that every method goes through: ranges are observed, and what was learned is hardened, without a fit too."""
 _ROUNDING = "lowbit.quantizers.rtn"
 """What a rule's text stands for."""
-_ENGINE = ("losses", "measure", "metric", "pieces", "training")
+_ENGINE = ("losses", "measure", "metric", "pieces", "samples", "training")
 """Modules of this folder that numbers depend on."""
 
 
@@ -50,6 +50,17 @@ def fingerprint(*parts: Any) -> str:
     describer = _Describer()
     text = json.dumps([describer.of(part) for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def joined(keys: Sequence[str], *parts: Any) -> str:
+    """Returns the key of what depends on others by their keys, and on further values."""
+    asked, code = zip(*(key.split(".") for key in keys), strict=True)
+    return f"{fingerprint(asked, *parts)}.{fingerprint(code)}"
+
+
+def is_asked_alike(one: Any, other: str) -> bool:
+    """Returns whether what two keys ask for is the same; the first is read from a file."""
+    return isinstance(one, str) and one.partition(".")[0] == other.partition(".")[0]
 
 
 def modules_of(value: Any) -> frozenset[str]:
@@ -83,6 +94,42 @@ def _numerics(modules: tuple[str, ...], folders: tuple[str, ...]) -> str:
         found.update(f"{path.relative_to(root)} {_code_of(path)}".encode())
     found.update(str(_version("lowbit-kernels")).encode())
     return found.hexdigest()[:24]
+
+
+def reached(modules: Iterable[str]) -> frozenset[str]:
+    """Returns modules of lowbit with all that they import in turn, but for what `numerics` has of every method."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        parts = name.split(".")
+        if parts[0] != "lowbit" or len(parts) < 3 or parts[1] in _ALWAYS or name in found:
+            continue  # packages alone hold no code
+        found.add(name)
+        waiting += _imported(name)
+    return frozenset(found)
+
+
+@functools.cache
+def _imported(module: str) -> tuple[str, ...]:
+    """The modules that a module of lowbit names in its imports."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ()
+    found = []
+    for node in ast.walk(ast.parse(Path(spec.origin).read_bytes())):
+        if isinstance(node, ast.Import):
+            found += [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            lead = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            base = ".".join(part for part in (lead, node.module or "") if part)
+            found += [base, *(f"{base}.{each.name}" for each in node.names)]
+    return tuple(name for name in found if name.startswith("lowbit.") and _is_module(name))
+
+
+def _is_module(name: str) -> bool:
+    path = Path(__file__).parents[1].joinpath(*name.split(".")[1:])
+    return path.with_suffix(".py").is_file()
 
 
 @functools.cache

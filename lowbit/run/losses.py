@@ -12,6 +12,7 @@ from lowbit.plan.rows import Plan
 from lowbit.rewrites import batch_norm
 
 from .experiment import Loss, Penalty
+from .samples import arguments
 from .training import Trainable
 
 
@@ -21,9 +22,9 @@ def float_loss(fn: Callable[..., Any], train_fn: Callable[..., Any] | None, loss
 
     def trained(tree, rest, inputs, labels, key, step):
         if train_fn is None:
-            y, state = fn(tree["params"], rest["state"], inputs), rest["state"]
+            y, state = fn(tree["params"], rest["state"], *arguments(inputs)), rest["state"]
         else:
-            y, state = train_fn(tree["params"], rest["state"], inputs, **_streams(train_fn, key))
+            y, state = train_fn(tree["params"], rest["state"], *arguments(inputs), **_streams(train_fn, key))
         return loss(y, labels), {"state": state}
 
     return trained
@@ -46,10 +47,10 @@ def quantized_loss(
         run, params = called, tree["params"]
         given = {} if train_fn is None else _streams(train_fn, jax.random.fold_in(key, 1))
         if freeze_norms is not None:
-            run, params, _ = batch_norm.fold(inputs, **given)(called, params, rest["state"])
+            run, params, _ = batch_norm.fold(*arguments(inputs), **given)(called, params, rest["state"])
             given |= {} if train_fn is None else {"frozen": step >= freeze_norms}
         simulated = simulate(run, plan, train=True)
-        y, after = simulated(params, qstate, rest["state"], inputs, key=key, step=step, **given)
+        y, after = simulated(params, qstate, rest["state"], *arguments(inputs), key=key, step=step, **given)
         y, state = (y, rest["state"]) if train_fn is None else y
         value = loss(y, labels)
         if penalty is not None:

@@ -13,18 +13,25 @@ from lowbit_kernels.bench import timing
 from lowbit_kernels.bench.timing import Times as Times
 from lowbit_kernels.bench.timing import ratio as ratio
 
+from .samples import Inputs, arguments, chosen, count
+
 T = TypeVar("T")
 REST = timing.REST
 """Seconds before a turn; see there."""
 
 
-def outputs(call: Callable[[np.ndarray], Any], inputs: np.ndarray, batch: int) -> np.ndarray:
-    """Returns ``call``'s outputs on all inputs, ``batch`` at a time; a short last batch is filled up and cut."""
-    found = []
-    for start in range(0, len(inputs), batch):
-        part = inputs[start : start + batch]
-        full = part if len(part) == batch else np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-        found.append(np.asarray(call(full))[: len(part)])
+def outputs(call: Callable[..., Any], inputs: Inputs, batch: int) -> np.ndarray:
+    """Returns ``call``'s outputs on all inputs, ``batch`` at a time; a short last batch is filled up and cut.
+
+    Args:
+        call: ``call(*arguments) -> outputs``.
+        inputs: ``[samples, ...]``, or a tuple of such, one for each argument.
+        batch: samples of a call.
+    """
+    found, size = [], count(inputs)
+    for start in range(0, size, batch):
+        taken = np.minimum(np.arange(start, start + batch), size - 1)
+        found.append(np.asarray(call(*arguments(chosen(inputs, taken))))[: size - start])
     return np.concatenate(found)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
+from lowbit.recipes.report import Report
 from lowbit.rewrites import batch_norm
 
-from .environment import NUMERIC
-from .evals.column import Eval
 from .experiment import FLOAT, Method, Model
-from .folder import plain
-from .identity import fingerprint, modules_of, numerics
+from .folder import TIMES, plain, write_json
 from .job import Job
+from .keys import float_key, name_of, train_key
 from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
+from .samples import Inputs, arguments, chosen, count
 from .screen import Training
 from .training import train
 from .trajectory import trajectory
@@ -41,13 +42,14 @@ class Piece:
         job: the job.
         method: what was done.
         seed: to the float model of this seed.
-        fn: the function that is served, ``fn(params, state, x)``.
+        fn: the function that is served, ``fn(params, state, *inputs)``.
         plan: of it, as it was read back from the file.
         bound: the plan with its quantizers.
         params: float parameters, as they were packed.
         state: the function's state.
         qstate: quantizers' state; None where a recipe solved the codes.
         qparams: packed parameters.
+        report: of the recipe that solved them, or None.
     """
 
     job: Job
@@ -60,6 +62,7 @@ class Piece:
     state: Any
     qstate: Any
     qparams: lb.QParams
+    report: Report | None = None
 
     @property
     def name(self) -> str:
@@ -77,15 +80,19 @@ class Piece:
         return self.method.name == FLOAT
 
     @property
-    def test(self) -> np.ndarray:
+    def test(self) -> Inputs:
         """The test inputs."""
         return self.job.data.test.inputs
+
+    def example(self, batch: int) -> tuple[jax.Array, ...]:
+        """Returns the first test inputs, ``batch`` of them, as arguments."""
+        return tuple(jnp.asarray(x) for x in arguments(chosen(self.test, slice(batch))))
 
     @functools.cached_property
     def executed(self) -> np.ndarray:
         """Outputs of `lowbit.execute` for all test inputs."""
         served = lb.execute(self.fn, self.plan)
-        return outputs(lambda x: served(self.qparams, self.state, x), self.test, self.job.experiment.test_batch)
+        return outputs(lambda *x: served(self.qparams, self.state, *x), self.test, self.job.experiment.test_batch)
 
     @functools.cached_property
     def simulated(self) -> np.ndarray | None:
@@ -94,7 +101,7 @@ class Piece:
             return None
         call = lb.simulate(self.fn, self.bound)
         return outputs(
-            lambda x: call(self.params, self.qstate, self.state, x), self.test, self.job.experiment.test_batch
+            lambda *x: call(self.params, self.qstate, self.state, *x), self.test, self.job.experiment.test_batch
         )
 
     def score(self, found: np.ndarray) -> float:
@@ -102,70 +109,13 @@ class Piece:
         return score(self.job, found)
 
 
-def name_of(method: Method, seed: int) -> str:
-    """Returns the name of a piece's folder."""
-    return f"seed-{seed}/{method.name}"
-
-
-def float_key(job: Job, seed: int) -> str:
-    """Returns what the float model of a seed depends on."""
-    made, versions = job.experiment, job.folder.environment["versions"]
-    fitted = (made.fit, made.loss, job.train_digest) if made.fit else ()
-    return fingerprint(
-        made.model,
-        fitted,
-        seed,
-        {name: versions[name] for name in NUMERIC},
-        numerics(modules_of((made.model, made.loss))),
-    )
-
-
-def train_key(job: Job, method: Method, seed: int) -> str:
-    """Returns what the model of a method depends on, before anything is measured."""
-    made = job.experiment
-    folders = [name for name, used in _FOLDERS if used(method)]
-    what = dataclasses.replace(method, name="-")  # what is done, whatever it is called
-    return fingerprint(
-        float_key(job, seed), what, made.calibration_samples, made.calibration_batch, job.train_digest, made.loss,
-        numerics(modules_of(method), folders),
-    )  # fmt: skip
-
-
-_FOLDERS: tuple[tuple[str, Callable[[Method], Any]], ...] = (
-    ("solvers", lambda m: m.recipe),
-    ("recipes", lambda m: m.recipe),
-    ("allocate", lambda m: m.allocate),
-    ("rewrites", lambda m: m.recipe or m.rewrites or m.freeze_norms is not None),
-)
-"""Folders of lowbit whose code a method goes through, where it does."""
-
-
-def key_of(job: Job, method: Method, seed: int) -> str:
-    """Returns what the result of a piece depends on."""
-    name = name_of(method, seed)
-    if name not in job.keys:
-        job.keys[name] = _key_of(job, method, seed)
-    return job.keys[name]
-
-
-def _key_of(job: Job, method: Method, seed: int) -> str:
-    made = job.experiment
-    evals = [eval_key(each) for each in made.evals if not each.is_together]
-    return fingerprint(train_key(job, method, seed), made.metric, made.test_batch, job.test_digest, evals)
-
-
-def eval_key(asked: Eval) -> str:
-    """Returns what the numbers of an eval depend on besides its pieces."""
-    code = numerics(modules_of(asked.measure), ["run/evals", "export", "targets"])
-    return fingerprint(asked.name, asked.measure, asked.depends and asked.depends(), code)
-
-
-def calibration(job: Job) -> list[np.ndarray]:
-    """Returns the batches that set input ranges: training inputs, without labels."""
+def calibration(job: Job) -> list[tuple[jax.Array, ...]]:
+    """Returns the batches that set input ranges: arguments made of training inputs, without labels."""
     made = job.experiment
     inputs = job.data.train.taken(made.calibration_samples).inputs
-    size = min(len(inputs), made.calibration_batch)
-    return [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)]
+    size = min(count(inputs), made.calibration_batch)
+    batches = [chosen(inputs, slice(i, i + size)) for i in range(0, count(inputs) - size + 1, size)]
+    return [tuple(jnp.asarray(x) for x in arguments(each)) for each in batches]
 
 
 def score(job: Job, found: np.ndarray) -> float:
@@ -192,6 +142,14 @@ def float_model(job: Job, seed: int) -> Model:
         return _fitted(job, model, Method(FLOAT, {}, made.fit), seed, here, float_key(job, seed))
 
 
+@functools.lru_cache(maxsize=2)
+def float_outputs(job: Job, seed: int) -> np.ndarray:
+    """Returns the outputs of the float function of a seed for all test inputs; the last ones are kept."""
+    model = float_model(job, seed)
+    call = jax.jit(model.fn)
+    return outputs(lambda *x: call(model.params, model.state, *x), job.data.test.inputs, job.experiment.test_batch)
+
+
 def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: str) -> Model:
     """The model after float training, or read back."""
     assert method.fit is not None
@@ -200,7 +158,7 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
     def evaluate(tree: Any, rest: Any) -> dict[str, float]:
         call = jax.jit(model.fn)
         found = outputs(
-            lambda x: call(tree["params"], rest["state"], x), job.data.test.inputs, job.experiment.test_batch
+            lambda *x: call(tree["params"], rest["state"], *x), job.data.test.inputs, job.experiment.test_batch
         )
         return {"metric": score(job, found)}
 
@@ -235,7 +193,7 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
     for method in checked:
         fn, params = _served(method, model, x)
         try:
-            lb.bind(fn, method.rules, params, model.state, jnp.asarray(x), **_options(method))
+            lb.bind(fn, method.rules, params, model.state, *x, **_options(method))
         except ValueError as error:
             raise ValueError(f"{method.name}: {error}") from error
 
@@ -246,14 +204,19 @@ def _options(method: Method) -> dict[str, Any]:
 
 def made(job: Job, method: Method, seed: int) -> Piece:
     """Returns a piece packed, saved and read back, trained where the method says so, or its training read back."""
-    fn, plan, params, state, qstate, qparams = (_solved if method.recipe else _bound)(job, method, seed)
+    if method.recipe is None:
+        fn, plan, params, state, qstate, qparams = _bound(job, method, seed)
+        report = None
+    else:
+        fn, plan, params, state, qparams, report = _solved(job, method, seed)
+        qstate: Any = None
     if qparams is None:  # what was learned of widths and levels is said by specs from here on
         plan, qstate = lb.harden(plan, qstate)
     path = job.folder.piece(name_of(method, seed)) / "packed.safetensors"
     lb.save(path, plan, lb.pack(plan, params, qstate) if qparams is None else qparams)
     stored, qparams = lb.load(path)
     assert stored.fingerprint == plan.fingerprint
-    return Piece(job, method, seed, fn, stored, plan, params, state, qstate, qparams)
+    return Piece(job, method, seed, fn, stored, plan, params, state, qstate, qparams, report)
 
 
 def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
@@ -263,10 +226,11 @@ def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     bar = job.screen.start(f"{name} {method.recipe}")
     qparams, plan, report = lb.quantize(
         model.fn, model.params, method.rules, state=model.state, recipe=method.recipe,
-        batches=[(jnp.asarray(x),) for x in calibration(job)], cache=job.folder.piece(name) / "solved",
-        progress=lambda what, done, of: bar(done),
+        batches=calibration(job), cache=job.folder.piece(name) / "solved", progress=lambda what, done, of: bar(done),
     )  # fmt: skip
-    return report.fn, plan, model.params, report.state, None, qparams
+    said = {key: value for key, value in json.loads(report.to_json()).items() if key != TIMES}
+    write_json(job.folder.piece(name) / "report.json", said)  # without times: made again, the same bits
+    return report.fn, plan, model.params, report.state, qparams, report
 
 
 def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
@@ -274,14 +238,14 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     model, name = float_model(job, seed), name_of(method, seed)
     if method.around is not None:
         model = _fitted(job, model, method, seed, name, train_key(job, method, seed))
-    batches = [jnp.asarray(x) for x in calibration(job)]
+    batches = calibration(job)
     if method.rewrites is not None:
-        given = [(x,) for x in batches]
-        fn, params, state = lb.chain(*method.rewrites(batches[0]), batches=given)(model.fn, model.params, model.state)
+        rewrites = method.rewrites(*batches[0])
+        fn, params, state = lb.chain(*rewrites, batches=batches)(model.fn, model.params, model.state)
         model = Model(fn, params, state)
     fn, params = _served(method, model, batches[0])
-    plan = lb.bind(fn, method.rules, params, model.state, batches[0], **_options(method))
-    pairs = [(model.state, x) for x in batches]
+    plan = lb.bind(fn, method.rules, params, model.state, *batches[0], **_options(method))
+    pairs = [(model.state, *x) for x in batches]
     if method.allocate is not None:
         asked = method.allocate
         scores = lb.sensitivity(
@@ -309,9 +273,9 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
         if job.experiment.metric is None:
             return trajectory(plan)(params, state)
         call = lb.simulate(served, plan)
-        some = job.data.test.inputs[:EPOCH_SAMPLES]
+        some = chosen(job.data.test.inputs, slice(EPOCH_SAMPLES))
         found = outputs(
-            lambda x: call(params, state, rest["state"], x), some, min(len(some), job.experiment.test_batch)
+            lambda *x: call(params, state, rest["state"], *x), some, min(count(some), job.experiment.test_batch)
         )
         return {"metric": score(job, found), **trajectory(plan)(params, state)}
 
@@ -330,11 +294,11 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     return fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]}, None
 
 
-def _served(method: Method, model: Model, x: Any) -> tuple[Callable[..., Any], Any]:
+def _served(method: Method, model: Model, given: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
     """The function that is quantized and its parameters: the model's, with batch norms folded where the method says so."""
     if method.freeze_norms is None:
         return model.fn, model.params
-    fold = batch_norm.fold(jax.ShapeDtypeStruct(x.shape, x.dtype))
+    fold = batch_norm.fold(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given))
     fn, params, _ = fold(model.fn, model.params, model.state)
     return fn, params
 
@@ -352,11 +316,14 @@ def measured(piece: Piece) -> dict[str, Any]:
     Raises:
         PromiseError: as `promised`, where there is a metric.
     """
+    report = piece.report
     result: dict[str, Any] = {
-        "bits_per_weight": _bits(piece),
+        "bits_per_weight": _bits(piece) if report is None else report.bits_per_weight,
         "bytes": {"file": (piece.folder / "packed.safetensors").stat().st_size, "weights": _weights(piece)},
         "rules": plain(piece.method.rules),
     }
+    if report is not None:
+        result["recipe"] = {"text": report.recipe, TIMES: round(sum(report.seconds.values()), 1)}
     if piece.job.experiment.metric is None:
         return result
     found = promised(piece)

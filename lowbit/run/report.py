@@ -16,7 +16,7 @@ from .evals import grids
 from .evals.column import Column, gap, mean, size, spread, worst
 from .experiment import FLOAT, Experiment
 from .folder import TIMES, RunFolder, write_json
-from .results import Results, Row, deviation
+from .results import Measured, Results, deviation
 from .screen import Console, console
 
 NOTES = {
@@ -80,7 +80,7 @@ def legend(metric: str | None, found: tables.Table) -> str:
     return ". ".join(lines) + "."
 
 
-def _cells(row: Row, base: Row, asked: Sequence[Column]) -> list[str]:
+def _cells(row: Measured, base: Measured, asked: Sequence[Column]) -> list[str]:
     found = []
     for column in asked:
         values = row.values(*column.of)
@@ -94,17 +94,19 @@ def standard(results: Results) -> None:
     found, metric = table(results), made.metric
     write_json(folder.path / "summary.json", summary(results, found) | results.made)
     note = legend(None if metric is None else metric.name, found)
-    atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
+    atomic.write_file(folder.path / "table.txt", tables.text(found) + "\n")
     sections = [page.table(found, note), *_failures(results)]
+    drawn = []
     if metric is not None and any(row.results for row in results.rows):
         drawing = figures.accuracy_against_bytes(_points(results))
-        atomic.write(folder.path / "accuracy.svg", drawing)
-        sections.append(page.figure(f"{metric.name} against size", drawing))
-    sections += [*parts.curves(results), *parts.by_seed(results), *parts.layers(results)]
-    for method in made.methods:
-        drawing = grids.drawing(folder, method.name)
-        if drawing.is_file():
-            sections.append(page.figure(f"{method.name}: values and their grid", drawing.read_text(), caption=CAPTION))
+        atomic.write_file(folder.path / "accuracy.svg", drawing)
+        drawn.append(page.figure(f"{metric.name[:1].upper()}{metric.name[1:]} against size", drawing))
+    drawn += parts.curves(results)
+    sections += [page.row(*drawn), page.row(*parts.by_seed(results), *parts.layers(results))]
+    for row in results.rows:
+        drawing = grids.drawing(folder, row.name)
+        if row.results and drawing.is_file():  # of a row without results it is that of an earlier run
+            sections.append(page.figure(f"{row.name}: values and their grid", drawing.read_text(), caption=CAPTION))
     write_report(made.name, folder, [*sections, *parts.files(results)])
     show(found, note, results)
 
@@ -112,8 +114,8 @@ def standard(results: Results) -> None:
 def show(found: tables.Table, note: str, results: Results) -> None:
     """Prints a table, what its columns mean, what failed, and where the rest is."""
     terminal = printed(found, note)
-    for name, error in results.failed.items():
-        terminal.print(f"{name} failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+    for names, error in _by_error(results):
+        terminal.print(f"{names} failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
     terminal.print(f"{results.folder.path}; {results.minutes:.1f} minutes", highlight=False, soft_wrap=True)
 
 
@@ -127,7 +129,15 @@ def printed(found: tables.Table, note: str) -> Console:
 
 
 def _failures(results: Results) -> list[str]:
-    return [page.details(f"{name} failed", error) for name, error in results.failed.items()]
+    return [page.details(f"{names} failed", error) for names, error in _by_error(results)]
+
+
+def _by_error(results: Results) -> list[tuple[str, str]]:
+    """Names of failed pieces and what they say, once for all that say the same."""
+    found: dict[str, list[str]] = {}
+    for name, error in results.failed.items():
+        found.setdefault(error, []).append(name)
+    return [(", ".join(names), error) for error, names in found.items()]
 
 
 def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
@@ -141,7 +151,7 @@ def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
         page.details("Config", (folder.path / "config.json").read_text()),
         page.details("Machine and versions", json.dumps(facts, indent=2)),
     ]
-    atomic.write(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
+    atomic.write_file(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
 
 
 def summary(results: Results, found: tables.Table) -> dict[str, Any]:
@@ -176,7 +186,7 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
     }
 
 
-def _measured(row: Row) -> dict[str, Any]:
+def _measured(row: Measured) -> dict[str, Any]:
     """Numbers by their keys, over seeds: the mean, and the spread where there are several seeds."""
     found: dict[str, Any] = {}
     for keys in sorted({keys for result in row.results.values() for keys in _paths(result)}):

@@ -10,7 +10,7 @@ from .experiment import FLOAT, Experiment
 from .folder import RunFolder
 
 
-class Row(NamedTuple):
+class Measured(NamedTuple):
     """One method.
 
     Attributes:
@@ -50,13 +50,13 @@ class Results:
 
     experiment: Experiment
     folder: RunFolder
-    rows: tuple[Row, ...]
+    rows: tuple[Measured, ...]
     data: str
     guess: tuple[str, float] | None
     minutes: float
 
     @property
-    def float_row(self) -> Row:
+    def float_row(self) -> Measured:
         """The first row."""
         return next(row for row in self.rows if row.name == FLOAT)
 

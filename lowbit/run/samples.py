@@ -8,6 +8,29 @@ import numpy as np
 
 from lowbit.core.kept import digest
 
+Inputs = np.ndarray | tuple[np.ndarray, ...]
+"""Of samples, ``[batch, ...]``: one array, or one for each argument of a network that takes several."""
+
+
+def arguments(inputs: Any) -> tuple[Any, ...]:
+    """Returns inputs as the arguments that a network takes behind parameters and state."""
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def chosen(inputs: Inputs, index: Any) -> Inputs:
+    """Returns the samples of an index or a slice.
+
+    Example:
+        >>> chosen((np.array([1, 2, 3]), np.array([4, 5, 6])), slice(2))
+        (array([1, 2]), array([4, 5]))
+    """
+    return tuple(each[index] for each in inputs) if isinstance(inputs, tuple) else inputs[index]
+
+
+def count(inputs: Inputs) -> int:
+    """Returns the number of samples."""
+    return len(arguments(inputs)[0])
+
 
 class Samples(Protocol):
     """What trainings and calibration read."""
@@ -30,15 +53,18 @@ class Samples(Protocol):
         """The first ``count`` samples in memory."""
         ...
 
-    def batches(self, order: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, order: np.ndarray, batch: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Inputs and labels ``[batch, ...]`` of the samples ``order`` one after the other; a last short batch is left out."""
         ...
 
 
 class Split(NamedTuple):
-    """Inputs ``[batch, ...]``, mostly in float32, and their labels ``[batch, ...]``, of whatever kind the loss and the metric take."""
+    """Inputs ``[batch, ...]``, mostly in float32, and their labels ``[batch, ...]``, of whatever kind the loss and the metric take.
 
-    inputs: np.ndarray
+    A network that takes several arguments has a tuple of inputs: they are `Inputs`, and whoever made them knows which.
+    """
+
+    inputs: Any
     labels: np.ndarray
 
     @property
@@ -53,16 +79,16 @@ class Split(NamedTuple):
 
     def first(self, count: int | None) -> "Split":
         """Returns the first ``count`` samples, or all if there are fewer, or for None."""
-        return Split(self.inputs[:count], self.labels[:count])
+        return Split(chosen(self.inputs, slice(count)), self.labels[:count])
 
     def taken(self, count: int) -> "Split":
         """Returns the first ``count`` samples."""
         return self.first(count)
 
-    def batches(self, order: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, order: np.ndarray, batch: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         """Gives inputs and labels of ``batch`` samples of ``order`` at a time."""
         for ids in _full(order, batch):
-            yield self.inputs[ids], self.labels[ids]
+            yield chosen(self.inputs, ids), self.labels[ids]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,14 +185,14 @@ class Dataset(NamedTuple):
     test: Split
 
 
-def unlabelled(name: str, inputs: np.ndarray, *, source: str = "made up", calibrated: int | None = None) -> Dataset:
+def unlabelled(name: str, inputs: Inputs, *, source: str = "made up", calibrated: int | None = None) -> Dataset:
     """Returns a data set without labels, for an experiment without a metric.
 
     Args:
         name: of the data set.
-        inputs: ``[batch, ...]``: what is measured.
+        inputs: ``[batch, ...]``, or a tuple of such: what is measured.
         source: where they came from.
         calibrated: of them, the first that set input ranges; None: all.
     """
-    labels = np.zeros(len(inputs), np.int32)
+    labels = np.zeros(count(inputs), np.int32)
     return Dataset(name, source, Split(inputs, labels).first(calibrated), Split(inputs, labels))

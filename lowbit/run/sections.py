@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import lowbit as lb
 from lowbit.report import figures, page, tables
@@ -22,10 +23,9 @@ LAYERS = (
 
 def curves(results: Results) -> list[str]:
     """Returns the section of learning curves; none where nothing was trained in this folder."""
-    rows = {row.name for row in results.rows}
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in read_metrics(results.folder.path):
-        if line["kind"] == "epoch" and line["piece"].split("/")[-1] in rows and "loss" in line:
+    for line in _epochs(results):
+        if "loss" in line:
             found.setdefault(line["piece"], []).append((line["loss"], line.get("metric", math.nan)))
     if not found:
         return []
@@ -33,6 +33,15 @@ def curves(results: Results) -> list[str]:
     metric = results.experiment.metric
     drawing = figures.learning_curves(drawn, "metric" if metric is None else metric.name)
     return [page.figure("Learning curves", drawing, caption=CURVES)]
+
+
+def _epochs(results: Results) -> list[dict[str, Any]]:
+    """The epochs that the config at hand trains: those of an earlier one, longer or of other seeds, stay in the file."""
+    made = results.experiment
+    fits = {FLOAT: made.fit} | {method.name: method.fit for method in made.methods}
+    asked = {f"seed-{seed}/{name}": fit.epochs for name, fit in fits.items() if fit for seed in made.seeds}
+    lines = read_metrics(results.folder.path)
+    return [line for line in lines if line["kind"] == "epoch" and line["epoch"] < asked.get(line["piece"], 0)]
 
 
 def by_seed(results: Results) -> list[str]:
@@ -51,7 +60,7 @@ def by_seed(results: Results) -> list[str]:
 def layers(results: Results) -> list[str]:
     """Returns the section of every operation of every method."""
     made, path = results.experiment, results.folder.path
-    last = {line["piece"]: line for line in read_metrics(path) if line["kind"] == "epoch"}
+    last = {line["piece"]: line for line in _epochs(results)}
     lines = []
     for row in results.rows:
         piece = f"seed-{made.seeds[0]}/{row.name}"

@@ -76,7 +76,7 @@ config = Experiment(
 '''
 
 
-def write(name: str, folder: Path) -> tuple[Path, Path]:
+def write_skeleton(name: str, folder: Path) -> tuple[Path, Path]:
     """Writes ``<name>.py``, a config, and ``<name>_model.py``, and returns both paths.
 
     Args:
@@ -93,6 +93,6 @@ def write(name: str, folder: Path) -> tuple[Path, Path]:
     for path in made:
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name")
-    atomic.write(made[0], CONFIG.format(name=name))
-    atomic.write(made[1], MODEL)
+    atomic.write_file(made[0], CONFIG.format(name=name))
+    atomic.write_file(made[1], MODEL)
     return made

@@ -19,7 +19,7 @@ from .environment import command
 from .experiment import FLOAT
 from .folder import TIMES, write_json
 from .report import show
-from .results import Results, Row
+from .results import Measured, Results
 
 LABELS = {
     "ptq": "RTN, not trained", "rtn": "STE, absmax", "dorefa": "DoReFa", "pact": "PACT + DoReFa", "lsq": "LSQ",
@@ -62,7 +62,7 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(half))
 
 
-def grid(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+def grid(rows: Sequence[Measured]) -> dict[str, dict[str, list[float]]]:
     """Returns the metric, one value per seed, by setting and method; both in the order of the rows."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
@@ -72,7 +72,7 @@ def grid(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def metric_of(row: Row) -> list[float]:
+def metric_of(row: Measured) -> list[float]:
     """Returns the metric of the packed weights, one value per seed."""
     return row.values("metric", "execute")
 
@@ -94,7 +94,7 @@ def order(values: Mapping[str, Sequence[float]]) -> str:
     return text
 
 
-def table(rows: Sequence[Row], title: str) -> tables.Table:
+def table(rows: Sequence[Measured], title: str) -> tables.Table:
     """Returns a row per method and a column per setting."""
     found = grid(rows)
     names = list(dict.fromkeys(name for values in found.values() for name in values))
@@ -147,14 +147,14 @@ def compared(results: Results) -> None:
         )
     found = table(rows, f"{made.name}: {made.metric.name}, mean ± 95 % interval of {len(made.seeds)} seed(s)")
     orders = [f"{setting:<8} {order(values)}" for setting, values in grid(rows).items()]
-    atomic.write(folder.path / "table.txt", "\n".join([tables.text(found), "", *orders, ""]))
+    atomic.write_file(folder.path / "table.txt", "\n".join([tables.text(found), "", *orders, ""]))
     write_json(folder.path / "study.json", record(dataclasses.replace(results, rows=tuple(rows))))
     plot(rows, folder.path / "study.png", made.metric.name)
     said = "a > b: better by more than the 95 % interval of the paired difference; a ~ b: not"
     show(found, "\n".join([*orders, said]), results)
 
 
-def plot(rows: Sequence[Row], path: Path, metric: str) -> None:
+def plot(rows: Sequence[Measured], path: Path, metric: str) -> None:
     """Writes a PNG: a panel per setting, a line per method with its seeds, mean and interval; float is the dashed line.
 
     What is not trained may lie far below a panel: then its number stands at the edge.

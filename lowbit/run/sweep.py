@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .compare import read
+from .compare import read_run
 from .folder import write_json
 
 
@@ -184,7 +184,7 @@ def summarized(out: Path, asked: Sequence[Point], statuses: Mapping[str, int]) -
         line: dict[str, Any] = {"changes": list(point.changes), "status": statuses.get(point.name)}
         if statuses.get(point.name) in (0, 1):
             try:
-                line["rows"] = read(out / point.name)["rows"]
+                line["rows"] = read_run(out / point.name)["rows"]
             except ValueError as error:
                 line["error"] = str(error)
         found[point.name] = line

@@ -118,7 +118,7 @@ NOTE = "Medians in milliseconds; in brackets, in parts of float's. times.json ha
 def _written(name: str, made: Sequence[Mapping[str, Any]], kept: Mapping[str, Any], folder: RunFolder) -> None:
     found = table(made, name)
     write_json(folder.path / "times.json", kept)
-    atomic.write(folder.path / "table.txt", tables.text(found) + "\n")
+    atomic.write_file(folder.path / "table.txt", tables.text(found) + "\n")
     absent = [page.details(f"{each} is left out", why) for each, why in folder.absent.items()]
     report.write_report(name, folder, [page.table(found, NOTE), *absent])
     terminal = report.printed(found, NOTE)

@@ -225,4 +225,4 @@ def lookup(names: Sequence[str]) -> tuple[Target, ...]:
     return tuple(TARGETS[name] for name in dict.fromkeys(names))
 
 
-__getattr__ = moved(__name__, {"INLINED_BYTES": "lowbit.targets.target"})
+__getattr__ = moved(__name__, {"INLINED_BYTES": "lowbit.targets.target.INLINED_BYTES"})

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configs import demo, post_training
+from experiments.configs import allocate_networks, demo
 from lowbit import cli
+from lowbit.cli.running import check
 from tests.run import tiny
 
 DEMO = "experiments/configs/demo.py"
@@ -149,11 +150,19 @@ def test_changes_are_typed():
     assert demo.config == dataclasses.replace(demo.config)
     assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
     assert cli.changed(demo.config, ["train_samples=600"]).train_samples == 600  # None until it is set
-    only = cli.changed(post_training.config, ["only=minilm,blazeface"])
+    only = cli.changed(allocate_networks.config, ["only=minilm,blazeface"])
     assert only.only == ("minilm", "blazeface")  # no items until they are set
     assert cli.changed(only, ["only="]).only == ()
     with pytest.raises(cli.UsageError, match="--set seeds=: "):
         cli.changed(demo.config, ["seeds="])
+
+
+def test_the_engine_s_own_run_in_a_config_is_no_run_of_its_own(tmp_path):
+    path = tmp_path / "all.py"
+    path.write_text("from lowbit.run import *\nfrom tests.run.tiny import config\n")
+    check(path, [["fit.epochs=1"]], ["grids"])  # evals are left out of an Experiment alone
+    with pytest.raises(cli.UsageError, match="--without speed: tiny has no such eval"):
+        check(path, [[]], ["speed"])
 
 
 def test_run_and_show(capsys, tmp_path):

@@ -45,7 +45,7 @@ def stopped_at(monkeypatch, step: int, names: tuple[str, ...] = STEPS):
 
 
 def write_file(path: Path, mark: bytes) -> None:
-    atomic.write(path, [mark, b"-" * 100, mark])
+    atomic.write_file(path, [mark, b"-" * 100, mark])
 
 
 def read_file(path: Path) -> bytes:
@@ -137,7 +137,7 @@ def test_killed_writers(tmp_path):
 def test_a_writer_that_lives_keeps_its_part(tmp_path):
     path = tmp_path / "m"
     with atomic.replacing(path) as part:
-        atomic.write(path, "other")
+        atomic.write_file(path, "other")
         part.write_text("mine")
     assert path.read_text() == "mine"
     assert os.listdir(tmp_path) == ["m"]
@@ -147,7 +147,7 @@ def test_a_planted_link_is_replaced_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "link").symlink_to(victim)
-    atomic.write(tmp_path / "link", "new")
+    atomic.write_file(tmp_path / "link", "new")
     assert (victim.read_text(), (tmp_path / "link").read_text()) == ("precious", "new")
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -162,12 +162,12 @@ def test_a_planted_link_is_replaced_not_followed(tmp_path):
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     (tmp_path / "f").mkdir()
     with pytest.raises(IsADirectoryError):
-        atomic.write(tmp_path / "f", "x")
+        atomic.write_file(tmp_path / "f", "x")
     assert os.listdir(tmp_path) == ["f"]
 
 
 def test_what_an_error_leaves(tmp_path):
-    atomic.write(tmp_path / "m", "old")
+    atomic.write_file(tmp_path / "m", "old")
 
     def half():
         with atomic.replacing(tmp_path / "m") as part:

@@ -181,7 +181,7 @@ def test_a_language_model_looks_tokens_up(rule, tmp_path):
 def test_a_full_integer_transformer_is_the_universal_form(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        forms, "write", lambda form, lowered, write=forms.write: seen.append(lowered) or write(form, lowered)
+        forms, "write", lambda form, lowered, write=forms.write_form: seen.append(lowered) or write(form, lowered)
     )
     bundle = exported(Block, {"**": "w8,a8"}, tmp_path / "m", integer=True)
     _, operators = checked(bundle)

@@ -6,9 +6,9 @@ import onnx
 import pytest
 
 import lowbit as lb
-from lowbit.export.bundle import read
 from lowbit.export.onnx import run as openvino
 from lowbit.export.onnx.write import FILE
+from lowbit.export.reading import read_bundle
 from lowbit.export.verify import verify
 from tests.export.cases import normal, signed
 
@@ -73,4 +73,4 @@ def test_what_it_rejects_is_said(tmp_path):
     for content, message in ((b"nothing", "no ONNX file"), (model.SerializeToString(), "OpenVINO failed: ")):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
-            openvino.RUN["openvino"](read(signed(bundle.path, files=[FILE])), inputs)
+            openvino.RUN["openvino"](read_bundle(signed(bundle.path, files=[FILE])), inputs)

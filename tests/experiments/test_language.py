@@ -37,7 +37,7 @@ def test_blocks_are_read_as_the_format_says(tmp_path):
     )
     q8_0 = b"".join(struct.pack("<e32b", 0.25, *(int(x) for x in row)) for row in q8)
     write(tmp_path / "a.gguf", [("w", (2, 64), 3, q4), ("e", (2, 32), 8, q8_0), ("f", (3, 5), 0, plain.tobytes())])
-    found = gguf.read(tmp_path / "a.gguf")
+    found = gguf.read_gguf(tmp_path / "a.gguf")
     assert found.facts == {"general.name": "small", "list": [1, -2, 3]}
     want = (nibbles * (0.5 + np.arange(4))[:, None] - 1.25).reshape(2, 64)
     np.testing.assert_array_equal(found.tensor("w"), want)
@@ -48,10 +48,10 @@ def test_blocks_are_read_as_the_format_says(tmp_path):
 def test_other_files_and_blocks_are_refused(tmp_path):
     write(tmp_path / "a.gguf", [("w", (32,), 2, b"\0" * 18)])
     with pytest.raises(ValueError, match="w has the type 2"):
-        gguf.read(tmp_path / "a.gguf").tensor("w")
+        gguf.read_gguf(tmp_path / "a.gguf").tensor("w")
     (tmp_path / "b.gguf").write_bytes(b"GGUF" + struct.pack("<I", 2) + b"\0" * 16)
     with pytest.raises(ValueError, match="no GGUF file of version 3"):
-        gguf.read(tmp_path / "b.gguf")
+        gguf.read_gguf(tmp_path / "b.gguf")
 
 
 def test_a_layer_is_llamas_written_out(monkeypatch):

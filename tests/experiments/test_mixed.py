@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.mixed import Budgeted, Mixed, Network, Subject, run
+from experiments.mixed import Budgeted, Mixed, Network, Subject, known, run
 from experiments.mixed_measures import Compared, gains, per_input, spearman
+from experiments.mixed_summary import summary
 from experiments.mixed_table import markdown, report, wins
 from lowbit.run import Model
+from lowbit.run.folder import RunFolder
 
 RNG = np.random.default_rng(0)
 
@@ -31,6 +33,12 @@ def subject() -> Subject:
 
     inputs = [(x[64:128],), (x[128:],)]
     return Subject(Model(fn, params, {}), [(x[:32],), (x[32:64],)], inputs, np.arange(128), inputs, right)
+
+
+def mixed_of(network: Network, path):
+    """What the summary of a config of this network says of a folder in which nothing more is done."""
+    found = known(RunFolder(path, Mixed("mixed", (network,)), accept_stale=True), network)
+    return summary(path / network.name, network, found)
 
 
 def missing() -> Subject:
@@ -66,6 +74,14 @@ def test_a_run_compares_plans_and_goes_on(tmp_path, capsys):
     again = dataclasses.replace(CONFIG, networks=(dataclasses.replace(NETWORK, subject=missing),))
     second = json.loads((run(again, tmp_path / "run") / "summary.json").read_text())
     assert second["networks"] == found["networks"]
+    # Another config in the folder: what it does not ask for, or asks for otherwise, is none of its plans.
+    fewer = dataclasses.replace(NETWORK, subject=missing, candidates=("w2", "w4"), budgets=(Budgeted("w4", ("w8",)),))
+    mended = mixed_of(fewer, tmp_path / "run")
+    assert mended is not None
+    assert set(mended["plans"]) == {"uniform w2/rtn", "uniform w4/rtn", "uniform w8/rtn"}
+    assert mended["scores"] is None
+    assert {"choice/mixed_as_w4", "mixed_as_w4/rtn", "measured", "scores/sqnr"} <= set(mended["stale"])
+
     text = markdown(found)
     assert f"| nearest | as w4: {mixed['bits']:.2f} |" in text
     assert "**wins**" in text.split("\n\n")[0]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.export.c import harness
-from lowbit.export.c.source import Program, compiled, ports
+from lowbit.export.c.source import CModel, compiled, ports
 
 FLAGS = (
     "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O1",
@@ -19,7 +19,7 @@ FLAGS = (
 
 
 class Found(NamedTuple):
-    program: Program
+    program: CModel
     outputs: list[np.ndarray]
 
 
@@ -37,7 +37,7 @@ def entries(arrays: Any, word: str) -> list[dict[str, Any]]:
     return [{"name": f"{word}_{i}", "shape": list(a.shape), "dtype": str(a.dtype)} for i, a in enumerate(arrays)]
 
 
-def written(fn: Any, *args: Any) -> Program:
+def written(fn: Any, *args: Any) -> CModel:
     """The C of a function."""
     jaxpr = jax.make_jaxpr(fn)(*args)
     inputs, outputs = ports(entries(args, "x"), entries(jaxpr.out_avals, "y"))
@@ -63,7 +63,7 @@ def run(fn: Any, *args: Any) -> Found:
     return Found(program, harness.parsed(printed.stdout, program.outputs, 1)[0])
 
 
-def check(fn: Any, *args: Any) -> Program:
+def check(fn: Any, *args: Any) -> CModel:
     """Asserts that C and JAX agree on every output, and returns the program."""
     found = run(fn, *args)
     fast = {"xla_backend_optimization_level": 0}  # half the time; integers are the same

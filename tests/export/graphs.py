@@ -45,7 +45,7 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Graph:
+class Network:
     """A network, and the shape of its input: (batch, features) or (batch, height, width, channels).
 
     Where ``rows`` is positive the input is integers below it, ``shape`` is that of what they pick from a table, and the second
@@ -142,15 +142,15 @@ def _apply(layer: Layer, p: Any, x: jax.Array) -> jax.Array:
 
 
 @st.composite
-def dense_graphs(draw) -> Graph:
+def dense_graphs(draw) -> Network:
     """One to three dense layers of odd widths."""
     layers = draw(st.lists(st.tuples(st.integers(1, 19), st.sampled_from(sorted(ACTIVATIONS))), min_size=1, max_size=3))
     shape = (draw(st.integers(1, 5)), draw(st.integers(2, 33)))
-    return Graph(shape, tuple(Layer("dense", n, activation=a) for n, a in layers), draw(st.integers(1, 7)))
+    return Network(shape, tuple(Layer("dense", n, activation=a) for n, a in layers), draw(st.integers(1, 7)))
 
 
 @st.composite
-def turned_graphs(draw) -> Graph:
+def turned_graphs(draw) -> Network:
     """One to three dots of every layout, some behind look-ups, axes of length 1 among them."""
     kinds = st.tuples(
         st.sampled_from(["left", "moved", "batched"]), st.integers(1, 9), st.sampled_from(sorted(ACTIVATIONS))
@@ -158,11 +158,11 @@ def turned_graphs(draw) -> Graph:
     layers = draw(st.lists(kinds, min_size=1, max_size=3))
     shape = (draw(st.integers(1, 4)), draw(st.sampled_from([1, 2, 7, 12])))
     made = tuple(Layer(kind, n, activation=a) for kind, n, a in layers)
-    return Graph(shape, made, draw(st.integers(1, 5)), rows=draw(st.sampled_from([0, 5])))
+    return Network(shape, made, draw(st.integers(1, 5)), rows=draw(st.sampled_from([0, 5])))
 
 
 @st.composite
-def image_graphs(draw) -> Graph:
+def image_graphs(draw) -> Network:
     """One to three layers on small images: every window fits what is left of the image."""
     height, width, channels = draw(st.integers(3, 9)), draw(st.integers(3, 9)), draw(st.integers(1, 9))
     shape = (draw(st.integers(1, 3)), height, width, channels)
@@ -182,7 +182,7 @@ def image_graphs(draw) -> Graph:
         x = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
         out = jax.eval_shape(lambda x, layer=layer: _apply(layer, _ones(layer, x.shape[-1]), x), x)
         height, width, channels = out.shape[1:]
-    return Graph(shape, tuple(layers), draw(st.integers(1, 5)))
+    return Network(shape, tuple(layers), draw(st.integers(1, 5)))
 
 
 def _ones(layer: Layer, channels: int) -> Any:

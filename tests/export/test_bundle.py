@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.export import bundle as bundles
-from lowbit.export import iree, stablehlo, verify
+from lowbit.export import iree, reading, stablehlo, verify
 
 from . import cases
-from .graphs import Graph, Layer
+from .graphs import Layer, Network
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_the_manifest_of_a_full_integer_plan_has_every_grid(tmp_path):
     )
     plan = lb.bind(cases.two_layers, {"**": "w8,a8"}, params, *args, integer=True, rounding="tflite_single")
     qparams = lb.pack(plan, params, lb.init(cases.two_layers, plan, params, *args))
-    manifest = bundles.export(cases.two_layers, plan, qparams, args, tmp_path / "b", integer_io=True).manifest
+    manifest = lb.export(cases.two_layers, plan, qparams, args, tmp_path / "b", integer_io=True).manifest
     assert set(manifest["grids"]) == {step.path for step in plan.steps if step.site is not None}
     given = manifest["grids"]["input_0"]
     assert (given["scale"], given["zero"]) == (manifest["inputs"][0]["scale"], manifest["inputs"][0]["zero_point"])
@@ -76,7 +75,7 @@ def test_names_trees_and_state_are_kept(tmp_path):
     params = {"x": cases.normal(0, 16, 16), "h": cases.normal(1, 16, 16), "o": cases.normal(2, 16, 4)}
     args = ({"now": cases.normal(3, 2, 16)}, {"hidden": cases.normal(4, 2, 16)})
     plan, qparams = cases.packed(cases.recurrent, {"**": "w8,a8"}, params, *args)
-    bundle = bundles.export(cases.recurrent, plan, qparams, args, tmp_path / "b")
+    bundle = lb.export(cases.recurrent, plan, qparams, args, tmp_path / "b")
     assert [entry["name"] for entry in bundle.manifest["inputs"]] == ["inputs/now", "state/hidden"]
     assert [entry["name"] for entry in bundle.manifest["outputs"]] == ["out", "state/hidden"]
     assert bundle.manifest["inexact_operations"] == ["tanh"]
@@ -94,7 +93,7 @@ def test_an_open_batch(tmp_path):
     (batch,) = jax.export.symbolic_shape("batch")
     shape = jax.ShapeDtypeStruct((batch, 64), np.float32)
     ask = (case.fn, case.plan, case.qparams, (shape,))
-    bundle = bundles.export(*ask, tmp_path / "open")
+    bundle = lb.export(*ask, tmp_path / "open")
     assert bundle.manifest["inputs"] == [{"name": "x", "shape": ["batch", 64], "dtype": "float32"}]
     assert [row.status for row in verify.verify(bundle.path).rows] == ["exact", "exact", "exact"]
     compiled = iree.compile_artifact(bundle.artifact)
@@ -109,30 +108,30 @@ def test_an_open_batch(tmp_path):
     plan, qparams = cases.packed(fn, {"**": "w8,a8"}, params, x)
     flat = jax.ShapeDtypeStruct((batch, 8, 8), np.float32)
     with pytest.raises(ValueError, match="iree-vmvx cannot take it"):
-        bundles.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["iree-vmvx"])
+        lb.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["iree-vmvx"])
     with pytest.raises(ValueError, match="iree cannot reshape"):
-        bundles.export(fn, plan, qparams, (flat,), tmp_path / "b")
-    assert bundles.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["xla"])
+        lb.export(fn, plan, qparams, (flat,), tmp_path / "b")
+    assert lb.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["xla"])
     plan, qparams = cases.packed(fn, {"**": "w8,a8/dynamic"}, params, x)
     with pytest.raises(ValueError, match="computes its input's scale at run time"):
-        bundles.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["xla"])
+        lb.export(fn, plan, qparams, (flat,), tmp_path / "b", targets=["xla"])
 
 
 def test_an_altered_bundle_is_refused(tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(cases.mlp("w4,a8").bundle.path, copy)
-    assert bundles.read(copy).manifest == cases.mlp("w4,a8").bundle.manifest
+    assert reading.read_bundle(copy).manifest == cases.mlp("w4,a8").bundle.manifest
     data = bytearray((copy / "model.mlirbc").read_bytes())
     data[-1] ^= 1
     (copy / "model.mlirbc").write_bytes(data)
     with pytest.raises(ValueError, match=r"model.mlirbc is missing or was altered"):
-        bundles.read(copy)
+        reading.read_bundle(copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
     with pytest.raises(ValueError, match="version 99"):
-        bundles.read(copy)
+        reading.read_bundle(copy)
     with pytest.raises(ValueError, match="is not a bundle"):
-        bundles.read(tmp_path)
+        reading.read_bundle(tmp_path)
 
 
 def test_bad_requests(tmp_path):
@@ -141,17 +140,17 @@ def test_bad_requests(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is not a bundle"):
-        bundles.export(*ask, tmp_path / "full")
+        lb.export(*ask, tmp_path / "full")
     for version in ("0.1.0", "9", "99.0.0"):
         with pytest.raises(ValueError, match="must be a StableHLO version from"):
-            bundles.export(*ask, tmp_path / "b", version=version)
+            lb.export(*ask, tmp_path / "b", version=version)
     two_bits = cases.mlp("w2,a8")
     with pytest.raises(ValueError, match=r"cannot be written for StableHLO 1.0.0"):
-        bundles.export(two_bits.fn, two_bits.plan, two_bits.qparams, two_bits.args, tmp_path / "b", version="1.0.0")
+        lb.export(two_bits.fn, two_bits.plan, two_bits.qparams, two_bits.args, tmp_path / "b", version="1.0.0")
     with pytest.raises(ValueError, match="unknown target 'abacus'"):
-        bundles.export(*ask, tmp_path / "b", targets=["abacus"])
+        lb.export(*ask, tmp_path / "b", targets=["abacus"])
     with pytest.raises(ValueError, match="name must be an identifier"):
-        bundles.export(*ask, tmp_path / "b", name="two words")
+        lb.export(*ask, tmp_path / "b", name="two words")
     assert not (tmp_path / "b").exists()
 
 
@@ -159,10 +158,12 @@ def test_bad_requests(tmp_path):
 def test_a_window_of_one_step_compiles(integer, tmp_path):
     """IREE 3.13 rejects a stride along an axis that has one window and a rest: the export writes it without."""
     pool = Layer("max", 5, (2, 2), (1, 2), "VALID")
-    graph = Graph((2, 6, 5, 4), (Layer("conv", 5, (3, 3), (2, 2)), pool, Layer("conv", 3, (2, 1), (2, 1), "VALID")), 3)
+    graph = Network(
+        (2, 6, 5, 4), (Layer("conv", 5, (3, 3), (2, 2)), pool, Layer("conv", 3, (2, 1), (2, 1), "VALID")), 3
+    )
     params, x = graph.params(0), cases.normal(0, *graph.shape)
     plan = lb.bind(graph, {"**": "w8,a8"}, params, x, integer=integer)
     qparams = lb.pack(plan, params, lb.init(graph, plan, params, x))
-    bundle = bundles.export(graph, plan, qparams, (x,), tmp_path / "b", integer_io=integer)
+    bundle = lb.export(graph, plan, qparams, (x,), tmp_path / "b", integer_io=integer)
     rows = {row.target: row.status for row in verify.verify(bundle.path).rows}
     assert rows["xla"] == rows["iree"] == "exact"

@@ -17,7 +17,7 @@ from lowbit.export.c import arena, graph, schedule, simplify
 from lowbit.export.c import write as c
 from lowbit.export.c.run import run_cases
 from lowbit.export.c.source import ports
-from lowbit.export.reading import read
+from lowbit.export.reading import read_bundle
 from lowbit.targets.table import TARGETS
 from tests.values import normal
 
@@ -90,7 +90,7 @@ def test_a_chain_has_no_wide_buffer():
         return x
 
     closed = jax.make_jaxpr(fn)(ints(16, 1, 8, 8, 2, dtype=jnp.int8))
-    found = graph.read(closed)
+    found = graph.read_integers(closed)
     simplify.simplify(found)
     buffers = schedule.Scheduler(found).buffers.values()
     assert [b.value.dtype for b in buffers if b.kind == "arena"] == [jnp.int8]
@@ -147,8 +147,8 @@ def _dense():
 
 def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
     plan, qparams, args = _dense()
-    kept, write = [], forms.write
-    monkeypatch.setattr(forms, "write", lambda form, lowered: kept.append(lowered) or write(form, lowered))
+    kept, write = [], forms.write_form
+    monkeypatch.setattr(forms, "write_form", lambda form, lowered: kept.append(lowered) or write(form, lowered))
     bundle = lb.export(_two, plan, qparams, args, tmp_path / "b", integer_io=True, targets=["c"])
     with pytest.raises(ValueError, match="the C form takes and gives codes: export with integer_io=True"):
         c.write(dataclasses.replace(kept[0], has_integer_io=False))
@@ -187,10 +187,10 @@ def test_a_bundle_is_verified_in_c(tmp_path, monkeypatch):
     assert (row.status, row.difference) == ("inflated", 0.0)
     assert row.detail == "at least 108 weights take more than the 4 bits that hold them"
     source.write_text(text.replace("127)", "3)"))
-    bundle = read(signed(bundle.path, files=["c/model.c"]))
+    bundle = read_bundle(signed(bundle.path, files=["c/model.c"]))
     assert not np.array_equal(run_cases(bundle, [inputs], "c").outputs[0][1], outputs[1])
     source.write_text("#error broken\n")
-    bundle = read(signed(bundle.path, files=["c/model.c"]))
+    bundle = read_bundle(signed(bundle.path, files=["c/model.c"]))
     with pytest.raises(ValueError, match=r"cc ended with 1: .*broken"):
         run_cases(bundle, [inputs], "c")
     target = dataclasses.replace(TARGETS["c"], programs=("cc", "no-such-compiler"))

@@ -20,7 +20,7 @@ from lowbit.export.verify import verify
 from lowbit.quantizers.rtn import rtn
 from tests.values import normal
 
-from .graphs import Graph, dense_graphs, image_graphs, turned_graphs
+from .graphs import Network, dense_graphs, image_graphs, turned_graphs
 
 COUNT = int(os.environ.get("LOWBIT_FUZZ", "5"))
 # A failing graph is printed whole; shrinking it would export and compile for minutes.
@@ -36,7 +36,7 @@ INPUTS = st.sampled_from(["a8", "a8/sym", "a4", "a8/dynamic", "a8/dynamic/affine
 RANGES = st.sampled_from([None, MovingAverage(0.9), Percentile(99.0), MSE(), Octav()])
 
 
-def _exported(graph: Graph, rule: str, seed: int, folder, *, integer: bool):
+def _exported(graph: Network, rule: str, seed: int, folder, *, integer: bool):
     params, args = graph.params(seed), graph.args(normal(seed, *graph.shape))
     plan = lb.bind(graph, {"**": rule}, params, *args, integer=integer)
     qparams = lb.pack(plan, params, lb.init(graph, plan, params, *args))

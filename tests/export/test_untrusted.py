@@ -14,7 +14,6 @@ import pytest
 
 import lowbit as lb
 from lowbit import cli
-from lowbit.export import bundle as bundles
 from lowbit.export import child, inside, manifest, process, reading, stablehlo, verify
 from lowbit.export.process import Limits
 from lowbit.export.reading import ARTIFACT
@@ -48,7 +47,7 @@ def test_names_that_lead_elsewhere(folder, name):
         said["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     with pytest.raises(ValueError, match="named relative to its folder"):
-        bundles.read(signed(folder, change))
+        reading.read_bundle(signed(folder, change))
 
 
 def _link(path: Path):
@@ -76,7 +75,7 @@ def _far_link(path: Path):
 def test_only_regular_files_are_opened(folder, kind, name):
     kind(folder / name)
     with pytest.raises(ValueError, match="no regular file"):
-        bundles.read(folder)
+        reading.read_bundle(folder)
 
 
 def test_a_folder_on_the_way_may_not_be_a_link(folder, tmp_path):
@@ -84,20 +83,20 @@ def test_a_folder_on_the_way_may_not_be_a_link(folder, tmp_path):
     (tmp_path / "else" / "x").write_bytes(b"x")
     (folder / "form").symlink_to(tmp_path / "else")
     with pytest.raises(ValueError, match="a link on the way"):
-        bundles.read(signed(folder, files=["form/x"]))
+        reading.read_bundle(signed(folder, files=["form/x"]))
 
 
 def test_what_is_not_listed_is_not_opened(folder):
     (folder / "c").mkdir()
     (folder / "c" / "model.c").write_text("int x;")
     os.mkfifo(folder / "model.vmfb")
-    bundle = bundles.read(folder)
+    bundle = reading.read_bundle(folder)
     with pytest.raises(ValueError, match="not among the files that the bundle lists"):
         bundle.file("c/model.c")
 
 
 def test_a_file_changed_after_it_was_checked(folder):
-    bundle = bundles.read(folder)
+    bundle = reading.read_bundle(folder)
     data = bytearray((folder / ARTIFACT).read_bytes())
     data[-1] ^= 1
     (folder / ARTIFACT).write_bytes(data)
@@ -160,7 +159,7 @@ def planted(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", ["xla_python_cpu_callback", "lapack_sgeqrf_ffi", "no_such_call", "lowbit_matmul"])
 def test_custom_calls_are_refused_before_anything_compiles(folder, monkeypatch, name):
-    bundle = bundles.read(planted(folder, CALL.replace("{name}", name)))
+    bundle = reading.read_bundle(planted(folder, CALL.replace("{name}", name)))
     for target in verify.lookup(["xla", "interpreter", "iree"]):
         ran = []
         monkeypatch.setattr(child, "runners", lambda name=target.name, ran=ran: {name: lambda *_: ran.append(1)})
@@ -253,7 +252,7 @@ def test_code_of_a_bundle_runs_only_when_asked(c_bundle, tmp_path, capsys):
 
 def test_every_flip_of_the_manifest_is_caught_or_changes_nothing(folder):
     path = folder / "manifest.json"
-    content, before = path.read_bytes(), bundles.read(folder).manifest
+    content, before = path.read_bytes(), reading.read_bundle(folder).manifest
     draw, said = random.Random(0), []
     count = 300 * FUZZ
     for _ in range(count):
@@ -261,7 +260,7 @@ def test_every_flip_of_the_manifest_is_caught_or_changes_nothing(folder):
         flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
         path.write_bytes(flipped)
         try:
-            after = bundles.read(folder).manifest
+            after = reading.read_bundle(folder).manifest
         except ValueError as error:
             said.append(str(error))
         else:
@@ -290,9 +289,9 @@ def test_scales_of_the_manifest_are_those_of_the_artifact(c_bundle, tmp_path):
             assert said != c_bundle.manifest
             (folder / "manifest.json").write_bytes(manifest.encoded(said)[1])
             with pytest.raises(ValueError, match=r"scales of manifest\.json are not those"):
-                bundles.read(folder)
+                reading.read_bundle(folder)
     (folder / "manifest.json").write_bytes(manifest.encoded(c_bundle.manifest)[1])
-    assert bundles.read(folder).manifest == c_bundle.manifest
+    assert reading.read_bundle(folder).manifest == c_bundle.manifest
 
 
 def _places(value, at=()):
@@ -322,7 +321,7 @@ def test_a_signed_manifest_of_nonsense_is_refused_or_fails(folder):
             inner[at[-1]] = odd
         (folder / "manifest.json").write_bytes(manifest.encoded(said)[1])
         try:
-            bundle = bundles.read(folder)
+            bundle = reading.read_bundle(folder)
             bundle.cases()
             zeros = [np.zeros(e["shape"], e["dtype"]) for e in bundle.manifest["outputs"]]
             verify.compared(bundle.manifest, zeros, zeros)
@@ -339,17 +338,17 @@ def test_a_signed_manifest_of_nonsense_is_refused_or_fails(folder):
 def test_what_is_no_manifest(folder, content):
     (folder / "manifest.json").write_bytes(content)
     with pytest.raises(ValueError, match="is not a bundle"):
-        bundles.read(folder)
+        reading.read_bundle(folder)
 
 
 def test_what_no_machine_holds_is_not_read(folder, monkeypatch):
     """A file with holes takes no room on the disk, and its checksum may be right."""
-    size = max(entry["bytes"] for entry in bundles.read(folder).manifest["files"].values())
+    size = max(entry["bytes"] for entry in reading.read_bundle(folder).manifest["files"].values())
     monkeypatch.setattr(reading, "_MOST_BYTES", size - 1)
     with pytest.raises(
         ValueError, match=rf"has {size:,} bytes, more than the {size - 1:,} that are read on this machine"
     ):
-        bundles.read(folder)
+        reading.read_bundle(folder)
 
 
 def test_a_terminal_obeys_no_bundle(folder, capsys):
@@ -364,4 +363,4 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(ValueError, match="were expected"):
-        inside.read(tmp_path, "x", 1 << 20)
+        inside.read_file(tmp_path, "x", 1 << 20)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from lowbit import cli
-from lowbit.export import bundle as bundles
-from lowbit.export import manifest
+from lowbit.export import manifest, reading
 from lowbit.export.reading import ARTIFACT
 
 from . import cases
@@ -30,7 +29,7 @@ def test_names_are_printable(folder, name):
         said["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     with pytest.raises(ValueError, match=f"{folder} is not a bundle .* printable"):
-        bundles.read(signed(folder, change))
+        reading.read_bundle(signed(folder, change))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +54,7 @@ def test_a_manifest_is_read_once_and_strictly(folder, old, new, message):
     digest = hashlib.sha256(content).hexdigest()
     (folder / "manifest.json").write_bytes(content.replace(manifest._line(zeros), manifest._line(digest)))
     with pytest.raises(ValueError, match=f"{folder} is not a bundle .*{message}"):
-        bundles.read(folder)
+        reading.read_bundle(folder)
 
 
 def test_a_certificate_is_no_second_name_of_another_file(folder, tmp_path):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.export import bundle as bundles
-from lowbit.export import runners, vectors, verify
+from lowbit.export import reading, runners, vectors, verify
 from lowbit.export.runners import Ran
 
 from . import cases
@@ -23,7 +22,7 @@ def _one_image(targets=("xla", "iree"), **options):
 
 def test_a_batch_of_one_is_tested_on_64_vectors(monkeypatch):
     plan, qparams, x, bundle = _one_image()
-    found = bundles.read(bundle.path).cases()
+    found = reading.read_bundle(bundle.path).cases()
     assert len(found) == bundle.manifest["vectors"] == 64
     np.testing.assert_array_equal(found[0][0][0], x)
     assert len({inputs[0].tobytes() for inputs, _ in found}) == 64

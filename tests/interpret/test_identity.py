@@ -51,4 +51,4 @@ def test_empty_plan_is_the_identity(name):
 @pytest.mark.parametrize("name", CASES)
 def test_operations_are_all_found(name):
     case = CASES[name]()
-    assert len(trace(case.fn, case.params, case.args, {}).graph.operations) == case.operations
+    assert len(trace(case.fn, case.params, case.args, {}).inventory.operations) == case.operations

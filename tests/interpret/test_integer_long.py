@@ -108,7 +108,7 @@ def _accumulated(fn, left, right, reach, *, carried):
         e for e in flatten(trace(lambda p, a, b: fn(a, b), {}, floats, {})).equations if "general" in e.name
     )
     zeros = [jnp.int32(0)] * 2
-    return long.matmul(equation, [left, right], zeros, [32768.0, reach], carried=carried)
+    return long.multiply_long(equation, [left, right], zeros, [32768.0, reach], carried=carried)
 
 
 FUNCTIONS = {  # and the largest third derivative

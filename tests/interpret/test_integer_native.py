@@ -134,10 +134,47 @@ def test_under_jit_vmap_and_scan() -> None:
     closed = jax.jit(lambda x: run(qparams, x))
     assert "lowbit_kernels.cpu.fixed" in closed.lower(x).as_text()
     np.testing.assert_array_equal(np.asarray(closed(x)), want)
-    np.testing.assert_array_equal(np.asarray(jax.jit(run)(qparams, x)), want)  # nobody prepared: XLA's own
     np.testing.assert_array_equal(np.asarray(jax.vmap(lambda x: run(qparams, x[None])[0])(x)), want)
     _, scanned = lax.scan(lambda carry, x: (carry, run(qparams, x[None])[0]), 0, x)
     np.testing.assert_array_equal(np.asarray(scanned), want)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("mobile", 3), ("first", 2), ("dots", 0)])
+def test_traced_weights_are_ordered_in_the_call(name, calls) -> None:
+    """Convolutions run on the kernels; dots of so few rows stay in XLA. Both say so, and a warning does."""
+    fn, plan, qparams, x = packed(name)
+    told = []
+
+    @jax.jit
+    def outer(qparams, x):
+        told.append(lb.explain(fn, plan, qparams, x))
+        return lb.execute(fn, plan)(qparams, x)
+
+    with pytest.warns(UserWarning, match=r"every call .* close over qparams"):
+        lowered = outer.lower(qparams, x)
+    assert lowered.as_text().count("@lowbit_kernels.cpu.fixed_conv") == calls
+    np.testing.assert_array_equal(np.asarray(lowered.compile()(qparams, x)), reference(fn, plan, qparams, x))
+    lines = {line.split()[0]: line for line in told[0].splitlines()}
+    for row in plan.rows:
+        is_conv = row.primitive == "conv_general_dilated"
+        assert lines[row.path].split()[1] == ("cpu" if is_conv else "carried")
+        assert ("in every call: let" if is_conv else "for few rows") in lines[row.path]
+
+
+def test_traced_weights_of_many_rows_and_of_many_models() -> None:
+    fn, params, x = lambda p, x: jax.nn.relu(x @ p["a"] + p["b"]) @ p["c"], None, normal(40, 67, 9)
+    params = {"a": normal(41, 9, 20), "b": normal(42, 20), "c": normal(43, 20, 5)}
+    plan = lb.bind(fn, {"**": "w4/affine,a8"}, params, x, integer=True)
+    models = [jax.tree.map(lambda w, k=k: w * k, params) for k in (1.0, 0.7)]
+    each = [lb.pack(plan, p, lb.calibrate(fn, plan, p, [(x,)])) for p in models]
+    run, want = lb.execute(fn, plan), [reference(fn, plan, q, x) for q in each]
+    with pytest.warns(UserWarning, match="a, c: packed weights"):
+        lowered = jax.jit(run).lower(each[0], x)
+    assert lowered.as_text().count("@lowbit_kernels.cpu.fixed_matmul") == 2
+    np.testing.assert_array_equal(np.asarray(lowered.compile()(each[0], x)), want[0])
+    with pytest.warns(UserWarning, match="a, c: packed weights"):
+        both = jax.vmap(run, in_axes=(0, None))(jax.tree.map(lambda *q: jnp.stack(q), *each), x)
+    np.testing.assert_array_equal(np.asarray(both), np.stack(want))
 
 
 def test_a_sum_is_part_of_a_call() -> None:

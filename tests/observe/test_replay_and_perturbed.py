@@ -38,7 +38,7 @@ def test_every_operation_replayed_alone_is_the_model(name):
         def at(op, values, state):
             return replay(plan[op.path], values[0], values[1]), state
 
-        walk = Walk(traced.graph, at, frozenset(row.path for row in plan))
+        walk = Walk(traced.inventory, at, frozenset(row.path for row in plan))
         return jax.tree.unflatten(traced.out_tree, walk.run(traced.leaves, {})[0])
 
     want, got = jax.jit(case.fn)(case.params, *case.args), jax.jit(through_replay)(case.params, *case.args)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowbit.rewrites.products import Altered, products, with_own
-from lowbit.rewrites.traced import read
+from lowbit.rewrites.traced import trace_model
 
 W = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
 X = jnp.ones((2, 6))
@@ -23,7 +23,7 @@ def fn(p, s, x):
 
 def altered(wanted):
     params = {"right": W, "left": 2.0 * W.T, "late": W}
-    found, other = products(read(fn, params, {}, (X,), {}))
+    found, other = products(trace_model(fn, params, {}, (X,), {}))
     assert not other
     here = tuple(p for p in found if p.path in wanted)
     own = {p.path: {"w": params[p.path] if p.inner == 0 else params[p.path].T} for p in here}
@@ -56,7 +56,7 @@ def test_other_arguments_are_refused():
     ids=["another use", "both ways", "loop", "derived", "result"],
 )
 def test_a_weight_with_another_use_is_none(fn, why):
-    found, other = products(read(fn, {"w": W}, {}, (X,), {}))
+    found, other = products(trace_model(fn, {"w": W}, {}, (X,), {}))
     assert found == []
     assert why in other["w"]
 
@@ -65,7 +65,7 @@ def test_parameters_that_are_no_dictionary_keep_their_paths():
     def fn(p, s, x):
         return x @ p[0]
 
-    (product,), _ = products(read(fn, (W,), {}, (X,), {}))
+    (product,), _ = products(trace_model(fn, (W,), {}, (X,), {}))
     params = with_own((W,), "own", {product.path: {"w": W}})
     assert set(params) == {"params", "own"}
     np.testing.assert_allclose(

@@ -154,6 +154,14 @@ def test_a_sweep_is_checked_before_it_runs(tmp_path, monkeypatch, capsys):
     ]
     assert cli.main(["sweep", tiny.__file__, "--grid", "fit.lr=fast"]) == 2
     assert cli.main(["sweep", tiny.__file__, "--grid", "fit.lr=1e-2", "--without", "iree"]) == 2
+    assert cli.main(["sweep", tiny.__file__, "--grid", "fit.lr=1e-2", "--only", "w3"]) == 2
+    assert cli.main(["report", "nowhere"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [len(said), said[-2], said[-1]] == [
+        4,
+        "lowbit: --only w3 fits no piece; there are float, w8a8, lsq_w4a4",
+        "lowbit: nowhere is no folder: give that of a run that ended, such as runs/demo",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 

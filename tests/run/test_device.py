@@ -9,7 +9,7 @@ import pytest
 import lowbit as lb
 from experiments.configs import edge_ecg, edge_thermostat
 from experiments.data import ecg5000, mnist1d, temperature
-from lowbit.export.bundle import read
+from lowbit.export.reading import read_bundle
 from lowbit.run import ACCURACY, Dataset, Experiment, Fit, Method, Model, cross_entropy, device, run
 from lowbit.run.evals import device_time
 from lowbit.run.evals.device import codes, require
@@ -89,19 +89,19 @@ def test_a_second_run_reuses_pieces(first, capsys):
 
 
 def test_a_compiler_of_the_whole_batch_gives_the_same(first):
-    bundle, x = read(first / "seed-0/w8a8/export"), few().test.inputs[:1]
+    bundle, x = read_bundle(first / "seed-0/w8a8/export"), few().test.inputs[:1]
     np.testing.assert_array_equal(run_on(bundle, "xla", x).outputs, run_on(bundle, "c", x).outputs)
 
 
 def test_time_in_c_is_measured(first):
-    bundle = read(first / "seed-0/w8a8/export")
+    bundle = read_bundle(first / "seed-0/w8a8/export")
     x = codes(few().test.inputs[:1], bundle)
     assert x.dtype == np.int8
     assert 0 < device_time.microseconds(bundle, x) < 1e5
 
 
 def test_codes_stay_within_a_narrow_grid(first):
-    bundle = read(first / "seed-0/lsq_w4a4/export")
+    bundle = read_bundle(first / "seed-0/lsq_w4a4/export")
     x = codes(100 * few().test.inputs[:8], bundle)
     assert (x.min(), x.max()) == (-8, 7)
 

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.run import Allocation, Eval, Fit, Method, engine, pieces, run, training
+from lowbit.run import Allocation, Eval, Fit, Method, engine, identity, keys, pieces, run, sections, training
 from lowbit.run.experiment import Suite
 from lowbit.run.folder import RunFolder, read_metrics
 from lowbit.run.identity import fingerprint
@@ -220,7 +221,7 @@ def test_a_suite_has_one_report(tmp_path):
     assert [each.experiment.name for each in results] == ["a", "b"]
     assert folder.path == tmp_path
     assert (tmp_path / "b/seed-0/w8/result.json").is_file()
-    with pytest.raises(ValueError, match="--only fits no piece: got w3; there are float, w8"):
+    with pytest.raises(ValueError, match="--only w3 fits no piece; there are float, w8"):
         engine.run_suite(config, tmp_path, only=["w3"])
     some = Suite("both", (config.experiments[0], untrained(name="c", methods=())), config.report)
     engine.run_suite(some, tmp_path, fresh=True, only=["w8"])  # fits the first alone: of the other there is nothing
@@ -253,17 +254,17 @@ def test_a_row_is_there_though_an_eval_changes_what_it_holds(tmp_path):
 
 
 def test_only_must_fit(tmp_path):
-    with pytest.raises(ValueError, match="--only fits no piece: got w3"):
-        run(PLAIN, tmp_path, only=["w3*"])
+    with pytest.raises(ValueError, match=r"--only w3\* fits no piece"):
+        run(PLAIN, tmp_path, only=["w8a8", "w3*"])
 
 
 def test_a_piece_is_known_by_what_it_depends_on(tmp_path):
     folder = RunFolder(tmp_path, PLAIN)
     data = tiny.bumps()
 
-    def keys(config, data=data, method=1):
+    def both(config, data=data, method=1):
         job = Job(config, data, folder, None)
-        return pieces.train_key(job, job.experiment.rows[method], 0), pieces.key_of(job, job.experiment.rows[method], 0)
+        return keys.train_key(job, job.experiment.rows[method], 0), keys.key_of(job, job.experiment.rows[method], 0)
 
     def strong(strength):
         return lambda plan, params, qstate: strength * jnp.sum(jnp.square(params["a"]["w"]))
@@ -271,19 +272,58 @@ def test_a_piece_is_known_by_what_it_depends_on(tmp_path):
     def penalized(strength):
         return dataclasses.replace(PLAIN, methods=(Method("m", {"**": "w4,a4"}, tiny.FIT, strong(strength)),))
 
-    assert keys(penalized(0.0)) == keys(penalized(0.0)) != keys(penalized(1000.0))
-    base = keys(PLAIN)
+    assert both(penalized(0.0)) == both(penalized(0.0)) != both(penalized(1000.0))
+    base = both(PLAIN)
     longer = dataclasses.replace(PLAIN, name="other", test_batch=10)
-    assert keys(longer)[0] == base[0]  # nothing is trained again
-    assert keys(longer)[1] != base[1]
+    assert both(longer)[0] == base[0]  # nothing is trained again
+    assert both(longer)[1] != base[1]
     flipped = data.train.inputs.copy()
     flipped.view(np.uint32)[0, 0] ^= 1
-    assert keys(PLAIN, data._replace(train=data.train._replace(inputs=flipped)))[0] != base[0]
+    assert both(PLAIN, data._replace(train=data.train._replace(inputs=flipped)))[0] != base[0]
     labels = np.roll(data.test.labels, 1)
-    other = keys(PLAIN, data._replace(test=data.test._replace(labels=labels)))
+    other = both(PLAIN, data._replace(test=data.test._replace(labels=labels)))
     assert other[0] == base[0]
     assert other[1] != base[1]
     assert fingerprint(PLAIN.methods[0]) != fingerprint(PLAIN.methods[1])
+
+
+def test_a_recipe_is_known_by_its_own_modules(tmp_path, monkeypatch):
+    """Code of another recipe's solver changes no piece; its own does, and such a piece is taken where stale ones are accepted."""
+    methods = (Method("rtn", {"**": "w4"}, recipe="rtn"), Method("gptq", {"**": "w4"}, recipe="gptq"))
+    config, code = untrained(methods=methods), identity._code_of
+    changed = []
+
+    def known():
+        identity._numerics.cache_clear()
+        job = Job(config, tiny.bumps(), RunFolder(tmp_path, config), None)
+        return {method.name: keys.key_of(job, method, 0) for method in config.rows}
+
+    monkeypatch.setattr(identity, "_code_of", lambda path: code(path) + str(path.name in changed))
+    before = known()
+    changed.append("lqer.py")
+    assert known() == before
+    changed[:] = [identity.Path(sys.modules["lowbit.solvers.gptq"].__file__).name]
+    after = known()
+    assert [name for name in before if before[name] != after[name]] == ["gptq"]
+    assert identity.is_asked_alike(before["gptq"], after["gptq"])
+    folder = RunFolder(tmp_path, config)
+    folder.finish("seed-0/gptq", before["gptq"], {"n": 1})
+    assert folder.finished("seed-0/gptq", after["gptq"]) is None
+    assert folder.stale == ["seed-0/gptq"]
+    assert RunFolder(tmp_path, config, accept_stale=True).finished("seed-0/gptq", after["gptq"]) == {"n": 1}
+    identity._numerics.cache_clear()
+
+
+def test_the_page_is_of_the_config_at_hand(tmp_path):
+    """Epochs and seeds of an earlier, longer config stay in the metrics, and in no curve; a failed row has no earlier drawing."""
+    long = dataclasses.replace(PLAIN, fit=None, methods=(Method("m", {"**": "w4,a4"}, tiny.FIT),), seeds=(0, 1))
+    run(long, tmp_path)
+    found = run(
+        dataclasses.replace(long, methods=(Method("m", {"**": "w4,a4"}, Fit(epochs=1, batch=50)),), seeds=(0,)),
+        tmp_path,
+    )
+    assert [(line["piece"], line["epoch"]) for line in sections._epochs(found)] == [("seed-0/m", 0)]
+    assert len([line for line in read_metrics(tmp_path) if line["kind"] == "epoch"]) == 4
 
 
 def test_a_drawing_that_is_lost_is_made_again(first, tmp_path):

@@ -206,4 +206,4 @@ def test_sealed_is_a_plain_safetensors_file(tmp_path):
     content = sealed(arrays, "a note")
     assert np.array_equal(load(content)["x"], arrays["x"])
     assert opened(content)[1] == "a note"
-    atomic.write(tmp_path / "f", content)
+    atomic.write_file(tmp_path / "f", content)

@@ -12,7 +12,7 @@ from flax import nnx
 
 import lowbit as lb
 from lowbit.core.paths import flatten
-from lowbit.export.bundle import read
+from lowbit.export.reading import read_bundle
 from lowbit.run import Fit, Method, from_linen, from_nnx, iree, run
 from tests.run import tiny
 
@@ -63,7 +63,7 @@ def test_norms_frozen_in_training_are_compiled_without_their_statistics(model, t
     found = json.loads((piece / "result.json").read_text())["result"]
     assert found["difference"]["iree"] == {"max": 0.0, "share": 0.0}
     assert found["difference"]["execute"] == {"max": 0.0, "share": 0.0}
-    assert len(read(piece / "export").manifest["inputs"]) == 1
+    assert len(read_bundle(piece / "export").manifest["inputs"]) == 1
     _, qparams = lb.load(piece / "packed.safetensors")
     data = tiny.bumps().test
     h = np.maximum(_layer(qparams, "a", "shift/a/kernel", data.inputs), 0.0)

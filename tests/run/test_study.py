@@ -9,14 +9,14 @@ import pytest
 
 from lowbit.run import study
 from lowbit.run.folder import RunFolder
-from lowbit.run.results import Results, Row
+from lowbit.run.results import Measured, Results
 from tests.run import tiny
 
 FLOAT = [0.935, 0.940, 0.930]
 
 
-def row(name: str, *accuracies: float) -> Row:
-    return Row(name, {i: {"metric": {"execute": 100 * a}, "seconds": 2.0} for i, a in enumerate(accuracies)}, {})
+def row(name: str, *accuracies: float) -> Measured:
+    return Measured(name, {i: {"metric": {"execute": 100 * a}, "seconds": 2.0} for i, a in enumerate(accuracies)}, {})
 
 
 ROWS = [

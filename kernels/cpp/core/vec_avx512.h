@@ -69,8 +69,17 @@ struct Vec {
   }
   static I Between(I v, I low, I high) { return _mm512_min_epi32(_mm512_max_epi32(v, low), high); }
   static __mmask16 First(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
-  static void StoreBytes(int8_t* to, I v, int64_t count) { _mm_mask_storeu_epi8(to, First(count), _mm512_cvtepi32_epi8(v)); }
-  static I LoadBytes(const int8_t* p, int64_t count) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(First(count), p)); }
+  static void StoreBytes(int8_t* to, I v, int64_t count) {
+    __m128i bytes = _mm512_cvtepi32_epi8(v);
+    if (count == kLanes) return _mm_storeu_si128((__m128i*)to, bytes);
+    if (count == kLanes / 2) return _mm_storel_epi64((__m128i*)to, bytes);
+    asm("" : "+x"(bytes));  // not one instruction with the store: narrowing to memory under a mask is microcode on AMD
+    _mm_mask_storeu_epi8(to, First(count), bytes);
+  }
+  static I LoadBytes(const int8_t* p, int64_t count) {
+    if (count == kLanes) return Load8(p);
+    return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(First(count), p));
+  }
 
   // What joins two codes. A shift rounds up where the bit `half` is set, and any of `which`: those that break a tie, or all.
   struct Joiner { I own, by, own_zero, other_zero, half, which, offset, low, high; __m128i shift; };
@@ -119,13 +128,25 @@ struct Vec {
   static constexpr bool kTails = true;
   // Codes of 16 values; returns whether one is NaN.
   static bool StoreCodes(int8_t* to, F v, F inverse, F lo, F hi, I add) {
-    const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
-    F r = _mm512_roundscale_ps(MulF(v, inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    r = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(r, r, _CMP_ORD_Q), r);
-    r = _mm512_min_ps(hi, _mm512_max_ps(lo, r));
-    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvttps_epi32(r), add)));
-    return number != 0xffff;
+    F r = MulF(v, inverse);
+    const __mmask16 number = _mm512_cmp_ps_mask(r, r, _CMP_ORD_Q);
+    bool nan = false;
+    if (__builtin_expect(number != 0xffff, 0)) {
+      r = _mm512_maskz_mov_ps(number, r);
+      nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
+    }
+    r = _mm512_min_ps(hi, _mm512_max_ps(lo, r));  // bounds are integers: what is rounded afterwards is the same
+    const I code = _mm512_cvt_roundps_epi32(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(code, add));
+    asm("" : "+x"(bytes));  // as in StoreBytes
+    _mm_storeu_si128((__m128i*)to, bytes);
+    return nan;
   }
+  // Whether the machine's maximum and minimum with `w` as the first operand are XLA's: it is no NaN, and no zero.
+  static bool IsPlain(F w) { return _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_NEQ_OQ) == 0xffff; }
+  static bool IsZero(F w) { return _mm512_test_epi32_mask(Bits(w), Bits(w)) == 0; }  // not -0.0
+  static F PlainLarger(F v, F w) { return _mm512_max_ps(w, v); }
+  static F PlainSmaller(F v, F w) { return _mm512_min_ps(w, v); }
 
   // (code - offset) * factor + 128 of 64 codes, each a byte modulo 256. Factors come from `Factors`, `add` from `Shifts`.
   static constexpr bool kExpands = true;
@@ -176,6 +197,26 @@ struct Vec {
   static I DotDirect(I acc, W w, int32_t x) {
     const I word = _mm512_set1_epi32(x);
     asm("vpdpbusd %1, %2, %0" : "+v"(acc) : "v"(w), "v"(word));
+    return acc;
+  }
+
+  // Of every channel one byte from each of kRows rows, the first the lowest; of `count` channels (kWhole: of all 16).
+  template <int kRows, bool kWhole>
+  static I Stacked(const int8_t* const* rows, int64_t count) {
+    I word = Bytes<kWhole>(rows[0], count);
+    if constexpr (kRows > 1) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[1], count), 8));
+    if constexpr (kRows > 2) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[2], count), 16));
+    if constexpr (kRows > 3) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[3], count), 24));
+    return word;
+  }
+  template <bool kWhole>
+  static I Bytes(const int8_t* p, int64_t count) {
+    if constexpr (kWhole) return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(First(count), p));
+  }
+  // acc += of each channel four products of an unsigned byte and a signed one.
+  static I DotBytes(I acc, I x, I w) {
+    asm("vpdpbusd %1, %2, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
   }
 

@@ -125,7 +125,7 @@ class Loop:
 
 
 @dataclasses.dataclass(eq=False)
-class Graph:
+class CProgram:
     """A program.
 
     Attributes:
@@ -138,23 +138,23 @@ class Graph:
 
     def values(self) -> list[Value]:
         """Returns everything that the results need, in program order."""
-        found: dict[Value, None] = {}
+        needed: dict[Value, None] = {}
         todo, loops = list(self.outputs), set()
         while todo:
             value = todo.pop()
-            if value in found:
+            if value in needed:
                 continue
-            found[value] = None
+            needed[value] = None
             todo += value.ins
             if value.loop is not None and value.loop not in loops:
                 loops.add(value.loop)
                 todo += [*value.loop.inits, *value.loop.afters]
             if value.name == "stacked" and value.loop is not None:
                 todo.append(value.loop.ys[value.index])
-        return sorted(found, key=lambda v: (v.array is None, v.number))  # constants may be made late
+        return sorted(needed, key=lambda v: (v.array is None, v.number))  # constants may be made late
 
 
-def read(closed: Any) -> Graph:
+def read_integers(closed: Any) -> CProgram:
     """Returns the program of a closed jaxpr.
 
     Raises:
@@ -162,7 +162,7 @@ def read(closed: Any) -> Graph:
     """
     program = read_program(closed)
     inputs = [Value("input", v.shape, v.dtype, index=i) for i, v in enumerate(program.inputs)]
-    graph = Graph(inputs, _Writer()(program, inputs))
+    graph = CProgram(inputs, _Writer()(program, inputs))
     _fold(graph)
     return graph
 
@@ -203,13 +203,13 @@ class _Writer:
 
     def scan(self, equation: Equation, values: Sequence[Value]) -> list[Value]:
         consts, n_carry = compat.scan_counts(equation.eqn)
-        read = equation.loop
-        assert read is not None
+        outside = equation.loop
+        assert outside is not None
         inits, xs = list(values[consts : consts + n_carry]), values[consts + n_carry :]
-        loop = Loop(read.length, read.is_reversed, self.around, inits, [], [], [])
+        loop = Loop(outside.length, outside.is_reversed, self.around, inits, [], [], [])
         loop.carries = [Value("carry", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
         turns = [Value("turn", x.shape[1:], x.dtype, (x,), loop=loop) for x in xs]
-        outs = _Writer(loop)(read.body, [*values[:consts], *loop.carries, *turns])
+        outs = _Writer(loop)(outside.body, [*values[:consts], *loop.carries, *turns])
         loop.afters, loop.ys, loop.number = outs[:n_carry], outs[n_carry:], next(_COUNT)
         loop.finals = [Value("carried", v.shape, v.dtype, index=i, loop=loop) for i, v in enumerate(inits)]
         loop.stacks = [
@@ -227,7 +227,7 @@ def _made(equation: Equation, values: Sequence[Value]) -> list[Value]:
     ]
 
 
-def _fold(graph: Graph) -> None:
+def _fold(graph: CProgram) -> None:
     """Computes what depends on constants alone; what would take more bits than its sources stays as it is."""
     values = graph.values()
     known: set[Value] = set()
@@ -239,13 +239,13 @@ def _fold(graph: Graph) -> None:
         needed |= {*loop.inits, *loop.afters, *loop.ys}
     edge = [v for v in values if v in needed and v in known and v.name != "constant"]
     for value, array in zip(edge, _computed(edge), strict=True):
-        found = constant(array, value.dtype)
+        folded = constant(array, value.dtype)
         sources = list(_sources(value))
         names = set(_names(value))
         is_moved = names <= MOVES and not names <= {"convert_element_type"}
         limit = sum(stored_bits(u.array) for u in sources) + _SMALL_BITS
-        if found.splat is not None or (not is_moved and stored_bits(found.array) <= limit):
-            value.become(found)
+        if folded.splat is not None or (not is_moved and stored_bits(folded.array) <= limit):
+            value.become(folded)
 
 
 def _computed(wanted: Sequence[Value]) -> Iterable[Any]:
@@ -264,13 +264,13 @@ def _computed(wanted: Sequence[Value]) -> Iterable[Any]:
 
 
 def _upstream(value: Value) -> dict[Value, None]:
-    found, todo = {}, [value]
+    sources, todo = {}, [value]
     while todo:
         v = todo.pop()
-        if v not in found:
-            found[v] = None
+        if v not in sources:
+            sources[v] = None
             todo += v.ins
-    return found
+    return sources
 
 
 def _sources(value: Value) -> Iterator[Value]:
@@ -308,7 +308,7 @@ def storage(array: np.ndarray, *, is_weight: bool = False) -> Any:
     return jnp.dtype(jnp.int8) if types.bits(dtype) < 8 and is_small else dtype
 
 
-def named(graph: Graph, weights: Mapping[str, np.ndarray]) -> None:
+def named(graph: CProgram, weights: Mapping[str, np.ndarray]) -> None:
     """Says of weights which they are, by their codes in whatever order, and of their users what they multiply.
 
     Args:
@@ -339,7 +339,7 @@ def _is_constant(value: Value) -> bool:
     return all(u.array is not None for u in _upstream(value) if not u.ins)
 
 
-def check(graph: Graph, known: Callable[[str], bool]) -> None:
+def check(graph: CProgram, known: Callable[[str], bool]) -> None:
     """Raises ValueError for a primitive that has no rule, naming it, its source line and the layer before it."""
     last = ""
     for value in graph.values():

@@ -11,7 +11,7 @@ from .arena import place, spans
 from .constants import Tables, commented, identifier
 from .elementwise import helper_source
 from .emit import Emitter
-from .graph import MOVES, Graph, check, named, read
+from .graph import MOVES, CProgram, check, named, read_integers
 from .schedule import Buffer, Repeat, Scheduler, Stage, Store, is_sum
 from .simplify import simplify
 
@@ -50,7 +50,7 @@ class Port:
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CModel:
     """A model in C.
 
     Attributes:
@@ -82,7 +82,7 @@ def ports(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, An
         outputs: likewise.
     """
     taken: set[str] = set(_RESERVED)
-    found = []
+    arguments = []
     for entries, prefix in ((inputs, "in_"), (outputs, "out_")):
         group = []
         for entry in entries:
@@ -96,8 +96,8 @@ def ports(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, An
             note = f"value = {entry['scale']!r} * (code - {entry['zero_point']})" if "scale" in entry else ""
             note = note.replace("- -", "+ ")
             group.append(Port(name, tuple(entry["shape"]), np.dtype(entry["dtype"]), note))
-        found.append(tuple(group))
-    return found
+        arguments.append(tuple(group))
+    return arguments
 
 
 def compiled(
@@ -106,7 +106,7 @@ def compiled(
     inputs: Sequence[Port],
     outputs: Sequence[Port],
     weights: Mapping[str, np.ndarray],
-) -> Program:
+) -> CModel:
     """Returns a closed jaxpr of integers as C.
 
     Args:
@@ -119,7 +119,7 @@ def compiled(
     Raises:
         ValueError: for a float, or a primitive that has no C.
     """
-    graph = read(jaxpr)
+    graph = read_integers(jaxpr)
     simplify(graph)
     named(graph, weights)
     check(graph, lambda primitive: primitive in RULES)
@@ -127,7 +127,7 @@ def compiled(
 
 
 class _Writer:
-    def __init__(self, graph: Graph, name: str, inputs: Sequence[Port], outputs: Sequence[Port]):
+    def __init__(self, graph: CProgram, name: str, inputs: Sequence[Port], outputs: Sequence[Port]):
         self.name, self.inputs, self.outputs = name, tuple(inputs), tuple(outputs)
         self.scheduler = Scheduler(graph)
         self.tables = Tables(name)
@@ -141,7 +141,7 @@ class _Writer:
         self.functions: list[str] = []
         self.stores: list[Store] = []
 
-    def program(self) -> Program:
+    def program(self) -> CModel:
         body = self._stages(self.scheduler.stages, 1)
         used = set(_words("\n".join(body)))
         unread = [f"    (void){port.name};" for port in self.inputs if port.name not in used]  # compilers warn of them
@@ -163,7 +163,7 @@ class _Writer:
             f"{self._signature()}\n{{\n" + "\n".join([*unread, *body, "    return 0;"]) + "\n}\n",
         ]
         source = "\n".join(part for part in parts if part)
-        return Program(self.name, header, source, self.inputs, self.outputs, arena, total, weights)
+        return CModel(self.name, header, source, self.inputs, self.outputs, arena, total, weights)
 
     def _stages(self, stages: Sequence[Stage], depth: int) -> list[str]:
         """Calls of all stages; the functions are added to the others."""

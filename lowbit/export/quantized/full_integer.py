@@ -24,7 +24,7 @@ from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.joined import Joined
 from lowbit.interpret.integer.kind import Movement
 from lowbit.interpret.integer.linear import Linear
-from lowbit.interpret.integer.nodes import Node, Program
+from lowbit.interpret.integer.nodes import Node, Placement
 from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.plans import program_for
 from lowbit.interpret.integer.run import Arithmetic, evaluate
@@ -98,7 +98,7 @@ class _Typed(Arithmetic):
         known: values of what is neither data nor dropped.
     """
 
-    def __init__(self, plan: Plan, program: Program, qparams: QParams, known: Constants):
+    def __init__(self, plan: Plan, program: Placement, qparams: QParams, known: Constants):
         sites = plan.grids()
         specs = {path: site.spec for path, site in sites.items() if site.spec is not None}
         self.plain: dict[str, QTensor] = {}

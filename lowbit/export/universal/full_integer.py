@@ -23,7 +23,7 @@ from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.grouped import Grouped, multipliers
 from lowbit.interpret.integer.interpretations import specs_of
 from lowbit.interpret.integer.kind import Movement
-from lowbit.interpret.integer.nodes import Node, Program
+from lowbit.interpret.integer.nodes import Node, Placement
 from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.ops.lookup import picking
 from lowbit.interpret.integer.plans import program_for
@@ -84,7 +84,7 @@ class _Maker:
         grids: by path.
     """
 
-    def __init__(self, plan: Plan, program: Program, qparams: QParams, known: Constants, grids: Mapping[str, Grid]):
+    def __init__(self, plan: Plan, program: Placement, qparams: QParams, known: Constants, grids: Mapping[str, Grid]):
         self.plan, self.program, self.qparams, self.known, self.grids = plan, program, qparams, known, grids
         self.sites = plan.grids()
         rounding = rounding_named(plan.rounding)
@@ -110,8 +110,8 @@ class _Maker:
 
     def is_known(self, node: Node) -> bool:
         """Whether a packed model holds all that a node's definition takes."""
-        made = {v for e in node.equations for v in e.outs}
-        ins = [v for e in node.equations for v in e.ins if v not in made and not v.is_data]
+        results = {v for e in node.equations for v in e.outs}
+        ins = [v for e in node.equations for v in e.ins if v not in results and not v.is_data]
         return not any(isinstance(self.known.raw(v), Dropped) for v in ins)
 
     def value(self, node: Node, values: Sequence[Array]) -> Array:

@@ -38,7 +38,7 @@ def linear(acc: Int32[Array, "..."], c: Mapping[str, Any], rounding: Rounding, d
     return clamped(rounding.multiply(acc + c["bias"], c["multiplier"], c["shift"]) + c["offset"], c, dtype)
 
 
-def matmul(
+def multiply_pair(
     equation: Equation, codes: Sequence[CodeArray], zeros: Sequence[Array], reaches: Sequence[float], *, carried: bool
 ) -> Int32[Array, "..."]:
     """Returns the accumulator of a dot or convolution on two operands, zero points taken out.
@@ -56,7 +56,7 @@ def matmul(
 def product(
     operation: Matmul, codes: Sequence[CodeArray], zeros: Sequence[Array], reaches: Sequence[float], *, carried: bool
 ) -> Int32[Array, "..."]:
-    """Returns `matmul` of a primitive and its parameters."""
+    """Returns `multiply_pair` of a primitive and its parameters."""
     if carried:
         left, right = ((c.astype(jnp.int32) - z).astype(jnp.float32) for c, z in zip(codes, zeros, strict=True))
         return exact_sum(operation, left, right, reaches[0] * reaches[1])

@@ -14,12 +14,12 @@ from lowbit.core.spec import Spec
 
 from .flat import Constants
 from .kind import Given, Grid
-from .nodes import Program
+from .nodes import Placement
 from .ops import kind_named
 
 
 def constants(
-    program: Program,
+    program: Placement,
     specs: Mapping[str, Spec],
     known: Constants,
     weights: Mapping[str, QTensor],

@@ -69,7 +69,7 @@ class Contraction(Linear):
         return reach_of_spec(given.specs[0]) * reach_of_spec(other) * count
 
     def accumulate(self, taken: Taken) -> Int32[Array, "..."]:
-        return compute.matmul(taken.node.equations[0], *operands(taken), carried=taken.carried)
+        return compute.multiply_pair(taken.node.equations[0], *operands(taken), carried=taken.carried)
 
     def compute(self, taken: Taken) -> list[Any]:
         equation, c = taken.node.equations[0], taken.c
@@ -78,9 +78,9 @@ class Contraction(Linear):
             assert taken.weight is not None
             groups = groups_of(taken.node, taken.weight, taken.specs[0])
             assert groups is not None
-            acc = grouped.matmul(groups, *both, c, carried=taken.carried)
+            acc = grouped.multiply_groups(groups, *both, c, carried=taken.carried)
         elif taken.bits > 8:
-            acc = long.matmul(equation, *operands(taken), carried=taken.carried)
+            acc = long.multiply_long(equation, *operands(taken), carried=taken.carried)
         else:
             return super().compute(taken)
         return [long.linear(acc, c, taken.rounding, taken.dtype)]

@@ -137,11 +137,11 @@ def multipliers(found: Grouped, weight: QTensor) -> tuple[Array, Array]:
     return jnp.clip(share, 0.0, 2.0**found.bits).astype(jnp.uint16), largest * 2.0**-found.bits
 
 
-def matmul(
+def multiply_groups(
     found: Grouped, codes: Sequence[Array], zeros: Sequence[Array], reaches: Sequence[float], c: Mapping[str, Any], *,
     carried: bool,
 ) -> Long:  # fmt: skip
-    """Returns the accumulator: arguments as `compute.matmul`, zero points of the weight per group."""
+    """Returns the accumulator: arguments as `compute.multiply_pair`, zero points of the weight per group."""
     left, right = found.operand(codes[0], 0, zeros[0]), found.operand(codes[1], 1, jnp.int32(0))
     zero = zeros[1] if zeros[1].ndim == 0 else found.spread(zeros[1])
     sums = compute.product(found.operation, [left, right], [zeros[0], zero], reaches, carried=carried)

@@ -35,7 +35,7 @@ from .fixed import rounding_named
 from .flat import Constants
 from .kind import Movement
 from .native import Grid, Orders, floats_of, natives_of
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
@@ -81,13 +81,13 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     return together
 
 
-def data_of(program: Program, traced: Trace) -> dict[Value, Any]:
+def data_of(program: Placement, traced: Trace) -> dict[Value, Any]:
     """Returns the arguments of a call, by what they are in the program."""
     flat = program.flat
     return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
 
 
-def warm(program: Program, known: Constants) -> None:
+def warm(program: Placement, known: Constants) -> None:
     """Computes what nodes inside scans take from outside, outside."""
     for node, scope in program.everywhere():
         if scope:
@@ -238,7 +238,7 @@ def _at_operation(node: Node, var: Value, known: Constants, weights: Mapping[str
     return known.value(var)
 
 
-def exact_arithmetic(plan: Plan, program: Program, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
+def exact_arithmetic(plan: Plan, program: Placement, traced: Trace, weights: Any, grids: Any) -> Arithmetic:
     """Returns the integer arithmetic on weights and grids, without gradients, its dots carried in float32."""
     weights, grids = lax.stop_gradient((weights, grids))
     leaves = lax.stop_gradient(list(traced.leaves[: traced.count]))
@@ -378,7 +378,7 @@ def execution(
     return [dequantized(env[v], integers[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
 
 
-def _warm_selected(program: Program, known: Constants) -> None:
+def _warm_selected(program: Placement, known: Constants) -> None:
     for node, scope in program.everywhere():
         if scope:
             _hold(kind_named(node.kind).held(node), known)

@@ -45,16 +45,16 @@ def _parts(codes: Array, zero: Array, reach: float) -> list[_Part]:
     return [_Part(high, jnp.int32(0), 128.0, 1), _Part(low, jnp.int32(-128), 255.0, 0)]
 
 
-def matmul(
+def multiply_long(
     equation: Equation, codes: Sequence[Array], zeros: Sequence[Array], reaches: Sequence[float], *, carried: bool
 ) -> Long:
-    """Returns the accumulator of a dot or convolution, one of whose operands has 16 bits: arguments as `compute.matmul`."""
+    """Returns the accumulator of a dot or convolution, one of whose operands has 16 bits: arguments as `compute.multiply_pair`."""
     high = low = jnp.int32(0)
     left, right = (_parts(*operand) for operand in zip(codes, zeros, reaches, strict=True))
     for a in left:
         for b in right:
             pair = [a.codes, b.codes], [a.zero, b.zero], [a.reach, b.reach]
-            product = compute.matmul(equation, *pair, carried=carried)
+            product = compute.multiply_pair(equation, *pair, carried=carried)
             if a.power + b.power == 0:
                 low = product
             else:

@@ -1,6 +1,7 @@
 """Which operations of a full-integer plan run on the native kernels of a CPU, and their weights there."""
 
 import functools
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from lowbit.core.checks import is_traced
 from lowbit.core.meshes import explicit_mesh
 from lowbit.core.spec import Spec
 from lowbit.interpret.prepared import apart
-from lowbit.interpret.trace import Model, Trace, trace
+from lowbit.interpret.trace import Model, Trace, trace_planned
 from lowbit.packed import fixed_calls
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -23,7 +24,7 @@ from lowbit.program.read import Value
 from .compute import code_dtype
 from .flat import Constants
 from .joined import Joined
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named
 from .ops.scan import Turns
 from .plans import program_for
@@ -56,7 +57,7 @@ class Grid(NamedTuple):
     spec: Spec
 
 
-def natives_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> dict[str, Native]:
+def natives_of(program: Placement, orders: Orders, grid: Callable[[Value], Grid]) -> dict[str, Native]:
     """Returns what computes the nodes that run on the native kernels, by path.
 
     Args:
@@ -89,7 +90,7 @@ def natives_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) 
     return found
 
 
-def floats_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
+def floats_of(program: Placement, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
     """Returns the arguments that their only reader, an operation on the kernels, puts on their grid itself.
 
     Args:
@@ -107,7 +108,7 @@ def floats_of(program: Program, orders: Orders, grid: Callable[[Value], Grid]) -
     return frozenset(node.out for node in program.nodes if node.kind == "input" and node.out in alone)
 
 
-def _read(program: Program) -> Counter[Value]:
+def _read(program: Placement) -> Counter[Value]:
     """How often a value is read."""
     places = program.everywhere()
     read = Counter(v for node, _ in places for v in node.ins)
@@ -119,7 +120,7 @@ def _read(program: Program) -> Counter[Value]:
     return read
 
 
-def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
+def _joins(program: Placement, paths: frozenset[str]) -> dict[str, tuple[Node, int]]:
     """Sums, maxima and minima that may be part of the call that makes an operand, and which of them, by path.
 
     It is read by nothing else, and of two the later one: what it is joined with is there when the sum is computed.
@@ -141,7 +142,16 @@ def _joins(program: Program, paths: frozenset[str]) -> dict[str, tuple[Node, int
     return found
 
 
-UNPREPARED = "the weight is not in the kernels' order: let the jitted function close over qparams"
+ON_MESH = "its arrays lie on an explicit mesh, and the kernels see one device's"
+EVERY_TIME = "its weight is put into the kernels' order in every call: let the jitted function close over qparams"
+FEW_ROWS = (
+    "its weight is traced, and for few rows putting it into the kernels' order in every call costs more than it saves: let "
+    "the jitted function close over qparams"
+)
+
+_FEWEST_ROWS = 64
+"""Of a dot whose weight is put into the kernels' order in every call. 1024 x 1024 in 8 bits on AVX512-VNNI: with 32 rows
+3.4 ms, and 3.0 in XLA; with 64 3.8 and 4.5; with 128 4.5 and 6.9. Convolutions gain at one image already."""
 
 
 def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, Any]:
@@ -150,11 +160,11 @@ def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, Any]:
     Args:
         plan: full-integer.
         traced: a call on the packed parameters.
-        qparams: packed, concrete.
+        qparams: packed; of traced ones the weights are put into their order by operations of the program that is traced.
     """
     program, found, orders = program_for(plan, traced), qparams.sites, dict[str, Any]()
     for node, q, reason in _weights(plan, traced, qparams):
-        if reason is None:
+        if reason is None and not _is_left(node, q):
             zero = found[program.grids[node.ins[0]]]["zero"]
             orders[node.path] = fixed_calls.order_of(node.equations[0], q, found[node.path], zero, plan.rounding)
     for path, (node, at) in _joins(program, frozenset(orders)).items():
@@ -163,6 +173,15 @@ def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, Any]:
             zeros = [found[grid]["zero"] for grid in grids[:2]]
             orders[path] = fixed_calls.join_order({n: found[path][n] for n in fixed_calls.JOIN_NUMBERS}, zeros, at)
     return orders
+
+
+def _is_left(node: Node, weight: Any) -> bool:
+    """Whether an operation that the kernels could run is left to XLA, because its weight is traced and has few rows."""
+    equation = node.equations[0]
+    if equation.name != "dot_general" or not any(map(is_traced, jax.tree.leaves(weight))):
+        return False
+    free = math.prod(weight.shape[i] for i in fixed_calls.free_axes(equation))
+    return math.prod(equation.outs[0].shape) < _FEWEST_ROWS * free
 
 
 def _is_short(plan: Plan, grid: str) -> bool:
@@ -181,7 +200,7 @@ def reasons_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, str]:
 
 
 def kernel_lines(
-    plan: Plan, traced: Trace, qparams: QParams, orders: Orders, how: str, why: str
+    plan: Plan, traced: Trace, qparams: QParams, orders: Orders, how: str, why: str, *, on_mesh: bool
 ) -> list[tuple[str, str, str]]:
     """Returns of every row its path, what runs it, and why no faster one.
 
@@ -192,10 +211,12 @@ def kernel_lines(
         orders: of the operations on the kernels.
         how: what runs the others.
         why: what to say of those.
+        on_mesh: whether arrays lie on an explicit mesh.
     """
-    reasons = reasons_of(plan, traced, qparams)
+    reasons, left = reasons_of(plan, traced, qparams), ON_MESH if on_mesh else FEW_ROWS
+    note = EVERY_TIME if any(map(is_traced, jax.tree.leaves(orders))) else ""
     return [
-        (row.path, "cpu", "") if row.path in orders else (row.path, how, f"{reasons.get(row.path, UNPREPARED)}; {why}")
+        (row.path, "cpu", note) if row.path in orders else (row.path, how, f"{reasons.get(row.path, left)}; {why}")
         for row in plan.rows
     ]
 
@@ -223,15 +244,27 @@ class FixedOrders:
         self.sources: tuple[weakref.ref[Any], ...] = ()
         self.made: dict[str, Any] = {}
 
+    def late(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """Returns the operations that the kernels can run, and whose weights they would have, were they not traced."""
+        if explicit_mesh(jax.tree.leaves(qparams)) is not None:
+            return []
+        found = _weights(self.plan, self._traced(qparams, args, kwargs), qparams)
+        return [n.path for n, q, reason in found if reason is None and any(map(is_traced, jax.tree.leaves(q)))]
+
+    def _traced(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
+        return trace_planned(self.fn, self.plan, qparams.params, args, dict(kwargs))
+
     def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the orders; none where parameters are traced, or lie on an explicit mesh."""
+        """Returns the orders, made anew in every call where parameters are traced; none where they lie on an explicit mesh."""
         arrays = jax.tree.leaves(qparams)
-        if any(is_traced(x) for x in arrays) or explicit_mesh(arrays) is not None:
+        if explicit_mesh(arrays) is not None:
             return {}
+        if any(is_traced(x) for x in arrays):
+            return orders_of(self.plan, self._traced(qparams, args, kwargs), qparams)
         is_known = 0 < len(self.sources) == len(arrays)
         if is_known and all(ref() is x for ref, x in zip(self.sources, arrays, strict=True)):
             return self.made
-        traced = trace(self.fn, qparams.params, args, dict(kwargs), has_picks=False)
+        traced = self._traced(qparams, args, kwargs)
         with jax.ensure_compile_time_eval():  # at once, also while another function is traced
             made = apart(orders_of(self.plan, traced, qparams), arrays)
         self.sources, self.made = (), {}

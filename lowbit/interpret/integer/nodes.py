@@ -86,7 +86,7 @@ class Node:
 
 
 @dataclasses.dataclass(eq=False)
-class Program:
+class Placement:
     """The integer form of a flat program.
 
     Attributes:

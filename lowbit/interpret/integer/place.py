@@ -19,12 +19,12 @@ from lowbit.interpret.operations import Operation
 from lowbit.program import read
 from lowbit.program.read import Value
 
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named, kinds
 from .placer import Placer
 
 
-def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -> Program:
+def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -> Placement:
     """Returns the integer form of a flat program.
 
     Args:
@@ -43,7 +43,7 @@ def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -
     for var in flat.outs:
         placer.tried(lambda var=var: outs.append(placer.need(var, placer.top, None)), [], placer.top)
     placer.refused.check()
-    return Program(flat, placer.top, outs, _named_grids(placer))
+    return Placement(flat, placer.top, outs, _named_grids(placer))
 
 
 def _named_grids(placer: Placer) -> dict[Value, str]:

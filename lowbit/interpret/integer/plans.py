@@ -12,24 +12,24 @@ from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site, Step
 
 from .flat import flatten
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named
 from .ops.scan import Turns
 from .place import place
 
 
-def program_of(traced: Trace) -> Program:
+def program_of(traced: Trace) -> Placement:
     """Returns the integer form of a trace.
 
     Raises:
         ValueError: for what has no integer form (rule f).
     """
     if "placed" not in traced.made:
-        traced.made["placed"] = place(flatten(traced), traced.graph.by_address)
+        traced.made["placed"] = place(flatten(traced), traced.inventory.by_address)
     return traced.made["placed"]
 
 
-def program_for(plan: Plan, traced: Trace) -> Program:
+def program_for(plan: Plan, traced: Trace) -> Placement:
     """Returns the integer form of a trace, if it is that of the plan.
 
     Raises:
@@ -56,7 +56,7 @@ def _skeleton(step: Step) -> tuple[object, ...]:
     return step.path, step.kind, step.inputs, step.grid, step.absorbed, step.scope
 
 
-def _bare_steps(program: Program) -> list[Step]:
+def _bare_steps(program: Placement) -> list[Step]:
     places = program.everywhere()
     makers = {out: node.path for node, _ in places for out in node.outs}
     for node, _ in places:
@@ -79,7 +79,7 @@ def _bare_steps(program: Program) -> list[Step]:
 
 
 def steps_of(
-    program: Program, rows: Sequence[Row], refused: Refusals, known: frozenset[str] = frozenset()
+    program: Placement, rows: Sequence[Row], refused: Refusals, known: frozenset[str] = frozenset()
 ) -> tuple[tuple[Row, ...], tuple[Step, ...]]:
     """Returns the rows, their inputs on grids, and the steps.
 
@@ -113,7 +113,7 @@ def steps_of(
     return tuple(_on_grids(row, program, nodes.get(row.path)) for row in rows), steps
 
 
-def _on_grids(row: Row, program: Program, node: Node | None) -> Row:
+def _on_grids(row: Row, program: Placement, node: Node | None) -> Row:
     if node is None or not kind_named(node.kind).reads_grids:  # of integers alone, or with indices for inputs
         return row
     grids = iter([program.grids[v] for v in node.ins])
@@ -137,7 +137,7 @@ def check_new(refused: Refusals, known: frozenset[str]) -> None:
 
 
 def _quantizers(
-    program: Program, rows: dict[str, Row], refused: Refusals, known: frozenset[str]
+    program: Placement, rows: dict[str, Row], refused: Refusals, known: frozenset[str]
 ) -> dict[str, Quantizer]:
     readers: dict[str, tuple[Quantizer, str]] = {}
     places = [node for node, _ in program.everywhere()]
@@ -194,7 +194,7 @@ def _check_long(node: Node, specs: Sequence[Spec | None]) -> None:
         )
 
 
-def _inherited(node: Node, program: Program, rows: dict[str, Row], chosen: dict[str, Quantizer]) -> Quantizer | None:
+def _inherited(node: Node, program: Placement, rows: dict[str, Row], chosen: dict[str, Quantizer]) -> Quantizer | None:
     if node.op is not None and kind_named(node.kind).reads_grids:
         return next(s.quantizer for s in rows[node.path].sites if not s.is_weight)
     return next((chosen[program.grids[v]] for v in node.ins if program.grids.get(v) in chosen), None)

@@ -15,7 +15,7 @@ from lowbit.program.read import Equation, Value
 from .fixed import Rounding
 from .flat import Constants
 from .kind import Taken
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named
 from .ops.scan import Turns
 from .own_gradients import called
@@ -153,7 +153,7 @@ class Arithmetic:
 
     def __init__(
         self,
-        program: Program,
+        program: Placement,
         specs: Mapping[str, Spec],
         rounding: Rounding,
         found: Mapping[str, Mapping[str, Any]],

@@ -17,13 +17,13 @@ from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.read import Value
 
 from .flat import Constants
-from .nodes import Node, Program
+from .nodes import Node, Placement
 from .ops import kind_named
 from .plans import program_for
 
 
 def weights_of(
-    plan: Plan, program: Program, traced: Trace, qstate: QState | None, forward: Callable[..., QTensor], updated: Any
+    plan: Plan, program: Placement, traced: Trace, qstate: QState | None, forward: Callable[..., QTensor], updated: Any
 ) -> tuple[Constants, dict[str, QTensor], dict[str, Any]]:
     """The constants with quantized leaves, the weight of every operation, and the weights' new states."""
     leaves, changed = list(traced.leaves[: traced.count]), {}
@@ -46,7 +46,7 @@ def weights_of(
     return known, weights, changed
 
 
-def weight_places(plan: Plan, program: Program) -> list[tuple[Node, Site, Value]]:
+def weight_places(plan: Plan, program: Placement) -> list[tuple[Node, Site, Value]]:
     """Returns the operations that have a weight, each with its site and the value that it is."""
     rows: dict[str, Row] = {row.path: row for row in plan.rows}
     places = []
@@ -91,7 +91,7 @@ def check_weights(plan: Plan, traced: Trace) -> None:
 
 
 def _weights(
-    plan: Plan, program: Program, traced: Trace, forward: Callable[..., QTensor]
+    plan: Plan, program: Placement, traced: Trace, forward: Callable[..., QTensor]
 ) -> Iterator[tuple[Node, Callable[[], QTensor]]]:
     """Yields the operations that have a weight, and what moves it there."""
     leaves = list(traced.leaves[: traced.count])

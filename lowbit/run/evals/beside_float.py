@@ -4,11 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from lowbit.run.measure import outputs
-from lowbit.run.pieces import Piece, float_model, promised
+from lowbit.run.pieces import Piece, float_outputs, promised
 
 from .column import Column, Eval, mean
 
@@ -25,7 +23,7 @@ def beside_float() -> Eval:
         Column("SQNR dB", ("beside_float", "sqnr_db"), mean(".1f")),
         Column("agree %", ("beside_float", "agreement"), mean(".2f")),
     )
-    return Eval("beside_float", _BesideFloat(), columns)
+    return Eval("beside_float", _BesideFloat(), columns, folders=())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +31,7 @@ class _BesideFloat:
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
         if piece.is_float:
             return {}
-        model = float_model(piece.job, piece.seed)
-        call = jax.jit(model.fn)
-        wanted = outputs(lambda x: call(model.params, model.state, x), piece.test, piece.job.experiment.test_batch)
-        found = compared(piece.executed, wanted)
+        found = compared(piece.executed, float_outputs(piece.job, piece.seed))
         return {"beside_float": found} | ({} if piece.job.experiment.metric else promised(piece))
 
 

@@ -36,6 +36,7 @@ class Eval:
         require: raises, naming what to install, before anything is computed; or None.
         depends: returns what else the numbers depend on, such as versions of tools; or None.
         is_together: whether all methods are measured in turns, as times are.
+        folders: of lowbit, whose code the numbers depend on besides the module of ``measure``.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Eval:
     require: Callable[[], None] | None = None
     depends: Callable[[], Any] | None = None
     is_together: bool = False
+    folders: tuple[str, ...] = ("run/evals", "export", "targets")
 
 
 def spread(digits: int) -> Callable[[Sequence[float], Sequence[float]], str]:

@@ -63,6 +63,8 @@ class _Device:
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
         if piece.is_float:
             return {}
+        if isinstance(piece.test, tuple):
+            raise ValueError("device: a program for a device takes one input, and the data have several")
         some, target = piece.test[: self.samples], self.target
         targets = (target, *(("c",) if is_c(target) else ()), "iree")
         bundle = exported(piece.fn, piece.plan, piece.qparams, piece.state, some[:1], piece.folder / "export", targets)

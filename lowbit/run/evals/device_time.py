@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from lowbit.export.bundle import Bundle, read
 from lowbit.export.c.run import built, called
 from lowbit.export.c.types import c_type
+from lowbit.export.reading import Bundle, read_bundle
 from lowbit.run.measure import interleaved
 from lowbit.run.pieces import Piece
+from lowbit.run.samples import chosen
 
 from . import iree
 from .column import Column, Eval, mean
@@ -90,13 +91,14 @@ class _DeviceTime:
         found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
         calls = {}
         for name, piece in pieces.items():
-            x = piece.test[:1]
+            x = chosen(piece.test, slice(1))
+            assert isinstance(x, np.ndarray)  # `device` was asked for before
             if piece.is_float:
                 example = (piece.state, jnp.asarray(x))
                 bundle = lb.export(piece.fn, piece.plan, piece.qparams, example, piece.folder / "export")
                 given = x
             else:
-                bundle = read(piece.folder / "export")
+                bundle = read_bundle(piece.folder / "export")
                 given = codes(x, bundle)
                 if is_c(self.target):
                     found[name]["c"] = microseconds(bundle, given)

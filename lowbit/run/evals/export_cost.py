@@ -20,6 +20,7 @@ import lowbit as lb
 from lowbit.rewrites import batch_norm
 from lowbit.run.measure import peak_memory
 from lowbit.run.pieces import Piece
+from lowbit.run.samples import arguments, chosen
 
 from .column import Column, Eval, mean, size
 
@@ -65,7 +66,7 @@ class _ExportCost:
             why = "the method rewrites the function, which a process of its own does not have"
             piece.job.screen.say(f"{piece.name}: export_cost is left out: {why}", style="yellow")
             return {"export_cost": {"left_out": why}}
-        model, x = piece.job.experiment.model, piece.test[:1]
+        model, x = piece.job.experiment.model, arguments(chosen(piece.test, slice(1)))
         place = _place(model)
         found, file, is_folded = {}, piece.folder / "packed.safetensors", piece.method.freeze_norms is not None
         bar = piece.job.screen.start(f"{piece.name} export_cost", len(self.forms))
@@ -110,7 +111,7 @@ def _begin(path: str | None) -> None:
 
 
 def measured(
-    model: Any, seed: int, file: Path, x: np.ndarray, form: str, *, is_folded: bool, is_integer: bool
+    model: Any, seed: int, file: Path, x: tuple[np.ndarray, ...], form: str, *, is_folded: bool, is_integer: bool
 ) -> dict[str, float]:
     """Returns what one export took, of a process that has done nothing else.
 
@@ -118,7 +119,7 @@ def measured(
         model: of the experiment.
         seed: of it.
         file: packed parameters.
-        x: the example.
+        x: the example, as arguments.
         form: of `FORMS`.
         is_folded: whether batch norms are folded.
         is_integer: whether the plan is full-integer: inputs and outputs are then codes.
@@ -127,12 +128,14 @@ def measured(
     fn, state = made.fn, made.state
     model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
     if is_folded:
-        fn, _, state = batch_norm.fold(jax.ShapeDtypeStruct(x.shape, x.dtype))(fn, made.params, state)
+        fn, _, state = batch_norm.fold(*(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in x))(
+            fn, made.params, state
+        )
     del made
     plan, qparams = lb.load(file)
     for leaf in jax.tree.leaves(qparams):
         np.asarray(leaf).sum()  # read from the file by now, and held
-    args = (state, jnp.asarray(x))
+    args = (state, *map(jnp.asarray, x))
     with tempfile.TemporaryDirectory() as folder:
         start, work = time.perf_counter(), time.process_time()
         bundle, memory = peak_memory(

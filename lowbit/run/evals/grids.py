@@ -32,7 +32,7 @@ class _Grids:
     def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
         for piece in pieces.values():
             if piece.qstate is not None and piece.plan.quantized:
-                batches = [(piece.state, x) for x in calibration(piece.job)[:2]]
+                batches = [(piece.state, *x) for x in calibration(piece.job)[:2]]
                 drawn = panels.panels(piece.fn, piece.bound, piece.params, piece.qstate, batches, limit=self.limit)
-                atomic.write(drawing(piece.job.folder, piece.method.name), figures.grids(drawn))
+                atomic.write_file(drawing(piece.job.folder, piece.method.name), figures.grids(drawn))
         return {}

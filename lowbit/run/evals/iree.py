@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
@@ -14,6 +13,7 @@ from lowbit.core import atomic
 from lowbit.export import iree as compiler
 from lowbit.run.measure import difference, outputs
 from lowbit.run.pieces import Piece
+from lowbit.run.samples import chosen
 
 from .column import Column, Eval, size, spread, worst
 
@@ -41,11 +41,11 @@ class _Iree:
     batch: int
 
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
-        example = (piece.state, jnp.asarray(piece.test[: self.batch]))
+        example = (piece.state, *piece.example(self.batch))
         bundle = lb.export(piece.fn, piece.plan, piece.qparams, example, piece.folder / "export")
         target = compiled(bundle.artifact, piece.folder / "model.vmfb")
         executed = piece.executed[: self.samples]
-        ran = outputs(loaded(target), piece.test[: self.samples], self.batch)
+        ran = outputs(loaded(target), chosen(piece.test, slice(self.samples)), self.batch)
         return {
             "metric": {"iree": piece.score(ran), "execute_same_samples": piece.score(executed)},
             "bytes": {"export": bundle.stored_bytes, "vmfb": target.stat().st_size},
@@ -72,11 +72,11 @@ def require() -> None:
 
 def compiled(artifact: bytes, target: Path) -> Path:
     """Compiles a portable artifact to ``target`` and returns it."""
-    atomic.write(target, compiler.compile_artifact(artifact))
+    atomic.write_file(target, compiler.compile_artifact(artifact))
     return target
 
 
-def loaded(target: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns ``f(x) -> y`` that runs the compiled module's ``main`` on one core."""
+def loaded(target: Path) -> Callable[..., np.ndarray]:
+    """Returns ``f(*inputs) -> y`` that runs the compiled module's ``main`` on one core."""
     call = compiler.loaded(target.read_bytes())
-    return lambda x: call([x])[0]
+    return lambda *inputs: call(list(inputs))[0]

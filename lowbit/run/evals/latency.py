@@ -14,6 +14,7 @@ import lowbit as lb
 from lowbit.run.experiment import FLOAT
 from lowbit.run.measure import REST, Times, instruction_set, interleaved, kept, ratio
 from lowbit.run.pieces import Piece
+from lowbit.run.samples import arguments, chosen
 
 from . import iree
 from .column import Column, Eval
@@ -90,24 +91,24 @@ def in_turns(
     return found
 
 
-def inputs(piece: Piece, batch: int) -> jax.Array:
-    """Returns test inputs of a batch, over again where there are fewer."""
-    return jnp.asarray(np.resize(piece.test, (batch, *piece.test.shape[1:])))
+def inputs(piece: Piece, batch: int) -> tuple[jax.Array, ...]:
+    """Returns test inputs of a batch as arguments, over again where there are fewer."""
+    return tuple(jnp.asarray(np.resize(x, (batch, *x.shape[1:]))) for x in arguments(piece.test))
 
 
 def called(piece: Piece, batch: int) -> Callable[[], Any]:
     """Returns a call of a piece: of `lowbit.execute`, or of the float function under `jax.jit`."""
     x = inputs(piece, batch)
     if piece.is_float:
-        return functools.partial(jax.jit(piece.fn), piece.params, piece.state, x)
-    return functools.partial(lb.execute(piece.fn, piece.plan), piece.qparams, piece.state, x)
+        return functools.partial(jax.jit(piece.fn), piece.params, piece.state, *x)
+    return functools.partial(lb.execute(piece.fn, piece.plan), piece.qparams, piece.state, *x)
 
 
 def implementations(piece: Piece) -> dict[str, Any]:
     """Returns what runs every quantized operation, by path, and the instructions of the native kernels where there are such."""
     if piece.is_float:
         return {}
-    said = lb.explain(piece.fn, piece.plan, piece.qparams, piece.state, inputs(piece, 1)).splitlines()
+    said = lb.explain(piece.fn, piece.plan, piece.qparams, piece.state, *inputs(piece, 1)).splitlines()
     how = dict(line.split()[:2] for line in said)
     return {"operations": {row.path: how[row.path] for row in piece.plan.quantized}, "isa": instruction_set()}
 
@@ -136,6 +137,6 @@ class _IreeLatency:
             target = piece.folder / "model.vmfb"
             if not target.is_file():
                 raise ValueError("evals: iree_latency times what iree compiles: ask for iree too, before it")
-            calls[name] = functools.partial(iree.loaded(target), piece.test[: self.batch])
+            calls[name] = functools.partial(iree.loaded(target), *arguments(chosen(piece.test, slice(self.batch))))
         found = in_turns(calls, pieces, "iree_latency", self.seconds, self.rest)
         return {name: {"latency": {"iree": {f"b{self.batch}": each.kept}}} for name, each in found.items()}

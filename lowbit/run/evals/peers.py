@@ -108,7 +108,7 @@ class _Peers:
                 continue
             content, ours = onnx_file(piece, batch), calls[name]()
             for peer in self.names:
-                call = PEERS[peer](content, [inputs(piece, batch)], self.threads)
+                call = PEERS[peer](content, inputs(piece, batch), self.threads)
                 calls[f"{peer} {name}"] = call
                 distances[name][peer] = distance(ours, call())
         timed = in_turns(calls, pieces, f"peers b{batch}", self.seconds, self.rest)
@@ -141,14 +141,14 @@ def onnx_file(piece: Piece, batch: int) -> bytes:
         ValueError: for an operation without an ONNX form.
     """
     fn, plan, qparams = piece.fn, piece.plan, piece.qparams
-    call = signature.read(fn, (piece.state, inputs(piece, batch)), (0,), {})
+    call = signature.read_call(fn, (piece.state, *inputs(piece, batch)), (0,), {})
     shapes = jax.eval_shape(lambda *leaves: lb.execute(fn, plan)(qparams, *call.arguments(leaves)), *call.leaves)
     outputs = signature.described(signature.output_names(shapes), jax.tree.leaves(shapes))
     lowered = forms.Lowered(
         fn, plan, qparams, call, fn, signature.described(call.names, call.leaves), outputs, (), (),
         has_integer_io=False, name="whole", version=stablehlo.VERSION,
     )  # fmt: skip
-    (content,) = forms.write("onnx", lowered).values()
+    (content,) = forms.write_form("onnx", lowered).values()
     assert isinstance(content, bytes)
     return content
 

@@ -5,13 +5,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 import lowbit as lb
 from lowbit.export import installed
 from lowbit.export.bundle import Bundle
 from lowbit.export.runners import runners
-from lowbit.export.verify import Row
+from lowbit.export.verify import Verdict
 from lowbit.export.verify import verify as verified
 from lowbit.plan.rows import Plan
 from lowbit.run.pieces import Piece
@@ -21,7 +19,7 @@ from lowbit.targets.table import TARGETS
 from .column import Eval
 
 REFUSED = "refused"
-"""The status of a target that cannot hold a plan; the others are those of `lowbit.export.verify.Row`."""
+"""The status of a target that cannot hold a plan; the others are those of `lowbit.export.verify.Verdict`."""
 
 
 def verify(targets: Sequence[str] | None = None, *, batch: int = 1) -> Eval:
@@ -58,7 +56,7 @@ class _Verify:
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
         if piece.is_float:
             return {}
-        args, place = (piece.state, jnp.asarray(piece.test[: self.batch])), piece.folder / "export"
+        args, place = (piece.state, *piece.example(self.batch)), piece.folder / "export"
 
         def export(targets: Sequence[str]) -> Bundle:
             return lb.export(
@@ -107,7 +105,7 @@ def _exported(export: Callable[[Sequence[str]], Bundle], names: Sequence[str]) -
     return export([name for name in names if name not in found]), found
 
 
-def _kept(row: Row) -> dict[str, Any]:
+def _kept(row: Verdict) -> dict[str, Any]:
     """A row of the certificate as it is kept: without what was not found."""
     names = ("difference", "unit", "share", "rounding", "bytes", "bits_per_weight", "detail")
     fields = {name: getattr(row, name) for name in names} | {"measured": dict(row.measured)}

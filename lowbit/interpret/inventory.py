@@ -35,15 +35,15 @@ from .kinds import (
     turning,
     varies,
 )
-from .operations import Graph, Operation
+from .operations import Inventory, Operation
 
 Stack = tuple[int, ...]
 """Lengths of the scans over layers that an equation is in."""
 
 
-def read(
+def take_inventory(
     program: Program, leaf_paths: Sequence[str], leaf_shapes: Sequence[tuple[int, ...]], *, has_picks: bool = True
-) -> Graph:
+) -> Inventory:
     """Returns the operations of a program whose first inputs are the parameter leaves.
 
     Args:
@@ -56,24 +56,24 @@ def read(
     made: frozenset[Address] | None = frozenset() if has_picks else None
     while True:
         sizes = [math.prod(s) for s in leaf_shapes]
-        graph = Graph(program, list(leaf_paths), sizes=sizes, shapes=list(leaf_shapes))
-        reader = _Reader(graph, made)
+        inventory = Inventory(program, list(leaf_paths), sizes=sizes, shapes=list(leaf_shapes))
+        reader = _Reader(inventory, made)
         reader.whole()
         if made is None or reader.made <= made:
             break
         made |= reader.made  # what something else than an operation reads: read again, with a look-up there
     counts: dict[str, int] = {}
-    for op in graph.operations:
+    for op in inventory.operations:
         counts[op.base] = counts.get(op.base, 0) + 1
     seen: dict[str, int] = {}
     named = []
-    for op in graph.operations:
+    for op in inventory.operations:
         number = seen.get(op.base, 0)
         seen[op.base] = number + 1
         path = op.base if counts[op.base] == 1 else f"{op.base}@{number}"
         named.append(dataclasses.replace(op, path=path))
-    graph.operations = named
-    return graph
+    inventory.operations = named
+    return inventory
 
 
 MULTIPLY_AND_SUM = "multiply_and_sum"
@@ -84,12 +84,12 @@ class _Reader:
     """The walk: pushes kinds through equations, records operations when ``recording``.
 
     Args:
-        graph: what is found goes there.
+        inventory: what is found goes there.
         lookups: where look-ups are operations whoever reads them; None: everywhere.
     """
 
-    def __init__(self, graph: Graph, lookups: frozenset[Address] | None):
-        self.graph = graph
+    def __init__(self, inventory: Inventory, lookups: frozenset[Address] | None):
+        self.inventory = inventory
         self.lookups = lookups
         self.made: set[Address] = set()  # picked, and then read by something that takes no weight
         self.recording = True
@@ -99,13 +99,13 @@ class _Reader:
 
     def whole(self) -> None:
         """Reads the program."""
-        program, shapes = self.graph.program, self.graph.shapes
+        program, shapes = self.inventory.program, self.inventory.shapes
         kinds: list[Kind] = [Weight(i, moves.leaf_axes(shape)) for i, shape in enumerate(shapes)]
         kinds += [Data()] * (len(program.inputs) - len(kinds))
         outs = self.settled(self.body(program, kinds, ()))
-        self.graph.results = makers(outs)
+        self.inventory.results = makers(outs)
         for leaf in frozenset().union(*(leaves_of(k) for k in outs)):
-            self.graph.uses.setdefault(leaf, {})["the result"] = None
+            self.inventory.uses.setdefault(leaf, {})["the result"] = None
 
     def body(self, program: Program, kinds: Sequence[Kind], stack: Stack) -> list[Kind]:
         """Returns the kinds of a program's results."""
@@ -120,7 +120,7 @@ class _Reader:
         if equation.call is not None:
             return getattr(self, "_" + equation.call)(equation, kinds, stack)
         if equation.is_unseen and self.recording:
-            self.graph.unseen.append((equation.name, equation.source))
+            self.inventory.unseen.append((equation.name, equation.source))
         if equation.name in primitives.PRODUCTS and any(isinstance(k, Data) for k in kinds):
             return [self.record(equation, self.weights_of(equation, kinds), stack)]
         if (
@@ -153,12 +153,12 @@ class _Reader:
         taken = [
             leaf for k in kinds for leaf in (leaves_of(k) if has_data or is_unknown or isinstance(k, Weight) else ())
         ]
-        if is_unknown and taken and (here := (equation.name, equation.source)) not in self.graph.unseen:
-            self.graph.unseen.append(here)
+        if is_unknown and taken and (here := (equation.name, equation.source)) not in self.inventory.unseen:
+            self.inventory.unseen.append(here)
         for leaf in taken:
-            self.graph.uses.setdefault(leaf, {})[f"{equation.name} {equation.source}".strip()] = None
+            self.inventory.uses.setdefault(leaf, {})[f"{equation.name} {equation.source}".strip()] = None
         for leaf in multiplied(equation, kinds):
-            self.graph.uses.setdefault(leaf, {})[f"{MULTIPLY_AND_SUM} {equation.source}".strip()] = None
+            self.inventory.uses.setdefault(leaf, {})[f"{MULTIPLY_AND_SUM} {equation.source}".strip()] = None
 
     def settled(self, kinds: Sequence[Kind]) -> list[Kind]:
         """Returns kinds as something other than an operation reads them: what was picked is data of a look-up."""
@@ -182,13 +182,13 @@ class _Reader:
         if axes is not None and self.lookups is not None and address not in self.lookups and _can_pick(eqn):
             assert isinstance(table, Weight | Picked)
             gone = {axis for i in picked for axis, _ in table.axes[i]}
-            ones = {i for i, n in enumerate(self.graph.shapes[table.leaf]) if n == 1}
+            ones = {i for i, n in enumerate(self.inventory.shapes[table.leaf]) if n == 1}
             left = {axis for atoms in axes for axis, _ in atoms if axis >= 0} - gone
             if len(left | ones) > 1:
                 before = table.picks if isinstance(table, Picked) else frozenset()
-                near = frozenset([self.graph.leaves[table.leaf]])
+                near = frozenset([self.inventory.leaves[table.leaf]])
                 if self.recording:
-                    self.graph.picks |= {address}
+                    self.inventory.picks |= {address}
                 return Picked(near, makers=makers(kinds), leaf=table.leaf, axes=axes, picks=before | {address})
         if isinstance(table, Picked) and leaf_contraction(eqn, 0, table.axes, picked) is None:
             return combine(equation, self.settled(kinds))  # pyright: ignore[reportReturnType]
@@ -220,7 +220,7 @@ class _Reader:
             if self.recording:
                 self.products[prefix] = number + 1
         if self.recording:
-            self.graph.operations.append(
+            self.inventory.operations.append(
                 Operation(equation, base, pair, stack, equation.source, picked, self.own_gradient)
             )
         here = frozenset([equation.address])
@@ -228,11 +228,11 @@ class _Reader:
 
     def weight_path(self, kind: Kind) -> str:
         if isinstance(kind, Weight | Picked):
-            return self.graph.leaves[kind.leaf]
-        by_size = sorted(leaves_of(kind), key=lambda i: -self.graph.sizes[i])
-        paths = sorted(self.graph.leaves[i] for i in by_size)
-        if len(by_size) > 1 and self.graph.sizes[by_size[0]] > self.graph.sizes[by_size[1]]:
-            return self.graph.leaves[by_size[0]]
+            return self.inventory.leaves[kind.leaf]
+        by_size = sorted(leaves_of(kind), key=lambda i: -self.inventory.sizes[i])
+        paths = sorted(self.inventory.leaves[i] for i in by_size)
+        if len(by_size) > 1 and self.inventory.sizes[by_size[0]] > self.inventory.sizes[by_size[1]]:
+            return self.inventory.leaves[by_size[0]]
         if not paths:
             name = f"constant_{self.constants}"
             self.constants += self.recording
@@ -290,7 +290,7 @@ class _Reader:
         if is_layers:
             stack = (*stack, loop.length)
             if self.recording:
-                self.graph.layer_scans.add(equation.address)
+                self.inventory.layer_scans.add(equation.address)
         # Of a scan over layers a derived weight is computed for every one of them; of another scan, once.
         layers = [layer_of(k) for k in xs]
         given = [k if k is not None else self.settled([x])[0] for k, x in zip(layers, xs, strict=True)]
