@@ -85,7 +85,7 @@ def drawn(stats: Mapping[str, Any]) -> tuple[Float[Array, " values"], Float[Arra
     if "ends" not in stats:
         return sample, None
     high, low, count = stats["ends"]
-    kept = jnp.arange(high.size)
+    kept = jnp.arange(high.size, dtype=jnp.float32)
     # Where there are fewer values than places, the smallest are among the largest, and count once.
     are_high = (kept < count).astype(jnp.float32)
     are_low = (kept < count - high.size).astype(jnp.float32)
