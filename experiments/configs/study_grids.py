@@ -10,24 +10,25 @@ rule, and prints and writes, as ``grids.json``, the squared error over the squar
 follows from it stands in ``papers/grids.md``.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import lowbit as lb
 from experiments.models import blazeface, minilm, mobilenet_v2
 from lowbit.core.ranges import Full, PowerOfTwo, RangeRule
 from lowbit.core.searching import FourOverSix, Searched
 from lowbit.formats.lookup import spec_from_text
-from lowbit.packed.arrays import quantize_array
 from lowbit.quantizers.rtn import RTN
 from lowbit.report.tables import Table, text
-from lowbit.run.environment import environment
-from lowbit.run.folder import write_json
+from lowbit.run import Dataset, Experiment, Method, Model, Suite, unlabelled, weight_error
+from lowbit.run.folder import RunFolder, write_json
+from lowbit.run.results import Results
 
 RULES: dict[str, RangeRule] = {
     "absmax": Full(),
@@ -39,65 +40,34 @@ RULES: dict[str, RangeRule] = {
 """Rules by the name of the table; a rule that does not fit a format is left out there."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Grids:
-    """What is measured.
-
-    Attributes:
-        name: of the folder of results.
-        formats: rule texts of weights, without their letter.
-        rules: names of `RULES`.
-        rows: of normal numbers, of 2048 each.
-        most: weights taken of a network, about, over the layers of the commonest number of inputs.
-        networks: pretrained weights by name; one that is not installed is left out, and said so.
-    """
-
-    name: str = "study_grids"
-    formats: tuple[str, ...] = (
-        "int4/g32/float16", "int4/g32/float16/signed", "int4/g32/int4", "int4/g32/int5", "int4/g16/int5", "int4/g32/int6",
-        "int4/g32/e4m3/signed", "int4/g16/e4m3/signed", "int4n/g16/e4m3", "int4/g64/float16/signed",
-        "int4/g128/float16/signed", "nf4/g32/float16", "nf4/g32/float16/signed", "nf4/g64/float16", "nf4/g64/float16/signed",
-        "nf4/g32/int5", "nf4/g16/e4m3/signed", "nvfp4", "mxfp4", "mxint4",
-    )  # fmt: skip
-    rules: tuple[str, ...] = tuple(RULES)
-    rows: int = 64
-    most: int = 150_000
-    networks: tuple[str, ...] = ("blazeface", "mobilenet_v2", "minilm")
+FORMATS = (
+    "int4/g32/float16", "int4/g32/float16/signed", "int4/g32/int4", "int4/g32/int5", "int4/g16/int5", "int4/g32/int6",
+    "int4/g32/e4m3/signed", "int4/g16/e4m3/signed", "int4n/g16/e4m3", "int4/g64/float16/signed",
+    "int4/g128/float16/signed", "nf4/g32/float16", "nf4/g32/float16/signed", "nf4/g64/float16", "nf4/g64/float16/signed",
+    "nf4/g32/int5", "nf4/g16/e4m3/signed", "nvfp4", "mxfp4", "mxint4",
+)  # fmt: skip
+"""Rule texts of weights, without their letter."""
+ROWS = 64
+"""Of normal numbers, of 2048 each."""
+MOST = 150_000
+"""Weights taken of a network, about, over the layers of the commonest number of inputs."""
 
 
-config = Grids()
+def normal() -> Any:
+    """Returns normal numbers."""
+    return jax.random.normal(jax.random.key(0), (ROWS, 2048))
 
-LOADERS: dict[str, Callable[[], Any]] = {
-    "blazeface": blazeface.load,
-    "mobilenet_v2": mobilenet_v2.load,
-    "minilm": minilm.load,
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "normal": normal,
+    "blazeface": lambda: matrix(blazeface.load().params),
+    "mobilenet_v2": lambda: matrix(mobilenet_v2.load().params),
+    "minilm": lambda: matrix(minilm.load().params),
 }
+"""What is rounded, by name; what is not installed is left out, and said so."""
 
 
-def run(config: Grids, out: Path, *, fresh: bool = False) -> None:
-    """Measures everything, prints the table, writes ``grids.json`` into ``out``."""
-    sources = {"normal": jax.random.normal(jax.random.key(0), (config.rows, 2048))}
-    missing = {}
-    for name in config.networks:
-        try:
-            sources[name] = matrix(LOADERS[name]().params, config.most)
-        except (ImportError, FileNotFoundError) as error:
-            missing[name] = str(error)
-            print(f"{name} is left out: {error}", flush=True)
-    entries = []
-    for form in config.formats:
-        for name in config.rules:
-            entry = measured(form, name, sources)
-            if entry is not None:
-                entries.append(entry)
-                print(f"{form:<26} {name:<20} {entry['error']}", flush=True)
-    found = {"config": dataclasses.asdict(config), **environment(), "missing": missing, "entries": entries}
-    write_json(out / "grids.json", found)
-    print(text(table(found)))
-    print(f"\n{out / 'grids.json'}")
-
-
-def matrix(params: Any, most: int) -> jax.Array:
+def matrix(params: Any, most: int = MOST) -> jax.Array:
     """Returns weights as one matrix ``[out, in]``: the layers of the number of inputs that most weights have.
 
     Args:
@@ -115,20 +85,54 @@ def matrix(params: Any, most: int) -> jax.Array:
     return jnp.asarray(joined[:: max(joined.size // most, 1)])
 
 
-def measured(form: str, rule: str, sources: Mapping[str, jax.Array]) -> dict[str, Any] | None:
-    """Returns bits and errors of one format under one rule, or None where they do not go together."""
+def product(params: Any, state: Any, x: jax.Array) -> jax.Array:
+    """The matrix as a layer: ``[batch, out]`` of ``[batch, in]``."""
+    return x @ params["weight"].T
+
+
+def build(source: Callable[[], Any], seed: int) -> Model:
+    """Returns the layer of a source; ``seed`` is not used."""
+    return Model(product, {"weight": source()}, {})
+
+
+def one(source: Callable[[], Any]) -> Dataset:
+    """Returns one input, which nothing is measured on."""
+    return unlabelled("one input", np.ones((1, source().shape[1]), np.float32))
+
+
+def quantizer(form: str, rule: str) -> RTN | None:
+    """Returns the quantizer of a format under a rule, or None where they do not go together."""
     try:
-        quantizer = RTN(spec_from_text(form, is_weight=True), RULES[rule])
+        found = RTN(spec_from_text(form, is_weight=True), RULES[rule])
     except ValueError:
         return None
-    if "outer" in rule and quantizer.spec.scale.spec is None:  # the same as without
-        return None
-    errors, bits = {}, 0.0
-    for name, w in sources.items():
-        q = quantize_array(w, quantizer)
-        error = float(jnp.sum(jnp.square(q.dequantize() - w)) / jnp.sum(jnp.square(w)))
-        errors[name], bits = round(error, 6), bits or q.bits_per_element
-    return {"format": form, "rule": rule, "bits": round(bits, 4), "error": errors}
+    return None if "outer" in rule and found.spec.scale.spec is None else found  # the same as without
+
+
+PAIRS = {
+    re.sub("[^a-z0-9]+", "_", f"{form} {rule}"): (form, rule, found)
+    for form in FORMATS
+    for rule in RULES
+    if (found := quantizer(form, rule)) is not None
+}
+"""Format, rule and quantizer by the name of the method."""
+
+
+def report(found: Sequence[Results], folder: RunFolder) -> None:
+    """Writes ``grids.json``: bits and errors of every format under every rule, by source; prints the table."""
+    entries = []
+    for name, (form, rule, _) in PAIRS.items():
+        rows = {each.experiment.name: row for each in found for row in each.rows if row.name == name and row.results}
+        errors = {source: round(row.values("weight_error")[0], 6) for source, row in rows.items()}
+        if errors:
+            bits = next(iter(rows.values())).values("bits_per_weight")[0]
+            entries.append({"format": form, "rule": rule, "bits": round(bits, 4), "error": errors})
+    asked = {"name": config.name, "formats": FORMATS, "rules": list(RULES), "rows": ROWS, "most": MOST}
+    asked["networks"] = [name for name in SOURCES if name != "normal"]
+    content = {"config": asked, **folder.environment, "missing": dict(folder.absent), "entries": entries}
+    write_json(folder.path / "grids.json", content)
+    print(text(table(content)))
+    print(f"\n{folder.path / 'grids.json'}")
 
 
 def table(found: Mapping[str, Any]) -> Table:
@@ -139,3 +143,22 @@ def table(found: Mapping[str, Any]) -> Table:
         for e in sorted(found["entries"], key=lambda e: (round(e["bits"], 2), e["error"]["normal"]))
     ]
     return Table("grids", ["format", "rule", "bits", *(f"{n}, error / 1000" for n in names)], lines)
+
+
+config = Suite(
+    "study_grids",
+    tuple(
+        Experiment(
+            name=name,
+            data=functools.partial(one, source),
+            model=functools.partial(build, source),
+            metric=None,
+            methods=tuple(Method(key, {"**": lb.Quantizers(weight=q)}) for key, (_, _, q) in PAIRS.items()),
+            seeds=(0,),
+            evals=(weight_error(),),
+            report=lambda results: None,
+        )
+        for name, source in SOURCES.items()
+    ),
+    report,
+)

@@ -269,5 +269,6 @@ def _svg(figure: "Figure") -> str:
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     # A tenth of a point is not seen in a path; texts keep their numbers.
     text = re.sub(r' d="[^"]*"', lambda d: re.sub(r"(\d\.\d)\d+", r"\1", d[0]), buffer.getvalue())
-    text = re.sub(r"\n\s*", "\n", text)
+    text = re.sub(r"font-family: ('DejaVu Sans'), [^;\"]*", r"font-family: \1, sans-serif", text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
     return re.sub(r"^.*?(?=<svg)", "", text, count=1, flags=re.DOTALL)  # no XML prologue inside HTML

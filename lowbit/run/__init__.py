@@ -30,6 +30,7 @@ from .evals.peers import peers as peers
 from .evals.scores import bootstrap as bootstrap
 from .evals.scores import scores as scores
 from .evals.verify import verify as verify
+from .evals.weight_error import weight_error as weight_error
 from .experiment import Allocation as Allocation
 from .experiment import Experiment as Experiment
 from .experiment import Fit as Fit

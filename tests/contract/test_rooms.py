@@ -154,7 +154,7 @@ def test_a_wrong_target_is_found(change):
 # evals
 
 EVALS = dict(functions("lowbit.run.evals", lambda signature: signature.return_annotation is Eval))
-NEEDS = {"device.device": ("cortex-m4",), "device_time.device_time": ("c",)}
+NEEDS = {"device.device": ("cortex-m4",), "device_time.device_time": ("c",), "scores.scores": (dict, "dB")}
 """What an eval must be told."""
 
 

@@ -179,6 +179,9 @@ void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t begin, in
   body_avx512vnni::kBody.conv_gather(c, p, group, begin, end);
 }
 void Depthwise(const Conv& c, int64_t begin, int64_t end) { body_avx512vnni::kBody.depthwise(c, begin, end); }
+void DepthwiseCodes(const Conv& c, int64_t begin, int64_t end) {
+  body_avx512vnni::kBody.depthwise_codes(c, begin, end);
+}
 void PairRows(const Pair& c, const Matmul& p, const float* x, int64_t begin, int64_t end) {
   body_avx512vnni::kBody.pair_rows(c, p, x, begin, end);
 }
@@ -190,7 +193,7 @@ void PairColumns(const Pair& c, const float* w, int64_t tile, uint8_t* blocks, f
 
 extern const Body kBody;
 const Body kBody = {QuantizeRows, MultiplyRange, Expand, ConvScale, ConvQuantize, ConvGather, Depthwise, PairRows, PairColumns,
-                    Vec::kSeen8};
+                    Vec::kSeen8, nullptr, nullptr, 2, 1, 1, DepthwiseCodes};
 
 }  // namespace body_amx
 }  // namespace lowbit

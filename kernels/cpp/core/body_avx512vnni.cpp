@@ -17,6 +17,7 @@ namespace {
 #include "core/body_integer.h"
 #include "core/body_float.h"
 #include "core/body_conv.h"
+#include "core/body_depthwise.h"
 #include "core/body_direct.h"
 #include "core/body_pair.h"
 #include "core/body_table.h"
@@ -25,7 +26,7 @@ namespace {
 extern const Body kBody;
 const Body kBody = {QuantizeRows, MultiplyRange, ExpandTile, ConvScale, ConvQuantize, ConvGather, Depthwise, PairRows, PairColumns,
                     Vec::kSeen8,
-                    DirectExpand, DirectRows, Vec::kDirectInputs, 8, 2};
+                    DirectExpand, DirectRows, Vec::kDirectInputs, 8, 2, DepthwiseCodes};
 
 }  // namespace body_avx512vnni
 }  // namespace lowbit

@@ -72,37 +72,73 @@ __attribute__((noinline)) void JoinRow(const Tail& t, int64_t at, int64_t count,
                                     : JoinLanes<Rounding::kDouble>(t, v, other);
 }
 
-// The same in registers, of a body that has 64-bit lanes.
-template <int kRows, typename V>
-LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, const typename V::I* sums,
-                             const int32_t* numbers) {
-  const int64_t stride = t.fixed_stride;
-  const bool even = t.rounding == Rounding::kExact, joins = t.other != nullptr;
-  const typename V::I right = V::Between(V::Load(numbers + kRight * stride), V::Set(-30), V::Set(31));
-  const auto multiplier = V::MultiplierOf(V::Load(numbers + kMultiplier * stride), V::Add(right, V::Set(31)), even);
-  const typename V::I bias = V::Load(numbers + kBias * stride), offset = V::Load(numbers + kOffset * stride),
-                      low = V::Load(numbers + kLow * stride), high = V::Load(numbers + kHigh * stride);
+// The numbers of a tile in registers, of a body that has 64-bit lanes; not of the rounding that rounds twice.
+template <typename V>
+struct FixedNumbers {
+  const int32_t* at;
+  typename V::I bias, offset;
   typename V::Real real;
-  const bool by_doubles = V::RealOf(V::Load(numbers + kMultiplier * stride), right, offset, low, high, &real) && even;
-  static const int32_t kNothing[kJoinNumbers] = {};
-  const auto joiner = V::JoinerOf(joins ? t.joins : kNothing, even);
+  bool by_doubles, even;
+  LOWBIT_INLINE FixedNumbers(const Tail& t, int64_t tile)
+      : at(t.fixed + tile * kLanes), even(t.rounding == Rounding::kExact) {
+    const int64_t stride = t.fixed_stride;
+    bias = V::Load(at + kBias * stride), offset = V::Load(at + kOffset * stride);
+    const typename V::I low = V::Load(at + kLow * stride), high = V::Load(at + kHigh * stride);
+    by_doubles = V::RealOf(V::Load(at + kMultiplier * stride), Right(t), offset, low, high, &real) && even;
+  }
+  LOWBIT_INLINE typename V::I Right(const Tail& t) const {
+    return V::Between(V::Load(at + kRight * t.fixed_stride), V::Set(-30), V::Set(31));
+  }
+};
+
+// Codes of sums with their bias, where doubles do not hold the products.
+template <typename V>
+__attribute__((noinline)) typename V::I FixedLanes(const Tail& t, const FixedNumbers<V>& n, typename V::I v) {
+  const int64_t stride = t.fixed_stride;
+  const auto multiplier = V::MultiplierOf(V::Load(n.at + kMultiplier * stride), V::Add(n.Right(t), V::Set(31)), n.even);
+  return V::Between(V::Add(V::Multiplied(v, multiplier), n.offset), V::Load(n.at + kLow * stride), V::Load(n.at + kHigh * stride));
+}
+
+// Joins codes with what lies at their place, and writes them, `count` of them.
+template <typename V>
+__attribute__((noinline)) void FixedJoin(const Tail& t, int64_t at, int64_t count, typename V::I v, bool even) {
+  if (t.channel_stride == 1) {
+    if (t.other != nullptr) v = V::Joined(v, V::LoadBytes(t.other + at, count), V::JoinerOf(t.joins, even), t.join);
+    return V::StoreBytes(t.codes + at, v, count);
+  }
+  alignas(64) int32_t lanes[kLanes];
+  V::StoreI(lanes, v);
+  if (t.other != nullptr) JoinRow(t, at, count, lanes);
+  for (int64_t i = 0; i < count; ++i) t.codes[at + i * t.channel_stride] = static_cast<int8_t>(lanes[i]);
+}
+
+// 16 codes of one row, of which `count` are there, to `at`.
+template <typename V>
+LOWBIT_INLINE void FixedRow(const Tail& t, const FixedNumbers<V>& n, int64_t at, int64_t count, typename V::I sum) {
+  typename V::I v = V::Add(sum, n.bias);
+  v = n.by_doubles && V::IsSmall(v) ? V::Add(V::MultipliedReal(v, n.real), n.offset) : FixedLanes<V>(t, n, v);
+  if (t.channel_stride == 1 && t.other == nullptr) {
+    V::StoreBytes(t.codes + at, v, count);
+  } else {
+    FixedJoin<V>(t, at, count, v, n.even);
+  }
+}
+
+template <int kRows, typename V>
+LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, const typename V::I* sums) {
+  const FixedNumbers<V> numbers(t, tile);
+  const int64_t first = tile * kLanes * t.channel_stride;
+  if (t.channel_stride != 1 || t.other == nullptr) {
+    for (int r = 0; r < kRows && r < valid; ++r) FixedRow<V>(t, numbers, t.at(m + r) + first, count, sums[r]);
+    return;
+  }
+  const auto joiner = V::JoinerOf(t.joins, numbers.even);
   for (int r = 0; r < kRows && r < valid; ++r) {
-    const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
-    typename V::I v = V::Add(sums[r], bias);
-    if (by_doubles && V::IsSmall(v)) {
-      v = V::Add(V::MultipliedReal(v, real), offset);
-    } else {
-      v = V::Between(V::Add(V::Multiplied(v, multiplier), offset), low, high);
-    }
-    if (t.channel_stride == 1) {
-      if (joins) v = V::Joined(v, V::LoadBytes(t.other + at, count), joiner, t.join);
-      V::StoreBytes(t.codes + at, v, count);
-      continue;
-    }
-    alignas(64) int32_t lanes[kLanes];
-    V::StoreI(lanes, v);
-    if (joins) JoinRow(t, at, count, lanes);
-    for (int64_t i = 0; i < count; ++i) t.codes[at + i * t.channel_stride] = static_cast<int8_t>(lanes[i]);
+    const int64_t at = t.at(m + r) + first;
+    typename V::I v = V::Add(sums[r], numbers.bias);
+    v = numbers.by_doubles && V::IsSmall(v) ? V::Add(V::MultipliedReal(v, numbers.real), numbers.offset)
+                                            : FixedLanes<V>(t, numbers, v);
+    V::StoreBytes(t.codes + at, V::Joined(v, V::LoadBytes(t.other + at, count), joiner, t.join), count);
   }
 }
 
@@ -113,7 +149,7 @@ __attribute__((noinline)) void StoreFixed(const Tail& t, int64_t out, int64_t m,
   const int32_t* numbers = t.fixed + tile * kLanes;
   const int64_t stride = t.fixed_stride, left = out - tile * kLanes, count = left < kLanes ? left : kLanes;
   if constexpr (Vec::kFixes) {
-    if (t.rounding != Rounding::kDouble) return FixedRows<kRows, Vec>(t, m, valid, tile, count, sums, numbers);
+    if (t.rounding != Rounding::kDouble) return FixedRows<kRows, Vec>(t, m, valid, tile, count, sums);
   }
   for (int r = 0; r < kRows && r < valid; ++r) {
     alignas(64) int32_t v[kLanes];

@@ -33,6 +33,13 @@ bool IsDirect(const Conv& c, const Body& body) {
   return signed_codes && c.rows() >= kFewRows;  // for fewer, rewriting weights costs as much as multiplying by them
 }
 
+// Whether a depthwise convolution reads x where it lies (body_depthwise.h).
+bool IsStacked(const Conv& c, const Body& body) {
+  return body.depthwise_codes != nullptr && c.tail.fixed != nullptr && c.tail.rounding != Rounding::kDouble &&
+         c.x_type == Type::kS8 && !c.x_channels_first && c.dilation_height == 1 && c.dilation_width == 1 &&
+         c.kernel_height == c.kernel_width && (c.kernel_width == 3 || c.kernel_width == 5) && c.stride_width <= 2;
+}
+
 // Of x that holds a NaN: where, position by position and feature group by group.
 template <typename T>
 std::vector<float> Marks(const Conv& c) {
@@ -189,6 +196,15 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   uint32_t found = 0;
   c.found = &found;
   if (IsDirect(c, body)) return RunDirect(c, body, at, pool, threads);
+  if (c.depthwise && IsStacked(c, body)) {
+    const int64_t out_lines = c.batch * c.out_height, chunk = std::max<int64_t>(1, out_lines / (8 * threads));
+    const bool small = Times(c.rows() * c.channels, c.taps_count()) < 1 << 19;  // waking a thread costs as much
+    ParallelFor(pool, small ? 1 : threads, CeilDivide(out_lines, chunk), [&](int64_t i) {
+      ScopedFlushSubnormals flush;
+      body.depthwise_codes(c, i * chunk, std::min(out_lines, (i + 1) * chunk));
+    });
+    return;
+  }
   at += PaddedBytes(c, c.depthwise ? 4 : 1);
 
   const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;

@@ -69,8 +69,17 @@ struct Vec {
   }
   static I Between(I v, I low, I high) { return _mm512_min_epi32(_mm512_max_epi32(v, low), high); }
   static __mmask16 First(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
-  static void StoreBytes(int8_t* to, I v, int64_t count) { _mm_mask_storeu_epi8(to, First(count), _mm512_cvtepi32_epi8(v)); }
-  static I LoadBytes(const int8_t* p, int64_t count) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(First(count), p)); }
+  static void StoreBytes(int8_t* to, I v, int64_t count) {
+    __m128i bytes = _mm512_cvtepi32_epi8(v);
+    if (count == kLanes) return _mm_storeu_si128((__m128i*)to, bytes);
+    if (count == kLanes / 2) return _mm_storel_epi64((__m128i*)to, bytes);
+    asm("" : "+x"(bytes));  // not one instruction with the store: narrowing to memory under a mask is microcode on AMD
+    _mm_mask_storeu_epi8(to, First(count), bytes);
+  }
+  static I LoadBytes(const int8_t* p, int64_t count) {
+    if (count == kLanes) return Load8(p);
+    return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(First(count), p));
+  }
 
   // What joins two codes. A shift rounds up where the bit `half` is set, and any of `which`: those that break a tie, or all.
   struct Joiner { I own, by, own_zero, other_zero, half, which, offset, low, high; __m128i shift; };
@@ -176,6 +185,26 @@ struct Vec {
   static I DotDirect(I acc, W w, int32_t x) {
     const I word = _mm512_set1_epi32(x);
     asm("vpdpbusd %1, %2, %0" : "+v"(acc) : "v"(w), "v"(word));
+    return acc;
+  }
+
+  // Of every channel one byte from each of kRows rows, the first the lowest; of `count` channels (kWhole: of all 16).
+  template <int kRows, bool kWhole>
+  static I Stacked(const int8_t* const* rows, int64_t count) {
+    I word = Bytes<kWhole>(rows[0], count);
+    if constexpr (kRows > 1) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[1], count), 8));
+    if constexpr (kRows > 2) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[2], count), 16));
+    if constexpr (kRows > 3) word = _mm512_or_si512(word, _mm512_slli_epi32(Bytes<kWhole>(rows[3], count), 24));
+    return word;
+  }
+  template <bool kWhole>
+  static I Bytes(const int8_t* p, int64_t count) {
+    if constexpr (kWhole) return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(First(count), p));
+  }
+  // acc += of each channel four products of an unsigned byte and a signed one.
+  static I DotBytes(I acc, I x, I w) {
+    asm("vpdpbusd %1, %2, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
   }
 

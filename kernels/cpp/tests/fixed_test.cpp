@@ -130,35 +130,40 @@ void TestMatmul(int64_t rows, int64_t length, int64_t out, Rounding rounding, bo
   });
 }
 
-// 3x3 windows of an image of one channel a group, channels last or first.
-void TestDepthwise(int64_t channels, Rounding rounding, bool first) {
+// Windows of an image of one channel a group, channels last or first; what they are joined with, or nothing.
+void TestDepthwise(int64_t channels, Rounding rounding, bool first, int64_t kernel, int64_t stride, int64_t width) {
   Conv c;
-  c.batch = 2, c.height = 5, c.width = 6, c.channels = c.out = c.groups = channels, c.kernel_height = c.kernel_width = 3;
-  c.pad_top = c.pad_left = 1, c.out_height = 5, c.out_width = 6, c.depthwise = true, c.x_type = Type::kS8;
-  c.x_channels_first = first, c.x_zero = Uniform(-128, 127);
-  const int64_t positions = 30, count = c.batch * positions * channels, tiles = CeilDivide(channels, kLanes);
-  std::vector<int8_t> x(count), taps(9 * channels);
+  c.batch = 2, c.height = 5, c.width = width, c.channels = c.out = c.groups = channels;
+  c.kernel_height = c.kernel_width = kernel, c.stride_height = c.stride_width = stride;
+  c.pad_top = Uniform(0, 2), c.pad_left = Uniform(0, 2);
+  c.out_height = (5 + 3 - kernel) / stride + 1, c.out_width = (width + 3 - kernel) / stride + 1;  // 3 of padding in all, uneven
+  c.depthwise = true, c.x_type = Type::kS8, c.x_channels_first = first, c.x_zero = Uniform(-128, 127);
+  const int64_t inside = 5 * width, positions = c.out_height * c.out_width, tiles = CeilDivide(channels, kLanes);
+  const int64_t count = c.batch * positions * channels;
+  std::vector<int8_t> x(c.batch * inside * channels), taps(kernel * kernel * channels);
   for (int8_t& each : x) each = static_cast<int8_t>(Uniform(-128, 127));
   for (int8_t& each : taps) each = static_cast<int8_t>(Uniform(-128, 127));
-  const std::vector<int32_t> numbers = Numbers(tiles, 9, c.x_zero);
+  const std::vector<int32_t> numbers = Numbers(tiles, kernel * kernel, c.x_zero);
   const Joining j = MakeJoin(count, Uniform(0, 21));
+  const bool joins = Uniform(0, 1) == 1;
   c.x = x.data(), c.taps = taps.data(), c.w = reinterpret_cast<const uint8_t*>(taps.data());
   Tail& t = c.tail;
   t.fixed = numbers.data(), t.fixed_stride = tiles * kLanes, t.rounding = rounding;
-  t.other = j.other.data(), t.joins = j.numbers.data(), t.join = j.join;
+  if (joins) t.other = j.other.data(), t.joins = j.numbers.data(), t.join = j.join;
   t.inner = first ? positions : 1, t.outer_stride = first ? channels * positions : channels;
   t.row_stride = first ? 1 : 0, t.channel_stride = first ? positions : 1;
-  auto at = [&](int64_t b, int64_t p, int64_t n) { return first ? (b * channels + n) * positions + p : (b * positions + p) * channels + n; };
+  auto at = [&](int64_t b, int64_t p, int64_t n) { return first ? (b * channels + n) * inside + p : (b * inside + p) * channels + n; };
   Everywhere(c, count, [&](int64_t i) {
     const int64_t b = i / (positions * channels);
     const int64_t n = first ? i / positions % channels : i % channels, p = first ? i % positions : i / channels % positions;
     int32_t sum = 0;
-    for (int64_t tap = 0; tap < 9; ++tap) {
-      const int64_t h = p / 6 + tap / 3 - 1, v = p % 6 + tap % 3 - 1;
-      if (h < 0 || h >= 5 || v < 0 || v >= 6) continue;
-      sum += (x[at(b, h * 6 + v, n)] - c.x_zero) * taps[tap * channels + n];
+    for (int64_t tap = 0; tap < kernel * kernel; ++tap) {
+      const int64_t h = p / c.out_width * stride + tap / kernel - c.pad_top, v = p % c.out_width * stride + tap % kernel - c.pad_left;
+      if (h < 0 || h >= 5 || v < 0 || v >= width) continue;
+      sum += (x[at(b, h * width + v, n)] - c.x_zero) * taps[tap * channels + n];
     }
-    return Joined(Code(sum, numbers.data() + n, t.fixed_stride, rounding), j.other[i], j.numbers.data(), j.join, rounding);
+    const int32_t code = Code(sum, numbers.data() + n, t.fixed_stride, rounding);
+    return joins ? Joined(code, j.other[i], j.numbers.data(), j.join, rounding) : code;
   });
 }
 
@@ -172,7 +177,13 @@ int main() {
       TestMatmul(13, 37, 50, rounding, joins);
       TestMatmul(40, 300, 33, rounding, joins);
     }
-    for (bool first : {false, true}) TestDepthwise(21, rounding, first), TestDepthwise(32, rounding, first);
+    for (int64_t kernel : {1, 3, 5}) {
+      for (int64_t stride : {1, 2}) {
+        for (int64_t width : {5, 13}) {
+          TestDepthwise(21, rounding, false, kernel, stride, width), TestDepthwise(32, rounding, true, kernel, stride, width);
+        }
+      }
+    }
   }
   std::printf("all passed\n");
   return 0;
