@@ -245,8 +245,8 @@ class MSE(RangeRule):
         low, high = stats["minmax"]
         values, weights = drawn(stats)
         shape = low.shape
-        found = self.search(values, low.reshape(1), high.reshape(1), (values.size,), spec, weights=weights)
-        return tuple(part if part is None else part.reshape(shape) for part in found)  # pyright: ignore[reportReturnType]
+        best = self.search(values, low.reshape(1), high.reshape(1), (values.size,), spec, weights=weights)
+        return tuple(part if part is None else part.reshape(shape) for part in best)  # pyright: ignore[reportReturnType]
 
     def search(
         self,
