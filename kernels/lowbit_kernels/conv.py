@@ -187,8 +187,8 @@ def quant_conv(
         x: float32, bfloat16 or float16; or int8/uint8 codes on the grid of `activation`.
         packed: a `PackedConv`, or the same `prepare_conv`ed once for the CPU kernel.
         activation: one scale and zero for the tensor; the zero must be a code, `lo <= zero <= hi`. With codes the scale
-            may be `(batch, height, width)`: the same number everywhere, or NaN at positions whose windows become NaN
-            (`fused.py`). Or "int8", of float x: symmetric, the scale of every example by its own largest magnitude, as
+            may be `(batch, height, width)`: the same number everywhere, or NaN at positions whose windows become NaN; or
+            those with planes of channels (`fused.py`). Or "int8", of float x: symmetric, the scale of every example by its own largest magnitude, as
             `quantize_dynamic` of its values in one row.
         strides: as in `jax.lax.conv_general_dilated`, one a spatial axis; default 1.
         padding: the same; "SAME", "VALID" or pairs of positions.
@@ -247,7 +247,10 @@ def conv_call(
     if isinstance(activation, StaticActivation):
         if jnp.shape(activation.scale) and floating:
             raise ValueError("quant_conv: activation of float x must have one scale for the tensor")
-        check_activation(activation, (batch, width) if w.axes.flat else (batch, height, width))
+        rows = (batch, width) if w.axes.flat else (batch, height, width)
+        by_channel = jnp.ndim(activation.scale) == 4 and not w.axes.flat
+        channels = x.shape[1 if w.first else -1]
+        check_activation(activation, (2 + -(-channels // 32), *rows) if by_channel else rows)
     elif not isinstance(activation, str) or activation != "int8" or not floating:
         got = f"{checks.kind_of(activation)} with {x.dtype}"
         raise ValueError(f'quant_conv: activation must be a StaticActivation, or "int8" with float x, got {got}')
@@ -296,6 +299,25 @@ def run_conv(
     return Results(_run_reference(call, x, packed, activation), none, none)
 
 
+def nan_channels(marks: Array, channels: int) -> tuple[Array, Array]:
+    """Which values were NaN, `(batch, height, width, channels)`, and the scale, of marks of channels (`fused.py`)."""
+    at = jnp.arange(channels)
+    words = lax.bitcast_convert_type(marks[2:], jnp.uint32)
+    found = (words[at // 32] >> (at % 32).astype(jnp.uint32)[:, None, None, None]) & 1
+    marked = jnp.isnan(marks[0])
+    scale = jnp.max(jnp.where(marked, marks[1], marks[0])) if marked.size else jnp.float32(1)
+    return jnp.moveaxis(found > 0, 0, -1) & marked[..., None], scale
+
+
+def channel_marks(value: Array, scale: Array) -> Array:
+    """The marks of channels of a value `(batch, height, width, channels)`: what `nan_channels` reads."""
+    is_nan = jnp.pad(jnp.isnan(value), [(0, 0)] * 3 + [(0, -value.shape[-1] % 32)])
+    bits = is_nan.reshape(*value.shape[:-1], -1, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
+    words = lax.bitcast_convert_type(jnp.moveaxis(jnp.sum(bits, axis=-1, dtype=jnp.uint32), -1, 0), jnp.float32)
+    scales = jnp.broadcast_to(scale, value.shape[:-1])
+    return jnp.concatenate([jnp.stack([nan_where(jnp.any(is_nan, axis=-1), scale), scales]), words])
+
+
 def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticActivation | str) -> Array:
     x = jnp.moveaxis(x, 1, -1) if call.x_channels_first else x
     if isinstance(activation, str):
@@ -317,13 +339,18 @@ def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticA
         )
 
     acc = convolution(codes.astype(jnp.int32) - zero, conv_codes(packed).astype(jnp.int32), call.groups)
-    if scale.ndim == 3:  # marks: NaN in every window that holds one
+    is_nan = None
+    if scale.ndim == 4:  # marks of channels
+        is_nan, scale = nan_channels(scale, x.shape[-1])
+    elif scale.ndim == 3:  # marks: NaN in every window that holds one
         marked = jnp.isnan(scale).astype(jnp.int32)[..., None]
         found = convolution(marked, jnp.ones((*packed.kernel[:2], 1, 1), jnp.int32), 1)
         scale = nan_where(found > 0, jnp.nanmax(scale) if scale.size else jnp.float32(1))
     value = rounded_product(rounded_product(acc.astype(jnp.float32), packed.scales), scale)
     if call.keeps_nan:
-        marked = jnp.isnan(x).astype(jnp.int32)
+        is_nan = jnp.isnan(x)
+    if is_nan is not None:
+        marked = is_nan.astype(jnp.int32)
         ones = jnp.ones((*packed.kernel[:3], packed.kernel[3]), jnp.int32)
         value = nan_where(convolution(marked, ones, call.groups) > 0, value)
     value = value.astype(call.out_dtype)

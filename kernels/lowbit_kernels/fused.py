@@ -11,8 +11,11 @@
 
 The native call does these operations in this order, in registers; everything else does them as separate operations.
 Both give the same bits. A code cannot say NaN, so a row (an output position of a convolution) carries a mark: give
-`marks` as the scale of the next call's `StaticActivation`, and what sums over a NaN is NaN there as well. A depthwise
-consumer sums over one channel of a position and a mark speaks of all: where NaN must stay in its channel, `keep` the value.
+`marks` as the scale of the next call's `StaticActivation`, and what sums over a NaN is NaN there as well. A consumer with
+feature groups, depthwise above all, sums over some channels of a position and a mark speaks of all: for such a one, marks are
+`by_channel`, `(2 + ceil(channels / 32), batch, height, width)`. The first plane is those above; where that is NaN, the second
+is `s`, and the others, as uint32, have a bit for every channel, from the lowest on, set where it is NaN. Elsewhere those planes
+hold anything: the native call does not write them.
 """
 
 import dataclasses
@@ -28,7 +31,7 @@ from jaxtyping import Array, Float, Num
 
 from lowbit_kernels import checks, tuning
 from lowbit_kernels.api import Activation, Weights, canonical, matmul_spec, quant_matmul
-from lowbit_kernels.conv import PackedConv, conv_call, run_conv
+from lowbit_kernels.conv import PackedConv, channel_marks, conv_call, run_conv
 from lowbit_kernels.cpu import conv as cpu_conv
 from lowbit_kernels.cpu import matmul as cpu_matmul
 from lowbit_kernels.cpu.conv import PreparedConv
@@ -64,7 +67,7 @@ class Fused(NamedTuple):
     Attributes:
         value: float32 after the steps, or None where `keep` was False.
         codes: int8, or uint8 where `emit.hi > 127`, in the shape of the value; None without `emit`.
-        marks: float32, one a row: `emit.scale`, or NaN where the row's value has a NaN; None without `emit`.
+        marks: float32, one a row: `emit.scale`, or NaN where the row's value has a NaN; or planes of them; None without `emit`.
     """
 
     value: Any
@@ -232,6 +235,7 @@ def fused_conv(
     steps: Steps | None = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
+    by_channel: bool = False,
     implementation: str | None = None,
     config: Any = None,
     **geometry: Any,
@@ -245,6 +249,7 @@ def fused_conv(
         steps: of `prepare_steps(.., feature_group_count=..)` with the convolution's groups (1 for depthwise), or None.
         emit: as in `fused_matmul`.
         keep: as in `fused_matmul`.
+        by_channel: marks say which channels are NaN; of two dimensions only.
         implementation: as in `quant_conv`; "cpu" is one call.
         config: as in `quant_conv`.
         **geometry: strides, padding, rhs_dilation, feature_group_count, layout, keeps_nan, as in `quant_conv`.
@@ -260,6 +265,9 @@ def fused_conv(
     call, x, shape, layout = conv_call(
         x, packed, activation=activation, out_dtype="float32", implementation=implementation, config=config, **geometry
     )  # fmt: skip
+    checks.flag("fused_conv: by_channel", by_channel)
+    if by_channel and layout.flat:
+        raise ValueError("fused_conv: marks are by_channel of two dimensions only")
     groups = call.groups
     if groups > 1 and cpu_conv.is_depthwise(packed.kernel, groups, packed.bits, signed=packed.signed):
         groups = 1
@@ -268,12 +276,13 @@ def fused_conv(
         value = run_conv(call, x, packed, activation, shape, NO_TAIL).value
         if call.y_channels_first:
             value = jnp.moveaxis(value, 1, -1)
-        fused = _one_by_one(value, steps, emit, keep=keep, columns=False)
+        fused = _one_by_one(value, steps, emit, keep=keep, columns=False, by_channel=by_channel)
         if call.y_channels_first:
             first = lambda a: None if a is None else jnp.moveaxis(a, -1, 1)  # noqa: E731
             fused = Fused(first(fused.value), first(fused.codes), fused.marks)
     else:
-        results = run_conv(call, x, packed, activation, shape, _tail(steps, emit, keep=keep))
+        tail = _tail(steps, emit, keep=keep)._replace(by_channel=by_channel)
+        results = run_conv(call, x, packed, activation, shape, tail)
         fused = Fused(
             results.value if keep else None,
             None if emit is None else results.codes,
@@ -334,7 +343,13 @@ def _check_kinds(steps: Steps) -> None:
 
 
 def _one_by_one(
-    value: Array, steps: Steps | None, emit: StaticActivation | None, *, keep: bool, columns: bool
+    value: Array,
+    steps: Steps | None,
+    emit: StaticActivation | None,
+    *,
+    keep: bool,
+    columns: bool,
+    by_channel: bool = False,
 ) -> Fused:
     """The operations after a product, each by itself."""
     if steps is not None:
@@ -343,6 +358,6 @@ def _one_by_one(
     if emit is not None:
         scale = jnp.asarray(emit.scale, jnp.float32)
         codes = quantize_static(value, emit)
-        marks = nan_where(jnp.any(jnp.isnan(value), axis=-1), scale)
+        marks = channel_marks(value, scale) if by_channel else nan_where(jnp.any(jnp.isnan(value), axis=-1), scale)
         codes = codes.T if columns else codes
     return Fused((value.T if columns else value) if keep else None, codes, marks)

@@ -22,13 +22,13 @@ def head_and_tail(problem: Problem) -> np.ndarray | None:
 
     The pair within the budget with the lowest score, or None.
     """
-    found = []
+    indices = []
     for inner in range(len(problem.candidates)):
         for outer in range(len(problem.candidates)):
             choice = np.full(len(problem.names), inner)
             choice[[0, -1]] = outer
-            found.append(choice)
-    return _best(problem, found)
+            indices.append(choice)
+    return _best(problem, indices)
 
 
 def descended(problem: Problem) -> np.ndarray | None:
@@ -107,13 +107,13 @@ def water_filled(problem: Problem, bits: np.ndarray, sizes: np.ndarray) -> np.nd
     if np.any(np.all(np.isnan(scores), axis=1)):
         return None
     fitted = np.exp(np.nanmean(np.log(scores) + bits * np.log(4.0), axis=1)) / np.maximum(sizes, 1.0)
-    found = []
+    indices = []
     for mean in np.linspace(float(bits.min()), float(bits.max()), 61):
         levels = water_levels(np.maximum(fitted, 1e-300).tolist(), float(mean), np.maximum(sizes, 1.0).tolist())
         below = np.where(problem.allowed & (bits <= levels[:, None] + 1e-9), bits, -np.inf)
         least = np.argmin(np.where(problem.allowed, bits, np.inf), axis=1)
-        found.append(np.where(np.isfinite(below.max(axis=1)), below.argmax(axis=1), least))
-    return _best(problem, found)
+        indices.append(np.where(np.isfinite(below.max(axis=1)), below.argmax(axis=1), least))
+    return _best(problem, indices)
 
 
 def _best(problem: Problem, choices: Sequence[np.ndarray | None]) -> np.ndarray | None:

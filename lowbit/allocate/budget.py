@@ -76,12 +76,12 @@ def budget(
         >>> print(budget(bits=3.5, bytes=100_000))
         bits <= 3.5, bytes <= 100,000
     """
-    made = Budget(bits, bytes, macs, bops, milliseconds, flash, ram)
-    for name, value in made.limits.items():
+    limits = Budget(bits, bytes, macs, bops, milliseconds, flash, ram)
+    for name, value in limits.limits.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number: {UNITS[name]}; got {value!r:.40} ({type(value).__name__})")
         if not math.isfinite(value) or value < 0 or (value == 0 and name != "macs"):
             raise ValueError(f"{name} must be positive and finite: {UNITS[name]}; got {value!r}")
-    if not made.limits:
+    if not limits.limits:
         raise ValueError(f"budget needs a limit: one or several of {', '.join(UNITS)}")
-    return made
+    return limits

@@ -91,11 +91,11 @@ def candidates_of(plan: Plan, candidates: Sequence[Any], target: str | None = No
 
 def _candidate(plan: Plan, name: str, candidate: Any, target: Target | None) -> Candidate:
     rows = {row.path: row for row in decided(plan)}
-    fits, made = set(rows), plan
+    fits, planned = set(rows), plan
     while fits:
         try:
             some = frozenset(fits)
-            made = with_quantizers(
+            planned = with_quantizers(
                 plan, lambda row, some=some: quantizers_of(row, candidate) if row.path in some else None
             )
         except Refused as error:
@@ -106,12 +106,12 @@ def _candidate(plan: Plan, name: str, candidate: Any, target: Target | None) -> 
             continue
         if target is None:
             break
-        wrong = {each.path for each in violations(made, target)} & fits
+        wrong = {each.path for each in violations(planned, target)} & fits
         if not wrong:
-            check_whole(made, target, fits)
+            check_whole(planned, target, fits)
             break
         fits -= wrong
-    return Candidate(name, made if fits else plan, frozenset(fits))
+    return Candidate(name, planned if fits else plan, frozenset(fits))
 
 
 def check_whole(plan: Plan, target: Target, fits: set[str]) -> None:

@@ -120,13 +120,13 @@ def posed(
     if isinstance(ties, str) or not isinstance(ties, Sequence):
         raise TypeError(f"ties must be a list of {', '.join(KINDS)}, got {ties!r:.40}")
     kinds = ("weights", *(kind for kind in ties if kind != "inputs" or differ))
-    found = tied(plan, rows, kinds, groups)
+    tied_groups = tied(plan, rows, kinds, groups)
     place = {row.path: i for i, row in enumerate(rows)}
-    member = np.zeros((len(found), len(rows)))
-    for g, group in enumerate(found):
+    member = np.zeros((len(tied_groups), len(rows)))
+    for g, group in enumerate(tied_groups):
         member[g, [place[path] for path in group]] = 1
-    sums = np.stack([values[[place[path] for path in group]].sum(axis=0) for group in found])
-    for g, group in enumerate(found):
+    sums = np.stack([values[[place[path] for path in group]].sum(axis=0) for group in tied_groups])
+    for g, group in enumerate(tied_groups):
         if not np.isfinite(sums[g]).any():
             raise ValueError(
                 f"ties contradict the candidates: {', '.join(group)} must have one, and none of {', '.join(scores.names)} "
@@ -134,14 +134,14 @@ def posed(
             )
     costs, fixed = prices(plan, rows, candidates, target, times)
     problem = Problem(
-        tuple(" + ".join(group) for group in found), scores.names, sums,
+        tuple(" + ".join(group) for group in tied_groups), scores.names, sums,
         {unit: np.einsum("gr,...rc->...gc", member, cost) for unit, cost in costs.items()}, limits, fixed,
     )  # fmt: skip
     sizes = member @ np.array([math.prod(row.weight.operand.shape) if row.weight else 0 for row in rows], np.float64)
     shapes = {row.weight.key: row.weight.operand.shape for row in rows if row.weight is not None}
     total = sum(math.prod(shape) for shape in shapes.values())
     bits = (member @ costs["bits"]) * total / np.maximum(sizes, 1)[:, None]
-    return Posed(rows, found, problem, bits, sizes)
+    return Posed(rows, tied_groups, problem, bits, sizes)
 
 
 def check_budget(
@@ -174,25 +174,27 @@ def allocation(
         raise TypeError(f"budget must be of lowbit.budget, got {budget!r:.40} ({type(budget).__name__})")
     asked = posed(plan, scores, dict(budget.limits), target, ties, groups, times)
     problem = asked.problem
-    found = milp.solve(problem, seconds=seconds)
-    index = {path: int(found.choice[g]) for g, group in enumerate(asked.groups) for path in group}
-    made = plan_of(plan, scores, index)
+    solution = milp.solve(problem, seconds=seconds)
+    index = {path: int(solution.choice[g]) for g, group in enumerate(asked.groups) for path in group}
+    new_plan = plan_of(plan, scores, index)
     if target is not None:
-        check(made, lookup((target,)))
-    if found.gap > 1e-6:
-        warnings.warn(f"the allocation is proven to be within {100 * found.gap:.2g} % of the best only", stacklevel=3)
+        check(new_plan, lookup((target,)))
+    if solution.gap > 1e-6:
+        warnings.warn(
+            f"the allocation is proven to be within {100 * solution.gap:.2g} % of the best only", stacklevel=3
+        )
     others = {
         "uniform": baselines.best_uniform(problem),
         "greedy": baselines.descended(problem),
         "head and tail": baselines.head_and_tail(problem),
         "reverse water-filling": baselines.water_filled(problem, asked.bits, asked.sizes),
     }
-    lines = [Line("exact", found.score, problem.totals(found.choice))]
+    lines = [Line("exact", solution.score, problem.totals(solution.choice))]
     for name, choice in others.items():
         cost = {} if choice is None else problem.totals(choice)
         lines.append(Line(name, math.nan if choice is None else problem.score(choice), cost))
     names = {path: scores.names[c] for path, c in index.items()}
-    return Allocation(made, budget, names, asked.groups, found.gap, found.seconds, tuple(lines))
+    return Allocation(new_plan, budget, names, asked.groups, solution.gap, solution.seconds, tuple(lines))
 
 
 def plan_of(plan: Plan, scores: Scores, index: dict[str, int]) -> Plan:

@@ -33,11 +33,11 @@ def weights_of(plan: Plan, params: Any) -> dict[str, Array]:
 
 def errors(plan: Plan, qstate: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
     """Returns what quantization changes of every weight."""
-    found = {}
+    by_path = {}
     for key, site in plan.leaf_sites().items():
         q = quantizer_of(site).quantize(get(qstate, key, site.role), weights[key], site.operand)
-        found[key] = q.dequantize().astype(jnp.float32) - weights[key].astype(jnp.float32)
-    return found
+        by_path[key] = q.dequantize().astype(jnp.float32) - weights[key].astype(jnp.float32)
+    return by_path
 
 
 def _scalar(fn: Model, loss: Callable[..., Any] | None) -> Callable[..., Array]:

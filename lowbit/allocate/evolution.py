@@ -192,16 +192,16 @@ def evolve(
         ]
         return measure(fn(params, *args), fn(jax.tree.unflatten(tree, moved), *args))
 
-    found: dict[tuple[bytes, int], float] = {}
+    losses: dict[tuple[bytes, int], float] = {}
 
     def fitness(choice: np.ndarray, count: int) -> float:
         name = choice.tobytes(), count
-        if name not in found:
+        if name not in losses:
             each = [float(measured(params, errors, jnp.asarray(choice), args)) for args in given[:count]]
-            found[name] = float(np.mean(each))
-            if not np.isfinite(found[name]):
-                raise ValueError(f"measure gave {found[name]} for a choice: it must be finite")
-        return found[name]
+            losses[name] = float(np.mean(each))
+            if not np.isfinite(losses[name]):
+                raise ValueError(f"measure gave {losses[name]} for a choice: it must be finite")
+        return losses[name]
 
     start = np.asarray(milp.solve(asked.problem, seconds=seconds).choice, int)
     stages = [(max(offspring // 4, 1), 1), (2, max(len(given) // 4, 1)), (1, len(given))]
@@ -216,15 +216,15 @@ def evolve(
         progress=progress,
     )
     index = {path: int(best[g]) for path, g in group_of.items()}
-    made = plan_of(plan, scores, index)
+    new_plan = plan_of(plan, scores, index)
     names = {path: scores.names[c] for path, c in index.items()}
-    return Evolved(made, names, history[0], history[-1], tuple(history))
+    return Evolved(new_plan, names, history[0], history[-1], tuple(history))
 
 
 def _errors(plan: Plan, params: Any, offered: Sequence[Candidate]) -> dict[str, Any]:
     """What every candidate adds to every weight: ``[candidates, *shape]``; zeros where one does not fit."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
-    found: dict[str, list[Any]] = {}
+    by_path: dict[str, list[Any]] = {}
     for candidate in offered:
         for row in candidate.plan.quantized:
             weight = row.weight
@@ -242,5 +242,5 @@ def _errors(plan: Plan, params: Any, offered: Sequence[Candidate]) -> dict[str, 
             if key in sites and (quantizer := sites[key].quantizer) is not None:
                 state = quantizer.init(sites[key].operand, {"values": x}, jax.random.key(0))
                 error = quantizer.fake(state, x, sites[key].operand) - x
-            found.setdefault(key, []).append(error)
-    return {key: jnp.stack(each) for key, each in found.items()}
+            by_path.setdefault(key, []).append(error)
+    return {key: jnp.stack(each) for key, each in by_path.items()}

@@ -65,10 +65,10 @@ def interactions(
             masks[rows[i].path][k] = 1.0
     run = one_at_a_time(fn, offered.plan, measure)
     cost = np.mean([np.asarray(run(params, qstate, masks, batch, {}), np.float64) for batch in given], axis=0)
-    found = np.diag(cost[: len(rows)])
+    pairs = np.diag(cost[: len(rows)])
     for (i, j), value in zip(both, cost[len(rows) :], strict=True):
-        found[i, j] = found[j, i] = value - cost[i] - cost[j]
-    return found
+        pairs[i, j] = pairs[j, i] = value - cost[i] - cost[j]
+    return pairs
 
 
 def solve_pairs(pairs: np.ndarray, saved: np.ndarray, needed: float) -> tuple[np.ndarray, float]:
@@ -107,7 +107,7 @@ def solve_pairs(pairs: np.ndarray, saved: np.ndarray, needed: float) -> tuple[np
     objective = np.r_[np.diag(pairs), [pairs[i, j] for i, j in index]]
     scale = float(np.max(np.abs(objective), initial=0.0)) or 1.0
     limits: Any = upper
-    made = optimize.milp(
+    solution = optimize.milp(
         objective / scale * 1e4, integrality=np.ones(size), bounds=optimize.Bounds(0, 1),
         constraints=[
             optimize.LinearConstraint(both, -np.inf, limits),
@@ -115,8 +115,8 @@ def solve_pairs(pairs: np.ndarray, saved: np.ndarray, needed: float) -> tuple[np
         ],
         options={"mip_rel_gap": 0.0},
     )  # fmt: skip
-    if made.x is None:
+    if solution.x is None:
         raise Infeasible(f"no choice that saves {needed:,.6g} was found")
-    narrow = made.x[:n] > 0.5
+    narrow = solution.x[:n] > 0.5
     x = narrow.astype(float)
     return narrow, float(np.diag(pairs) @ x + sum(pairs[i, j] * x[i] * x[j] for i, j in index))

@@ -38,9 +38,9 @@ def measured(
         progress: called with the number of operations done.
     """
     known: dict[Any, float] = {}
-    found: dict[str, dict[str, float]] = {}
+    times: dict[str, dict[str, float]] = {}
     for count, row in enumerate(rows):
-        found[row.path] = {}
+        times[row.path] = {}
         for candidate in candidates:
             if row.path not in candidate.fits:
                 continue
@@ -50,10 +50,10 @@ def measured(
             like = (eqn.primitive.name, shapes, str(eqn.params), tuple(site.method for site in now.sites))
             if like not in known:
                 known[like] = _milliseconds(now, repeats)
-            found[row.path][candidate.name] = known[like] * math.prod(row.stack)
+            times[row.path][candidate.name] = known[like] * math.prod(row.stack)
         if progress is not None:
             progress(count + 1)
-    return found
+    return times
 
 
 def _milliseconds(row: Row, repeats: int) -> float:

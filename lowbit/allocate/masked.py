@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.simulate import compute
 from lowbit.interpret.state import get, layer_operand, quantizer_of, walked_sites
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.interpret.walk import Walk, plain
 from lowbit.plan.rows import Plan
 
@@ -27,8 +27,7 @@ def masked(fn: Model, plan: Plan, params: Any, qstate: Any, mask: Any, args: Any
         args: of one batch.
         kwargs: keyword arguments.
     """
-    traced = trace(fn, params, args, dict(kwargs))
-    check_same_operations(traced.inventory, plan)
+    traced = trace_planned(fn, plan, params, args, dict(kwargs))
     leaves, rows = list(traced.leaves), {row.path: row for row in plan.rows}
     first = {row.weight.key: row.path for row in reversed(plan.quantized) if row.weight is not None}
     for key, site in plan.leaf_sites().items():

@@ -15,10 +15,10 @@ def floats(result: Any) -> list[Array]:
     Raises:
         ValueError: if there is none.
     """
-    found = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(result) if jnp.issubdtype(x.dtype, jnp.floating)]
-    if not found:
+    leaves = [jnp.asarray(x, jnp.float32) for x in jax.tree.leaves(result) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not leaves:
         raise ValueError("fn has no float result to measure: pass loss=")
-    return found
+    return leaves
 
 
 def mse(right: Any, other: Any) -> Array:

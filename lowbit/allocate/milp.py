@@ -81,10 +81,10 @@ def solve(problem: Problem, *, seconds: float = 60.0) -> Solution:
         if score - float(base.sum()) >= 1e-3 * scale or score <= float(base.sum()):
             break
         best = choice
-    found = min(bound + float(base.sum()), score)
-    if score - found <= 1e-9 * max(abs(score), scale):
-        found = score
-    return Solution(np.asarray(choice), score, found, time.perf_counter() - start)
+    reached = min(bound + float(base.sum()), score)
+    if score - reached <= 1e-9 * max(abs(score), scale):
+        reached = score
+    return Solution(np.asarray(choice), score, reached, time.perf_counter() - start)
 
 
 def _once(
@@ -104,18 +104,18 @@ def _once(
             rows, room = _limited(problem, kept, unit, limit)
             upper: Any = room * (1 - tightened)  # its stubs know numbers only
             constraints.append(optimize.LinearConstraint(sparse.csr_matrix(rows), -np.inf, upper))
-        made = optimize.milp(
+        solution = optimize.milp(
             objective, integrality=np.ones(count), bounds=optimize.Bounds(0, 1), constraints=constraints,
             options={"mip_rel_gap": 0.0, "time_limit": seconds},
         )  # fmt: skip
-        if made.status == 2:
+        if solution.status == 2:
             raise Infeasible(f"the budget cannot be met: {_together(problem)}")
-        if made.x is None:
+        if solution.x is None:
             return None, -np.inf
         choice = np.full(len(problem.names), -1)
-        taken = made.x > 0.5
+        taken = solution.x > 0.5
         choice[at[taken, 0]] = at[taken, 1]
-        bound = made.mip_dual_bound if made.mip_dual_bound is not None else made.fun
+        bound = solution.mip_dual_bound if solution.mip_dual_bound is not None else solution.fun
         if problem.is_within(choice):
             return choice, bound * scale / _SCALE
         tightened = 2.0 * tightened or 1e-10  # within the solver's tolerance, and over the limit
@@ -137,15 +137,17 @@ def _dominated(problem: Problem) -> np.ndarray:
     """Candidates beside which another one of the decision scores no worse and costs no more, in any unit with a limit."""
     columns = [problem.scores, *(row for unit in problem.limits for row in problem.rows(unit))]
     count = len(problem.candidates)
-    found = np.zeros_like(problem.scores, bool)
+    is_dominated = np.zeros_like(problem.scores, bool)
     for c in range(count):
         for other in range(count):
             if other == c:
                 continue
             no_worse = np.all([x[:, other] <= x[:, c] for x in columns], axis=0)
             better = np.any([x[:, other] < x[:, c] for x in columns], axis=0)
-            found[:, c] |= no_worse & (better | (other < c)) & ~found[:, other] & problem.allowed[:, other]
-    return found
+            is_dominated[:, c] |= (
+                no_worse & (better | (other < c)) & ~is_dominated[:, other] & problem.allowed[:, other]
+            )
+    return is_dominated
 
 
 def _together(problem: Problem) -> str:
@@ -168,14 +170,14 @@ def _together(problem: Problem) -> str:
     objective[-1] = 1
     most: Any = np.concatenate([np.ones(count), [np.inf]])
     bounds = optimize.Bounds(0, most)
-    made = optimize.milp(
+    solution = optimize.milp(
         objective, integrality=np.r_[np.ones(count), 0], bounds=bounds, constraints=constraints,
         options={"time_limit": 10.0},
     )  # fmt: skip
     said = f"each of {', '.join(units)} can be met alone, and not all together"
-    if made.x is None:
+    if solution.x is None:
         return said
-    choice = at[made.x[:-1] > 0.5][:, 1]
+    choice = at[solution.x[:-1] > 0.5][:, 1]
     over = [
         f"{unit} is {problem.cost(unit, choice) - limit:,.6g} over {limit:,.6g}"
         for unit, limit in problem.limits.items()

@@ -81,17 +81,17 @@ def front(
     """
     others = {name: limit for name, limit in problem.limits.items() if name != unit}
     low, high = problem.least(unit), problem.most(unit)
-    found: list[Solution] = []
+    solutions: list[Solution] = []
     for count, limit in enumerate(np.linspace(low, high, points)):
         try:
-            found.append(solve(problem.with_limits(**others, **{unit: float(limit)}), seconds=seconds))
+            solutions.append(solve(problem.with_limits(**others, **{unit: float(limit)}), seconds=seconds))
         except Infeasible:
             if count == points - 1:
                 raise
         if progress is not None:
             progress(count + 1)
     kept: list[FrontPoint] = []
-    for solution in sorted(found, key=lambda s: (problem.cost(unit, s.choice), s.score)):
+    for solution in sorted(solutions, key=lambda s: (problem.cost(unit, s.choice), s.score)):
         if not kept or solution.score < kept[-1].score:
             kept.append(_point(problem, unit, solution.choice, solution.gap))
     same = [

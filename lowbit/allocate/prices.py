@@ -33,7 +33,7 @@ def prices(
         times: measured milliseconds; without, there is no such unit.
     """
     shape = (len(rows), len(candidates))
-    found = {unit: np.zeros(shape) for unit in ("bits", "bytes", "macs", "bops", "flash")}
+    by_unit = {unit: np.zeros(shape) for unit in ("bits", "bytes", "macs", "bops", "flash")}
     inputs = np.zeros(shape)
     chosen = {row.path for row in rows}
     base = {cost.path: cost for cost in costs(plan)}
@@ -43,15 +43,15 @@ def prices(
         of = {row.path: row for row in candidate.plan.rows}
         for r, row in enumerate(rows):
             cost, now = by_path[row.path], of[row.path]
-            found["bits"][r, c] = (cost.code_bits + cost.scale_bits) / max(elements, 1)
-            found["bytes"][r, c] = cost.nbytes
-            found["macs"][r, c] = 0 if now.is_integer else cost.macs
-            found["bops"][r, c] = cost.bops
-            found["flash"][r, c] = _flash(now, cost, target)
+            by_unit["bits"][r, c] = (cost.code_bits + cost.scale_bits) / max(elements, 1)
+            by_unit["bytes"][r, c] = cost.nbytes
+            by_unit["macs"][r, c] = 0 if now.is_integer else cost.macs
+            by_unit["bops"][r, c] = cost.bops
+            by_unit["flash"][r, c] = _flash(now, cost, target)
             inputs[r, c] = _input_bytes(now)
-    found["ram"] = _moments(plan, rows, inputs)
+    by_unit["ram"] = _moments(plan, rows, inputs)
     if times is not None:
-        found["milliseconds"] = np.array(
+        by_unit["milliseconds"] = np.array(
             [[times[row.path][each.name] if row.path in each.fits else 0.0 for each in candidates] for row in rows]
         )
     rest = [row for row in plan.rows if row.path not in chosen]
@@ -62,7 +62,7 @@ def prices(
         "bops": sum(base[row.path].bops for row in rest),
         "flash": uncovered + sum(_flash(row, base[row.path], target) for row in rest),
     }
-    return found, {unit: float(value) for unit, value in fixed.items()}
+    return by_unit, {unit: float(value) for unit, value in fixed.items()}
 
 
 def _flash(row: Row, cost: Cost, target: str | None) -> int:
@@ -91,11 +91,11 @@ def _input_bytes(row: Row) -> int:
 def _moments(plan: Plan, rows: Sequence[Row], inputs: np.ndarray) -> np.ndarray:
     """``[moments, rows, candidates]``: an operation and one that reads its result, or it alone."""
     place, readers = {row.path: i for i, row in enumerate(rows)}, consumers(plan)
-    found = []
+    moments = []
     for row in rows:
         for path in [path for path in readers[row.path] if path in place] or [row.path]:
             moment = np.zeros_like(inputs)
             for each in {row.path, path}:
                 moment[place[each]] = inputs[place[each]]
-            found.append(moment)
-    return np.stack(found)
+            moments.append(moment)
+    return np.stack(moments)

@@ -115,10 +115,10 @@ def sensitivity(
     for count, each in enumerate(offered):
         column = kept.load(_file(each.name))
         if column is None:
-            found = dict.fromkeys(each.fits, 0.0)  # what stays in float costs nothing
+            scores = dict.fromkeys(each.fits, 0.0)  # what stays in float costs nothing
             if any(row.path in each.fits for row in each.plan.quantized):
-                found |= work.of(each)
-            column = {"score": np.array([found.get(row.path, math.inf) for row in rows], np.float64)}
+                scores |= work.of(each)
+            column = {"score": np.array([scores.get(row.path, math.inf) for row in rows], np.float64)}
             kept.keep(_file(each.name), column)
         columns.append(column["score"])
         if progress is not None:
@@ -180,9 +180,9 @@ class _Work:
         qstate, sums = self._state(candidate), dict.fromkeys(candidate.fits, 0.0)
         run = candidate_pass(self.fn, candidate.plan)
         for i, batch in enumerate(self.batches):
-            found = jax.device_get(run(self.params, qstate, self._floats(i), batch, {}))
+            slopes = jax.device_get(run(self.params, qstate, self._floats(i), batch, {}))
             for path in sums:
-                sums[path] += float(found.get(path, 0.0)) / len(self.batches)
+                sums[path] += float(slopes.get(path, 0.0)) / len(self.batches)
         return sums
 
     def _floats(self, i: int) -> Any:
@@ -191,9 +191,9 @@ class _Work:
             self.floats = None
             loss = measures.drawn_loss(self.loss) if isinstance(self.loss, str) else self.loss
             key = jax.random.fold_in(self.key, i) if isinstance(self.loss, str) else None
-            found, turns = float_pass(self.fn, self.plan, loss)(self.params, key, self.batches[i], {})
+            results, turns = float_pass(self.fn, self.plan, loss)(self.params, key, self.batches[i], {})
             besides.check_turns(turns)
-            self.floats = i, found
+            self.floats = i, results
         return self.floats[1]
 
     def _measured(self, candidate: Candidate) -> dict[str, float]:
@@ -234,28 +234,28 @@ class _Work:
         for i, batch in enumerate(self.batches):
             key = jax.random.fold_in(self.key, i)
             if self.method == "fisher":
-                found = curvature.squared_gradients(self.fn, loss)(weights, self.params, batch, {})
+                curvatures = curvature.squared_gradients(self.fn, loss)(weights, self.params, batch, {})
             elif self.method == "hessian":
-                found = curvature.traces(self.fn, loss, _PROBES)(key, weights, self.params, batch, {})
+                curvatures = curvature.traces(self.fn, loss, _PROBES)(key, weights, self.params, batch, {})
             else:
                 run = curvature.slopes(self.fn, measures.mse if loss is None else _rise(loss), _LEVEL)
-                found = {
+                curvatures = {
                     path: run(key, jnp.int32(n), weights, self.params, batch, {}) for n, path in enumerate(weights)
                 }
-            total = found if total is None else jax.tree.map(jnp.add, total, found)
+            total = curvatures if total is None else jax.tree.map(jnp.add, total, curvatures)
         return jax.tree.map(lambda x: x / len(self.batches), total)
 
     def _summed(self, candidate: Candidate, score: Callable[[str, Any, Any], Any]) -> dict[str, float]:
         """A score for every row from the error of its weight; a shared weight counts at its first row."""
         weights = curvature.weights_of(candidate.plan, self.params)
         by_key = curvature.errors(candidate.plan, self._state(candidate), weights)
-        found, seen = dict.fromkeys(candidate.fits, 0.0), set()
+        totals, seen = dict.fromkeys(candidate.fits, 0.0), set()
         for row in candidate.plan.quantized:
-            if row.path in found and row.weight is not None and row.weight.key not in seen:
+            if row.path in totals and row.weight is not None and row.weight.key not in seen:
                 seen.add(row.weight.key)
                 key = row.weight.key
-                found[row.path] = float(score(key, weights[key].astype(jnp.float32), by_key[key]))
-        return found
+                totals[row.path] = float(score(key, weights[key].astype(jnp.float32), by_key[key]))
+        return totals
 
 
 def _power(w: Any) -> Any:

@@ -20,7 +20,7 @@ from lowbit.core.statistics import Statistic, Total
 from lowbit.interpret import observe as walk
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.state import carried_states
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.observe import besides
 from lowbit.plan.rows import Plan
 
@@ -91,8 +91,7 @@ def float_pass(fn: Model, plan: Plan, loss: Callable[..., Any] | None) -> Callab
 
     @jax.jit
     def run(params: Any, key: Any, args: Any, kwargs: Any) -> Any:
-        traced = trace(fn, params, args, dict(kwargs))
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         of = loss if loss is None or key is None else functools.partial(loss, key)
         return besides.values(fn, plan, traced, watch, of, params, args, kwargs)
 
@@ -106,8 +105,7 @@ def candidate_pass(fn: Model, plan: Plan) -> Callable[..., Any]:
 
     @jax.jit
     def run(params: Any, qstate: Any, floats: Any, args: Any, kwargs: Any) -> Any:
-        traced = trace(fn, params, args, dict(kwargs))
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         carried = carried_states(plan, qstate)
         beside: dict[str, Any] = {}
         for row in plan.quantized:
@@ -119,7 +117,7 @@ def candidate_pass(fn: Model, plan: Plan) -> Callable[..., Any]:
             }
         grids = Grids.of(qstate).forced()
         start = walk.empty(watch, plan, traced)
-        found = walk.observation(plan, traced, watch, start, grids=grids, carried=carried, beside=beside)
-        return {path: jnp.sum(roles[OUTPUT]["weighted"]) for path, roles in found.items()}
+        observed = walk.observation(plan, traced, watch, start, grids=grids, carried=carried, beside=beside)
+        return {path: jnp.sum(roles[OUTPUT]["weighted"]) for path, roles in observed.items()}
 
     return run

@@ -57,25 +57,25 @@ def tied(
             raise TypeError(f"groups must be lists of globs over paths, got {group!r:.60}")
         taken = []
         for glob in group:
-            found = [path for path in paths if is_match(glob, path)]
-            if not found:
+            matching = [path for path in paths if is_match(glob, path)]
+            if not matching:
                 near = ", ".join(nearest(glob, paths)) or "(nothing is decided)"
                 raise ValueError(f"groups: {glob!r} matches no operation that is decided; the nearest are {near}")
-            taken += found
+            taken += matching
         join(taken)
-    made: dict[str, list[str]] = {}
+    groups_of: dict[str, list[str]] = {}
     for path in paths:
-        made.setdefault(root(path), []).append(path)
-    return tuple(tuple(group) for group in made.values())
+        groups_of.setdefault(root(path), []).append(path)
+    return tuple(tuple(group) for group in groups_of.values())
 
 
 def _join_by(pairs: Iterable[tuple[Any, str]]) -> Any:
-    found: dict[Any, list[str]] = {}
+    by_key: dict[Any, list[str]] = {}
     for key, path in pairs:
-        found.setdefault(key, []).append(path)
+        by_key.setdefault(key, []).append(path)
 
     def joined(join: Any) -> None:
-        for some in found.values():
+        for some in by_key.values():
             join(some)
 
     return joined
@@ -97,26 +97,26 @@ def _origin(value: Any) -> Any:
 
 def _summed(plan: Plan, by_equation: dict[int, str]) -> list[list[str]]:
     """For every sum of two values that are data, the operations that make these, through bias, scale and activation."""
-    found = []
+    terms = []
     for equation in plan.program.inventory.program.order:
         if equation.name in ("add", "add_any") and sum(value.is_data for value in equation.ins) == 2:
             some = [path for value in equation.ins for path in _makers(value, by_equation)]
             if len(some) > 1:
-                found.append(some)
-    return found
+                terms.append(some)
+    return terms
 
 
 def _makers(value: Any, by_equation: dict[int, str]) -> list[str]:
-    made, left, seen = [], [value], set()
+    makers, left, seen = [], [value], set()
     while left:
         equation = left.pop().source
         if equation is None or id(equation) in seen:
             continue
         seen.add(id(equation))
         if id(equation) in by_equation:
-            made.append(by_equation[id(equation)])
+            makers.append(by_equation[id(equation)])
             continue
         data = [each for each in equation.ins if each.is_data]
         if len(data) == 1 or equation.name in ("add", "add_any"):
             left += data
-    return made
+    return makers

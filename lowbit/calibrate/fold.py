@@ -32,7 +32,7 @@ from lowbit.interpret.state import (
     statistics_of,
     walked_sites,
 )
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.observe.fold import fold, nothing_but_zero, unseen
 from lowbit.observe.resumed import Resumed
 from lowbit.packed import arguments
@@ -125,10 +125,10 @@ def calibrate(
     resumed = Resumed(cache, f"calibrate {plan.fingerprint} {sequential}", (params, qstate))
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
-    made = _initial(plan, params, statistics, key)
-    made = spans.kept(plan, statistics, made) if plan.is_full_integer else made
-    spans.check(plan, made)
-    return made
+    initial = _initial(plan, params, statistics, key)
+    initial = spans.kept(plan, statistics, initial) if plan.is_full_integer else initial
+    spans.check(plan, initial)
+    return initial
 
 
 def _start(plan: Plan) -> dict[str, Any]:
@@ -149,8 +149,7 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
 
     @jax.jit
     def step(params, qstate, statistics, args, kwargs):
-        traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         if plan.is_full_integer:
 
             def look(leaves, seen):
@@ -177,12 +176,12 @@ def _so_far(qstate: QState) -> Grids:
 def _initial(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array) -> QState:
     """`initial_state`, in one program but for large weights."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
-    made = {
+    qstate = {
         site.key: large.started(site, leaves[site.key], site_key(key, f"{site.key}/{site.role}"))
         for _, site in quantized_sites(plan)
         if site.kind == "leaf" and large.is_large(leaves[site.key])
     }
-    return initializer(plan)(params, statistics, key, made)
+    return initializer(plan)(params, statistics, key, qstate)
 
 
 @functools.lru_cache(maxsize=256)

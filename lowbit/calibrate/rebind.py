@@ -46,12 +46,12 @@ def rebind(
     check_state(plan, qstate)
     given = merged(keywords, kwargs)
     rounding = plan.rounding or "exact"
-    made = bind(fn, rules, params, *args, integer=plan.is_full_integer, rounding=rounding, kwargs=given)
-    fresh = init(fn, made, params, *args, kwargs=given)
+    bound = bind(fn, rules, params, *args, integer=plan.is_full_integer, rounding=rounding, kwargs=given)
+    fresh = init(fn, bound, params, *args, kwargs=given)
     before = {(site.key, site.role): site for _, site in quantized_sites(plan)}
     parts: QState = {"learn": {}, "fixed": {}}
-    for _, site in quantized_sites(made):
+    for _, site in quantized_sites(bound):
         old = before.get((site.key, site.role))
         fits = old is not None and (old.operand, old.quantizer) == (site.operand, site.quantizer)
         put(parts, site.key, site.role, get(qstate if fits else fresh, site.key, site.role))
-    return made, with_spans_from(marked(made, parts), fresh)
+    return bound, with_spans_from(marked(bound, parts), fresh)

@@ -77,22 +77,24 @@ def allocate(chosen: argparse.Namespace) -> None:
             fn, plan, params, batches, candidates=chosen.candidate, method=chosen.method, loss=loss, cache=out / "scored",
             progress=lambda done: progress("candidates", done, len(chosen.candidate)),
         )  # fmt: skip
-        found = allocation(plan, scores, budget=budget, target=chosen.target)
+        allocated = allocation(plan, scores, budget=budget, target=chosen.target)
         unit = next(iter(budget.limits))
         front = lb.pareto(
             plan, scores, unit=unit, target=chosen.target, progress=lambda done: progress("front", done, 24)
         )
-    qparams = lb.pack(found.plan, params, lb.calibrate(fn, found.plan, params, batches))
-    size = lb.save(out / "packed.safetensors", found.plan, qparams)
+    qparams = lb.pack(allocated.plan, params, lb.calibrate(fn, allocated.plan, params, batches))
+    size = lb.save(out / "packed.safetensors", allocated.plan, qparams)
     atomic.write_file(out / "scores.json", scores.json() + "\n")
     atomic.write_file(out / "front.json", front.json() + "\n")
-    atomic.write_file(out / "rules.json", json.dumps(found.choice, indent=1) + "\n")
-    print(found)
-    for path, name in found.choice.items():
+    atomic.write_file(out / "rules.json", json.dumps(allocated.choice, indent=1) + "\n")
+    print(allocated)
+    for path, name in allocated.choice.items():
         print(f"  {path}={name}")
     print(f"\n{out / 'packed.safetensors'}: {size:,} bytes")
     if chosen.report:
         from lowbit.report.allocation import allocation_page
 
-        atomic.write_file(out / "report.html", allocation_page(found, scores, front, title=chosen.model, folder=out))
+        atomic.write_file(
+            out / "report.html", allocation_page(allocated, scores, front, title=chosen.model, folder=out)
+        )
         print(out / "report.html")

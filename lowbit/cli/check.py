@@ -26,13 +26,13 @@ def check(chosen: argparse.Namespace) -> int:
         raise UsageError(f"the files hold no {', '.join(missing)}; they hold {', '.join(sorted(arrays)) or 'nothing'}")
     if chosen.transposed:
         arrays = {name: x if name == "inputs" else x.T for name, x in arrays.items()}
-    found = run(
+    outcome = run(
         arrays["weight"], arrays["codes"], arrays["scales"], bits=chosen.bits, inputs=arrays.get("inputs"),
         zeros=arrays.get("zeros"), values=arrays.get("values"), damping=chosen.damping,
     )  # fmt: skip
-    rows = [[each.name, each.verdict, each.text] for each in found]
+    rows = [[each.name, each.verdict, each.text] for each in outcome]
     print(text(Table("laws", ["what", "verdict", "numbers"], rows)))
-    return 1 if any(each.verdict == "fails" for each in found) else 0
+    return 1 if any(each.verdict == "fails" for each in outcome) else 0
 
 
 def _read(path: Path) -> dict[str, Any]:

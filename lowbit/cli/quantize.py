@@ -69,7 +69,7 @@ def _function(text: str, what: str) -> Callable[..., Any]:
         raise UsageError(f"{path} does not exist: {what} must be FILE.py:FUNCTION")
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        found = runpy.run_path(str(path), run_name="lowbit_model")
+        names = runpy.run_path(str(path), run_name="lowbit_model")
     except SyntaxError as error:
         raise UsageError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
     except ModuleNotFoundError as error:
@@ -78,10 +78,10 @@ def _function(text: str, what: str) -> Callable[..., Any]:
         raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    if not callable(found.get(name)):
-        known = sorted(key for key, value in found.items() if callable(value) and not key.startswith("_"))
+    if not callable(names.get(name)):
+        known = sorted(key for key, value in names.items() if callable(value) and not key.startswith("_"))
         raise UsageError(f"{path} has no function {name!r}; it has {', '.join(known) or 'none'}")
-    return found[name]
+    return names[name]
 
 
 def _model(made: Any, text: str) -> tuple[Callable[..., Any], Any, Any]:

@@ -37,7 +37,7 @@ def run(chosen: argparse.Namespace) -> int:
     options = {"only": chosen.only, "accept_stale": chosen.accept_stale, "is_worker": chosen.worker}
     with _workers(chosen, out):
         if isinstance(config, Suite):
-            return int(any(found.failed for found in run_suite(config, out, fresh=chosen.fresh, **options)))
+            return int(any(finished.failed for finished in run_suite(config, out, fresh=chosen.fresh, **options)))
         return int(bool(run_one(config, out, fresh=chosen.fresh, **options).failed))
 
 
@@ -69,9 +69,9 @@ def asked(path: Path, module: dict[str, Any], changes: Sequence[str]) -> Any:
         from lowbit.run import Experiment, Suite
 
         if not isinstance(module["config"], Experiment | Suite):
-            found = module["config"]
+            config = module["config"]
             raise UsageError(
-                f"{path}: config must be a lowbit.run.Experiment or Suite, got {found!r:.60} ({type(found).__name__}); "
+                f"{path}: config must be a lowbit.run.Experiment or Suite, got {config!r:.60} ({type(config).__name__}); "
                 "a config of another kind comes with a function run(config, out, fresh=)"
             )
         check_types(module["config"], "config")

@@ -117,9 +117,9 @@ def _sweep(chosen: argparse.Namespace) -> int:
         statuses = sweep.by_submitit(commands, chosen.submitit, out / "logs", parameters)
     else:
         statuses = sweep.by_processes(commands, chosen.jobs, out / "logs")
-    found = sweep.summarized(out, asked, statuses)
+    summary = sweep.summarized(out, asked, statuses)
     failed = [name for name, status in statuses.items() if status]
-    if finished := [out / name for name, line in found.items() if "rows" in line]:
+    if finished := [out / name for name, line in summary.items() if "rows" in line]:
         _print_table(finished)
     for name in failed:
         print(f"{name} failed: {_last_line(out / 'logs' / f'{name}.log')}({out / 'logs'} has all)")
@@ -164,6 +164,6 @@ def _print_table(folders: list[Path]) -> None:
     from lowbit.report import tables
     from lowbit.run import compare
 
-    found = compare.report(folders)
-    print(found.title)
-    print(tables.text(found))
+    table = compare.report(folders)
+    print(table.title)
+    print(tables.text(table))

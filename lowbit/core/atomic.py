@@ -49,10 +49,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_dir() and not target.is_symlink():
         raise IsADirectoryError(errno.EISDIR, "is a folder, where a file is to be written", str(target))
     with _beside(target) as part:
-        made = part / target.name
-        yield made
-        _flush(made)
-        os.replace(made, target)
+        part_file = part / target.name
+        yield part_file
+        _flush(part_file)
+        os.replace(part_file, target)
         _flush(target.parent)
 
 
@@ -64,19 +64,19 @@ def replacing_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     with _beside(target) as part:
-        made = part / target.name
-        made.mkdir()
-        yield made
-        for folder, _, files in os.walk(made):
+        part_folder = part / target.name
+        part_folder.mkdir()
+        yield part_folder
+        for folder, _, files in os.walk(part_folder):
             for name in files:
                 _flush(Path(folder, name))
             _flush(Path(folder))
         if not os.path.lexists(target):
-            os.rename(made, target)
-        elif not _exchanged(made, target):
+            os.rename(part_folder, target)
+        elif not _exchanged(part_folder, target):
             # A kill between these two leaves no target: `settle`, which readers and writers call, puts the old one back.
             os.rename(target, part / _OLD)
-            os.rename(made, target)
+            os.rename(part_folder, target)
         _flush(target.parent)
 
 

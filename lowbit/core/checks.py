@@ -31,13 +31,13 @@ def holds(named: Mapping[str, Sequence[Any]], law: Law) -> dict[str, bool]:
     """
     arrays = [x for each in named.values() for x in each]
     if sum(np.size(x) for x in arrays) <= _FEW and all(getattr(x, "is_fully_addressable", True) for x in arrays):
-        found = jax.device_get({name: list(each) for name, each in named.items()})
+        flags = jax.device_get({name: list(each) for name, each in named.items()})
         with np.errstate(all="ignore"):
-            return {name: all(bool(np.all(law(np, x))) for x in each) for name, each in found.items()}
+            return {name: all(bool(np.all(law(np, x))) for x in each) for name, each in flags.items()}
     large = {name: [x for x in each if _is_large(x)] for name, each in named.items()}
     small = {name: [x for x in each if not _is_large(x)] for name, each in named.items()}
-    found = jax.device_get(_hold(small, law))
-    return {name: bool(found[name]) and all(_holds_in_parts(x, law) for x in large[name]) for name in named}
+    flags = jax.device_get(_hold(small, law))
+    return {name: bool(flags[name]) and all(_holds_in_parts(x, law) for x in large[name]) for name in named}
 
 
 _MANY = 1 << 22
@@ -63,8 +63,8 @@ def _holds_in_parts(x: jax.Array, law: Law) -> bool:
 
 @functools.partial(jax.jit, static_argnames="law")
 def _hold(named: dict[str, Sequence[Any]], law: Law) -> dict[str, Any]:
-    found = {name: [jnp.all(law(jnp, x)) for x in each] for name, each in named.items()}
-    return {name: jnp.all(jnp.array(each, bool)) for name, each in found.items()}
+    flags = {name: [jnp.all(law(jnp, x)) for x in each] for name, each in named.items()}
+    return {name: jnp.all(jnp.array(each, bool)) for name, each in flags.items()}
 
 
 def not_finite(named: Mapping[str, Any]) -> list[str]:
@@ -79,8 +79,8 @@ def not_finite(named: Mapping[str, Any]) -> list[str]:
         for name, tree in named.items()
     }
     with jax.ensure_compile_time_eval():  # arrays that an outer jit closes over have values too
-        found = holds({name: arrays for name, arrays in floats.items() if arrays}, _is_finite)
-    return [name for name, is_finite in found.items() if not is_finite]
+        answers = holds({name: arrays for name, arrays in floats.items() if arrays}, _is_finite)
+    return [name for name, is_finite in answers.items() if not is_finite]
 
 
 def _is_finite(numpy: Any, x: Any) -> Any:

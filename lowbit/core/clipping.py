@@ -197,8 +197,8 @@ class Entropy(Clipping):
             return jnp.sum(jnp.where(p > 0, p * ratio, 0.0))
 
         kept = np.unique(np.linspace(min(levels, self.bins // 2), self.bins, self.candidates).astype(np.int32))
-        found = jax.lax.map(divergence, jnp.asarray(kept))
-        best = jnp.asarray(kept)[jnp.argmin(found)].astype(jnp.float32)
+        divergences = jax.lax.map(divergence, jnp.asarray(kept))
+        best = jnp.asarray(kept)[jnp.argmin(divergences)].astype(jnp.float32)
         return best * top * np.float32(1.0 / self.bins)
 
 

@@ -52,17 +52,17 @@ class Kept:
         self.folder = None
         if folder is None:
             return
-        found = hashlib.sha256(text.encode())
+        hashed = hashlib.sha256(text.encode())
         for tree in content():
-            _add(found, tree)
-        self.folder = Path(folder) / found.hexdigest()[:24]
+            _add(hashed, tree)
+        self.folder = Path(folder) / hashed.hexdigest()[:24]
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
         """Returns what `keep` kept under a name, or None where there is nothing, or a bit of it has changed."""
         if self.folder is None or not (path := self.folder / f"{name}.safetensors").is_file():
             return None
-        found = opened(path.read_bytes())
-        return None if found is None else found[0]
+        content = opened(path.read_bytes())
+        return None if content is None else content[0]
 
     def keep(self, name: str, arrays: dict[str, Any]) -> None:
         """Keeps named arrays, whole or not at all."""
@@ -76,19 +76,19 @@ def _metadata(header: bytes) -> dict[str, str]:
 
 
 def _hash(arrays: Mapping[str, np.ndarray], note: str) -> str:
-    found = hashlib.sha256(note.encode())
+    hashed = hashlib.sha256(note.encode())
     for name in sorted(arrays):
         array = arrays[name]
-        found.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        hashed.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
+        hashed.update(array.tobytes())
+    return hashed.hexdigest()
 
 
 def digest(tree: Any) -> str:
     """Returns hexadecimal digits that stand for a tree of arrays: structure, shapes, dtypes and values."""
-    found = hashlib.sha256()
-    _add(found, tree)
-    return found.hexdigest()[:24]
+    hashed = hashlib.sha256()
+    _add(hashed, tree)
+    return hashed.hexdigest()[:24]
 
 
 def _add(found: Any, tree: Any) -> None:

@@ -45,8 +45,8 @@ def automatic(function: Callable[..., Any], *operands: Any, like: Any = None) ->
     explicit = [name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit]
     inside = mesh.update_axis_types(dict.fromkeys(explicit, AxisType.Auto))
     with jax.sharding.use_abstract_mesh(inside):
-        made = function(*_replicated(operands))
-    return _spread(mesh, made, like)
+        results = function(*_replicated(operands))
+    return _spread(mesh, results, like)
 
 
 def _replicated(operands: Any) -> Any:

@@ -87,9 +87,9 @@ def names(keys: Sequence[Sequence[Any]]) -> list[str]:
     strict = [_joined(each, is_strict=True) for each in keys]
     counts = collections.Counter(plain)
     mixed = [s if counts[p] > 1 else p for p, s in zip(plain, strict, strict=True)]
-    for found in (mixed, strict):
-        if len(set(found)) == len(found):
-            return found
+    for matches in (mixed, strict):
+        if len(set(matches)) == len(matches):
+            return matches
     twice = [path for path, count in collections.Counter(strict).items() if count > 1]
     raise ValueError(f"several leaves have the path {', '.join(map(repr, twice))}: give their keys names that differ")
 

@@ -241,8 +241,8 @@ class MSE(RangeRule):
         low, high = stats["minmax"]
         sample = stats["sample"]
         shape = low.shape
-        found = self.search(sample, low.reshape(1), high.reshape(1), (sample.size,), spec)
-        return tuple(part if part is None else part.reshape(shape) for part in found)  # pyright: ignore[reportReturnType]
+        ends = self.search(sample, low.reshape(1), high.reshape(1), (sample.size,), spec)
+        return tuple(part if part is None else part.reshape(shape) for part in ends)  # pyright: ignore[reportReturnType]
 
     def search(
         self,

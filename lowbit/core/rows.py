@@ -41,7 +41,7 @@ class Window:
     def patches(self, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """Returns ``[example, feature group, channel, *kernel, *position]``."""
         canonical = jnp.transpose(x, self.image)
-        found = lax.conv_general_dilated_patches(
+        patches = lax.conv_general_dilated_patches(
             canonical,
             filter_shape=self.kernel,
             window_strides=self.strides,
@@ -50,9 +50,9 @@ class Window:
             rhs_dilation=self.kernel_dilation,
             precision=lax.Precision.HIGHEST,
         )
-        examples, _, *positions = found.shape
+        examples, _, *positions = patches.shape
         channels = canonical.shape[1] // self.feature_groups
-        return found.reshape(examples, self.feature_groups, channels, *self.kernel, *positions)
+        return patches.reshape(examples, self.feature_groups, channels, *self.kernel, *positions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,8 +65,8 @@ class Searched(RangeRule):
     def multiples(self, spec: Spec) -> np.ndarray:
         """Returns the multiples of the full range that are tried, float32."""
         largest = (1.1 if spec.format.is_integer else 1.6) if self.largest is None else self.largest
-        found = np.linspace(self.smallest, largest, self.steps, dtype=np.float32)
-        return np.concatenate([found, -found]) if spec.has_signed_scales else found
+        multiples = np.linspace(self.smallest, largest, self.steps, dtype=np.float32)
+        return np.concatenate([multiples, -multiples]) if spec.has_signed_scales else multiples
 
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
         self.check(spec)
@@ -79,8 +79,8 @@ class Searched(RangeRule):
         full, _ = Full().of_stats(stats, operand, spec)
         sample = stats["sample"]
         flat = Operand(sample.shape, contract=(0,))
-        found = self.among(sample, full.reshape(1), (sample.size,), flat, spec)
-        return jax.tree.map(lambda part: part.reshape(full.shape), found), None
+        best = self.among(sample, full.reshape(1), (sample.size,), flat, spec)
+        return jax.tree.map(lambda part: part.reshape(full.shape), best), None
 
     def among(
         self, x: Float[Array, "..."], full: Float[Array, "..."], blocks: tuple[int, ...], operand: Operand, spec: Spec

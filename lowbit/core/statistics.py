@@ -102,16 +102,16 @@ class NotFinite(Statistic):
         return jnp.zeros((), bool), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
 
     def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
-        found, seen, filled = state
-        found = found | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else found
-        return found, seen + 1, filled | jnp.any(x != 0)
+        is_bad, seen, filled = state
+        is_bad = is_bad | has_not_finite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else is_bad
+        return is_bad, seen + 1, filled | jnp.any(x != 0)
 
     def merge(self, state: State, other: State) -> State:
         return state[0] | other[0], state[1] + other[1], state[2] | other[2]
 
     def across(self, state: State, axis_names: tuple[str, ...]) -> State:
-        found, seen, filled = (lax.pmax(each.astype(jnp.int32), axis_names) for each in state)
-        return found > 0, seen, filled > 0
+        is_bad, seen, filled = (lax.pmax(each.astype(jnp.int32), axis_names) for each in state)
+        return is_bad > 0, seen, filled > 0
 
 
 @dataclasses.dataclass(frozen=True)

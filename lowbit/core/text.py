@@ -99,15 +99,15 @@ def _part(text: str, chunk: str, start: int) -> Part:
             raise error_at(text, here, f"expected an option: {_known()}")
         name = option[0]
         try:
-            found = granularity_named(name)
+            named_granularity = granularity_named(name)
         except ValueError as error:
             raise error_at(text, here, str(error)) from None
-        if found is not None:
-            if granularity == found:
+        if named_granularity is not None:
+            if granularity == named_granularity:
                 raise error_at(text, here, f"option {name!r} is given twice, and only one of its kind may be")
             if granularity is not None:
                 raise error_at(text, here, f"only one of /{', /'.join(granularity_words())}")
-            granularity = found
+            granularity = named_granularity
         elif name in (*flags, *scales):
             raise error_at(text, here, f"option {name!r} is given twice")
         elif name in FLAGS:

@@ -12,8 +12,8 @@ from .storage import Numbers, Storage
 
 def _modules(package: ModuleType) -> tuple[ModuleType, ...]:
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    found = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
-    return tuple(module for module in found if hasattr(module, "named"))
+    modules = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return tuple(module for module in modules if hasattr(module, "named"))
 
 
 @functools.cache
@@ -44,7 +44,10 @@ def granularity_named(word: str) -> Granularity | None:
     Raises:
         ValueError: where its numbers are out of range.
     """
-    return next((found for module in _modules(granularity) if (found := module.named(word)) is not None), None)
+    return next(
+        (meant for module in _modules(granularity) if (meant := module.named(word)) is not None),
+        None,
+    )
 
 
 def storage_named(word: str, numbers: Numbers) -> Storage:
@@ -58,6 +61,6 @@ def storage_named(word: str, numbers: Numbers) -> Storage:
         ValueError: for another word.
     """
     for module in _modules(scales):
-        if (found := module.named(word, numbers)) is not None:
-            return found
+        if (storage := module.named(word, numbers)) is not None:
+            return storage
     raise ValueError(f"a scale is stored as one of {', '.join(scale_words())}, got {word!r}")

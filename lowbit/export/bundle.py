@@ -30,7 +30,7 @@ from lowbit.core.marks import takes_state
 from lowbit.core.moved import moved
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret.execute import execute, execution
-from lowbit.interpret.trace import Model, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.packed.belongs import check_belongs, checked
 from lowbit.packed.bits import unpack
@@ -272,7 +272,7 @@ def _tested(asked: _Asked, out_shapes: Any, vectors: Any, inexact: Sequence[str]
         roundings = integer.rounding_differences(lambda plan: stacked(results(plan)), plan, stacked(want))
     elif is_rounded:
         conditioning = allowed or conditioned()
-        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs)
+        traced = trace_planned(fn, plan, qparams.params, call.arguments(call.leaves), call.kwargs)
         steps = last_steps(plan, traced, qparams)
         conditioning = [max(a, b or 0.0) for a, b in zip(conditioning, steps, strict=True)]
     return _Tested(tested, want, inexact, allowed, conditioning, roundings)

@@ -20,7 +20,7 @@ from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.plans import program_for
 from lowbit.interpret.integer.weights import weight_places
 from lowbit.interpret.operations import Operation
-from lowbit.interpret.trace import Trace, check_same_operations, trace
+from lowbit.interpret.trace import Trace, trace_planned
 from lowbit.interpret.walk import Walk
 from lowbit.packed.bits import unpack
 from lowbit.packed.trees import QParams
@@ -69,13 +69,9 @@ def program(
             sites = {path: {**s, "codes": levels[path]} if path in levels else s for path, s in qparams.sites.items()}
             qparams = dataclasses.replace(qparams, sites=sites)
             call = lowered.call
-            traced = trace(
-                lowered.fn,
-                qparams.params,
-                call.arguments(inputs),
-                dict(call.kwargs),
-                has_codes=lowered.has_integer_io,
-                has_picks=not lowered.plan.is_full_integer,
+            arguments, has_codes = call.arguments(inputs), lowered.has_integer_io
+            traced = trace_planned(
+                lowered.fn, lowered.plan, qparams.params, arguments, dict(call.kwargs), has_codes=has_codes
             )
             if lowered.plan.is_full_integer:
                 if is_turned:
@@ -154,7 +150,6 @@ def walked(plan: Plan, traced: Trace, qparams: QParams, result: Callable[..., An
         qparams: unpacked.
         result: ``(operation, row, operands, states of its sites) -> result``.
     """
-    check_same_operations(traced.inventory, plan)
     rows = {row.path: row for row in plan.rows}
 
     def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from lowbit.interpret.execute import execution
 from lowbit.interpret.integer.compute import code_dtype
 from lowbit.interpret.integer.ends import quantized
 from lowbit.interpret.integer.interpretations import boundary
-from lowbit.interpret.trace import Model, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
@@ -39,7 +39,7 @@ class Boundary:
 
     def __init__(self, fn: Model, plan: Plan, qparams: QParams, call: Call):
         self.fn, self.plan, self.qparams, self.call = fn, plan, qparams, call
-        traced = trace(fn, qparams.params, call.arguments(call.leaves), call.kwargs, has_picks=False)
+        traced = trace_planned(fn, plan, qparams.params, call.arguments(call.leaves), call.kwargs)
         flat, self.outs = boundary(plan, traced)
         positions = [i for i, arg in enumerate(call.args) for _ in jax.tree.leaves(arg)]
         kept = [grid for i, grid in zip(positions, flat, strict=False) if i not in call.constant]

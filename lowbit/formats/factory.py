@@ -33,10 +33,10 @@ def quantizers(
     given = [role for role, spec in of_text.items() if spec is not None]
     if len(have) == 1 and given != have:
         raise ValueError(f"{name} is for {have[0]}s, got {text!r}; combine with Quantizers(weight=..., input=...)")
-    made = {
+    by_site = {
         role: make(spec) for role, make in makers.items() if make is not None and (spec := of_text[role]) is not None
     }
-    return Quantizers(made.get("weight"), made.get("input"))
+    return Quantizers(by_site.get("weight"), by_site.get("input"))
 
 
 def learned(spec: Spec, name: str, *, is_input: bool = False) -> Spec:

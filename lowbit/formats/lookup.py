@@ -46,8 +46,8 @@ def format_named(name: str) -> Format:
         ValueError: if no family knows it, or it is out of range.
     """
     for named in families():
-        if (found := named(name)) is not None:
-            return found
+        if (named_format := named(name)) is not None:
+            return named_format
     close = rule_text.nearest_words(name, format_words())
     raise ValueError(f"unknown format {name!r}; nearest: {', '.join(close)}; `lowbit formats` lists all")
 
@@ -70,7 +70,7 @@ def _expanded(part: rule_text.Part) -> tuple[rule_text.Part, bool]:
     """Returns ``part`` with a shorthand written out, and whether it was one."""
     expanders = [module.shorthand for module in _modules() if hasattr(module, "shorthand")]
     try:
-        full = next((found for expand in expanders if (found := expand(part.format)) is not None), None)
+        full = next((spec for expand in expanders if (spec := expand(part.format)) is not None), None)
     except ValueError as error:
         raise rule_text.error_at(part.text, part.position, str(error)) from None
     if full is None:
@@ -84,10 +84,8 @@ def _expanded(part: rule_text.Part) -> tuple[rule_text.Part, bool]:
             f"{part.format} fixes its block and scale ({full}); write those out to change them",
         )
     flags = tuple(dict.fromkeys((*part.flags, *meant.flags)))
-    found = dataclasses.replace(
-        part, format=meant.format, flags=flags, granularity=meant.granularity, scale=meant.scale
-    )
-    return found, True
+    spec = dataclasses.replace(part, format=meant.format, flags=flags, granularity=meant.granularity, scale=meant.scale)
+    return spec, True
 
 
 def _format_of(part: rule_text.Part) -> Format:
@@ -141,8 +139,8 @@ def specs(text: str) -> tuple[Spec | None, Spec | None]:
         >>> weight.text, inputs.text
         ('int4/g32/sym', 'int8/tensor/affine')
     """
-    found = {part.letter: spec_of(part) for part in rule_text.parse(text)}
-    return found.get("w"), found.get("a")
+    by_letter = {part.letter: spec_of(part) for part in rule_text.parse(text)}
+    return by_letter.get("w"), by_letter.get("a")
 
 
 def spec_from_text(text: str, *, is_weight: bool) -> Spec:

@@ -105,8 +105,8 @@ class FixedWidths(Quantizer):
 def fixed(spec: Spec, scale: Float[Array, "..."], bits: Float[Array, "..."]) -> tuple[Quantizer, QState]:
     """Returns the quantizer of widths that are learned no more, its spec with the bits of the widest, and its state."""
     widest = max(int(np.max(np.asarray(bits))), LEAST)
-    made = dataclasses.replace(spec, format=Integer(widest, signed=spec.format.is_signed))
-    return FixedWidths(made), {"learn": {}, "fixed": {"scale": scale, "bits": bits}}
+    widest_spec = dataclasses.replace(spec, format=Integer(widest, signed=spec.format.is_signed))
+    return FixedWidths(widest_spec), {"learn": {}, "fixed": {"scale": scale, "bits": bits}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +165,8 @@ class Blended(LearnedWidths):
             scale, _ = MSE().of_stats(stats, operand, first)
         scale = jnp.asarray(scale, jnp.float32)  # of a plain spec there is one array
         reach = at_most(scale * np.float32(2.0 ** (self.start - self._sign)), 2.0**126)
-        made = self.first(scale.shape)
-        return {"learn": {"reach": reach, **made["learn"]}, "fixed": made["fixed"]}
+        start = self.first(scale.shape)
+        return {"learn": {"reach": reach, **start["learn"]}, "fixed": start["fixed"]}
 
     def hardened(self, qstate: QState, operand: Operand) -> tuple[Quantizer, QState]:
         bits = self.chosen(qstate)
@@ -196,7 +196,7 @@ class Blended(LearnedWidths):
             shares = [
                 (level(cut, bits), block_ops.spread(share, x.shape, blocks)) for bits, share in self.parts(qstate)
             ]
-            soft = sum((found * share for found, share in shares[1:]), shares[0][0] * shares[0][1])
+            soft = sum((on_grid * share for on_grid, share in shares[1:]), shares[0][0] * shares[0][1])
             return soft if is_training else straight_through(soft, level(cut, unit))
 
         return quantize_with(x, self.spec, self._scale(qstate, unit, operand), None, blocks, nearest=nearest)

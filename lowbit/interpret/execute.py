@@ -35,7 +35,7 @@ from .poison import poisoned
 from .ranks import fitted, with_axes
 from .served import Served
 from .sides import weight_right
-from .trace import Model, check_same_operations, trace
+from .trace import Model, trace_planned
 from .walk import Walk, plain
 
 IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
@@ -267,8 +267,7 @@ def execution(
     check_belongs(plan, qparams)
     is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
     qparams = qparams if platform == "cpu" or is_integer else viewed(plan, qparams)
-    traced = trace(fn, qparams.params, args, dict(kwargs), has_codes=has_integer_io, has_picks=not is_integer)
-    check_same_operations(traced.inventory, plan)
+    traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
     if not plan.quantized:
         return fn(qparams.params, *args, **kwargs)
     if is_integer:

@@ -66,6 +66,7 @@ class Chain:
         rows: what the moves do to an array of the other axes.
         readers: products that read it as codes; all on one grid.
         is_kept: whether anything else reads it.
+        by_channel: whether codes say which channels are NaN: of a reader that sums over some alone.
     """
 
     equation: Equation
@@ -77,6 +78,7 @@ class Chain:
     rows: list[Any] = dataclasses.field(default_factory=list)
     readers: list[Equation] = dataclasses.field(default_factory=list)
     is_kept: bool = True
+    by_channel: bool = False
 
 
 def run(program: Program, values: Sequence[Any]) -> list[Any]:
@@ -237,7 +239,7 @@ class _Run:
         after = self.reader(chain.out)
         if after is not None and (flat := axes.flattened(after, chain.channels)) is not None:
             following = [e for e in self.program.readers.get(after.outs[0], []) if e is not None]
-            takers = [e for e in following if self.takes_codes(e, after.outs[0], flat[0])]
+            takers = [e for e in following if self.takes_codes(e, after.outs[0], flat[0]) and not _has_groups(e)]
             if takers and len(takers) == len(self.program.readers[after.outs[0]]) and len(takers) == 1:
                 chain.moves.append(after)
                 chain.rows.append(flat[1])
@@ -247,9 +249,16 @@ class _Run:
                 self.chains = {**self.chains, chain.last: chain}
                 self.given[takers[0]] = chain.out
             return
-        takers = [e for e in readers if e is not None and self.takes_codes(e, chain.out, chain.channels)]
+        product = chain.equation.params["product"]
+        is_image = not product.is_dot and len(product.shape) == 4 and not chain.moves
+        takers = [
+            e
+            for e in readers
+            if e is not None and self.takes_codes(e, chain.out, chain.channels) and (is_image or not _has_groups(e))
+        ]
         same = [e for e in takers if _grid(e) == _grid(takers[0])]
         chain.readers, chain.is_kept = same, not same or len(same) != len(readers)
+        chain.by_channel = any(map(_has_groups, same))
         self.given |= dict.fromkeys(same, chain.out)
 
     def takes_codes(self, equation: Equation, value: Value, channels: tuple[int, ...]) -> bool:
@@ -264,9 +273,7 @@ class _Run:
             (lc, _), (lb, _) = params["dimension_numbers"]
             return not order.batch and not lb and set(lc) == set(channels)
         is_plain = all(d == 1 for d in params["lhs_dilation"]) and all(n >= 0 for p in params["padding"] for n in p)
-        return (
-            is_plain and params["feature_group_count"] == 1 and channels == (params["dimension_numbers"].lhs_spec[1],)
-        )
+        return is_plain and channels == (params["dimension_numbers"].lhs_spec[1],)
 
     # The calls.
 
@@ -289,6 +296,7 @@ class _Run:
             emit=emit,
             keep=chain.is_kept,
             keeps_nan=params["keeps_nan"],
+            by_channel=chain.by_channel,
         )
         value, codes, marks = found
         for move, rows in zip(chain.moves, chain.rows, strict=True):
@@ -308,6 +316,7 @@ class _Run:
             return products.operands(equation.params, [self.get(equation.ins[0]), *others])
         codes, marks = self.codes[source]
         x, grid, weight = products.operands(equation.params, [codes, *others])
+        marks = marks[0] if equation.params["product"].is_dot and marks.ndim == codes.ndim else marks
         return x, native_calls.Grid(marks, grid.zero), weight
 
     def numbers(self, step: Step) -> Any:
@@ -321,6 +330,11 @@ class _Run:
         kept = [i for i in range(operand.ndim) if i in step.channels]
         operand = operand[tuple(slice(None) if i in kept else 0 for i in range(operand.ndim))]
         return jnp.transpose(operand, [kept.index(i) for i in step.channels]).reshape(-1)
+
+
+def _has_groups(equation: Equation) -> bool:
+    """Whether a product sums over some channels of an input alone."""
+    return dict(equation.params["product"].params).get("feature_group_count", 1) > 1
 
 
 def _order(equation: Equation) -> Any:

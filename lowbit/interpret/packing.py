@@ -23,7 +23,7 @@ from .derive import derivation, has_derived
 from .integer import spans
 from .integer.interpretations import freezer
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
-from .trace import Model, check_same_operations, trace
+from .trace import Model, trace_planned
 
 
 def pack(
@@ -104,8 +104,7 @@ def pack(
 def _traced(plan: Plan, fn: Model | None, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
     """What the plan was bound to, or another trace of its function; None where neither is needed."""
     if fn is not None:
-        traced = trace(fn, params, args, dict(kwargs or {}), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs or {}))
         return traced.bare
     if plan.program is not None or not (plan.is_full_integer or has_derived(plan.rows)):
         return plan.program

@@ -41,7 +41,7 @@ from .state import (
     with_spans_from,
 )
 from .switch import watched
-from .trace import Model, Trace, check_same_operations, trace
+from .trace import Model, Trace, trace_planned
 from .walk import Walk, plain
 
 
@@ -155,8 +155,7 @@ def simulation(
 ) -> tuple[Any, Any]:
     """Returns ``(y, qstate')`` of one simulated call; `simulate` is this under jit."""
     check_state(plan, qstate)
-    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.inventory, plan)
+    traced = trace_planned(fn, plan, params, args, dict(kwargs))
     if not plan.quantized:
         return fn(params, *args, **kwargs), (_collected(plan, {}, {}) if train else qstate)
     return simulated_trace(plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes)

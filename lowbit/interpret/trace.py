@@ -120,6 +120,28 @@ def trace(
     )
 
 
+def trace_planned(
+    fn: Model, plan: Plan, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *, has_codes: bool = False
+) -> Trace:
+    """Returns the trace of a function whose operations are those of a plan, read as that plan's kind reads it.
+
+    Args:
+        fn: the function.
+        plan: its plan.
+        params: its parameters, float or packed.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        has_codes: as in `trace`.
+
+    Raises:
+        TypeError: as `trace` does.
+        ValueError: if the function has other operations.
+    """
+    traced = trace(fn, params, args, kwargs, has_codes=has_codes, has_picks=not plan.is_full_integer)
+    _check_same_operations(traced.inventory, plan)
+    return traced
+
+
 def _is_empty(inventory: Inventory) -> bool:
     return any(v.is_data and 0 in v.shape for v in inventory.program.inputs)
 
@@ -142,7 +164,7 @@ def _named_as(inventory: Inventory, plan: Plan) -> bool:
     return True
 
 
-def check_same_operations(inventory: Inventory, plan: Plan) -> None:
+def _check_same_operations(inventory: Inventory, plan: Plan) -> None:
     """Raises ValueError, listing both sides, where a traced function has other operations than its plan.
 
     A call without examples may lack look-ups, and what follows them.

@@ -42,22 +42,24 @@ def harden(plan: Plan, qstate: QState) -> tuple[Plan, QState]:
     check_state(plan, qstate)
     if all(quantizer_of(site).is_hard for _, site in quantized_sites(plan)):
         return plan, qstate
-    made: dict[tuple[str, str], tuple[Quantizer, QState]] = {}
+    hardened: dict[tuple[str, str], tuple[Quantizer, QState]] = {}
     for _, site in quantized_sites(plan):
         quantizer, state = quantizer_of(site), get(qstate, site.key, site.role)
         if quantizer.is_hard:
-            made[site.key, site.role] = quantizer, state
+            hardened[site.key, site.role] = quantizer, state
             continue
         if any(is_traced(x) for x in jax.tree.leaves(state)):
             raise ValueError("harden makes specs of values: call it outside jax.jit")
-        made[site.key, site.role] = quantizer.hardened(state, site.operand)
+        hardened[site.key, site.role] = quantizer.hardened(state, site.operand)
 
     def choose(row: Row) -> Any:
-        found = [(site, made[site.key, site.role][0]) for site in row.sites if (site.key, site.role) in made]
-        if all(quantizer == site.quantizer for site, quantizer in found):
+        quantizers = [
+            (site, hardened[site.key, site.role][0]) for site in row.sites if (site.key, site.role) in hardened
+        ]
+        if all(quantizer == site.quantizer for site, quantizer in quantizers):
             return None
-        weight = next((quantizer for site, quantizer in found if site.is_weight), None)
-        inputs = list(dict.fromkeys(quantizer for site, quantizer in found if not site.is_weight))
+        weight = next((quantizer for site, quantizer in quantizers if site.is_weight), None)
+        inputs = list(dict.fromkeys(quantizer for site, quantizer in quantizers if not site.is_weight))
         if len(inputs) > 1:
             raise ValueError(
                 f"{row.path}: its two inputs would become {inputs[0].text} and {inputs[1].text}, which no rule says"
@@ -66,8 +68,8 @@ def harden(plan: Plan, qstate: QState) -> tuple[Plan, QState]:
 
     hard = with_quantizers(plan, choose)
     parts: QState = {"learn": {}, "fixed": {}}
-    for key, role in made:
-        put(parts, key, role, made[key, role][1])
+    for key, role in hardened:
+        put(parts, key, role, hardened[key, role][1])
     return hard, marked(hard, parts)
 
 

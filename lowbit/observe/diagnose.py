@@ -31,7 +31,7 @@ from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.packing import pack
 from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row
@@ -240,8 +240,7 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
 
     @jax.jit
     def step(params, qstate, served, args, kwargs, codes):
-        traced = trace(fn, params, args, dict(kwargs))
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         starts = [walk.empty(watch, plan, traced) for watch in watches]
         floats = walk.observation(plan, traced, watches[0], starts[0])
         beside: dict[str, Any] = {
@@ -290,8 +289,7 @@ def _integer_stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
 
     @jax.jit
     def step(params, qstate, served, args, kwargs, codes):
-        traced = trace(fn, params, args, dict(kwargs), has_picks=False)
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
 
         def look(leaves, qstate, served, codes):
             now, ends = dataclasses.replace(traced, leaves=leaves), {}

@@ -21,7 +21,7 @@ from lowbit.interpret.integer.observe import observation as integer_observation
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
 from lowbit.interpret.ranks import fitted, with_axes
 from lowbit.interpret.state import QState, carried_states, check_state
-from lowbit.interpret.trace import Model, check_same_operations, trace
+from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
 
@@ -112,8 +112,7 @@ def observe(
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         nonlocal watch
         if watch is None:
-            traced = trace(fn, params, args, keywords, has_picks=not plan.is_full_integer)
-            check_same_operations(traced.inventory, plan)
+            traced = trace_planned(fn, plan, params, args, keywords)
             watch = _watch(plan, traced, wanted)
             states = walk.empty(watch, plan, traced)
         run = _stepper(fn, plan, watch, loss, is_quantized=qstate is not None)
@@ -140,11 +139,10 @@ def observe(
 def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bool) -> Callable[..., Any]:
     @jax.jit
     def step(params, qstate, states, args, kwargs, codes, other):
-        traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-        check_same_operations(traced.inventory, plan)
+        traced = trace_planned(fn, plan, params, args, dict(kwargs))
         floats, given = (traced, params)
         if other is not None:
-            floats, given = trace(fn, other, args, dict(kwargs), has_picks=not plan.is_full_integer), other
+            floats, given = trace_planned(fn, plan, other, args, dict(kwargs)), other
         if is_quantized and plan.is_full_integer:
             slopes, turns = besides.values(
                 fn, plan, floats, watch, loss, given, args, kwargs, kinds=frozenset(("gradient",))
@@ -230,17 +228,15 @@ def _reads(statistic: Statistic, operand: Any) -> bool:
     return True
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))  # once for plans alike: every pass over the data ends in it
 def _finished(plan: Plan, watch: Watch, states: Any) -> Any:
-    def finish(states: Any) -> Any:
-        found = walk.finished(watch, plan, states)
-        for key, name, statistic, state, depth in _at_parameters(plan, watch, states):
-            done: Any = statistic.finish
-            for _ in range(depth):
-                done = jax.vmap(done)
-            found.setdefault(key, {}).setdefault("input", {})[name] = done(state)
-        return found
-
-    return jax.jit(finish)(states)
+    found = walk.finished(watch, plan, states)
+    for key, name, statistic, state, depth in _at_parameters(plan, watch, states):
+        done: Any = statistic.finish
+        for _ in range(depth):
+            done = jax.vmap(done)
+        found.setdefault(key, {}).setdefault("input", {})[name] = done(state)
+    return found
 
 
 def _at_parameters(plan: Plan, watch: Watch, states: Any) -> Iterator[tuple[str, str, Statistic, Any, int]]:

@@ -15,7 +15,7 @@ from lowbit.core.keywords import merged, shares_keywords
 from lowbit.core.paths import nearest
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.state import layer_operand
-from lowbit.interpret.trace import Model, Trace, check_same_operations, trace
+from lowbit.interpret.trace import Model, Trace, trace_planned
 from lowbit.interpret.walk import Walk, plain
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row, Site
@@ -88,8 +88,7 @@ def _perturbed(fn: Model, plan: Plan, custom_vjp: str) -> Callable[..., Any]:
 def _run(
     fn: Model, plan: Plan, inside: str, params: Any, deltas: Deltas, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Any:
-    traced = trace(fn, params, args, dict(kwargs), has_picks=not plan.is_full_integer)
-    check_same_operations(traced.inventory, plan)
+    traced = trace_planned(fn, plan, params, args, dict(kwargs))
     rows = {row.path: row for row in plan.rows}
     leaves, at_operations = list(traced.leaves), {}
     for path, roles in deltas.items():
@@ -195,8 +194,7 @@ def zeros(fn: Model, plan: Plan, params: Any, *args: Any, roles: tuple[str, ...]
         >>> jax.tree.map(jnp.shape, zeros(fn, bind(fn, {}, params, x), params, x, roles=("weight", "output")))
         {'w': {'output': (3, 2), 'weight': (2, 2)}}
     """
-    traced = trace(fn, params, args, kwargs, has_picks=not plan.is_full_integer)
-    check_same_operations(traced.inventory, plan)
+    traced = trace_planned(fn, plan, params, args, kwargs)
     found: dict[str, dict[str, Any]] = {}
     for op in traced.inventory.operations:
         row = plan[op.path]

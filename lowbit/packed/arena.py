@@ -42,9 +42,9 @@ class Layout:
 
     def together(self, others: Sequence[Any], arena: Any) -> list[Any]:
         """Returns all arrays, in order, of those that have no place in the arena, and the arena."""
-        found = {i: Placed(arena, at, shape, dtype) for i, at, shape, dtype in self.places}
+        placed = {i: Placed(arena, at, shape, dtype) for i, at, shape, dtype in self.places}
         rest = iter(others)
-        return [found[i] if i in found else next(rest) for i in range(self.count)]
+        return [placed[i] if i in placed else next(rest) for i in range(self.count)]
 
 
 def arranged(

@@ -40,11 +40,11 @@ def check_belongs(plan: Plan, qparams: QParams) -> None:
 def difference_of(plan: Plan, qparams: QParams) -> str | None:
     """Returns the first weight or input in which packed parameters are not of the plan, or None."""
     paths, leaves, _ = flatten(qparams.params)
-    found = dict(zip(paths, leaves, strict=True))
+    by_path = dict(zip(paths, leaves, strict=True))
     for row in plan.rows:
         held = qparams.sites.get(row.path, {})
         for site in row.sites:
-            if site.kind == "leaf" and site.key not in found:
+            if site.kind == "leaf" and site.key not in by_path:
                 return f"they have no parameter {site.key!r}"
             if site.spec is None or site.kind == "grid":
                 continue
@@ -52,7 +52,7 @@ def difference_of(plan: Plan, qparams: QParams) -> str | None:
                 if not site.spec.dynamic and not site.own_code and "scale" not in held.get(site.role, {}):
                     return f"they have no scale for the {site.role} of {row.path!r}, which is {site.spec.text} in this plan"
                 continue
-            q = found[site.key] if site.kind == "leaf" else held.get(site.role)
+            q = by_path[site.key] if site.kind == "leaf" else held.get(site.role)
             want = f"{site.spec.text} of shape {site.operand.shape}"
             if not isinstance(q, QTensor):
                 return f"the weight of {row.path!r} is not packed in them, and {want} in this plan"
@@ -61,7 +61,7 @@ def difference_of(plan: Plan, qparams: QParams) -> str | None:
                     f"the weight of {row.path!r} is {q.spec.text} of shape {q.shape} in them, and {want} in this plan"
                 )
     known = plan.leaf_sites()
-    extra = next((path for path, leaf in found.items() if isinstance(leaf, QTensor) and path not in known), None)
+    extra = next((path for path, leaf in by_path.items() if isinstance(leaf, QTensor) and path not in known), None)
     if extra is not None:
         return f"{extra!r} is packed in them, and not in this plan"
     grid = next((path for path in plan.grids() if "scale" not in qparams.sites.get(path, {})), None)

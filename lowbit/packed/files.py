@@ -288,12 +288,12 @@ def decode_tensors(content: bytes) -> dict[str, np.ndarray]:
     Raises:
         safetensors.SafetensorError: if it is none.
     """
-    found = {}
+    tensors = {}
     for name, entry in safetensors.deserialize(content):
         dtype = jnp.dtype(_NAMES[entry["dtype"]])
         host = np.frombuffer(entry["data"], dtype.newbyteorder("<")).astype(dtype, copy=False).view(dtype)  # native
-        found[name] = host.reshape(entry["shape"])
-    return found
+        tensors[name] = host.reshape(entry["shape"])
+    return tensors
 
 
 def _on_device(name: str, host: np.ndarray) -> jax.Array:

@@ -265,5 +265,5 @@ def result(
     if join is not None:
         other = join.other.reshape(flat.shape[0], -1) if is_left else join.other.reshape(-1, flat.shape[0]).T
         join = join._replace(other=other)
-    made = fixed.fixed_matmul(flat, order, join=join, grid=grid)
-    return (made if is_left else made.T).reshape(shape)
+    product = fixed.fixed_matmul(flat, order, join=join, grid=grid)
+    return (product if is_left else product.T).reshape(shape)

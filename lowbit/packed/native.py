@@ -271,15 +271,15 @@ def prepare(plan: Plan, qparams: QParams, *, platform: str | None = None) -> QPa
     arguments.check(plan=plan, qparams=qparams)
     check_belongs(plan, qparams)
     platform = platform_of(qparams) if platform is None else platform_named(platform)
-    found = candidates(plan, qparams, platform)
-    return attached(qparams, {key: order_of(*each, platform) for key, each in found.items()})
+    weights = candidates(plan, qparams, platform)
+    return attached(qparams, {key: order_of(*each, platform) for key, each in weights.items()})
 
 
 def candidates(plan: Plan, qparams: QParams, platform: str = "cpu") -> dict[str, tuple[QTensor, Row, Site]]:
     """Returns the packed weights, by key, that a platform's kernels may take and that are not in their order yet."""
     rows, platform = rows_of(plan), platform.removesuffix("-interpreter")
-    found = {key: q for key, q in qparams.weights().items() if key in rows and not is_for(q, platform)}
-    return {key: (q, *rows[key]) for key, q in found.items() if _needs_order(q, *rows[key], platform)}
+    weights = {key: q for key, q in qparams.weights().items() if key in rows and not is_for(q, platform)}
+    return {key: (q, *rows[key]) for key, q in weights.items() if _needs_order(q, *rows[key], platform)}
 
 
 def _needs_order(q: QTensor, row: Row, site: Site, platform: str) -> bool:
@@ -378,11 +378,11 @@ def _builder(
 
     for _ in range(stack):
         build = jax.vmap(build)
-    made = jax.jit(build)
+    jitted = jax.jit(build)
     if feature_groups is not None or platform != "cpu":
-        return made
+        return jitted
     return (
-        functools.partial(layers_in_pieces, made)
+        functools.partial(layers_in_pieces, jitted)
         if stack
-        else functools.partial(matrix_in_pieces, made, contract, batch)
+        else functools.partial(matrix_in_pieces, jitted, contract, batch)
     )

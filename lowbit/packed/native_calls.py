@@ -173,6 +173,7 @@ def run(
     keep: bool = True,
     keeps_nan: bool = True,
     is_plain: bool = False,
+    by_channel: bool = False,
 ) -> Results:
     """Returns a product, what follows it and the codes of the next operation, by one native call.
 
@@ -186,10 +187,12 @@ def run(
         keep: whether the value is a result.
         keeps_nan: whether what sums over a NaN is NaN.
         is_plain: the value alone, of a dot differentiable, without a look for NaN on static grids.
+        by_channel: marks, of a convolution of two dimensions, say which channels are NaN (`lowbit_kernels.fused`).
     """
     if product.is_dot:
         return _run_dot(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan, is_plain=is_plain)
-    return _run_conv(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan and not is_plain)
+    nan = keeps_nan and not is_plain
+    return _run_conv(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=nan, by_channel=by_channel)
 
 
 def channels_of(product: Product, weight: NativeTensor | Order) -> tuple[int, ...] | None:
@@ -252,7 +255,7 @@ def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain
         return Results(_placed(value, product, dot, weight, rows).astype(product.dtype), None, None)
     is_columns = x.ndim == 2 and dot.rows == (1,)  # W.T @ x: the kernel reads it as it lies
     flat = x if is_columns else jnp.transpose(x, [*outer, *dot.contract]).reshape(math.prod(rows), -1)
-    found = fused_matmul(
+    results = fused_matmul(
         flat,
         weight.matrix,
         activation=_activation_of(product, grid, scale),
@@ -263,9 +266,9 @@ def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain
         x_columns=is_columns,
         implementation="cpu",
     )
-    value, codes = (None if a is None else _placed(a, product, dot, weight, rows) for a in found[:2])
+    value, codes = (None if a is None else _placed(a, product, dot, weight, rows) for a in results[:2])
     value = None if value is None else value.astype(product.dtype)
-    return Results(value, codes, None if found.marks is None else found.marks.reshape(rows))
+    return Results(value, codes, None if results.marks is None else results.marks.reshape(rows))
 
 
 def _placed(out: Array, product: Product, dot: Dot, weight: NativeTensor | Order, rows: Sequence[int]) -> Array:
@@ -297,7 +300,7 @@ def why_not_conv(params: Any, weight: NativeTensor) -> str | None:
     return None
 
 
-def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Results:
+def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan, by_channel) -> Results:
     params = dict(product.params)
     layout = LAYOUTS[tuple(params["dimension_numbers"].lhs_spec)]
     groups = params["feature_group_count"]
@@ -311,13 +314,14 @@ def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Resu
         pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
     out = product.shape[params["dimension_numbers"].out_spec[1]]
     is_depthwise = weight.matrix.depthwise
-    found = fused_conv(
+    results = fused_conv(
         x,
         weight.matrix,
         activation=_activation_of(product, grid, None if grid is None else grid.scale),
         steps=prepare_steps(steps, out, feature_group_count=1 if is_depthwise else groups) if steps else None,
         emit=emit,
         keep=keep,
+        by_channel=by_channel,
         keeps_nan=keeps_nan,
         implementation="cpu",
         strides=tuple(params["window_strides"]),
@@ -326,8 +330,8 @@ def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan) -> Resu
         feature_group_count=groups,
         layout=layout,
     )
-    value = None if found.value is None else found.value.astype(product.dtype)
-    return Results(value, found.codes, found.marks)
+    value = None if results.value is None else results.value.astype(product.dtype)
+    return Results(value, results.codes, results.marks)
 
 
 def can_take_input(site: Site) -> bool:

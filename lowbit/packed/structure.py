@@ -114,19 +114,19 @@ def _spec(text: str) -> Spec:
 
 def _axes(pairs: Any) -> tuple[tuple[int, int], ...]:
     """Pairs of an axis and a number, as they are: a text or a fraction is none."""
-    found = tuple((axis, number) for axis, number in pairs)
-    if not all(type(x) is int for pair in found for x in pair):
+    axes = tuple((axis, number) for axis, number in pairs)
+    if not all(type(x) is int for pair in axes for x in pair):
         raise TypeError(f"axes and lengths must be integers, got {pairs!r:.80}")
-    return found
+    return axes
 
 
 def _rebuild_dict(content: Any, arrays: Mapping[str, Any], depth: int) -> dict[Any, Any]:
-    found = {}
+    entries = {}
     for key, value in content:
-        if type(key) not in (str, int) or key in found:
+        if type(key) not in (str, int) or key in entries:
             raise TypeError(f"keys of a saved tree are distinct texts and integers, got {key!r:.80}")
-        found[key] = rebuild(value, arrays, depth)
-    return found
+        entries[key] = rebuild(value, arrays, depth)
+    return entries
 
 
 def _rebuild_dropped(content: Any, arrays: Mapping[str, Any], depth: int) -> Dropped:

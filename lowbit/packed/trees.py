@@ -41,11 +41,13 @@ class QParams:
 
     def weights(self) -> dict[str, QTensor]:
         """Returns the packed weights by path: leaves, then derived weights."""
-        found = {path: leaf for path, leaf in zip(*flatten(self.params)[:2], strict=True) if isinstance(leaf, QTensor)}
+        weights = {
+            path: leaf for path, leaf in zip(*flatten(self.params)[:2], strict=True) if isinstance(leaf, QTensor)
+        }
         for path, roles in self.sites.items():
             if isinstance(derived := roles.get("weight"), QTensor):
-                found[path] = derived
-        return found
+                weights[path] = derived
+        return weights
 
     @property
     def nbytes(self) -> int:

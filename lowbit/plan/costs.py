@@ -52,14 +52,14 @@ def costs(plan: Plan) -> tuple[Cost, ...]:
     """
     readers = consumers(plan)
     seen: set[str] = set()
-    found = []
+    rows = []
     for row in plan.rows:
         weight = row.weight
         is_new = weight is not None and weight.key not in seen
         if weight is not None:
             seen.add(weight.key)
         elements = math.prod(weight.operand.shape) if weight is not None and is_new else 0
-        found.append(
+        rows.append(
             Cost(
                 row.path,
                 row.macs,
@@ -71,16 +71,16 @@ def costs(plan: Plan) -> tuple[Cost, ...]:
                 readers[row.path],
             )
         )
-    return tuple(found)
+    return tuple(rows)
 
 
 def consumers(plan: Plan) -> dict[str, tuple[str, ...]]:
     """Returns the paths of the rows that read what every row makes, nearest downstream, by path."""
-    found: dict[str, list[str]] = {row.path: [] for row in plan.rows}
+    takers: dict[str, list[str]] = {row.path: [] for row in plan.rows}
     for row in plan.rows:
         for path in row.producers:
-            found[path].append(row.path)
-    return {path: tuple(rows) for path, rows in found.items()}
+            takers[path].append(row.path)
+    return {path: tuple(rows) for path, rows in takers.items()}
 
 
 def _bits(site: Site) -> int:

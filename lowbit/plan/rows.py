@@ -245,12 +245,12 @@ class Plan:
 
     def leaf_sites(self) -> dict[str, Site]:
         """Returns the quantized weight leaves, by leaf path."""
-        found = {}
+        sites = {}
         for row in self.rows:
             for site in row.sites:
                 if site.kind == "leaf" and site.spec is not None:
-                    found[site.key] = site
-        return found
+                    sites[site.key] = site
+        return sites
 
     def __str__(self) -> str:
         from .show import table

@@ -28,10 +28,10 @@ def row_view(row: Row, index: int) -> RowView | None:
                 if len(known) == len(sizes)
                 else None
             )
-        found = _parts(row.sites[weight], (*geometry.batch[weight], *geometry.contract[weight]))
-        if found is None:
+        operand_parts = _parts(row.sites[weight], (*geometry.batch[weight], *geometry.contract[weight]))
+        if operand_parts is None:
             return None
-        parts, axes = found
+        parts, axes = operand_parts
         outer = sum(len(part) for part in parts[: len(batch)])
         flips = _flips(row.sites[weight], axes, outer)
         if flips is None:
@@ -41,10 +41,10 @@ def row_view(row: Row, index: int) -> RowView | None:
         )
     if isinstance(geometry, Convolution) and weight == 1 and geometry.batch_groups == 1:
         site = row.sites[1]
-        found, kernel = _parts(site, geometry.rhs_spec[1:]), [site.shape[i] for i in geometry.rhs_spec[2:]]
-        if found is None or None in kernel:
+        operand_parts, kernel = _parts(site, geometry.rhs_spec[1:]), [site.shape[i] for i in geometry.rhs_spec[2:]]
+        if operand_parts is None or None in kernel:
             return None
-        flips = _flips(site, found[1], 0)
+        flips = _flips(site, operand_parts[1], 0)
         outputs = {axis for axis, _ in site.axes[geometry.rhs_spec[0]]} if site.axes else set()
         if flips is None or (geometry.feature_groups > 1 and outputs & set(site.flipped)):
             return None
@@ -57,7 +57,7 @@ def row_view(row: Row, index: int) -> RowView | None:
             geometry.rhs_dilation,
             geometry.feature_groups,
         )
-        return RowView((), (), found[0], (), order_of(found[1]), window, flips)
+        return RowView((), (), operand_parts[0], (), order_of(operand_parts[1]), window, flips)
     return None
 
 

@@ -20,10 +20,10 @@ def around(closed: Any, address: Sequence[int]) -> tuple[str, ...]:
         >>> around(twice, (0, 0, 0))
         ('scan',)
     """
-    found: list[str] = []
+    paths: list[str] = []
     jaxpr = closed.jaxpr
     for equation, body in zip(address[:-1:2], address[1::2], strict=True):
         eqn = jaxpr.eqns[equation]
-        found.append(compat.kind(eqn) or eqn.primitive.name)
+        paths.append(compat.kind(eqn) or eqn.primitive.name)
         jaxpr = compat.bodies(eqn)[body].jaxpr
-    return tuple(found)
+    return tuple(paths)

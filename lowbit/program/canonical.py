@@ -143,8 +143,8 @@ class View:
 
     def function(self, name: str, params: str, given: Sequence[Polynomial]) -> Polynomial:
         """Returns another elementwise function of polynomials."""
-        found = frozenset().union(*(self.labels(p) for p in given))
-        return self.atom(Atom(name, (params, tuple(self.root(p) for p in given)), found))
+        labels = frozenset().union(*(self.labels(p) for p in given))
+        return self.atom(Atom(name, (params, tuple(self.root(p) for p in given)), labels))
 
     def root(self, polynomial: Polynomial) -> int:
         """Returns the atom that stands for a whole polynomial."""
@@ -160,7 +160,7 @@ class View:
 
     def polynomial(self, number: int) -> Polynomial:
         """Returns what an atom of kind ``root`` stands for."""
-        return next(p for found in self.polynomials.values() for n, p in found if n == number)
+        return next(p for terms in self.polynomials.values() for n, p in terms if n == number)
 
     def is_positive(self, polynomial: Polynomial) -> bool:
         """Returns whether a polynomial is never negative, as far as its signs say."""
@@ -188,17 +188,17 @@ class View:
 
     def sum(self, p: Polynomial, bound: str, count: int) -> Polynomial:
         """Returns the sum along an axis of ``count`` elements."""
-        found: Polynomial = {}
+        total_polynomial: Polynomial = {}
         for term, c in p.items():
             inside = frozenset((a, e) for a, e in term if bound in self.atoms[a].labels)
             outside = {term - inside: c}
             if not inside:
-                found = added(found, times(outside, scaled(count)))
+                total_polynomial = added(total_polynomial, times(outside, scaled(count)))
                 continue
             here = frozenset().union(*(self.atoms[a].labels for a, _ in inside)) - {bound}
             total = self.atom(Atom("sum", (bound, inside, count), here, self.is_positive({inside: 1.0})))
-            found = added(found, times(outside, total))
-        return found
+            total_polynomial = added(total_polynomial, times(outside, total))
+        return total_polynomial
 
     def selected(self, equation: Equation, labels: Labels) -> Polynomial:
         """Returns a choice between two: one that is 0 makes it a product with the other."""
@@ -218,21 +218,21 @@ class View:
 
     def exp(self, p: Polynomial) -> Polynomial:
         """Returns the exponential: a product of those of its terms. That of `MASKED` or less is 0."""
-        made = scaled(1.0)
+        factor = scaled(1.0)
         for term, c in p.items():
             (number, power) = next(iter(term), (-1, 0.0))
             atom = self.atoms[number] if len(term) == 1 and power == 1 else None
             if atom is not None and atom.kind == "log":
-                made = times(made, {frozenset([(atom.content, c)]): 1.0})
+                factor = times(factor, {frozenset([(atom.content, c)]): 1.0})
             elif atom is not None and atom.kind == "where" and c <= MASKED:
                 predicate, axes, is_negated = atom.content
-                made = times(made, self.where(predicate, axes, is_negated=not is_negated))
+                factor = times(factor, self.where(predicate, axes, is_negated=not is_negated))
             elif atom is not None and atom.kind == "select_n" and (kept := self._unmasked(atom, c)) is not None:
-                made = times(made, kept)
+                factor = times(factor, kept)
             else:
                 here = frozenset().union(*(self.atoms[a].labels for a, _ in term))
-                made = times(made, _powered(self.atom(Atom("exp", term, here, is_positive=True)), c))
-        return made
+                factor = times(factor, _powered(self.atom(Atom("exp", term, here, is_positive=True)), c))
+        return factor
 
     def _unmasked(self, atom: Atom, c: float) -> Polynomial | None:
         """The exponential of a choice between something and `MASKED`: a product."""
@@ -255,20 +255,20 @@ class View:
         ((term, c),) = p.items()
         if c <= 0:
             raise NotSeen
-        made = scaled(math.log(c))
+        logarithm = scaled(math.log(c))
         for a, e in term:
             atom = self.atoms[a]
             of = {atom.content: 1.0} if atom.kind == "exp" else self.atom(Atom("log", a, atom.labels))
-            made = added(made, times(of, scaled(e)))
-        return made
+            logarithm = added(logarithm, times(of, scaled(e)))
+        return logarithm
 
     def power(self, p: Polynomial, exponent: float) -> Polynomial:
         """Returns a power."""
         if exponent == int(exponent) and 1 <= exponent <= 4:
-            made = p
+            powered = p
             for _ in range(int(exponent) - 1):
-                made = times(made, p)
-            return made
+                powered = times(powered, p)
+            return powered
         if not p:
             raise NotSeen
         ((term, c),) = p.items() if len(p) == 1 else ((ONE, 0.0),)
@@ -320,28 +320,28 @@ def scaled(number: float) -> Polynomial:
 
 def added(a: Polynomial, b: Polynomial) -> Polynomial:
     """Returns the sum; terms that cancel are gone."""
-    found = dict(a)
+    merged = dict(a)
     for term, c in b.items():
-        total = found.get(term, 0.0) + c
+        total = merged.get(term, 0.0) + c
         if abs(total) <= _NEAR * abs(c):
-            found.pop(term, None)
+            merged.pop(term, None)
         else:
-            found[term] = total
-    return found
+            merged[term] = total
+    return merged
 
 
 def times(a: Polynomial, b: Polynomial) -> Polynomial:
     """Returns the product."""
     if len(a) * len(b) > _LARGEST:
         raise NotSeen
-    found: Polynomial = {}
+    product: Polynomial = {}
     for left, c in a.items():
         for right, d in b.items():
             powers = dict(left)
             for atom, e in right:
                 powers[atom] = powers.get(atom, 0.0) + e
-            found = added(found, {frozenset((k, e) for k, e in powers.items() if e != 0): c * d})
-    return found
+            product = added(product, {frozenset((k, e) for k, e in powers.items() if e != 0): c * d})
+    return product
 
 
 def _powered(atom: Polynomial, exponent: float) -> Polynomial:

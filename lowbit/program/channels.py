@@ -45,19 +45,19 @@ class Channels:
         size = int(np.prod(shape))
         while self._count + size > self._parent.size:
             self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
-        made = np.arange(self._count, self._count + size)
-        self._parent[made] = made
+        labels = np.arange(self._count, self._count + size)
+        self._parent[labels] = labels
         self._count += size
-        return made.reshape(shape)
+        return labels.reshape(shape)
 
     def roots(self, labels: Labels) -> Labels:
         """Returns one number for all channels that are one."""
-        found = np.maximum(labels, 0)
+        roots = np.maximum(labels, 0)
         while True:
-            above = self._parent[found]
-            if np.array_equal(above, found):
-                return np.where(labels < 0, -1, found)
-            found = above
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                return np.where(labels < 0, -1, roots)
+            roots = above
 
     def is_free(self, labels: Labels) -> bool:
         """Returns whether any of the channels may be scaled."""
@@ -157,10 +157,10 @@ def embedded(labels: Labels, lead: int, cuts: Sequence[slice], full: Sequence[in
         *labels.shape[:lead],
         *(m if w else n for w, n, m in zip(whole, full, labels.shape[lead:], strict=True)),
     ]
-    found = np.full(shape, -1, np.int64)
+    scattered = np.full(shape, -1, np.int64)
     index = [slice(None) if w else cut for w, cut in zip(whole, cuts, strict=True)]
-    found[(slice(None),) * lead + tuple(index)] = labels
-    return found
+    scattered[(slice(None),) * lead + tuple(index)] = labels
+    return scattered
 
 
 def concatenated(parts: Sequence[Labels], lead: int, axis: int, lengths: Sequence[int]) -> Labels:

@@ -125,14 +125,14 @@ def product(flow: Flow, equation: Equation, lead: int) -> Labels:
     if equation.name == "mul" and fixed.ndim == out.ndim and not fixed.is_written:
         if equation.address in flow.gains or not flow.channels.is_free(labels):
             spread = _spread_axes(flow, fixed)
-            made = flow.fresh(fixed, [i for i in range(out.ndim) if i not in spread], lead)
-            use = Use(-1, "gain", equation, equation.ins.index(fixed), made, made, made=(out, made))
-            if made.size > 1:
-                text = flow.absorb(use, fixed, made, np.zeros([1] * made.ndim, np.int64), lead)
+            given = flow.fresh(fixed, [i for i in range(out.ndim) if i not in spread], lead)
+            use = Use(-1, "gain", equation, equation.ins.index(fixed), given, given, made=(out, given))
+            if given.size > 1:
+                text = flow.absorb(use, fixed, given, np.zeros([1] * given.ndim, np.int64), lead)
                 if text is None:
                     flow.channels.pin(labels, flow.reason(equation, "meets a gain that is scaled instead"))
-                    return made
-                flow.channels.pin(made, flow.reason(equation, f"multiplies by a value that {text}"))
+                    return given
+                flow.channels.pin(given, flow.reason(equation, f"multiplies by a value that {text}"))
         else:
             flow.products.append((equation, labels))
     flow.see(fixed, why)

@@ -222,14 +222,14 @@ def _is_between(file_name: str) -> bool:
 @functools.cache
 def _places() -> tuple[str, ...]:
     """The folders of the packages and the files of the modules."""
-    found: list[str] = []
+    places: list[str] = []
     for name in (*_BETWEEN, *_WRAPPERS):
         spec = importlib.util.find_spec(name)
         if spec is None:
             continue
         own = spec.submodule_search_locations or ([spec.origin] if spec.has_location and spec.origin else [])
-        found += [spelling for place in own for spelling in _spellings(place)]
-    return tuple(dict.fromkeys(found))
+        places += [spelling for place in own for spelling in _spellings(place)]
+    return tuple(dict.fromkeys(places))
 
 
 def _spellings(path: str) -> tuple[str, str]:

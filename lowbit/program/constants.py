@@ -28,8 +28,8 @@ def full_value(value: Value) -> Any:
     if any(v is None for v in values):
         return None
     with jax.ensure_compile_time_eval():
-        found = compat.rebind(value.source.eqn, [jnp.asarray(v) for v in values])
-    return np.asarray(found[value.source.outs.index(value)])
+        results = compat.rebind(value.source.eqn, [jnp.asarray(v) for v in values])
+    return np.asarray(results[value.source.outs.index(value)])
 
 
 def is_integral(value: Value, _seen: dict[Value, bool] | None = None) -> bool:

@@ -169,15 +169,15 @@ def _picked(flow: Flow, equation: Equation, lead: int, places: Mapping[int, int]
     table, out = equation.ins[0], equation.outs[0]
     sizes = equation.params["slice_sizes"]
     whole = [i for i in places if sizes[i] == table.shape[i]]
-    made = flow.fresh(table, whole, lead)
-    result = placed(made, lead, [places.get(i) for i in range(table.ndim)], out.ndim)
-    use = Use(-1, "table", equation, 0, made, made, made=(out, result))
+    labels = flow.fresh(table, whole, lead)
+    result = placed(labels, lead, [places.get(i) for i in range(table.ndim)], out.ndim)
+    use = Use(-1, "table", equation, 0, labels, labels, made=(out, result))
     for value in equation.ins[1:]:
         if not value.is_data:
             flow.see(value, flow.reason(equation, "picks by it"))
-    if (text := flow.absorb(use, table, made, np.zeros([1] * made.ndim, np.int64), lead)) is not None:
+    if (text := flow.absorb(use, table, labels, np.zeros([1] * labels.ndim, np.int64), lead)) is not None:
         why = flow.reason(equation, f"reads a table that {text}")
-        flow.channels.pin(made, why)
+        flow.channels.pin(labels, why)
         flow.see(table, why)
     return result
 

@@ -17,12 +17,12 @@ def again(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
 
 def needed(equations: Sequence[Equation], outs: Sequence[Value]) -> list[Equation]:
     """Returns the equations that some results need, or that have effects, in order."""
-    wanted, found = set(outs), []
+    wanted, kept = set(outs), []
     for equation in reversed(equations):
         if equation.eqn.effects or any(v in wanted for v in equation.outs):
-            found.append(equation)
+            kept.append(equation)
             wanted.update(equation.ins)
-    return found[::-1]
+    return kept[::-1]
 
 
 def written(value: Value) -> Any:
@@ -69,8 +69,8 @@ def run(
         return env[value]
 
     for equation in program.equations:
-        made = handlers.get(equation.word, otherwise)(equation, [get(v) for v in equation.ins])
-        env.update(zip(equation.outs, made, strict=True))
+        results = handlers.get(equation.word, otherwise)(equation, [get(v) for v in equation.ins])
+        env.update(zip(equation.outs, results, strict=True))
     return [get(v) for v in program.outs]
 
 
@@ -94,10 +94,10 @@ def turns(
     assert loop is not None
     n_consts, n_carry = compat.scan_counts(equation.eqn)
     consts, carry, xs = values[:n_consts], list(values[n_consts : n_consts + n_carry]), values[n_consts + n_carry :]
-    made: list[list[Any]] = []
+    stacks: list[list[Any]] = []
     for i in reversed(range(loop.length)) if loop.is_reversed else range(loop.length):
         outs = body(loop.body, [*consts, *carry, *(part(x, i) for x in xs)])
         carry = outs[:n_carry]
-        made.append(outs[n_carry:])
-    made = made[::-1] if loop.is_reversed else made
-    return [*carry, *(joined([parts[i] for parts in made]) for i in range(len(loop.ys)))]
+        stacks.append(outs[n_carry:])
+    stacks = stacks[::-1] if loop.is_reversed else stacks
+    return [*carry, *(joined([parts[i] for parts in stacks]) for i in range(len(loop.ys)))]

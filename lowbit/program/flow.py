@@ -102,10 +102,10 @@ class Flow:
                     self.depths[value] = lead
                 continue
             rule = self.rules.get(equation.name, _unknown)
-            made = rule(self, equation, lead)
-            if made is not None:
-                self.put(equation.outs[0], made, lead)
-                self.passed.append((equation, made))
+            labels = rule(self, equation, lead)
+            if labels is not None:
+                self.put(equation.outs[0], labels, lead)
+                self.passed.append((equation, labels))
 
     def stop(self, equation: Equation, text: str, lead: int) -> Labels:
         """Pins all that an equation reads; what it makes has no channels to scale."""
@@ -191,10 +191,10 @@ class Flow:
             choices.sort(key=lambda pair: not self._is_plain(pair[0]))
             value, other = choices[0]
             if not value.is_written and value.shape == source.outs[0].shape:
-                found = self.absorb(use, value, makes, takes, lead)
-                if found is None:
+                taken = self.absorb(use, value, makes, takes, lead)
+                if taken is None:
                     self.see(other, self.reason(source, "is a factor of what is scaled"))
-                return found
+                return taken
         if source.name in ("add", "sub", "add_any") and all(v.shape == source.outs[0].shape for v in source.ins):
             return next((r for v in source.ins if (r := self.absorb(use, v, makes, takes, lead)) is not None), None)
         return f"is computed by {source.name}{f' ({source.source})' if source.source else ''}"

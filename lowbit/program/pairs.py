@@ -154,7 +154,7 @@ def _found(flow: Flow) -> Pairs:
         (i, side): _roots(flow, getattr(use, side)) for i, use in enumerate(flow.uses) for side in ("makes", "takes")
     }
     place = {id(use): i for i, use in enumerate(flow.uses)}
-    found = []
+    joined = []
     for group, numbers in sorted(groups.items(), key=lambda item: min(item[0])):
         number = {root: i for i, root in enumerate(numbers)}
 
@@ -166,9 +166,9 @@ def _found(flow: Flow) -> Pairs:
         if takers:
             between = tuple(e for e, roots_of in passed if roots_of & number.keys())
             scaled = ends([u for u in flow.uses if u.kind in ("bias", "bound")], "makes")
-            made = ends([makers[i] for i in sorted(group)], "makes")
-            found.append(Pair(len(numbers), made, takers, scaled, between, not positive & set(numbers)))
-    return Pairs(tuple(found), tuple(b for use in makers if (b := _blocked(flow, use)) is not None))
+            making = ends([makers[i] for i in sorted(group)], "makes")
+            joined.append(Pair(len(numbers), making, takers, scaled, between, not positive & set(numbers)))
+    return Pairs(tuple(joined), tuple(b for use in makers if (b := _blocked(flow, use)) is not None))
 
 
 def _end(flow: Flow, use: Use, side: str, number: dict[int, int]) -> End | None:
@@ -212,6 +212,6 @@ def largest(magnitudes: np.ndarray, channels: Labels, size: int) -> np.ndarray:
     lead = magnitudes.ndim - channels.ndim
     kept = (*range(lead), *(lead + i for i in varying(channels, 0)))
     least = np.max(magnitudes, axis=tuple(i for i in range(magnitudes.ndim) if i not in kept), initial=0.0)
-    found = np.zeros(size + 1, magnitudes.dtype)
-    np.maximum.at(found, np.squeeze(channels).reshape(-1), least.reshape(-1))
-    return found[:-1]
+    maxima = np.zeros(size + 1, magnitudes.dtype)
+    np.maximum.at(maxima, np.squeeze(channels).reshape(-1), least.reshape(-1))
+    return maxima[:-1]

@@ -51,13 +51,13 @@ def _traced(
 
         def turn(so_far: Any, of_group: Any) -> tuple[Any, None]:
             matrix, start, end = of_group
-            made = lax.dot_general(
+            product = lax.dot_general(
                 x, matrix, ((left, right), (left_batch, right_batch)), precision, preferred_element_type=dtype
             )
             mine = (places >= start[..., None]) & (places < end[..., None])
-            shape = [n if i < len(left_batch) and mine.ndim > 1 else 1 for i, n in enumerate(made.shape)]
+            shape = [n if i < len(left_batch) and mine.ndim > 1 else 1 for i, n in enumerate(product.shape)]
             shape[at] = x.shape[row]
-            return so_far + jnp.where(mine.reshape(shape), made, jnp.zeros((), dtype)), None
+            return so_far + jnp.where(mine.reshape(shape), product, jnp.zeros((), dtype)), None
 
         out = jax.eval_shape(
             lambda x, m: lax.dot_general(x, m, ((left, right), (left_batch, right_batch))),

@@ -164,19 +164,19 @@ class Program:
 
         An elementwise equation or a movement whose results nothing reads is no reader.
         """
-        found: dict[Value, list[Equation | None]] = {}
+        by_value: dict[Value, list[Equation | None]] = {}
         for value in self.outs:
-            found.setdefault(value, []).append(None)
+            by_value.setdefault(value, []).append(None)
         for equation in reversed(list(everywhere(self.equations))):
             if equation.call == "scan" and equation.is_data and equation.loop is not None:
                 for value in (*equation.loop.afters, *equation.loop.ys):
-                    found.setdefault(value, []).append(None)
+                    by_value.setdefault(value, []).append(None)
         for equation in reversed(list(everywhere(self.equations))):
             is_plain = equation.name in primitives.ELEMENTWISE or equation.name in primitives.MOVES
-            if not is_plain or any(v in found for v in equation.outs):
+            if not is_plain or any(v in by_value for v in equation.outs):
                 for value in equation.ins:
-                    found.setdefault(value, []).append(equation)
-        return {value: readers[::-1] for value, readers in found.items()}
+                    by_value.setdefault(value, []).append(equation)
+        return {value: readers[::-1] for value, readers in by_value.items()}
 
 
 @dataclasses.dataclass(eq=False)
@@ -323,13 +323,13 @@ class _Reading:
         n_consts, n_carry = compat.scan_counts(equation.eqn)
         consts, carry = equation.ins[:n_consts], equation.ins[n_consts : n_consts + n_carry]
         xs, length = equation.ins[n_consts + n_carry :], equation.params["length"]
-        made: dict[int, list[Value]] = {}
+        bodies: dict[int, list[Value]] = {}
         for turn in reversed(range(length)) if equation.params["reverse"] else range(length):
             parts = self.spliced(lambda *xs, turn=turn: [x[turn] for x in xs], xs, equation, turn)
             given = [*consts, *carry, *parts]
             outs = self.body(inner.jaxpr, inner.consts, given, (*equation.address, turn), equation)
-            carry, made[turn] = outs[:n_carry], outs[n_carry:]
-        ys = [value for turn in range(length) for value in made[turn]]
+            carry, bodies[turn] = outs[:n_carry], outs[n_carry:]
+        ys = [value for turn in range(length) for value in bodies[turn]]
         count = len(ys) // length
         stacked = self.spliced(
             lambda *ys: [jnp.stack(ys[i::count]) for i in range(count)], ys if count else [], equation, length

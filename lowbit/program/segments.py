@@ -102,12 +102,12 @@ def cut(
             inside.add(source)
             todo += source.ins
     equations = tuple(sorted(inside, key=lambda e: order[e]))
-    made = {v for e in equations for v in e.outs}
+    own = {v for e in equations for v in e.outs}
     inputs: dict[Value, Place] = {}
     fixed: dict[Value, None] = {}
     for equation in equations:
         for i, value in enumerate(equation.ins):
-            if value.is_data and value not in made:
+            if value.is_data and value not in own:
                 inputs.setdefault(value, Place(equation.address, i, is_operand=True))
             elif not value.is_data and not value.is_written:
                 fixed[value] = None
@@ -128,24 +128,24 @@ def _tail(
     order: Mapping[Equation, int],
 ) -> list[Equation]:
     """What follows an operation up to the value that others read."""
-    found: list[Equation] = []
+    tail: list[Equation] = []
     value = equation.outs[0]
     while len(set(readers.get(value, ()))) == 1:
         (reader,) = set(readers[value])
         if reader is None or reader in holds or reader.scope is not equation.scope or len(reader.outs) != 1:
             break
         others = [v.source for v in reader.ins if v is not value and v.is_data and v.source is not None]
-        if any(source not in order or (order[source] > order[equation] and source not in found) for source in others):
+        if any(source not in order or (order[source] > order[equation] and source not in tail) for source in others):
             break
-        found.append(reader)
+        tail.append(reader)
         value = reader.outs[0]
-    return found
+    return tail
 
 
 def _loops(program: Program, equation: Equation) -> tuple[Loop, ...]:
-    found: list[Loop] = []
+    loops: list[Loop] = []
     scope = equation.scope
     while scope is not None:
-        found.insert(0, scope)
+        loops.insert(0, scope)
         scope = next(e.scope for e in everywhere(program.equations) if e.loop is scope)
-    return tuple(found)
+    return tuple(loops)

@@ -52,7 +52,7 @@ def spaces(program: Program, ones: Collection[int] = ()) -> tuple[tuple[Space, .
         ones: fixed inputs all of whose entries are 1: products with them do nothing (gains that were folded).
     """
     walk = Turns(program, TURNING, stopped, frozenset(ones))
-    found, fixed = [], []
+    joined, fixed = [], []
     by_root: dict[int, dict[Side, None]] = {}
     for side, number in walk.sides:
         by_root.setdefault(walk.root(number), {})[side] = None
@@ -61,11 +61,11 @@ def spaces(program: Program, ones: Collection[int] = ()) -> tuple[tuple[Space, .
         kinds = {side.kind for side in sides}
         conflict = _conflict(walk, root, sides)
         if reason is None and conflict is None and {"maker", "taker"} <= kinds and walk.size[root] > 1:
-            found.append(Space(walk.size[root], root in walk.with_mean, tuple(sides)))
+            joined.append(Space(walk.size[root], root in walk.with_mean, tuple(sides)))
         else:
             why = reason or conflict or Reason("program", "", "does not contract it with a weight")
             fixed += [Fixed(side, why) for side in sides if side.kind == "maker"]
-    return tuple(found), tuple(fixed)
+    return tuple(joined), tuple(fixed)
 
 
 def _conflict(walk: "Turns", root: int, sides: Collection[Side]) -> Reason | None:

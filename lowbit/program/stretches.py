@@ -56,8 +56,8 @@ class Stretch:
 
         for equation in self.equations:
             values = [get(v) for v in equation.ins]
-            made = [at(equation, values)] if equation.address in chosen else again(equation, values)
-            env.update(zip(equation.outs, made, strict=True))
+            results = [at(equation, values)] if equation.address in chosen else again(equation, values)
+            env.update(zip(equation.outs, results, strict=True))
         return [get(v) for v in self.outs]
 
 
@@ -98,7 +98,7 @@ def _pieces(program: Program, level: Sequence[Equation], holds: Sequence[bool]) 
     """The smallest stretches, as indices of equations."""
     last = {value: i for i, e in enumerate(level) for value in e.ins}
     last.update(dict.fromkeys(program.outs, len(level)))
-    made: set[Value] = set()
+    live: set[Value] = set()
     ends: list[int] = []
     candidate: int | None = None
     for i, equation in enumerate(level):
@@ -106,10 +106,10 @@ def _pieces(program: Program, level: Sequence[Equation], holds: Sequence[bool]) 
             if candidate is not None:
                 ends.append(candidate)
             candidate = None
-        if holds[i] or any(v in made for v in equation.ins):
-            made.update(equation.outs)
-        made = {v for v in made if last.get(v, -1) > i}
-        if len(made) == 1:
+        if holds[i] or any(v in live for v in equation.ins):
+            live.update(equation.outs)
+        live = {v for v in live if last.get(v, -1) > i}
+        if len(live) == 1:
             candidate = i
     starts = [0, *(end + 1 for end in ends)]
     return [list(range(a, b)) for a, b in zip(starts, [*starts[1:], len(level)], strict=True)]

@@ -97,12 +97,12 @@ class _Run:
                     shape = old.shape if new.ndim <= old.ndim else equation.outs[0].shape  # of a number, now an array
                     values[place.index] = jnp.broadcast_to(new, shape).astype(old.dtype)
             if equation.address in self.scopes:
-                made, inner = self.call(equation, values, changes)
+                results, inner = self.call(equation, values, changes)
                 seen.update(inner)
             else:
-                made = again(equation, values)
-            seen.update({p: made[p.index] for p in here if not p.is_operand})
-            env.update(zip(equation.outs, made, strict=True))
+                results = again(equation, values)
+            seen.update({p: results[p.index] for p in here if not p.is_operand})
+            env.update(zip(equation.outs, results, strict=True))
         return [get(v) for v in outs], seen
 
     def call(
@@ -136,5 +136,5 @@ class _Run:
             return outs[:n_carry], (outs[n_carry:], [seen[p] for p in sorted(seen)])
 
         named: list[Place] = sorted(p for p in self.places if p.address[:depth] == equation.address)
-        carry, (ys, found) = compat.scan(equation.eqn, step, list(init), (list(xs), list(turned.values())))
-        return [*carry, *ys], dict(zip(named, found, strict=True))
+        carry, (ys, inner) = compat.scan(equation.eqn, step, list(init), (list(xs), list(turned.values())))
+        return [*carry, *ys], dict(zip(named, inner, strict=True))

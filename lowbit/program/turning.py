@@ -48,35 +48,35 @@ def _summed(walk: Turns, equation: Equation) -> tuple[Label, ...]:
     why = _why(equation, "adds a value that is not rotated with it")
     rank = equation.outs[0].ndim
     values = list(equation.ins)
-    made: list[Label] = []
+    labels: list[Label] = []
     for i in range(rank):
-        found: Label | None = None
+        common: Label | None = None
         for value in values:
             label = walk.of(value)[i] if value.ndim == rank else EVEN
             if not value.is_data and label == OTHER:
                 continue
             if not value.is_data and is_zero(value):
                 continue
-            found = label if found is None else walk.unify(found, label, why)
-        made.append(OTHER if found is None else found)
+            common = label if common is None else walk.unify(common, label, why)
+        labels.append(OTHER if common is None else common)
     for value in values:
         if value.is_data or value.is_written:
             continue
         even = walk.of(value) if value.ndim == rank else ()
         varied = [i for i, label in enumerate(even) if label == OTHER]
-        turned = [i for i in varied if made[i][0] == "space"]
+        turned = [i for i in varied if labels[i][0] == "space"]
         for i in turned:
-            walk.side(value, i, made[i], "bias", _why(equation, "adds a value that is computed"))
-        if any(made[i][0] == "square" for i in varied):
-            walk.pin(made, why)
+            walk.side(value, i, labels[i], "bias", _why(equation, "adds a value that is computed"))
+        if any(labels[i][0] == "square" for i in varied):
+            walk.pin(labels, why)
         if not turned:
             walk.see(value, why)
-    for i, label in enumerate(made):  # a written vector has no axis to rotate
+    for i, label in enumerate(labels):  # a written vector has no axis to rotate
         if label[0] == "space" and any(
             v.is_written and v.ndim == rank and walk.of(v)[i] == OTHER and not is_zero(v) for v in values
         ):
             walk.pin((label,), why)
-    return tuple(made)
+    return tuple(labels)
 
 
 def _multiplied(walk: Turns, equation: Equation) -> tuple[Label, ...]:
@@ -85,18 +85,18 @@ def _multiplied(walk: Turns, equation: Equation) -> tuple[Label, ...]:
     rank = equation.outs[0].ndim
     if a is b:
         return tuple(("square", n) if kind == "space" else EVEN if kind == "even" else OTHER for kind, n in walk.of(a))
-    made: list[Label] = []
+    labels: list[Label] = []
     both = [walk.of(v) if v.ndim == rank else (EVEN,) * rank for v in (a, b)]
     for left, right in zip(*both, strict=True):
         if EVEN in (left, right) and not (equation.name == "div" and left == EVEN and right != EVEN):
-            made.append(right if left == EVEN else left)
+            labels.append(right if left == EVEN else left)
         else:
             walk.pin((left, right), why)
-            made.append(OTHER)
+            labels.append(OTHER)
     for value in (a, b):
         if not value.is_data:
             walk.see(value, why)
-    return tuple(made)
+    return tuple(labels)
 
 
 def _same(walk: Turns, equation: Equation) -> tuple[Label, ...] | None:
@@ -122,7 +122,7 @@ def _reshaped(
     walk: Turns, labels: Sequence[Label], old: Sequence[int], new: Sequence[int], why: Reason
 ) -> tuple[Label, ...]:
     """Heads cut out of an axis are rotated one by one; heads put side by side, too."""
-    made: list[Label] = [EVEN if n == 1 else OTHER for n in new]
+    outs: list[Label] = [EVEN if n == 1 else OTHER for n in new]
     i = j = 0
     while i < len(old) and j < len(new):
         k, m, a, b = i + 1, j + 1, old[i], new[j]
@@ -134,23 +134,23 @@ def _reshaped(
         before = [x for x in range(i, k) if old[x] != 1]
         after = [y for y in range(j, m) if new[y] != 1]
         if len(before) == 1 and len(after) == 1:
-            made[after[0]] = labels[before[0]]
+            outs[after[0]] = labels[before[0]]
         elif len(before) == 1 and len(after) > 1 and labels[before[0]][0] == "space":
             root = walk.root(labels[before[0]][1])
             walk.size[root] = math.gcd(walk.size[root], new[after[-1]])
-            made[after[-1]] = labels[before[0]]
+            outs[after[-1]] = labels[before[0]]
         elif len(after) == 1 and len(before) > 1 and labels[before[-1]][0] == "space":
             walk.pin([labels[x] for x in before[:-1]], why)
             root = walk.root(labels[before[-1]][1])
             walk.size[root] = math.gcd(walk.size[root], old[before[-1]])
-            made[after[0]] = labels[before[-1]]
+            outs[after[0]] = labels[before[-1]]
         elif all(labels[x] == EVEN for x in range(i, k)):
             for y in after:
-                made[y] = EVEN
+                outs[y] = EVEN
         else:
             walk.pin([labels[x] for x in before], why)
         i, j = k, m
-    return tuple(made)
+    return tuple(outs)
 
 
 def _reduced(walk: Turns, equation: Equation) -> tuple[Label, ...]:
@@ -180,15 +180,15 @@ def _cut(walk: Turns, equation: Equation) -> tuple[Label, ...]:
 def _table(walk: Turns, equation: Equation, places: Mapping[int, int]) -> tuple[Label, ...]:
     table, out = equation.ins[0], equation.outs[0]
     why = _why(equation, "picks of a table that is computed")
-    made: list[Label] = [EVEN if n == 1 else OTHER for n in out.shape]
+    labels: list[Label] = [EVEN if n == 1 else OTHER for n in out.shape]
     for axis, place in places.items():
         if equation.params["slice_sizes"][axis] == table.shape[axis] > 1:
             label = walk.fresh(table.shape[axis])
             if walk.side(table, axis, label, "maker", why):
-                made[place] = label
-    for axis in set(range(table.ndim)) - {a for a, p in places.items() if made[p][0] == "space"}:
+                labels[place] = label
+    for axis in set(range(table.ndim)) - {a for a, p in places.items() if labels[p][0] == "space"}:
         walk.keep(table, axis)
-    return tuple(made)
+    return tuple(labels)
 
 
 def _looked_up(walk: Turns, equation: Equation) -> tuple[Label, ...] | None:
@@ -207,14 +207,14 @@ def _dot(walk: Turns, equation: Equation) -> tuple[Label, ...]:
     labels = [walk.of(v) for v in ins]
     for i, j in zip(*batch, strict=True):
         walk.pin((labels[0][i], labels[1][j]), _why(equation, "pairs its elements, one by one"))
-    made: list[Label] = [EVEN if ins[0].shape[i] == 1 else OTHER for i in batch[0]]
+    outs: list[Label] = [EVEN if ins[0].shape[i] == 1 else OTHER for i in batch[0]]
     for k, value in enumerate(ins):
         for i in free[k]:
             label = labels[k][i]
             if not value.is_data and value.shape[i] > 1:
                 label = walk.fresh(value.shape[i])
                 label = label if walk.side(value, i, label, "maker", why) else OTHER
-            made.append(label if label[0] in ("space", "even") else OTHER)
+            outs.append(label if label[0] in ("space", "even") else OTHER)
             if label[0] == "square":
                 walk.pin((label,), _why(equation, "multiplies squares"))
     for i, j in zip(*contract, strict=True):
@@ -231,7 +231,7 @@ def _dot(walk: Turns, equation: Equation) -> tuple[Label, ...]:
         else:
             walk.keep(ins[at], axis)
             walk.pin((label,), _why(equation, "contracts squares"))
-    return tuple(made)
+    return tuple(outs)
 
 
 def _looped(walk: Turns, equation: Equation) -> None:

@@ -149,9 +149,9 @@ class Turns:
         """Reads equations, those that the results need."""
         for equation in needed(equations, outs):
             if equation.is_data:
-                made = self.rules.get(equation.name, self.stopped)(self, equation)
-                if made is not None:
-                    self.labels[equation.outs[0]] = made
+                labels = self.rules.get(equation.name, self.stopped)(self, equation)
+                if labels is not None:
+                    self.labels[equation.outs[0]] = labels
 
     def see(self, value: Value, why: Reason) -> None:
         """A fixed value is needed as it is: the leaves behind it keep their axes."""
@@ -171,15 +171,15 @@ class Turns:
         if value in self.leaves:
             return self.leaves[value], list(range(value.ndim))
         if value in self.slices:
-            found = self.leaf_axes(self.slices[value])
-            return None if found is None else (found[0], found[1][1:])
+            leaf_axes = self.leaf_axes(self.slices[value])
+            return None if leaf_axes is None else (leaf_axes[0], leaf_axes[1][1:])
         source = value.source
         if source is None or not source.ins or len(source.outs) != 1:
             return None
-        found = self.leaf_axes(source.ins[0])
-        if found is None:
+        leaf_axes = self.leaf_axes(source.ins[0])
+        if leaf_axes is None:
             return None
-        leaf, axes = found
+        leaf, axes = leaf_axes
         if source.name in primitives.SAME | primitives.VARYING or is_widened(source):
             return leaf, axes
         if source.name == "transpose":
@@ -200,12 +200,12 @@ class Turns:
 
     def side(self, value: Value, axis: int, label: Label, kind: str, why: Reason) -> bool:
         """Notes that an axis of a fixed value rotates with a space; says whether it can."""
-        found = self.leaf_axes(value)
-        if found is None or found[1][axis] is None:
+        leaf_axes = self.leaf_axes(value)
+        if leaf_axes is None or leaf_axes[1][axis] is None:
             self.pin((label,), why)
             self.see(value, why)
             return False
-        leaf, axes = found
+        leaf, axes = leaf_axes
         place = axes[axis]
         assert place is not None
         self.sides.append((Side(leaf, place, kind), label[1]))
@@ -213,11 +213,11 @@ class Turns:
 
     def keep(self, value: Value, axis: int) -> None:
         """Notes that an axis of a fixed value is read as it is."""
-        found = self.leaf_axes(value)
-        place = None if found is None else found[1][axis]
-        if found is not None and place is not None:
-            self.still.add((found[0], place))
-        elif found is None:
+        axes = self.leaf_axes(value)
+        place = None if axes is None else axes[1][axis]
+        if axes is not None and place is not None:
+            self.still.add((axes[0], place))
+        elif axes is None:
             self.see(value, Reason("program", "", "computes with it"))
 
 

@@ -68,8 +68,8 @@ class LSQ(Quantizer):
         if not by_error:
             top = self.spec.format.high - (0.0 if zero is None else zero)  # Qp
             paper = 2.0 * mean / jnp.sqrt(jnp.maximum(top, 1.0))  # section 2.1: s = 2 E|v| / sqrt(Qp)
-            found = at_most(paper, largest_scale(self.spec))
-            step = jnp.where(paper == 0, step, jnp.where(step < 0, -found, found))
+            scale = at_most(paper, largest_scale(self.spec))
+            step = jnp.where(paper == 0, step, jnp.where(step < 0, -scale, scale))
         return {"learn": {"step": step}, "fixed": {} if zero is None else {"zero": zero}}
 
     def served_by_spec(self) -> bool:

@@ -44,9 +44,9 @@ def input_samples(fn: Any, plan: Plan, params: Any, batches: Iterable[Any]) -> d
     wanted = {path: roles for path, roles in wanted.items() if roles}
     if not wanted:
         return {}
-    found = observe(fn, plan, params, batches, wanted)
+    statistics = observe(fn, plan, params, batches, wanted)
     return {
-        (path, role): np.asarray(found[path][role]["sample"]).reshape(-1)
+        (path, role): np.asarray(statistics[path][role]["sample"]).reshape(-1)
         for path, roles in wanted.items()
         for role in roles
     }
@@ -83,14 +83,14 @@ def panels(fn: Any, plan: Plan, params: Any, qstate: Any, batches: Sequence[Any]
     samples = input_samples(fn, plan, params, batches)
     paths, leaves, _ = flatten(params)
     values = dict(zip(paths, leaves, strict=True))
-    found = {row.path: _panels_of(row, qparams, values, samples) for row in plan.quantized}
-    by_noise = sorted(found, key=lambda path: -max((p.noise for p in found[path]), default=0.0))
+    by_path = {row.path: _panels_of(row, qparams, values, samples) for row in plan.quantized}
+    by_noise = sorted(by_path, key=lambda path: -max((p.noise for p in by_path[path]), default=0.0))
     chosen = set(by_noise[:limit])
-    return [panel for path, group in found.items() if path in chosen for panel in group]
+    return [panel for path, group in by_path.items() if path in chosen for panel in group]
 
 
 def _panels_of(row: Row, qparams: QParams, values: Mapping[str, Any], samples: Mapping[Any, np.ndarray]) -> list[Panel]:
-    weights, found = qparams.weights(), []
+    weights, drawn = qparams.weights(), []
     for site in sorted(row.sites, key=lambda site: not site.is_weight):
         if site.spec is None:
             continue
@@ -101,7 +101,7 @@ def _panels_of(row: Row, qparams: QParams, values: Mapping[str, Any], samples: M
                 continue
             scale, zero = _spread(q.scale_values, q), 0.0 if q.zero is None else _spread(q.zero, q)
             w = np.asarray(values[site.key], np.float64)
-            found.append(_panel(f"{row.path}: weight", site.spec, w, scale, zero, levels, is_scaled=True))
+            drawn.append(_panel(f"{row.path}: weight", site.spec, w, scale, zero, levels, is_scaled=True))
             continue
         state = qparams.sites[row.path][site.role]
         if np.size(state.get("scale", ())) != 1:
@@ -109,8 +109,8 @@ def _panels_of(row: Row, qparams: QParams, values: Mapping[str, Any], samples: M
         scale = float(np.asarray(state["scale"]).reshape(()))
         zero = float(np.asarray(state.get("zero", 0.0)).reshape(()))
         x = samples[row.path, site.role].astype(np.float64)
-        found.append(_panel(f"{row.path}: {site.role}", site.spec, x, scale, zero, levels, is_scaled=False))
-    return found
+        drawn.append(_panel(f"{row.path}: {site.role}", site.spec, x, scale, zero, levels, is_scaled=False))
+    return drawn
 
 
 def _spread(scale: Any, q: QTensor) -> np.ndarray:

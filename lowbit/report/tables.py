@@ -77,9 +77,9 @@ def rich_table(table: Table) -> "RichTable":
         from rich.table import Table as RichTable
     except ImportError as error:
         raise ImportError("tables in colour need rich: pip install 'lowbit[run]'") from error
-    made = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    rich = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for i, column in enumerate(table.columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        rich.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in table.rows:
-        made.add_row(*row)
-    return made
+        rich.add_row(*row)
+    return rich

@@ -50,15 +50,19 @@ class Awq(Given):
         rules = {"**": self.rules} if isinstance(self.rules, str) else self.rules
         plan = bind(fn, rules, params, state, *model.args)
         sites = plan.leaf_sites()
-        found = model.measure(wanted(list(model.pairs.found)))
+        statistics = model.measure(wanted(list(model.pairs.found)))
         for pair in model.pairs.found:
             names = f"{model.names(pair.makers)} -> {model.names(pair.takers)}"
             takers = [(end, sites[path]) for end in pair.takers if (path := model.paths[end.leaf]) in sites]
             if not takers:
                 model.say(f"{names}: left as it is: no rule quantizes what reads the channels")
                 continue
-            size = np.max([by_channel(end, found[reads(end)]["size"], pair.size, np.maximum) for end, _ in takers], 0)
-            power = np.max([by_channel(end, found[reads(end)]["power"], pair.size, np.maximum) for end, _ in takers], 0)
+            size = np.max(
+                [by_channel(end, statistics[reads(end)]["size"], pair.size, np.maximum) for end, _ in takers], 0
+            )
+            power = np.max(
+                [by_channel(end, statistics[reads(end)]["power"], pair.size, np.maximum) for end, _ in takers], 0
+            )
             alpha, s, ratio = self._best(model, pair, takers, size, power)
             model.scale(pair, 1.0 / s)
             model.say(f"{names}: {pair.size} channels, alpha {alpha:.2f}, error {ratio:.3f} of that without")

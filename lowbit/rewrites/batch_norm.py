@@ -85,10 +85,10 @@ class Folded:
         original = jax.tree.unflatten(tree, leaves)
         program = trace_model(self.fn, original, state, args, kwargs)
         norms, _ = find(program)
-        if (found := tuple(norm.path for norm in norms)) != self.paths:
+        if (paths := tuple(norm.path for norm in norms)) != self.paths:
             raise ValueError(
                 f"batch norms were folded into {list(self.paths)}, but for these arguments the function has them after "
-                f"{list(found)}: fold with arguments of the shapes and flags it is called with"
+                f"{list(paths)}: fold with arguments of the shapes and flags it is called with"
             )
         values = program.start([*leaves, *jax.tree.leaves((state, args, kwargs))])
         outs = _evaluate(program, norms, values, params["shift"], params.get("scale"), frozen)
@@ -295,14 +295,14 @@ def _evaluate(
 def _needed(program: Traced, steps: Mapping[Equation, Any]) -> tuple[set[Equation], set[Value]]:
     """The equations and values that the results need; ``steps`` need only the value that the chain carries."""
     wanted = set(program.outs)
-    found = set()
+    needed = set()
     for equation in reversed(program.equations):
         if not (equation.eqn.effects or any(v in wanted for v in equation.outs)):
             continue
-        found.add(equation)
+        needed.add(equation)
         skip = steps[equation][1].fixed if equation in steps else None
         wanted.update(v for v in equation.ins if v is not skip)
-    return found, wanted
+    return needed, wanted
 
 
 def _unneeded(program: Traced, norms: tuple[Norm, ...]) -> tuple[tuple[int, tuple[int, ...], str], ...]:

@@ -193,11 +193,11 @@ def behind(fn: Callable[..., Any], plan: Plan, params: Any, args: tuple[Any, ...
         params: of which only shapes matter.
         args: of one call, without parameters.
     """
-    flow, found, _ = _followed(fn, plan, params, args)
+    flow, uses, _ = _followed(fn, plan, params, args)
     paths, leaves, _ = flatten(params)
     readers = [use.leaf for use in flow.uses]
     sole = {}
-    for path, (use, bias) in found.items():
+    for path, (use, bias) in uses.items():
         is_sole = readers.count(bias.leaf) == readers.count(use.leaf) == 1 and bias.leaf not in flow.opaque
         if is_sole and bias.makes.size <= leaves[bias.leaf].size and _is_straight(use, bias):
             sole[path] = Behind(paths[bias.leaf], _sign(bias), bias.makes, use.makes)
@@ -205,8 +205,8 @@ def behind(fn: Callable[..., Any], plan: Plan, params: Any, args: tuple[Any, ...
 
 
 def _means(run: Callable[..., Any], calls: list[Any], params: Any) -> list[np.ndarray]:
-    found = [[np.asarray(x, np.float64) for x in run(params, *args)] for args in calls]
-    return [np.mean(each, axis=0) for each in zip(*found, strict=True)]
+    sums = [[np.asarray(x, np.float64) for x in run(params, *args)] for args in calls]
+    return [np.mean(each, axis=0) for each in zip(*sums, strict=True)]
 
 
 def _kept(labels: np.ndarray) -> tuple[int, ...]:
@@ -234,11 +234,11 @@ def _added(value: Any, entries: Any, channels: np.ndarray, off: np.ndarray, sign
 def _biases(fn: Any, plan: Plan, params: Any, args: tuple[Any, ...]) -> tuple[list[_Bias], list[tuple[str, str]]]:
     """The bias of every quantized operation, in program order, and the operations without one."""
     _, followed, left = _followed(fn, plan, params, args)
-    found = []
+    biases = []
     for path, (_, bias) in followed.items():
         assert bias.made is not None
-        found.append(_Bias(path, bias.leaf, Place(bias.equation.address), _sign(bias), bias.makes, bias.made[1]))
-    return found, left
+        biases.append(_Bias(path, bias.leaf, Place(bias.equation.address), _sign(bias), bias.makes, bias.made[1]))
+    return biases, left
 
 
 def _sign(bias: Use) -> float:
@@ -249,11 +249,11 @@ def _is_straight(use: Use, bias: Use) -> bool:
     """Whether a bias is added, once, to what a weight makes itself: through movements and sums alone."""
     if bias.equation.name == "sub" and bias.operand == 0:
         return False
-    made, reached, todo = use.equation.outs[0], 0, [bias.equation.ins[1 - bias.operand]]
+    result, reached, todo = use.equation.outs[0], 0, [bias.equation.ins[1 - bias.operand]]
     while todo:
         value = todo.pop()
         source = value.source
-        if value is made:
+        if value is result:
             reached += 1
         elif source is not None and source.name in ("add", "add_any"):
             todo += source.ins
@@ -274,7 +274,7 @@ def _followed(
     program = read(_flat(fn, params, args, {}), fixed=count, inlined=INLINED)
     flow = Flow(program, {**COMMUTING, **CROSSINGS}, has_bounds=False, gains=frozenset())
     weights = {u.equation.address: u for u in flow.uses if u.kind == "weight"}
-    found: dict[str, tuple[Use, Use]] = {}
+    uses: dict[str, tuple[Use, Use]] = {}
     left = []
     for row in plan.quantized:
         if row.operation is None or row.weight is None:
@@ -284,8 +284,8 @@ def _followed(
         if use is None or bias is None:
             left.append((row.path, "no parameter is added along its output channels"))
         else:
-            found[row.path] = use, bias
-    return flow, found, left
+            uses[row.path] = use, bias
+    return flow, uses, left
 
 
 def _bias(flow: Flow, use: Use) -> Use | None:

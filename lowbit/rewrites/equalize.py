@@ -56,8 +56,8 @@ class Equalize(Given):
         for pair in model.pairs.found:
             names = f"{model.names(pair.makers)} -> {model.names(pair.takers)}"
             if id(pair) in moved:
-                found = moved[id(pair)]
-                model.say(f"{names}: {pair.size} channels, factors {found.min():.3g} to {found.max():.3g}")
+                own_factors = moved[id(pair)]
+                model.say(f"{names}: {pair.size} channels, factors {own_factors.min():.3g} to {own_factors.max():.3g}")
             else:
                 model.say(f"{names}: left as it is: a gain makes the channels, which has no range to give")
         model.say_blocked(("weight", "table"))
@@ -68,8 +68,8 @@ def ranges(model: Model, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``r1, r2`` of every channel of a pair."""
     both = []
     for ends in (pair.makers, pair.takers):
-        found = [end.largest(model.magnitudes(end.leaf), pair.size) for end in ends]
-        both.append(np.max(found, axis=0))
+        largest = [end.largest(model.magnitudes(end.leaf), pair.size) for end in ends]
+        both.append(np.max(largest, axis=0))
     return both[0], both[1]
 
 

@@ -39,11 +39,11 @@ class Reader:
         return var.is_written or var in self._fixed
 
     def _all_fixed(self) -> set[Any]:
-        found = {*self.leaves, *self.batch}
+        fixed = {*self.leaves, *self.batch}
         for equation in self.program.equations:
-            if all(v.is_written or v in found for v in equation.ins):
-                found.update(equation.outs)
-        return found
+            if all(v.is_written or v in fixed for v in equation.ins):
+                fixed.update(equation.outs)
+        return fixed
 
     def _statistics(self) -> tuple[dict[Any, int], dict[int, int]]:
         batch, averages = {}, {}
@@ -59,13 +59,13 @@ class Reader:
         """The variable that ``new`` averages into ``old``, or None: the first one upstream that has another use."""
         var, is_mixed = new, False
         while not self.is_fixed(var) and (var is new or len(self.program.readers[var]) == 1):
-            made = var.source
-            if made is None:
+            maker = var.source
+            if maker is None:
                 return None
-            moving = [v for v in made.ins if not self.is_fixed(v)]
-            if made.name not in (*_ELEMENTWISE, *MOVES) or len(moving) != 1:
+            moving = [v for v in maker.ins if not self.is_fixed(v)]
+            if maker.name not in (*_ELEMENTWISE, *MOVES) or len(moving) != 1:
                 break
-            is_mixed = is_mixed or any(self._reads(v, old) for v in made.ins if v is not moving[0])
+            is_mixed = is_mixed or any(self._reads(v, old) for v in maker.ins if v is not moving[0])
             var = moving[0]
         is_like = _long(var) == _long(old) and jnp.issubdtype(old.dtype, jnp.floating)
         return var if is_mixed and is_like and var is not new else None
@@ -75,23 +75,23 @@ class Reader:
 
     def upstream(self, var: Any) -> set[Any]:
         """Every variable that a fixed one is computed from, itself included; batch statistics are where it ends."""
-        found, todo = set(), [var]
+        sources, todo = set(), [var]
         while todo:
             var = todo.pop()
-            if var.is_written or var in found:
+            if var.is_written or var in sources:
                 continue
-            found.add(var)
+            sources.add(var)
             if var.source is not None and var not in self.batch:
                 todo += var.source.ins
-        return found
+        return sources
 
     def is_root(self, var: Any) -> bool:
         """Whether a fixed variable is computed through a root of something that parameters or state decide."""
         for v in self.upstream(var):
-            made = v.source
-            if made is None or v in self.batch or made.name not in ROOTS:
+            maker = v.source
+            if maker is None or v in self.batch or maker.name not in ROOTS:
                 continue
-            if self.upstream(made.ins[0]) & {*self.leaves, *self.batch}:
+            if self.upstream(maker.ins[0]) & {*self.leaves, *self.batch}:
                 return True
         return False
 
@@ -106,19 +106,19 @@ class Reader:
     def _axes(self, var: Any) -> frozenset[int]:
         shape = var.shape
         every = frozenset(i for i, n in enumerate(shape) if n > 1)
-        made = None if var in self.batch else var.source
-        if made is None:
+        maker = None if var in self.batch else var.source
+        if maker is None:
             return every
-        name = made.name
+        name = maker.name
         if name == "broadcast_in_dim":
-            dims = made.params["broadcast_dimensions"]
-            return frozenset(dims[i] for i in self.varies(made.ins[0]))
-        if name in _ELEMENTWISE and all(v.ndim in (0, len(shape)) for v in made.ins):
-            return frozenset().union(*(self.varies(v) for v in made.ins))
+            dims = maker.params["broadcast_dimensions"]
+            return frozenset(dims[i] for i in self.varies(maker.ins[0]))
+        if name in _ELEMENTWISE and all(v.ndim in (0, len(shape)) for v in maker.ins):
+            return frozenset().union(*(self.varies(v) for v in maker.ins))
         if name in MOVES:
-            axes = moves.track(made.eqn, moves.leaf_axes(made.ins[0].shape))
+            axes = moves.track(maker.eqn, moves.leaf_axes(maker.ins[0].shape))
             if axes is not None:
-                inside = self.varies(made.ins[0])
+                inside = self.varies(maker.ins[0])
                 return frozenset(i for i, atoms in enumerate(axes) if any(axis in inside for axis, _ in atoms))
         return every
 

@@ -38,16 +38,16 @@ class FoldGains(Given):
 
 def _gains(model: Model, pair: Any) -> np.ndarray | None:
     """The gain of every channel, where all entries of it are one."""
-    found = np.full(pair.size, np.nan)
+    gains = np.full(pair.size, np.nan)
     for end in pair.makers:
         leaf = model.values(end.leaf)
         channels = np.broadcast_to(end.channels, leaf.shape)
         for channel, value in zip(channels[channels >= 0].tolist(), leaf[channels >= 0].tolist(), strict=True):
-            if np.isnan(found[channel]):
-                found[channel] = value
-            elif found[channel] != value:
+            if np.isnan(gains[channel]):
+                gains[channel] = value
+            elif gains[channel] != value:
                 return None
-    return found
+    return gains
 
 
 def fold_gains(*, batches: Any = None) -> FoldGains:

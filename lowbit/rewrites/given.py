@@ -30,5 +30,5 @@ class Given(abc.ABC):
 
 def given(rewrite: Any, batches: Batches | None, rules: Any = None) -> Any:
     """Returns a rewrite with batches, where it takes some and has none, and with rules, where it has a method ``ruled``."""
-    made = rewrite.given(batches) if batches is not None and hasattr(rewrite, "given") else rewrite
-    return made.ruled(rules) if rules is not None and hasattr(made, "ruled") else made
+    ready = rewrite.given(batches) if batches is not None and hasattr(rewrite, "given") else rewrite
+    return ready.ruled(rules) if rules is not None and hasattr(ready, "ruled") else ready

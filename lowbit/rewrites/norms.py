@@ -97,27 +97,27 @@ def find(program: Traced) -> tuple[tuple[Norm, ...], tuple[Left, ...]]:
         if steps is None:
             continue
         seen.update(step.equation for step in steps)
-        found = _norm(reader, weights, equation, steps)
-        (norms if isinstance(found, Norm) else left).append(found)  # pyright: ignore[reportArgumentType]
+        norm = _norm(reader, weights, equation, steps)
+        (norms if isinstance(norm, Norm) else left).append(norm)  # pyright: ignore[reportArgumentType]
     norms, used = _without_other_uses(reader, norms)
     return tuple(norms), (*left, *used, *_unattached(reader, seen), *_hidden(reader, norms))
 
 
 def _weights(program: Traced) -> dict[Value, tuple[int, moves.Axes]]:
     """Parameters, moved at most: ``variable -> (leaf, axes)``. Reversed axes are forgotten, so that none is scaled."""
-    found = {var: (i, moves.leaf_axes(var.shape)) for i, var in enumerate(program.params)}
+    weights = {var: (i, moves.leaf_axes(var.shape)) for i, var in enumerate(program.params)}
     for equation in program.equations:
-        if not equation.ins or equation.ins[0] not in found:
+        if not equation.ins or equation.ins[0] not in weights:
             continue
-        leaf, axes = found[equation.ins[0]]
+        leaf, axes = weights[equation.ins[0]]
         if equation.name == "rev":
-            found[equation.outs[0]] = (
+            weights[equation.outs[0]] = (
                 leaf,
                 tuple(() if i in equation.params["dimensions"] else atoms for i, atoms in enumerate(axes)),
             )
         elif equation.name in MOVES and (moved := moves.track(equation.eqn, axes)) is not None:
-            found[equation.outs[0]] = leaf, moved
-    return found
+            weights[equation.outs[0]] = leaf, moved
+    return weights
 
 
 def _chain(reader: Reader, op: Equation) -> list[Step] | None:
@@ -245,23 +245,23 @@ def _without_other_uses(reader: Reader, norms: list[Norm]) -> tuple[list[Norm], 
 
 def _unattached(reader: Reader, seen: set[Equation]) -> list[Left]:
     """Products of data with a fixed root that belong to no chain: a norm of an input, after relu, over several axes."""
-    found = []
+    names = []
     for i, equation in enumerate(reader.program.equations):
         if equation in seen or equation.name not in ("mul", "div") or all(reader.is_fixed(v) for v in equation.ins):
             continue
         if any(reader.is_fixed(v) and not v.is_written and reader.is_root(v) for v in equation.ins):
             where = equation.source or f"equation {i}"
-            found.append(
+            names.append(
                 Left(where, "a fixed normalisation that does not directly follow an operation on one channel axis")
             )
-    return found
+    return names
 
 
 def _hidden(reader: Reader, norms: list[Norm]) -> list[Left]:
     """Running averages that no folded norm reads, and calls that hold matmuls and read state or fixed roots."""
     program = reader.program
     folded = {leaf for norm in norms for leaf in norm.stats}
-    found = [
+    hidden = [
         Left(program.state_paths[leaf], "a running average that belongs to no folded norm")
         for leaf in sorted(reader.averages.values())
         if leaf not in folded
@@ -272,12 +272,12 @@ def _hidden(reader: Reader, norms: list[Norm]) -> list[Left]:
             continue
         call = new.source.call
         if call is not None and old in new.source.ins:
-            found.append(Left(program.state_paths[leaf], f"updated inside {call}: a norm there is not looked for"))
+            hidden.append(Left(program.state_paths[leaf], f"updated inside {call}: a norm there is not looked for"))
     for equation in program.equations:
         if equation.call is not None and _holds_norm(equation, [reader.is_fixed(v) for v in equation.ins]):
             where = equation.source or equation.name
-            found.append(Left(where, f"inside {equation.call}: a norm there is not looked for"))
-    return found
+            hidden.append(Left(where, f"inside {equation.call}: a norm there is not looked for"))
+    return hidden
 
 
 def _holds_norm(equation: Equation, fixed: list[bool]) -> bool:

@@ -141,7 +141,7 @@ def products(traced: Traced) -> tuple[list[Product], dict[str, str]]:
         traced: the model.
     """
     leaves = {value: (i, False) for i, value in enumerate(traced.params) if value.ndim == 2}
-    found: list[Product] = []
+    products_of_weights: list[Product] = []
     other: dict[int, str] = {}
     for equation in traced.equations:
         held = [(side, *leaves[v]) for side, v in enumerate(equation.ins) if v in leaves]
@@ -155,14 +155,16 @@ def products(traced: Traced) -> tuple[list[Product], dict[str, str]]:
                 inner = (left, right)[side][0]
                 data = (left, right)[1 - side][0]
                 axis = 1 - inner if is_turned else inner
-                found.append(Product(traced.paths[leaf], leaf, equation.address, side, data, axis))
+                products_of_weights.append(Product(traced.paths[leaf], leaf, equation.address, side, data, axis))
             else:
                 other[leaf] = f"{equation.name} ({equation.source}) reads it"
-    _say_turned(found, other)
+    _say_turned(products_of_weights, other)
     for value in traced.outs:
         if value in leaves:
             other[leaves[value][0]] = "it is a result"
-    return [p for p in found if p.leaf not in other], {traced.paths[leaf]: why for leaf, why in other.items()}
+    return [p for p in products_of_weights if p.leaf not in other], {
+        traced.paths[leaf]: why for leaf, why in other.items()
+    }
 
 
 def _kind(equation: Equation, side: int) -> str:

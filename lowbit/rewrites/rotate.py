@@ -46,9 +46,9 @@ class Rotate(Given):
         leaves, tree = jax.tree.flatten((params, state))
         paths = [*traced.paths, *(f"state/{path}" for path in traced.state_paths)]
         ones = [i for i, leaf in enumerate(leaves) if _is_ones(leaf)]
-        found, fixed = spaces(traced.program, ones)
+        rotated, fixed = spaces(traced.program, ones)
         lines = []
-        for number, space in enumerate(found):
+        for number, space in enumerate(rotated):
             q = rotation(space.size, keeps_ones=space.keeps_ones, seed=self.seed + number)
             for side in space.sides:
                 leaves[side.leaf] = _turned(leaves[side.leaf], side, q)
@@ -91,10 +91,10 @@ def hadamard(size: int) -> Float[np.ndarray, "size size"]:
     """
     if size < 1 or size & (size - 1):
         raise ValueError(f"size must be a power of two, got {size}")
-    made = np.ones((1, 1))
-    while made.shape[0] < size:
-        made = np.block([[made, made], [made, -made]])
-    return made / np.sqrt(size)
+    matrix = np.ones((1, 1))
+    while matrix.shape[0] < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.sqrt(size)
 
 
 def rotation(size: int, *, keeps_ones: bool = False, seed: int = 0) -> Float[np.ndarray, "size size"]:

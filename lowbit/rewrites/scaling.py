@@ -70,8 +70,8 @@ class Scaled:
         traced = trace_model(self.fn, params["params"], state, args, kwargs)
         by_address = {e.address: e for e in _everywhere(traced)}
         for bound in self.bounds:
-            found = by_address.get(bound.place.address)
-            if found is None or found.name != bound.primitive:
+            path = by_address.get(bound.place.address)
+            if path is None or path.name != bound.primitive:
                 raise ValueError(
                     f"{self.title}: for these arguments the function has no {bound.primitive} where one was scaled; rewrite "
                     f"with arguments of the shapes and flags it is called with"
@@ -87,14 +87,14 @@ class Scaled:
 
 
 def _everywhere(traced: Traced) -> list[Equation]:
-    found: list[Equation] = []
+    equations: list[Equation] = []
     todo = list(traced.equations)
     while todo:
         equation = todo.pop()
-        found.append(equation)
+        equations.append(equation)
         if equation.call is not None:
             todo += [e for body in equation.bodies for e in body.equations]
-    return found
+    return equations
 
 
 class Model:
@@ -215,8 +215,8 @@ class Model:
         leaves = jax.tree.leaves((self.params, self.state))
         for number, args in enumerate(all_batches(self.batches)):
             now = jax.device_get(step(leaves, args))
-            for place, found in zip(places, now, strict=True):
-                if not np.all(np.isfinite(found["power"])):
+            for place, state in zip(places, now, strict=True):
+                if not np.all(np.isfinite(state["power"])):
                     where = f"the input of {paths[place]!r}" if place in paths else f"equation {place.address}"
                     raise ValueError(
                         f"{self.title}: {where} held NaN or infinity in the calibration data, first in batch {number} (counted "
@@ -225,8 +225,8 @@ class Model:
             total = now if not total else [_merged(a, b) for a, b in zip(total, now, strict=True)]
         sums = ("mean", "size", "power")
         return {
-            place: {k: x / found["count"] if k in sums else x for k, x in found.items()}
-            for place, found in zip(places, total, strict=True)
+            place: {k: x / state["count"] if k in sums else x for k, x in state.items()}
+            for place, state in zip(places, total, strict=True)
         }
 
 
@@ -271,10 +271,10 @@ def first_batch(batches: Batches, title: str) -> tuple[Any, ...]:
         raise TypeError(
             f"{title}: batches must be a list, or a function that returns an iterator; an iterator is used up"
         )
-    found = next(iter(all_batches(batches)), None)
-    if found is None:
+    batch = next(iter(all_batches(batches)), None)
+    if batch is None:
         raise ValueError(f"{title}: batches is empty: it needs at least one batch")
-    return found
+    return batch
 
 
 def reads(end: End) -> Place:
@@ -285,9 +285,9 @@ def reads(end: End) -> Place:
 def by_channel(end: End, values: np.ndarray, size: int, how: Any) -> np.ndarray:
     """Returns a statistic of the data that an end reads, by channel, folded by ``how`` (``np.maximum``); 0 where there is none."""
     channels = np.broadcast_to(end.value_channels, np.broadcast_shapes(end.value_channels.shape, values.shape))
-    found = np.zeros(size + 1)
-    how.at(found, channels.reshape(-1), np.broadcast_to(values, channels.shape).reshape(-1).astype(np.float64))
-    return found[:-1]
+    maxima = np.zeros(size + 1)
+    how.at(maxima, channels.reshape(-1), np.broadcast_to(values, channels.shape).reshape(-1).astype(np.float64))
+    return maxima[:-1]
 
 
 def kept_axes(end: End) -> tuple[int, ...]:

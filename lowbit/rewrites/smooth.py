@@ -44,9 +44,9 @@ class Smooth(Given):
     def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Scaled, Any, Any]:
         model = Model(fn, params, state, self.batches, "smooth")
         chosen = [p for p in model.pairs.found if all(end.kind in self.makers for end in p.makers)]
-        found = model.measure(wanted(chosen))
+        statistics = model.measure(wanted(chosen))
         for pair in chosen:
-            inputs = largest_inputs(pair, found)
+            inputs = largest_inputs(pair, statistics)
             rows = np.max([end.largest(model.magnitudes(end.leaf), pair.size) for end in pair.takers], axis=0)
             is_live = inputs > 0
             s = np.maximum(inputs, SMALLEST) ** self.alpha / np.maximum(rows, SMALLEST) ** (1 - self.alpha)  # Eq. (4)

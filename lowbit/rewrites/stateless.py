@@ -79,9 +79,9 @@ def rewritten(
     """
     if state is not None:
         return rewrite(fn, params, state)
-    made, params, new = rewrite(_WithState(fn), params, {})
+    new_fn, params, new = rewrite(_WithState(fn), params, {})
     if jax.tree.leaves(new):
         raise ValueError(
             f"the rewrite {rewrite} made a state of a function without one: give the function a state={{}}"
         )
-    return Stateless(made, fn), params, None
+    return Stateless(new_fn, fn), params, None

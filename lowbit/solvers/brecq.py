@@ -167,12 +167,12 @@ class Block:
         self, learned: Learned, weights: Sequence[Rounding], biases: Sequence[Array]
     ) -> tuple[list[Array], list[Array], list[Array]]:
         """Returns weights on their grids, multiples of input steps, and biases."""
-        made = [
+        weights_now = [
             w.values(v, w.scale * jnp.exp(u) if w.is_free else w.scale)
             for w, v, u in zip(weights, learned["rounding"], learned["scale"], strict=True)
         ]
         moved = [b + d * jnp.mean(jnp.abs(b)) for b, d in zip(biases, learned["bias"], strict=True)]
-        return made, [jnp.exp(t) for t in learned["step"]], moved
+        return weights_now, [jnp.exp(t) for t in learned["step"]], moved
 
     def step(
         self, state: tuple[Learned, Any], weights: Sequence[Rounding], biases: Sequence[Array], rest: Any,
@@ -203,8 +203,8 @@ class Block:
         given = [mixed(_OWN + i, x, f) for i, (x, f) in enumerate(zip(inputs, floats, strict=True))]
 
         def loss(learned: Learned) -> tuple[Array, Array]:
-            made, steps, moved = self.model(learned, weights, biases)
-            lost = error(self.run(made, steps, moved, rest, given, mixed), outs) / unit
+            weights_now, steps, moved = self.model(learned, weights, biases)
+            lost = error(self.run(weights_now, steps, moved, rest, given, mixed), outs) / unit
             return lost, lost
 
         learned, inner = state

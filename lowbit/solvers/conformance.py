@@ -68,11 +68,11 @@ def check(
     rounded = (q - shift) * step
     place = w / step + shift
     nearest = np.clip(np.rint(place), low, high)
-    found = [_codes(q, nearest, place, low, high), _scales(s), _width(np.asarray(codes), bits)]
+    findings = [_codes(q, nearest, place, low, high), _scales(s), _width(np.asarray(codes), bits)]
     if values is not None:
-        found.append(_values(np.asarray(values, np.float64), rounded, step))
+        findings.append(_values(np.asarray(values, np.float64), rounded, step))
     if inputs is None:
-        return tuple(found)
+        return tuple(findings)
     x = np.asarray(inputs, np.float64)
     if x.ndim != 2 or x.shape[1] != k or not np.isfinite(x).all():
         raise ValueError(f"inputs must be finite and [rows, {k}], got {x.shape}")
@@ -86,10 +86,10 @@ def check(
     variances = {name: _variance(wet, order) for name, order in laws.items()}
     square = np.square(step).sum(axis=1)
     expected = {name: float(c @ square / (np.diag(h) @ square)) for name, c in variances.items()}
-    found += [_ratio(ratio, expected, n), _babai(loss, step, variances, place, low, high)]
+    findings += [_ratio(ratio, expected, n), _babai(loss, step, variances, place, low, high)]
     signal = np.einsum("kn,kj,jn->", w, h, w)
-    found.append(Finding("results", "measured", f"{10 * np.log10(signal / max(loss.sum(), 1e-300)):.2f} dB"))
-    return tuple(found)
+    findings.append(Finding("results", "measured", f"{10 * np.log10(signal / max(loss.sum(), 1e-300)):.2f} dB"))
+    return tuple(findings)
 
 
 def _arrays(weight: Any, codes: Any, scales: Any, zeros: Any) -> tuple[np.ndarray, ...]:

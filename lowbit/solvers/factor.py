@@ -62,10 +62,10 @@ def factor(
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     if not 0.0 <= damping:
         raise ValueError(f"damping must be zero or positive, got {damping}")
-    found = _factor(moment, damping, order)
-    if not is_traced(found.variance):
-        _check(moment, found, damping, name)
-    return found
+    factored = _factor(moment, damping, order)
+    if not is_traced(factored.variance):
+        _check(moment, factored, damping, name)
+    return factored
 
 
 @jax.jit(static_argnames=("order",))

@@ -119,7 +119,7 @@ def test_every_layout_is_one_call_an_operation_with_the_bits_of_simulation(name,
     run = lb.execute(fn, plan, implementation="cpu")
     found = calls(run, lb.prepare(plan, qparams), x)
     assert [(t, kinds) for t, kinds, _ in found] == [(target, ("add", "max"))] * len(params)
-    is_mixing = "dynamic" not in rule and "depthwise" not in name and "grouped" not in name and name != "transposed"
+    is_mixing = "dynamic" not in rule and name != "transposed"
     assert [codes for *_, codes in found] == [is_mixing] * (len(params) - 1) + [False]
     for data in (x, heavy_tailed(3, *x.shape)):
         np.testing.assert_array_equal(run(qparams, data), lb.simulate(fn, plan)(params, qstate, data))

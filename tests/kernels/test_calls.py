@@ -56,7 +56,7 @@ ATTACK = """
     def conv():  # NHWC (2, 5, 6, 4), HWIO (3, 3, 4, 20), stride 1, padding 1
         arrays = [[(2, 5, 6, 4), F], [(1,), F], [(1,), I32], [(2, 9, 64), U8], [(2, 16), F], [(2, 16), I32],
                   [(1, 2, 16), F], [(1,), F], [(1,), I32]]
-        results = [[(2, 5, 6, 20), F], [(2, 5, 6, 20), I8], [(2, 5, 6), F], [(16384,), U8]]
+        results = [[(2, 5, 6, 20), F], [(2, 5, 6, 20), I8], [(2, 5, 6), F], [(1 << 17,), U8]]
         integers = dict(given=15, groups=1, depthwise=0, lo=-128, hi=127, bits=8, offset=128, x_channels_first=0,
                         y_channels_first=0, keeps_nan=1, dynamic=0, next_lo=-128, next_hi=127, isa=-1, threads=0)
         geometry = [3, 3, 1, 1, 1, 1, 1, 1]  # kernel, stride, dilation, padding

@@ -1,5 +1,7 @@
 """Fused calls: steps and the next grid's codes, bit for bit what separate operations give, written out in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -257,6 +259,49 @@ def test_convolutions_in_one_dimension_and_marks():
         got = quant_conv(jnp.asarray(x), packed, activation=marked, strides=(2,), padding=((1, 2),), layout="NCW",
                          implementation=name)  # fmt: skip
         np.testing.assert_array_equal(got, value.transpose(0, 2, 1), err_msg=name)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 36])
+@pytest.mark.parametrize("is_everywhere", [False, True])
+def test_marks_of_channels_keep_nan_in_the_groups_that_hold_it(groups, is_everywhere):
+    """A product in 12 groups of 36 channels with NaN in some of them, then one of other groups, of its codes."""
+    rng = np.random.default_rng(groups)
+    grid, emit, ones = GRIDS[0], GRIDS[1], ((1, 1), (1, 1))
+    x = rng.standard_t(3, (2, 6, 7, 24)).astype(F)
+    x[1, 2, 3, 5] = np.nan
+    levels, after = rng.integers(-8, 8, (1, 1, 2, 36)), rng.integers(-128, 128, (3, 3, 36 // groups, 36))
+    bias = np.zeros(36, F)
+    bias[33] = np.nan if is_everywhere else 1.0  # no mark is a number then
+    acc = conv_truth(grid_codes(x, grid), int(grid.zero), levels, 12, (1, 1), ((0, 0), (0, 0)), (1, 1))
+    value = product(acc.astype(F), grid.scale)
+    value = (
+        np.where(
+            conv_truth(np.isnan(x), 0, np.ones_like(levels), 12, (1, 1), ((0, 0),) * 2, (1, 1)) > 0, F(np.nan), value
+        )
+        + bias
+    )
+    acc = conv_truth(grid_codes(value, emit), int(emit.zero), after, groups, (2, 1), ones, (1, 1))
+    spread = conv_truth(np.isnan(value), 0, np.ones_like(after), groups, (2, 1), ones, (1, 1)) > 0
+    wanted = np.where(spread, F(np.nan), product(acc.astype(F), emit.scale))
+    assert is_everywhere or groups == 1 or 0 < spread.sum() < spread[..., 0].size * 9
+    first = pack_conv(levels, np.ones(36, F), bits=4)
+    second = pack_conv(after, np.ones(36, F), bits=8)
+    steps = prepare_steps([("add", bias)], 36, feature_group_count=12)
+
+    def chain(x, first, second, name, config=None):
+        run = functools.partial(fused_conv, implementation=name, config=config)
+        made = run(x, first, activation=grid, steps=steps, emit=emit, keep=False, by_channel=True, keeps_nan=True,
+                   feature_group_count=12, padding="VALID")  # fmt: skip
+        marked = StaticActivation(made.marks, emit.zero, emit.lo, emit.hi)
+        return run(
+            made.codes, second, activation=marked, strides=(2, 1), padding=ones, feature_group_count=groups
+        ).value
+
+    np.testing.assert_array_equal(chain(jnp.asarray(x), first, second, "reference"), wanted)
+    prepared = prepare_conv(first, feature_group_count=12), prepare_conv(second, feature_group_count=groups)
+    for isa in status().isas:
+        got = jax.jit(functools.partial(chain, name="cpu", config=CpuConfig(isa=isa)))(jnp.asarray(x), *prepared)
+        np.testing.assert_array_equal(got, wanted, err_msg=isa)
 
 
 def test_fused_calls_map_over_stacked_weights():

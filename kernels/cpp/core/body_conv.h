@@ -62,6 +62,21 @@ LOWBIT_INLINE void ConvSpan(const Conv& c, const T* x, float scale, int64_t n, Q
   }
 }
 
+// Of codes whose values were NaN: steps are NaN, of `n` positions of a line from `m` of x on.
+template <typename Q>
+LOWBIT_INLINE void PutBackNan(const Conv& c, int64_t m, int64_t n, Q* steps) {
+  if constexpr (std::is_same_v<Q, float>) {
+    if (c.x_bits == nullptr || c.x_marks == nullptr) return;
+    const int64_t positions = c.batch * c.height * c.width;
+    for (int64_t j = 0; j < n; ++j) {
+      if (c.x_marks[m + j] == c.x_marks[m + j]) continue;
+      for (int64_t k = 0; k < c.channels; ++k) {
+        if (c.x_bits[k / 32 * positions + m + j] >> k % 32 & 1) steps[j * c.channels + k] = __builtin_nanf("");
+      }
+    }
+  }
+}
+
 // Some padded lines. Q is what the body reads: int8 codes, or steps (q_x - z_x), int16 or float, whose padding is step 0.
 template <typename T, typename Q>
 LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begin, int64_t line_end) {
@@ -73,7 +88,7 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
     int64_t left = c.pad_left < width ? c.pad_left : width;
     int64_t right = c.pad_left + c.width < width ? c.pad_left + c.width : width;
     if (i < 0 || i >= c.height) left = right = width;
-    Q* out = static_cast<Q*>(c.padded) + line * row;
+    Q* out = static_cast<Q*>(c.padded) + c.line_at(line) * c.channels;
     const int64_t before = left * c.channels, inside = right - left;
     for (int64_t k = 0; k < before; ++k) out[k] = padding;
     out += before;
@@ -92,6 +107,7 @@ LOWBIT_INLINE void ConvQuantizeLines(const Conv& c, Q padding, int64_t line_begi
         }
       }
     }
+    if (inside > 0) PutBackNan(c, (b * c.height + i) * c.width, inside, out);
     for (int64_t k = inside * c.channels; k < row - before; ++k) out[k] = padding;
   }
 }
@@ -139,7 +155,7 @@ LOWBIT_INLINE void CopySpan(int8_t* to, const int8_t* from, int64_t n) {
 
 // The scale of a window: NaN where a position that it sums over is marked so, for its group if groups have their own.
 LOWBIT_INLINE float WindowScale(const Conv& c, int64_t b, int64_t i, int64_t j, int64_t group) {
-  if (c.x_marks == nullptr) return c.scale_of(b);
+  if (c.x_marks == nullptr || (c.depthwise && c.x_bits != nullptr)) return c.scale_of(b);
   const int64_t own = c.mark_groups > 1 ? group : 0;
   for (int64_t u = 0; u < c.kernel_height; ++u) {
     const int64_t h = i * c.stride_height + u * c.dilation_height - c.pad_top;
@@ -161,7 +177,7 @@ void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t row_begin
   for (int64_t m = row_begin; m < row_end; ++m) {
     const int64_t j = m % c.out_width, i = m / c.out_width % c.out_height, b = m / c.out_width / c.out_height;
     const int8_t* x = static_cast<const int8_t*>(c.padded) + group * tap +
-                      ((b * height + i * c.stride_height) * width + j * c.stride_width) * c.channels;
+                      (c.line_at(b * height + i * c.stride_height) + j * c.stride_width) * c.channels;
     int8_t* row = p.codes + m * p.codes_stride;
     int8_t* q = row;
     for (int64_t u = 0; u < c.kernel_height; ++u) {
@@ -179,45 +195,76 @@ void ConvGather(const Conv& c, const Matmul& p, int64_t group, int64_t row_begin
   }
 }
 
-// Sums of integers carried in float: below 2^24 they are exact in any order, fused or not (Check() refuses more taps).
+// Whether a sum of int32 times these scales stays a float32: then nothing saturates. Scales that are NaN are none.
+LOWBIT_INLINE bool IsTame(const Conv& c, const float* scales) {
+  if (c.x_scales != nullptr || c.x_marks != nullptr || !(c.x_scale < 0x1p30f && c.x_scale > -0x1p30f)) return false;
+  bool tame = true;
+  for (int i = 0; i < kLanes; ++i) tame &= scales[i] < 0x1p60f && scales[i] > -0x1p60f;
+  return tame;
+}
+
+// Output positions side by side of 16 channels, from column j of a line on. `lines` are where the taps of each height begin,
+// `w` the taps of these channels.
+template <int kSide, int kTaps>
+LOWBIT_INLINE void DepthwiseSums(const Conv& c, const float* const* lines, const float* w, int64_t w_stride, int64_t n,
+                                 int64_t j, Vec::F* sum) {
+  const int64_t last = c.out_width - 1, step = c.dilation_width * c.channels;
+  int64_t at[kSide];
+  for (int64_t k = 0; k < kSide; ++k) {
+    sum[k] = Vec::SetF(0.0f);
+    at[k] = (j + k < last ? j + k : last) * c.stride_width * c.channels + n;
+  }
+  const int64_t height = kTaps > 0 ? kTaps : c.kernel_height, width = kTaps > 0 ? kTaps : c.kernel_width;
+  for (int64_t u = 0; u < height; ++u) {
+    for (int64_t v = 0; v < width; ++v, w += w_stride) {
+      const float* line = lines[u] + v * step;
+      const Vec::F tap = Vec::LoadF(w);
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < kSide; ++k) sum[k] = Vec::Fma(Vec::LoadF(line + at[k]), tap, sum[k]);
+    }
+  }
+}
+
+// Sums of integers carried in float: below 2^24 they are exact in any order, fused or not (Check() refuses more taps). Lines of
+// x are put on the grid as they are needed, into a ring of as many as a window has, which stays in cache.
 void Depthwise(const Conv& c, int64_t line_begin, int64_t line_end) {
-  const int64_t height = c.padded_height(), width = c.padded_width();
+  constexpr int kSide = Vec::kRowTile >= 8 ? 8 : 4;  // positions computed together: sums in flight hide the latency of one
+  constexpr int64_t kTaps = 258;
+  const int64_t height = c.padded_height(), span = c.window_lines(), stride = (c.channels + kLanes - 1) / kLanes * kLanes;
+  const bool square = c.kernel_height == 3 && c.kernel_width == 3;
+  thread_local std::vector<float> taps;
+  if (static_cast<int64_t>(taps.size()) < c.taps_count() * stride) taps.resize(c.taps_count() * stride);
+  for (int64_t t = 0; t < c.taps_count(); ++t) {
+    float* to = taps.data() + t * stride;
+    for (int64_t n = 0; n < c.channels; ++n) to[n] = static_cast<float>(c.taps[t * c.channels + n]);
+    for (int64_t n = c.channels; n < stride; ++n) to[n] = 0.0f;
+  }
+  int64_t done = 0;
+  const float* lines[kTaps];
   for (int64_t line = line_begin; line < line_end; ++line) {
-    const int64_t b = line / c.out_height, i = line % c.out_height;
-    const float* x = static_cast<const float*>(c.padded) + (b * height + i * c.stride_height) * width * c.channels;
+    const int64_t b = line / c.out_height, i = line % c.out_height, first = b * height + i * c.stride_height;
+    ConvQuantize(c, first > done ? first : done, first + span);
+    done = first + span;
+    for (int64_t u = 0; u < c.kernel_height; ++u) {
+      lines[u] = static_cast<const float*>(c.padded) + c.line_at(first + u * c.dilation_height) * c.channels;
+    }
     for (int64_t n = 0; n < c.channels; n += kLanes) {
-      const int64_t count = c.channels - n < kLanes ? c.channels - n : kLanes;
-      constexpr int64_t kTaps = 258;
-      alignas(64) float w[kTaps * kLanes];
-      for (int64_t t = 0; t < c.taps_count(); ++t) {
-        for (int64_t k = 0; k < kLanes; ++k) w[t * kLanes + k] = k < count ? c.taps[t * c.channels + n + k] : 0.0f;
-      }
+      const float* w = taps.data() + n;
       const Vec::F scale = c.tail.fixed != nullptr ? Vec::SetF(1.0f) : Vec::LoadF(c.scales + n);
-      constexpr int64_t kSide = 4;  // positions computed together: four sums in flight hide the latency of one
+      const bool tame = c.tail.fixed == nullptr && IsTame(c, c.scales + n);
       for (int64_t j = 0; j < c.out_width; j += kSide) {
-        const int64_t last = c.out_width - 1;
         Vec::F sum[kSide];
-        const float* at[kSide];
-        for (int64_t k = 0; k < kSide; ++k) {
-          sum[k] = Vec::SetF(0.0f);
-          at[k] = x + (j + k < last ? j + k : last) * c.stride_width * c.channels + n;
-        }
-        const float* weight = w;
-        for (int64_t u = 0; u < c.kernel_height; ++u) {
-          for (int64_t v = 0; v < c.kernel_width; ++v, weight += kLanes) {
-            const int64_t offset = (u * c.dilation_height * width + v * c.dilation_width) * c.channels;
-            const Vec::F tap = Vec::LoadF(weight);
-#pragma GCC unroll 4
-            for (int64_t k = 0; k < kSide; ++k) sum[k] = Vec::Fma(Vec::LoadF(at[k] + offset), tap, sum[k]);
-          }
-        }
+        square ? DepthwiseSums<kSide, 3>(c, lines, w, stride, n, j, sum)
+               : DepthwiseSums<kSide, 0>(c, lines, w, stride, n, j, sum);
         if (c.tail.fixed != nullptr) {
           Vec::I whole[kSide];
           for (int64_t k = 0; k < kSide; ++k) whole[k] = Vec::Whole(sum[k]);
           StoreFixed<kSide>(c.tail, c.channels, line * c.out_width + j, c.out_width - j, n / kLanes, whole);
           continue;
         }
-        for (int64_t k = 0; k < kSide; ++k) {
+        const int64_t last = c.out_width - 1;
+        for (int64_t k = 0; tame && k < kSide; ++k) sum[k] = Vec::MulF(Vec::MulF(sum[k], scale), Vec::SetF(c.x_scale));
+        for (int64_t k = 0; !tame && k < kSide; ++k) {
           const float x_scale = WindowScale(c, b, i, j + k < last ? j + k : last, 0);
           sum[k] = Vec::Saturate(Vec::MulF(Vec::Saturate(Vec::MulF(sum[k], scale)), Vec::SetF(x_scale)));
         }

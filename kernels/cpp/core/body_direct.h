@@ -87,7 +87,11 @@ __attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const
   for (int t = 0; t < kTiles; ++t) {
     const Vec::F scale = Vec::LoadF(c.scales + (first_tile + tile + t) * kLanes);
     Vec::F values[kRows];
-    for (int r = 0; r < kRows; ++r) {
+    const bool tame = IsTame(c, c.scales + (first_tile + tile + t) * kLanes);
+    for (int r = 0; tame && r < kRows; ++r) {
+      values[r] = Vec::MulF(Vec::MulF(Vec::Convert(acc[r][t]), scale), Vec::SetF(c.x_scale));
+    }
+    for (int r = 0; !tame && r < kRows; ++r) {
       const Vec::F product = Vec::Saturate(Vec::MulF(Vec::Convert(acc[r][t]), scale));
       values[r] = Vec::Saturate(Vec::MulF(product, Vec::SetF(scales[r])));
     }
@@ -100,7 +104,7 @@ void DirectRows(const Conv& c, const Tail& tail, int64_t group, int64_t row_begi
   constexpr int64_t kPart = 64;  // positions whose windows are looked up together; fewer of long windows, which stay in L1
   constexpr int64_t kSize = 4 / Vec::kDirectInputs;
   constexpr int kRows = Vec::kRowTile, kWide = Vec::kDirectInputs == 4 ? 2 : 1;
-  const int64_t height = c.padded_height(), width = c.padded_width();
+  const int64_t height = c.padded_height();
   const int64_t out = c.group_out(), tiles = c.group_tiles(), channels = c.group_channels(), first_tile = group * tiles;
   const int8_t* x[kPart + kRows];
   float scales[kPart + kRows];
@@ -111,7 +115,7 @@ void DirectRows(const Conv& c, const Tail& tail, int64_t group, int64_t row_begi
   for (int64_t m = row_begin; m < row_end; m += part) {
     const int64_t count = row_end - m < part ? row_end - m : part;
     for (int64_t r = 0; r < count; ++r) {
-      const int64_t position = (b * height + i * c.stride_height) * width + j * c.stride_width;
+      const int64_t position = c.line_at(b * height + i * c.stride_height) + j * c.stride_width;
       x[r] = static_cast<const int8_t*>(c.padded) + kSize * (group * channels + position * c.channels);
       scales[r] = WindowScale(c, b, i, j, group);
       if (++j < c.out_width) continue;

@@ -73,6 +73,19 @@ LOWBIT_INLINE void StoreSpan(T* to, int64_t stride, const T* from, int64_t count
   }
 }
 
+// Marks a row, one of whose values in 16 channels is NaN; and which.
+LOWBIT_INLINE void MarkRow(const Tail& t, int64_t m, int64_t tile, const float* v, int64_t count) {
+  bool here = false;
+  for (int64_t i = 0; i < count; ++i) {
+    if (v[i] == v[i]) continue;
+    here = true;
+    const int64_t channel = t.first_channel + tile * kLanes + i;
+    if (t.bits != nullptr) __atomic_fetch_or(t.bits + channel / 32 * t.rows + m, 1u << channel % 32, __ATOMIC_RELAXED);
+  }
+  // Other threads may find another NaN of the same row: they write the same.
+  if (here) __atomic_store_n(reinterpret_cast<uint32_t*>(t.marks + m), 0x7fc00000u, __ATOMIC_RELAXED);
+}
+
 // Codes of rows on the next grid, and the rows' marks.
 template <int kRows>
 LOWBIT_INLINE void EmitCodes(const Tail& t, int64_t m, int64_t valid, int64_t tile, const float (*v)[kLanes],
@@ -88,12 +101,7 @@ LOWBIT_INLINE void EmitCodes(const Tail& t, int64_t m, int64_t valid, int64_t ti
     StoreSpan(t.codes + t.at(m + r) + tile * kLanes * t.channel_stride, t.channel_stride, q + r * kLanes, count);
   }
   if (!nan) return;
-  for (int64_t r = 0; r < kRows && r < valid; ++r) {
-    bool here = false;
-    for (int64_t i = 0; i < count; ++i) here |= v[r][i] != v[r][i];
-    // Other threads may find another NaN of the same row: they write the same.
-    if (here) __atomic_store_n(reinterpret_cast<uint32_t*>(t.marks + m + r), 0x7fc00000u, __ATOMIC_RELAXED);
-  }
+  for (int64_t r = 0; r < kRows && r < valid; ++r) MarkRow(t, m + r, tile, v[r], count);
 }
 
 // Whatever is more than 16 floats side by side, out of line: cut at the last channel, strided, bfloat16, steps, codes.
@@ -129,10 +137,20 @@ __attribute__((noinline)) void StoreTail(const Tail& t, int64_t m, int64_t valid
         for (int r = 0; r < kRows; ++r) v[r] = V::Saturate(V::MulF(v[r], w));
         break;
       case Step::kMax:
-        for (int r = 0; r < kRows; ++r) v[r] = V::Larger(v[r], w);
+        if (V::IsPlain(w)) {
+          for (int r = 0; r < kRows; ++r) v[r] = V::PlainLarger(v[r], w);
+        } else if (V::IsZero(w)) {  // a sum with 0.0 makes -0.0 that, and nothing else another
+          for (int r = 0; r < kRows; ++r) v[r] = V::AddF(V::PlainLarger(v[r], w), w);
+        } else {
+          for (int r = 0; r < kRows; ++r) v[r] = V::Larger(v[r], w);
+        }
         break;
       case Step::kMin:
-        for (int r = 0; r < kRows; ++r) v[r] = V::Smaller(v[r], w);
+        if (V::IsPlain(w)) {
+          for (int r = 0; r < kRows; ++r) v[r] = V::PlainSmaller(v[r], w);
+        } else {
+          for (int r = 0; r < kRows; ++r) v[r] = V::Smaller(v[r], w);
+        }
         break;
     }
   }
@@ -144,9 +162,10 @@ __attribute__((noinline)) void StoreTail(const Tail& t, int64_t m, int64_t valid
                       hi = V::SetF(static_cast<float>(t.next_hi - t.next_zero));
   const typename V::I add = V::Set(t.next_zero);  // bytes of a code are the same, signed or not
   for (int64_t r = 0; r < kRows && r < valid; ++r) {
-    const bool nan = V::StoreCodes(t.codes + t.at(m + r) + tile * kLanes, v[r], inverse, lo, hi, add);
-    // Other threads may find another NaN of the same row: they write the same.
-    if (nan) __atomic_store_n(reinterpret_cast<uint32_t*>(t.marks + m + r), 0x7fc00000u, __ATOMIC_RELAXED);
+    if (!V::StoreCodes(t.codes + t.at(m + r) + tile * kLanes, v[r], inverse, lo, hi, add)) continue;
+    alignas(64) float values[kLanes];
+    V::Store(values, v[r]);
+    MarkRow(t, m + r, tile, values, kLanes);
   }
 }
 

@@ -47,12 +47,14 @@ struct MatmulCall {
 
 struct ConvCall {
   View x;        // (B, H, W, C), or (B, C, H, W) with `x_channels_first`
-  View x_scale;  // f32 (1), or (B, H, W): the marks of emitted codes; not looked at with `dynamic`
+  View x_scale;  // f32 (1), or (B, H, W) or (2 + ceil(C / 32), B, H, W): the marks of emitted codes; not looked at with `dynamic`
   View x_zero;   // s32 or f32 (1), a whole number
   View weights;  // u8 (tiles, blocks, 64) with ceil(O / groups / 16) tiles a group; depthwise: (taps, C)
   View scales;   // f32 (tiles, 16); not looked at in fixed point
   View sums;     // s32 (tiles, 16)
-  TailCall tail; // y, codes: (B, OH, OW, O), or (B, O, OH, OW) with `y_channels_first`; marks: (B, OH, OW)
+  // y, codes: (B, OH, OW, O), or (B, O, OH, OW) with `y_channels_first`; marks: (B, OH, OW), or (2 + ceil(O / 32), B, OH, OW):
+  // then, of a position whose mark is NaN, next_scale, and which channels are NaN, a bit each; of others those are not written.
+  TailCall tail;
   View scratch;
   const int64_t *kernel = nullptr, *stride = nullptr, *dilation = nullptr, *padding = nullptr;
   size_t kernel_rank = 0, stride_rank = 0, dilation_rank = 0, padding_rank = 0;

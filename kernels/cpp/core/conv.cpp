@@ -1,6 +1,7 @@
 #include "core/conv.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "core/matmul.h"
@@ -11,15 +12,79 @@ namespace {
 
 int64_t Stride(const Conv& c) { return Plus(RoundUp(Times(c.blocks(), c.span()), 64), 64); }
 
-int64_t PaddedBytes(const Conv& c, int64_t size) {  // of `size` bytes each; whole vectors are read at the end: 64 bytes more
-  const int64_t positions = Times(Times(c.batch, c.padded_height()), c.padded_width());
-  return Plus(RoundUp(Times(Times(positions, c.channels), size), 64), 64);
-}
 
 // Weights as words, written in every call: only as many as stay in L2, so that memory does not grow with weights.
 constexpr int64_t kMostWordBytes = 1 << 18;
 
 int64_t WordBytes(const Conv& c) { return Times(Times(Times(c.groups, c.group_tiles()), c.words_of(2)), 4 * kLanes); }
+
+// Output lines are computed some at a time, each chunk with the lines of x that it reads in a slot of scratch that stays in
+// cache: as many slots as threads run at once.
+constexpr int64_t kMostSlots = 16, kChunkBytes = 1 << 18;
+
+int64_t Lines(const Conv& c) { return Times(c.batch, c.out_height); }
+
+int64_t Slots(const Conv& c) { return std::min(kMostSlots, Lines(c)); }
+
+int64_t LineBytes(const Conv& c) {  // of a padded line of x, in the widest form that a body reads
+  const int64_t size = c.depthwise ? 4 : WordBytes(c) <= kMostWordBytes ? 2 : 1;
+  return Times(Times(c.padded_width(), c.channels), size);
+}
+
+// Output lines of a chunk, at most.
+int64_t MostLines(const Conv& c) {
+  return std::min(Lines(c), std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, Times(LineBytes(c), c.stride_height))));
+}
+
+// Rows that are gathered together. 32: a tile of every body divides it.
+int64_t GatheredRows(const Conv& c) {
+  const int64_t fits = std::max<int64_t>(32, RoundUp((1 << 16) / Stride(c), 32));
+  return std::min(fits, RoundUp(Times(MostLines(c), c.out_width), 32));
+}
+
+// Lines of x that a chunk reads, and gathered rows. Whole vectors are read at the end: 64 bytes more.
+int64_t PaddedBytes(const Conv& c) {
+  const int64_t most = MostLines(c), again = std::max<int64_t>(0, c.window_lines() - c.stride_height);
+  const int64_t more = Times(most / c.out_height + 1, again);  // of every image, at most
+  const int64_t lines = Plus(Plus((most - 1) * c.stride_height, c.window_lines()), more);
+  const int64_t held = c.depthwise ? c.window_lines() : std::min(lines, Times(c.batch, c.padded_height()));
+  return Plus(RoundUp(Times(held, LineBytes(c)), 64), 64);
+}
+int64_t SlotBytes(const Conv& c) {
+  const int64_t gathered = Times(GatheredRows(c) + kRowPadding, Plus(Stride(c), 12));
+  return RoundUp(Plus(PaddedBytes(c), c.depthwise ? 0 : gathered), 64);
+}
+
+// Calls fn(c, slot, begin, end) for chunks of output lines, `padded` of each in a slot of its own.
+template <typename Fn>
+void ForLines(const Conv& conv, uint8_t* slots, Pool* pool, int64_t threads, const Fn& fn) {
+  const int64_t lines = Lines(conv), slot = SlotBytes(conv);
+  threads = std::min(threads, Slots(conv));
+  // Windows that overlap are read by two chunks: longer ones where they do; but every thread has some.
+  const int64_t again = std::max<int64_t>(0, conv.window_lines() - conv.stride_height);
+  const int64_t least = std::max(CeilDivide(64, conv.out_width), CeilDivide(4 * again, conv.stride_height));
+  int64_t chunk = std::max(CeilDivide(lines, 8 * threads), least);
+  chunk = std::min({chunk, MostLines(conv), CeilDivide(lines, threads)});
+  if (conv.depthwise) chunk = std::max(CeilDivide(lines, 8 * threads), std::min(least, CeilDivide(lines, threads)));
+  std::atomic<uint32_t> taken{0};
+  ParallelFor(pool, threads, CeilDivide(lines, chunk), [&](int64_t i) {
+    uint32_t seen = taken.load(std::memory_order_relaxed);
+    while (!taken.compare_exchange_weak(seen, seen | (seen + 1), std::memory_order_acquire)) {
+    }
+    const uint32_t own = ~seen & (seen + 1);  // the lowest that was free
+    Conv c = conv;
+    c.padded = slots + __builtin_ctz(own) * slot;
+    fn(c, static_cast<uint8_t*>(c.padded) + PaddedBytes(conv), i * chunk, std::min(lines, (i + 1) * chunk));
+    taken.fetch_and(~own, std::memory_order_release);
+  });
+}
+
+// Puts the lines that output lines [begin, end) read on the grid.
+void Quantize(Conv* c, const Body& body, int64_t begin, int64_t end) {
+  const auto first = [&](int64_t i) { return i / c->out_height * c->padded_height() + i % c->out_height * c->stride_height; };
+  c->first_line = first(begin);
+  body.conv_quantize(*c, c->first_line, first(end - 1) + c->window_lines());
+}
 
 // Whether windows are read where they lie.
 bool IsDirect(const Conv& c, const Body& body) {
@@ -59,15 +124,25 @@ std::vector<float> Marks(const Conv& c) {
   return marks;
 }
 
+// Of codes that hold a NaN: the same, of bits of channels.
+std::vector<float> MarksOfBits(const Conv& c) {
+  const int64_t positions = c.batch * c.height * c.width, each = c.group_channels();
+  std::vector<float> marks(positions * c.groups, 0.0f);
+  for (int64_t m = 0; m < positions; ++m) {
+    if (c.x_marks[m] == c.x_marks[m]) continue;
+    for (int64_t n = 0; n < c.channels; ++n) {
+      if (c.x_bits[n / 32 * positions + m] >> n % 32 & 1) marks[m * c.groups + n / each] = __builtin_nanf("");
+    }
+  }
+  return marks;
+}
+
 }  // namespace
 
 int64_t ScratchBytes(const Conv& c) {
-  const int64_t rows = Times(Times(c.batch, c.out_height), c.out_width);
-  if (rows == 0 || c.out == 0) return 0;
-  if (c.depthwise) return Plus(64, PaddedBytes(c, 4));
-  const int64_t gathered = Plus(PaddedBytes(c, 1), Times(RoundUp(rows, kRowPadding), Plus(Stride(c), 12)));
-  const int64_t words = WordBytes(c);
-  return Plus(64, words <= kMostWordBytes ? std::max(gathered, Plus(PaddedBytes(c, 2), words)) : gathered);
+  if (c.rows() == 0 || c.out == 0) return 0;
+  const int64_t words = c.depthwise ? 0 : WordBytes(c);
+  return Plus(64, Plus(Times(Slots(c), SlotBytes(c)), words <= kMostWordBytes ? words : 0));
 }
 
 const char* Check(const Conv& c) {
@@ -102,11 +177,10 @@ const char* Check(const Conv& c) {
 
 namespace {
 
-// Every window read where it lies. Images one after the other, each while its steps are in cache, where there are several
-// for every thread; else lines are put on the grid first.
+// Every window read where it lies.
 void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t threads) {
   const int64_t together = body.direct_inputs, size = 4 / together;
-  c.words = at + PaddedBytes(c, size);
+  c.words = at + Slots(c) * SlotBytes(c);
   const int64_t tiles = c.groups * c.group_tiles(), words = c.words_of(together), per_run = words / c.runs();
   std::vector<int64_t> offsets(words);
   for (int64_t i = 0; i < words; ++i) {
@@ -129,52 +203,30 @@ void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t thread
   const double image = static_cast<double>(positions * tiles) * static_cast<double>(words + 40);
   constexpr double kWorthwhile = 1 << 17;  // below, waking a thread costs more than it saves
   if (image * static_cast<double>(c.batch) < kWorthwhile) threads = 1;
-  auto quantize = [&](int64_t begin, int64_t end) {
-    ScopedFlushSubnormals flush;
-    body.conv_quantize(c, begin, end);
-  };
-  auto multiply = [&](int64_t begin, int64_t end) {
-    ScopedFlushSubnormals flush;
-    for (int64_t g = 0; g < c.groups; ++g) {
-      const Tail tail = c.tail.from(g * c.group_out(), g * c.group_tiles() * kLanes);
-      body.direct_rows(c, tail, g, begin, end);
-    }
-  };
-  auto by_lines = [&] {
-    const int64_t chunk = std::max<int64_t>(64, RoundUp(c.rows() / (8 * threads), 64));
-    ParallelFor(pool, threads, CeilDivide(c.rows(), chunk), [&](int64_t i) {
-      multiply(i * chunk, std::min(c.rows(), (i + 1) * chunk));
-    });
-  };
-  const int64_t lines = c.padded_height();
-  if (c.batch >= 2 * threads) {
-    const int64_t most = std::max<int64_t>(1, c.batch / (4 * threads));
-    const int64_t count = std::max<int64_t>(1, std::min(most, static_cast<int64_t>(kWorthwhile / (image + 1))));
-    ParallelFor(pool, threads, CeilDivide(c.batch, count), [&](int64_t i) {
-      for (int64_t b = i * count; b < std::min(c.batch, (i + 1) * count); ++b) {
-        quantize(b * lines, (b + 1) * lines);
-        multiply(b * positions, (b + 1) * positions);
+  auto run = [&] {
+    ForLines(c, at, pool, threads, [&](Conv& own, uint8_t*, int64_t begin, int64_t end) {
+      ScopedFlushSubnormals flush;
+      Quantize(&own, body, begin, end);
+      for (int64_t g = 0; g < c.groups; ++g) {
+        const Tail tail = c.tail.from(g * c.group_out(), g * c.group_tiles() * kLanes);
+        body.direct_rows(own, tail, g, begin * c.out_width, end * c.out_width);
       }
     });
-  } else {
-    const int64_t all = c.batch * lines, chunk = std::max<int64_t>(1, (1 << 14) / (c.padded_width() * c.channels));
-    ParallelFor(pool, threads, CeilDivide(all, chunk), [&](int64_t i) {
-      quantize(i * chunk, std::min(all, (i + 1) * chunk));
-    });
-    by_lines();
-  }
+  };
+  run();
   if (*c.found == 0 || !c.keeps_nan) return;
   // Rare: x is read once more, and every result made again.
   const std::vector<float> marks = c.x_type == Type::kBF16 ? Marks<uint16_t>(c) : Marks<uint32_t>(c);
   c.x_marks = marks.data();
   c.mark_groups = c.groups;
-  by_lines();
+  run();
 }
 
 }  // namespace
 
-void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) {
-  if (conv.rows() == 0 || conv.out == 0) return;
+namespace {
+
+void RunOnce(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   Conv c = conv;
   const Body& body = BodyOf(isa);
   auto* at = Aligned(scratch);
@@ -195,7 +247,13 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   }
   uint32_t found = 0;
   c.found = &found;
+  if (c.x_marks != nullptr && c.x_bits != nullptr && !c.depthwise && c.groups > 1) {
+    marks = MarksOfBits(c);
+    c.x_marks = marks.data();
+    c.mark_groups = c.groups;
+  }
   if (IsDirect(c, body)) return RunDirect(c, body, at, pool, threads);
+
   if (c.depthwise && IsStacked(c, body)) {
     const int64_t out_lines = c.batch * c.out_height, chunk = std::max<int64_t>(1, out_lines / (8 * threads));
     const bool small = Times(c.rows() * c.channels, c.taps_count()) < 1 << 19;  // waking a thread costs as much
@@ -205,28 +263,12 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
     });
     return;
   }
-  at += PaddedBytes(c, c.depthwise ? 4 : 1);
-
-  const int64_t lines = c.batch * c.padded_height(), line = c.padded_width() * c.channels;
-  const int64_t line_chunk = std::max<int64_t>(1, (1 << 14) / line);
-  ParallelFor(pool, lines * line < 1 << 15 ? 1 : threads, (lines + line_chunk - 1) / line_chunk, [&](int64_t i) {
-    ScopedFlushSubnormals flush;
-    body.conv_quantize(c, i * line_chunk, std::min(lines, (i + 1) * line_chunk));
-  });
-
-  if (found != 0 && c.keeps_nan) {  // rare: x is read once more
-    marks = c.x_type == Type::kBF16 ? Marks<uint16_t>(c) : Marks<uint32_t>(c);
-    c.x_marks = marks.data();
-    c.mark_groups = c.groups;
-  }
-
   if (c.depthwise) {
-    const int64_t out_lines = c.batch * c.out_height;
-    const int64_t chunk = std::max<int64_t>(1, out_lines / (8 * threads));
+    c.ring = c.window_lines();
     const bool small = Times(c.rows() * c.channels, c.taps_count()) < 1 << 16;
-    ParallelFor(pool, small ? 1 : threads, (out_lines + chunk - 1) / chunk, [&](int64_t i) {
+    ForLines(c, at, pool, small ? 1 : threads, [&](const Conv& own, uint8_t*, int64_t begin, int64_t end) {
       ScopedFlushSubnormals flush;
-      body.depthwise(c, i * chunk, std::min(out_lines, (i + 1) * chunk));
+      body.depthwise(own, begin, end);
     });
     return;
   }
@@ -244,32 +286,61 @@ void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) 
   p.x_zero = c.x_zero;
   p.lo = c.lo;
   p.hi = c.hi;
-  const int64_t padded = RoundUp(p.rows, kRowPadding);
-  p.padded_rows = padded;
+  p.padded_rows = p.rows;
   p.codes_stride = Stride(c);
-  p.codes = reinterpret_cast<int8_t*>(at);
-  p.starts = reinterpret_cast<int32_t*>(at + padded * p.codes_stride);
-  p.sums = p.starts + padded;
-  p.row_scales = reinterpret_cast<float*>(p.sums + padded);
 
-  // A chunk gathers its windows and multiplies them while they are in cache. 32 rows: a tile of every body divides it.
-  const int64_t chunk = std::max<int64_t>(32, std::min<int64_t>(RoundUp((1 << 16) / p.codes_stride, 32),
-                                                                RoundUp(p.rows / (8 * threads), 32)));
+  // A chunk gathers its windows, some at a time, and multiplies them while they are in cache.
+  const int64_t most = GatheredRows(c), held = most + kRowPadding;
   const bool small = Times(Times(p.rows, p.length), p.tiles() * c.groups) < 1 << 15;
-  ParallelFor(pool, small ? 1 : threads, (p.rows + chunk - 1) / chunk, [&](int64_t i) {
-    ScopedFlushSubnormals flush;
-    const int64_t begin = i * chunk, end = std::min(p.rows, begin + chunk);
-    for (int64_t g = 0; g < c.groups; ++g) {
-      Matmul q = p;
-      const int64_t tile = g * c.group_tiles();
-      q.w = c.w + tile * p.blocks * kBlockBytes;
-      if (c.scales != nullptr) q.scales = c.scales + tile * kLanes;
-      q.column_sums = c.sums + tile * kLanes;
-      q.tail = c.tail.from(g * p.out, tile * kLanes);
-      body.conv_gather(c, q, g, begin, end);
-      body.matmul(q, begin, end, 0, p.tiles());
-    }
-  });
+  auto run = [&] {
+    ForLines(c, at, pool, small ? 1 : threads, [&](Conv& own, uint8_t* slot, int64_t line_begin, int64_t line_end) {
+      ScopedFlushSubnormals flush;
+      Quantize(&own, body, line_begin, line_end);
+      for (int64_t begin = line_begin * c.out_width; begin < line_end * c.out_width; begin += most) {
+        const int64_t end = std::min(line_end * c.out_width, begin + most);
+        Matmul part = p;  // rows are counted as those of the result are: what is held of them begins at `begin`
+        part.codes = reinterpret_cast<int8_t*>(slot) - begin * p.codes_stride;
+        part.starts = reinterpret_cast<int32_t*>(slot + held * p.codes_stride) - begin;
+        part.sums = part.starts + held;
+        part.row_scales = reinterpret_cast<float*>(part.sums + held);
+        for (int64_t g = 0; g < c.groups; ++g) {
+          Matmul q = part;
+          const int64_t tile = g * c.group_tiles();
+          q.w = c.w + tile * p.blocks * kBlockBytes;
+          if (c.scales != nullptr) q.scales = c.scales + tile * kLanes;
+          q.column_sums = c.sums + tile * kLanes;
+          q.tail = c.tail.from(g * p.out, tile * kLanes);
+          body.conv_gather(own, q, g, begin, end);
+          body.matmul(q, begin, end, 0, p.tiles());
+        }
+      }
+    });
+  };
+  run();
+  if (found == 0 || !c.keeps_nan) return;
+  // Rare: x is read once more, and every result made again.
+  marks = c.x_type == Type::kBF16 ? Marks<uint16_t>(c) : Marks<uint32_t>(c);
+  c.x_marks = marks.data();
+  c.mark_groups = c.groups;
+  run();
+}
+
+}  // namespace
+
+void Run(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) {
+  if (conv.rows() == 0 || conv.out == 0) return;
+  Conv c = conv;
+  c.tail.bits = nullptr;
+  RunOnce(c, scratch, isa, pool, threads);
+  if (conv.tail.bits == nullptr) return;
+  bool found = false;
+  for (int64_t m = 0; m < c.rows(); ++m) found |= c.tail.marks[m] != c.tail.marks[m];
+  if (!found) return;
+  // Rare: bits are looked at only where a mark is NaN, and are written only where there is one; every result is made again.
+  c.tail.bits = conv.tail.bits;
+  std::fill_n(c.tail.marks + c.rows(), c.rows(), c.tail.next_scale);
+  std::fill_n(c.tail.bits, CeilDivide(c.out, 32) * c.rows(), 0u);
+  RunOnce(c, scratch, isa, pool, threads);
 }
 
 }  // namespace lowbit

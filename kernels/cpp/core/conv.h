@@ -32,6 +32,8 @@ struct Conv {
   bool keeps_nan = false;           // of floats: what sums over a NaN is NaN
   const float* x_marks = nullptr;   // (B, H, W, mark_groups): NaN where a position holds one, or null where none does
   int64_t mark_groups = 1;          // 1, or the feature groups
+  // Of codes, where x_marks is NaN: (ceil(C / 32), B, H, W), of every channel a bit, set where the value was NaN; or null.
+  const uint32_t* x_bits = nullptr;
   uint32_t* found = nullptr;        // scratch: set where x holds a NaN
   int32_t x_zero = 0, lo = -128, hi = 127;
   const uint8_t* w = nullptr;      // dense: (tiles, blocks, 64), a window padded to whole blocks
@@ -40,9 +42,11 @@ struct Conv {
   const int32_t* sums = nullptr;   // dense: (groups * tiles, 16), sums of stored codes over taps and inputs
   Tail tail;  // rows are output positions
 
-  // Scratch: x on its grid, with the padding that the kernel reads. int8 codes; or steps (q_x - z_x), float for depthwise.
-  // Where windows are read where they lie (body_direct.h): steps in int16, or codes and 128 in uint8.
+  // Scratch: some lines of x on its grid, with the padding that the kernel reads. int8 codes; or steps (q_x - z_x), float for
+  // depthwise. Where windows are read where they lie (body_direct.h): steps in int16, or codes and 128 in uint8.
   void* padded = nullptr;
+  int64_t first_line = 0;  // of those lines
+  int64_t ring = 0;        // or, where this is not 0, line i is at i modulo it
 
   // Scratch of the latter: weights as words of 2 steps in int16 or of 4 in int8, (groups * tiles, words_count, 64 bytes), or
   // null; and where in a window each word begins, in bytes.
@@ -52,8 +56,11 @@ struct Conv {
   uint32_t words_flip = 0;  // bits of words that are flipped when they are read: where they are the stored codes themselves
 
   LOWBIT_INLINE float scale_of(int64_t b) const { return x_scales == nullptr ? x_scale : x_scales[b]; }
-  LOWBIT_INLINE int64_t padded_height() const {
-    return (out_height - 1) * stride_height + (kernel_height - 1) * dilation_height + 1;
+  LOWBIT_INLINE int64_t window_lines() const { return (kernel_height - 1) * dilation_height + 1; }
+  LOWBIT_INLINE int64_t padded_height() const { return (out_height - 1) * stride_height + window_lines(); }
+  // Where a padded line of all images lies in `padded`, in positions.
+  LOWBIT_INLINE int64_t line_at(int64_t line) const {
+    return (ring != 0 ? line % ring : line - first_line) * padded_width();
   }
   LOWBIT_INLINE int64_t padded_width() const {
     return (out_width - 1) * stride_width + (kernel_width - 1) * dilation_width + 1;

@@ -56,9 +56,11 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.dynamic = call.dynamic != 0;
   if (const char* problem = Check(c)) return problem;
 
-  const bool map = HasShape(call.x_scale, 0, {c.batch, c.height, c.width});
+  const int64_t planes = 2 + CeilDivide(c.channels, 32), x_rows = Times(Times(c.batch, c.height), c.width);
+  const bool bits = HasShape(call.x_scale, 0, {planes, c.batch, c.height, c.width});
+  const bool map = bits || HasShape(call.x_scale, 0, {c.batch, c.height, c.width});
   LOWBIT_REQUIRE(call.x_scale.type == Type::kF32 && (map || HasShape(call.x_scale, 0, {1})),
-                 "x_scale must be one f32, or one a position");
+                 "x_scale must be one f32, or one a position, or that and bits of channels");
   LOWBIT_REQUIRE(call.weights.type == Type::kU8, "weights must be u8");
   if (c.depthwise) {
     LOWBIT_REQUIRE(HasShape(call.weights, 0, {c.taps_count(), c.channels}), "weights must be (taps, C)");
@@ -70,7 +72,9 @@ const char* Call(const ConvCall& call, Pool* pool) {
                  "scales must be f32 (tiles, 16)");
   if (const char* problem = ReadTail(call.tail, 0, tiles, &c.tail)) return problem;
   const int64_t marks = Elements(call.tail.marks);
-  LOWBIT_REQUIRE((!fixed && HasShape(call.tail.marks, 0, {c.batch, c.out_height, c.out_width})) ||
+  const int64_t next_planes = 2 + CeilDivide(c.out, 32);
+  const bool next_bits = HasShape(call.tail.marks, 0, {next_planes, c.batch, c.out_height, c.out_width});
+  LOWBIT_REQUIRE((!fixed && (next_bits || HasShape(call.tail.marks, 0, {c.batch, c.out_height, c.out_width}))) ||
                      ((fixed || !wants_codes) && marks == 0),
                  "marks must be one a position of codes");
   LOWBIT_REQUIRE(call.scratch.type == Type::kU8 && Elements(call.scratch) >= ScratchBytes(c), "scratch is too small");
@@ -94,15 +98,18 @@ const char* Call(const ConvCall& call, Pool* pool) {
     c.tail.joins = static_cast<const int32_t*>(call.tail.joins.data);
   }
   c.tail.marks = wants_codes && !fixed ? static_cast<float*>(call.tail.marks.data) : nullptr;
+  c.tail.rows = c.rows();
+  if (next_bits && c.tail.marks != nullptr) c.tail.bits = reinterpret_cast<uint32_t*>(c.tail.marks + 2 * c.rows());
   c.x = call.x.data;
   const float* scales = static_cast<const float*>(call.x_scale.data);
-  const int64_t count = map ? Elements(call.x_scale) : 1;
+  const int64_t count = map ? x_rows : 1;
   c.x_scale = count == 0 ? 1.0f : scales[0];  // of no positions: padding alone, and no scale to multiply it by is needed
   uint32_t nan = 0;  // one scale; the others say only whether the position holds a NaN
   for (int64_t i = 0; i < count; ++i) nan |= scales[i] != scales[i] ? 1u : 0u;
   if (map && nan != 0) {
     c.x_marks = scales;
-    for (int64_t i = 0; i < count; ++i) c.x_scale = scales[i] == scales[i] ? scales[i] : c.x_scale;
+    if (bits) c.x_bits = reinterpret_cast<const uint32_t*>(scales + 2 * x_rows);
+    for (int64_t i = 0; i < count; ++i) c.x_scale = scales[i] == scales[i] ? scales[i] : bits ? scales[x_rows + i] : c.x_scale;
   }
   c.w = static_cast<const uint8_t*>(call.weights.data);
   c.taps = static_cast<const int8_t*>(call.weights.data);

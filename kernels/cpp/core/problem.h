@@ -53,6 +53,9 @@ struct Tail {
 
   int8_t* codes = nullptr;  // of the next grid, or null
   float* marks = nullptr;   // with codes: (rows), next_scale, or NaN where a value of the row is NaN
+  // Which channels those are, a bit each: word `channel / 32` of row m is at m of its plane, (rows) each. Or null.
+  uint32_t* bits = nullptr;
+  int64_t rows = 0, first_channel = 0;
   float next_scale = 1.0f;
   int32_t next_zero = 0, next_lo = -128, next_hi = 127;
 
@@ -71,6 +74,7 @@ struct Tail {
   // The tail of channels from `n` on.
   LOWBIT_INLINE Tail from(int64_t n, int64_t padded_n) const {
     Tail t = *this;
+    t.first_channel += n;
     if (y != nullptr) t.y = static_cast<uint8_t*>(y) + n * channel_stride * (y_bf16 ? 2 : 4);
     if (codes != nullptr) t.codes += n * channel_stride;
     if (other != nullptr) t.other += n * channel_stride;

@@ -128,13 +128,25 @@ struct Vec {
   static constexpr bool kTails = true;
   // Codes of 16 values; returns whether one is NaN.
   static bool StoreCodes(int8_t* to, F v, F inverse, F lo, F hi, I add) {
-    const __mmask16 number = _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q);
-    F r = _mm512_roundscale_ps(MulF(v, inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    r = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(r, r, _CMP_ORD_Q), r);
-    r = _mm512_min_ps(hi, _mm512_max_ps(lo, r));
-    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvttps_epi32(r), add)));
-    return number != 0xffff;
+    F r = MulF(v, inverse);
+    const __mmask16 number = _mm512_cmp_ps_mask(r, r, _CMP_ORD_Q);
+    bool nan = false;
+    if (__builtin_expect(number != 0xffff, 0)) {
+      r = _mm512_maskz_mov_ps(number, r);
+      nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0;
+    }
+    r = _mm512_min_ps(hi, _mm512_max_ps(lo, r));  // bounds are integers: what is rounded afterwards is the same
+    const I code = _mm512_cvt_roundps_epi32(r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(code, add));
+    asm("" : "+x"(bytes));  // as in StoreBytes
+    _mm_storeu_si128((__m128i*)to, bytes);
+    return nan;
   }
+  // Whether the machine's maximum and minimum with `w` as the first operand are XLA's: it is no NaN, and no zero.
+  static bool IsPlain(F w) { return _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_NEQ_OQ) == 0xffff; }
+  static bool IsZero(F w) { return _mm512_test_epi32_mask(Bits(w), Bits(w)) == 0; }  // not -0.0
+  static F PlainLarger(F v, F w) { return _mm512_max_ps(w, v); }
+  static F PlainSmaller(F v, F w) { return _mm512_min_ps(w, v); }
 
   // (code - offset) * factor + 128 of 64 codes, each a byte modulo 256. Factors come from `Factors`, `add` from `Shifts`.
   static constexpr bool kExpands = true;

@@ -149,7 +149,7 @@ def run(
         x = x.astype(jnp.float32)
     native = "bfloat16" if call.out_dtype == "bfloat16" else "float32"
     batch, height, width, out = shape
-    spatial = (batch, height, width)
+    spatial = (*((2 + -(-out // 32),) if tail.by_channel else ()), batch, height, width)
     stored = (batch, out, height, width) if call.y_channels_first else shape
     empty = (0, *stored[1:])
     scale = scale_of(activation)
@@ -183,24 +183,28 @@ def scratch_bytes(
     if 0 in shape:
         return 0
     height, width, inputs, out = packed.kernel
-    lines = [
-        (n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(shape[1:3], strides, (height, width), dilation, strict=True)
-    ]
-
-    def padded(size: int) -> int:
-        return -(-x_shape[0] * lines[0] * lines[1] * x_shape[3] * size // 64) * 64 + 64
-
-    if packed.depthwise:
-        return 64 + padded(4)
-    rows = -(-shape[0] * shape[1] * shape[2] // 16) * 16
-    span = block_inputs(packed.bits)
-    length = -(-height * width * inputs // span) * span
-    gathered = padded(1) + rows * (-(-length // 64) * 64 + 64 + 12)
+    lines, stride = shape[0] * shape[1], strides[0]
+    windows = [(k - 1) * d + 1 for k, d in zip((height, width), dilation, strict=True)]
+    padded = [(n - 1) * s + w for n, s, w in zip(shape[1:3], strides, windows, strict=True)]
     is_together = packed.groups == 1 and dilation[1] == 1
     runs, run = (height, width * inputs) if is_together else (height * width, inputs)
     words = packed.groups * -(-(out // packed.groups) // 16) * runs * -(-run // 2) * 64
-    return 64 + (max(gathered, padded(2) + words) if words <= _MOST_WORD_BYTES else gathered)
+    if packed.depthwise:
+        held = windows[0] * padded[1] * x_shape[3] * 4
+        return 64 + min(_MOST_SLOTS, lines) * (-(-held // 64) * 64 + 64)
+    line = padded[1] * x_shape[3] * (2 if words <= _MOST_WORD_BYTES else 1)
+    most = min(lines, max(1, _CHUNK_BYTES // max(1, line * stride)))
+    more = (most // shape[1] + 1) * max(0, windows[0] - stride)
+    held = min((most - 1) * stride + windows[0] + more, shape[0] * padded[0]) * line
+    span = block_inputs(packed.bits)
+    length = -(-height * width * inputs // span) * span
+    length = -(-length // 64) * 64 + 64
+    rows = min(max(32, -(-((1 << 16) // length) // 32) * 32), -(-most * shape[2] // 32) * 32) + 16
+    slot = -(-(-(-held // 64) * 64 + 64 + rows * (length + 12)) // 64) * 64
+    return 64 + min(_MOST_SLOTS, lines) * slot + (words if words <= _MOST_WORD_BYTES else 0)
 
 
+_MOST_SLOTS, _CHUNK_BYTES = 16, 1 << 18
+"""Of scratch (`kMostSlots` and `kChunkBytes` in cpp/core/conv.cpp)."""
 _MOST_WORD_BYTES = 1 << 18
 """Up to so many bytes of weights are widened to 16 bits in a call (`kMostWordBytes` in cpp/core/conv.cpp)."""

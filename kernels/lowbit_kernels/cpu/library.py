@@ -19,6 +19,8 @@ TARGETS = {
     "LowbitConvCall": "lowbit_kernels.cpu.conv",
     "LowbitPairCall": "lowbit_kernels.cpu.pair",
 }
+# Of a library whose convolutions take as little scratch as `conv.scratch_bytes` says.
+HOLDS_LINES = "lowbit_holds_lines"
 # Of a library that was built before there were these, they are not there: then `has_fixed` is False.
 FIXED = {
     "LowbitFixedMatmulCall": "lowbit_kernels.cpu.fixed_matmul",
@@ -56,7 +58,7 @@ def status() -> Status:
         library = ctypes.CDLL(str(paths[0]))
     except OSError as error:
         return Status(None, (), f"the native library does not load: {error}")
-    if missing := [symbol for symbol in TARGETS if not hasattr(library, symbol)]:
+    if missing := [symbol for symbol in (*TARGETS, HOLDS_LINES) if not hasattr(library, symbol)]:
         reason = f"the native library {paths[0]} is of another version, without {', '.join(missing)}: build it again"
         return Status(None, (), reason)
     there = {symbol: target for symbol, target in FIXED.items() if hasattr(library, symbol)}

@@ -31,6 +31,7 @@ class Tail(NamedTuple):
         table: float32 `(rows, tiles, 16)`, or None without rows.
         emit: grid of the codes, or None.
         keep: the float value is a result.
+        by_channel: marks of a convolution say which channels are NaN (`fused.py`).
     """
 
     kinds: tuple[str, ...]
@@ -38,6 +39,7 @@ class Tail(NamedTuple):
     table: Any
     emit: StaticActivation | None
     keep: bool
+    by_channel: bool = False
 
     def operands(self) -> tuple[Any, Any, Any]:
         """steps, next_scale, next_zero; None of what the call does without."""

@@ -42,5 +42,5 @@ WORDS = ("gN",)
 
 def named(word: str) -> Group | None:
     """Returns the granularity of ``gN``, N elements per scale, or None."""
-    found = re.fullmatch(r"g(\d+)", word)
-    return Group(int(found[1])) if found else None
+    match = re.fullmatch(r"g(\d+)", word)
+    return Group(int(match[1])) if match else None

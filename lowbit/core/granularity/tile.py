@@ -41,5 +41,5 @@ WORDS = ("tAxB",)
 
 def named(word: str) -> Tile | None:
     """Returns the granularity of ``tAxB``, A rows by B columns per scale, or None."""
-    found = re.fullmatch(r"t(\d+)x(\d+)", word)
-    return Tile(int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"t(\d+)x(\d+)", word)
+    return Tile(int(match[1]), int(match[2])) if match else None

@@ -83,8 +83,8 @@ class Integers(Nested):
 
 def named(word: str, numbers: Numbers) -> Integers | None:
     """Returns ``int2`` to ``int8``, ``uint1`` to ``uint8``, or None."""
-    found = re.fullmatch(r"(u?)int([1-8])", word)
-    if not found or word not in WORDS:
+    match = re.fullmatch(r"(u?)int([1-8])", word)
+    if not match or word not in WORDS:
         return None
-    inner = numbers(word if found[1] else f"{word}n")
+    inner = numbers(word if match[1] else f"{word}n")
     return Integers(Spec(inner, Channel()), numbers("int8"))

@@ -26,13 +26,13 @@ def spans(stages: Sequence[Stage]) -> dict[Buffer, Span]:
 
     What a loop reads or keeps from turn to turn is live for the whole loop.
     """
-    found: dict[Buffer, Span] = {}
+    lives: dict[Buffer, Span] = {}
     count = 0
 
     def touch(buffer: Buffer, first: int, last: int) -> None:
         if buffer.kind == "arena":
-            old = found.get(buffer, Span(first, last))
-            found[buffer] = Span(min(old.first, first), max(old.last, last))
+            old = lives.get(buffer, Span(first, last))
+            lives[buffer] = Span(min(old.first, first), max(old.last, last))
 
     def visit(stages: Sequence[Stage]) -> list[Store]:
         nonlocal count
@@ -53,7 +53,7 @@ def spans(stages: Sequence[Stage]) -> dict[Buffer, Span]:
         return stores
 
     visit(stages)
-    return found
+    return lives
 
 
 def _kept(repeat: Repeat) -> set[Buffer]:

@@ -75,13 +75,13 @@ _PACKED = {
 
 def operands(emitter: Emitter, value: Value, indices: tuple[Index, ...]) -> list[Expr]:
     """Returns the operands of an elementwise operation, axes of length 1 spread."""
-    found = []
+    expressions = []
     for u in value.ins:
         own = zip(
             indices[len(indices) - len(u.shape) :], u.shape, value.shape[len(indices) - len(u.shape) :], strict=True
         )
-        found.append(emitter.emit(u, tuple(Index() if n == 1 and n != whole else i for i, n, whole in own)))
-    return found
+        expressions.append(emitter.emit(u, tuple(Index() if n == 1 and n != whole else i for i, n, whole in own)))
+    return expressions
 
 
 def _narrow(value: Value, what: str) -> None:

@@ -57,10 +57,10 @@ class Block:
     def text(self, depth: int) -> list[str]:
         """Returns the lines, indented."""
         space = "    " * depth
-        found = [f"{space}{self.header} {{"]
+        lines = [f"{space}{self.header} {{"]
         for line in self.lines:
-            found += [f"{space}    {line}"] if isinstance(line, str) else line.text(depth + 1)
-        return [*found, f"{space}}}"]
+            lines += [f"{space}    {line}"] if isinstance(line, str) else line.text(depth + 1)
+        return [*lines, f"{space}}}"]
 
 
 Rule = Callable[[Any, Value, tuple[Index, ...]], Expr]
@@ -198,11 +198,11 @@ class Emitter:
         if not block.lines:
             test = self.temporary(test, np.dtype(np.bool_))
             return Expr(f"({test.text} ? {expr.text} : {other.text})", max(test.level, expr.level, other.level))
-        found = self.variable(dtype, other)
+        result = self.variable(dtype, other)
         block.header = f"if {test.text}"
-        block.lines.append(f"{found.text} = {_bare(expr.text)};")
+        block.lines.append(f"{result.text} = {_bare(expr.text)};")
         self.line_block(block)
-        return found
+        return result
 
     def line_block(self, block: Block) -> None:
         """Adds a finished block to the innermost one."""
@@ -221,16 +221,16 @@ class Emitter:
 
     def _prepare(self, value: Value, indices: tuple[Index, ...]) -> None:
         """Emits what a chain of elementwise operations reads, in order: it may be longer than Python's stack."""
-        found: dict[Value, None] = {}
+        shared: dict[Value, None] = {}
         todo = [value]
         while todo:
             v = todo.pop()
             for i, u in enumerate(v.ins):
                 is_same = u.shape == v.shape and access(v, i)[0] is None
-                if is_same and u not in found and not self._is_there(u, indices):
-                    found[u] = None
+                if is_same and u not in shared and not self._is_there(u, indices):
+                    shared[u] = None
                     todo.append(u)
-        for v in sorted(found, key=lambda v: v.number):
+        for v in sorted(shared, key=lambda v: v.number):
             self._emit(v, indices)
 
     def _found(self, value: Value, indices: tuple[Index, ...]) -> Expr | None:

@@ -138,20 +138,20 @@ class CProgram:
 
     def values(self) -> list[Value]:
         """Returns everything that the results need, in program order."""
-        found: dict[Value, None] = {}
+        needed: dict[Value, None] = {}
         todo, loops = list(self.outputs), set()
         while todo:
             value = todo.pop()
-            if value in found:
+            if value in needed:
                 continue
-            found[value] = None
+            needed[value] = None
             todo += value.ins
             if value.loop is not None and value.loop not in loops:
                 loops.add(value.loop)
                 todo += [*value.loop.inits, *value.loop.afters]
             if value.name == "stacked" and value.loop is not None:
                 todo.append(value.loop.ys[value.index])
-        return sorted(found, key=lambda v: (v.array is None, v.number))  # constants may be made late
+        return sorted(needed, key=lambda v: (v.array is None, v.number))  # constants may be made late
 
 
 def read_integers(closed: Any) -> CProgram:
@@ -239,13 +239,13 @@ def _fold(graph: CProgram) -> None:
         needed |= {*loop.inits, *loop.afters, *loop.ys}
     edge = [v for v in values if v in needed and v in known and v.name != "constant"]
     for value, array in zip(edge, _computed(edge), strict=True):
-        found = constant(array, value.dtype)
+        folded = constant(array, value.dtype)
         sources = list(_sources(value))
         names = set(_names(value))
         is_moved = names <= MOVES and not names <= {"convert_element_type"}
         limit = sum(stored_bits(u.array) for u in sources) + _SMALL_BITS
-        if found.splat is not None or (not is_moved and stored_bits(found.array) <= limit):
-            value.become(found)
+        if folded.splat is not None or (not is_moved and stored_bits(folded.array) <= limit):
+            value.become(folded)
 
 
 def _computed(wanted: Sequence[Value]) -> Iterable[Any]:
@@ -264,13 +264,13 @@ def _computed(wanted: Sequence[Value]) -> Iterable[Any]:
 
 
 def _upstream(value: Value) -> dict[Value, None]:
-    found, todo = {}, [value]
+    sources, todo = {}, [value]
     while todo:
         v = todo.pop()
-        if v not in found:
-            found[v] = None
+        if v not in sources:
+            sources[v] = None
             todo += v.ins
-    return found
+    return sources
 
 
 def _sources(value: Value) -> Iterator[Value]:

@@ -27,8 +27,8 @@ def program_source(name: str, inputs: Sequence[Port], outputs: Sequence[Port], c
     for arrays, wanted in cases:
         for port, array in zip((*inputs, *outputs), (*arrays, *wanted), strict=True):
             if array.shape != port.shape or array.dtype != port.dtype:
-                found = f"{array.dtype}{list(array.shape)}"
-                raise ValueError(f"{port.name} must be {port.dtype}{list(port.shape)}, got {found}")
+                actual = f"{array.dtype}{list(array.shape)}"
+                raise ValueError(f"{port.name} must be {port.dtype}{list(port.shape)}, got {actual}")
     parts = [
         f"/* Runs {name}_run on test vectors and compares: exits with 0 where every output is as expected. */",
         '#include <stdio.h>\n\n#include "model.h"\n',
@@ -83,16 +83,16 @@ def parsed(text: str, outputs: Sequence[Port], count: int) -> list[list[np.ndarr
     Raises:
         ValueError: where outputs are missing.
     """
-    found: dict[tuple[int, int], np.ndarray] = {}
+    arrays: dict[tuple[int, int], np.ndarray] = {}
     for line in text.splitlines():
         words = line.split()
         if len(words) >= 3 and words[0] == WORD:
             port = outputs[int(words[2])]
             numbers = np.array([int(word) for word in words[3:]], port.dtype)
             if numbers.size == port.size:
-                found[int(words[1]), int(words[2])] = numbers.reshape(port.shape)
+                arrays[int(words[1]), int(words[2])] = numbers.reshape(port.shape)
     wanted = [[(n, i) for i in range(len(outputs))] for n in range(count)]
-    if missing := [f"output {i} of case {n}" for case in wanted for n, i in case if (n, i) not in found]:
+    if missing := [f"output {i} of case {n}" for case in wanted for n, i in case if (n, i) not in arrays]:
         tail = text.strip().splitlines()[-1:] or ["nothing"]
         raise ValueError(f"the program did not print {missing[0]}; its last line: {tail[0][:200]}")
-    return [[found[key] for key in case] for case in wanted]
+    return [[arrays[key] for key in case] for case in wanted]

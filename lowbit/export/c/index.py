@@ -119,11 +119,11 @@ def unflat(position: Index, shape: Sequence[int]) -> tuple[Index, ...]:
         >>> [i.text for i in unflat(Index.of(Atom("i", 0, 11, 1)), (3, 4))]
         ['(i / 4)', '(i % 4)']
     """
-    found: list[Index] = []
+    indices: list[Index] = []
     for size in reversed(shape):
         if size == 1:
-            found.append(Index())
+            indices.append(Index())
             continue
         position, rest = (Index(), position) if position.low >= 0 and position.high < size else position.divided(size)
-        found.append(rest)
-    return tuple(reversed(found))
+        indices.append(rest)
+    return tuple(reversed(indices))

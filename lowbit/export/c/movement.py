@@ -33,8 +33,8 @@ def _reshaped(emitter: Emitter, value: Value, indices: Indices) -> Expr:
 
 
 def _transposed(emitter: Emitter, value: Value, indices: Indices) -> Expr:
-    found = dict(zip(value.params["permutation"], indices, strict=True))
-    return emitter.emit(value.ins[0], tuple(found[i] for i in range(len(indices))))
+    by_axis = dict(zip(value.params["permutation"], indices, strict=True))
+    return emitter.emit(value.ins[0], tuple(by_axis[i] for i in range(len(indices))))
 
 
 def _sliced(emitter: Emitter, value: Value, indices: Indices) -> Expr:
@@ -58,12 +58,12 @@ def _reversed(emitter: Emitter, value: Value, indices: Indices) -> Expr:
 
 def inside(index: Index, count: int) -> list[tuple[str, int]]:
     """Returns the conditions for an index to be from 0 to ``count``: only those that may fail."""
-    found = []
+    conditions = []
     if index.low < 0:
-        found.append((f"{index.operand} >= 0", index.level))
+        conditions.append((f"{index.operand} >= 0", index.level))
     if index.high >= count:
-        found.append((f"{index.operand} < {count}", index.level))
-    return found
+        conditions.append((f"{index.operand} < {count}", index.level))
+    return conditions
 
 
 def undilated(index: Index, step: int) -> tuple[list[tuple[str, int]], Index]:
@@ -84,8 +84,8 @@ def _padded(emitter: Emitter, value: Value, indices: Indices) -> Expr:
         index = index - low
         if gap:
             conditions += [(f"{index.operand} >= 0", index.level)] if index.low < 0 else []
-            found, index = undilated(index, gap + 1)
-            conditions += found
+            condition, index = undilated(index, gap + 1)
+            conditions += condition
             conditions += [(f"{index.operand} < {n}", index.level)] if index.high >= n else []
         else:
             conditions += inside(index, n)
@@ -110,12 +110,12 @@ def _concatenated(emitter: Emitter, value: Value, indices: Indices) -> Expr:
 
         if i == len(value.ins) - 1 or index.high < starts[i + 1]:
             return here()
-        found = emitter.variable(value.dtype, Expr(types.literal(0, value.dtype)))
+        result = emitter.variable(value.dtype, Expr(types.literal(0, value.dtype)))
         with emitter.guarded([f"{index.operand} < {starts[i + 1]}"]):
-            emitter.line(f"{found.text} = {here().text};")
+            emitter.line(f"{result.text} = {here().text};")
         with emitter.guarded([f"{index.operand} >= {starts[i + 1]}"]):
-            emitter.line(f"{found.text} = {part(i + 1).text};")
-        return found
+            emitter.line(f"{result.text} = {part(i + 1).text};")
+        return result
 
     return part(0)
 
@@ -155,15 +155,15 @@ def _gathered(emitter: Emitter, value: Value, indices: Indices) -> Expr:
     if value.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
         raise ValueError("the C form cannot hold a gather that fills what is out of bounds: use mode='clip'")
     batch = [i for d, i in enumerate(indices) if d not in numbers.offset_dims]
-    found = [Index()] * len(x.shape)
+    places = [Index()] * len(x.shape)
     for operand_dim, starts_dim in zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True):
-        found[operand_dim] = batch[starts_dim]
+        places[operand_dim] = batch[starts_dim]
     kept = [d for d in range(len(x.shape)) if d not in (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)]
     for d, where in zip(kept, numbers.offset_dims, strict=True):
-        found[d] = indices[where]
+        places[d] = indices[where]
     for k, d in enumerate(numbers.start_index_map):
-        found[d] = found[d] + _start(emitter, starts, (*batch, Index((), k)), _room(x, d, sizes[d]))
-    return emitter.emit(x, tuple(found))
+        places[d] = places[d] + _start(emitter, starts, (*batch, Index((), k)), _room(x, d, sizes[d]))
+    return emitter.emit(x, tuple(places))
 
 
 def _dynamic(emitter: Emitter, value: Value, indices: Indices) -> Expr:

@@ -175,11 +175,11 @@ def _stack(usage: str, entry: str) -> int:
 
 def _weights(symbols: str, name: str) -> dict[str, int]:
     """Bytes of the global constant arrays, by identifier: only weights are global. One that is stored twice counts twice."""
-    found: collections.Counter[str] = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
     for row in (line.split() for line in symbols.splitlines()):
         if len(row) == 4 and row[2] == "R":
-            found[row[3].removeprefix(f"{name}_").rstrip("_")] += int(row[1], 16)
-    return dict(found)
+            sizes[row[3].removeprefix(f"{name}_").rstrip("_")] += int(row[1], 16)
+    return dict(sizes)
 
 
 def _stored(manifest: Mapping[str, Any], found: Mapping[str, int]) -> tuple[Stored, ...]:

@@ -205,16 +205,16 @@ class Scheduler:
     def _region(self, loop: Loop | None, late: list[Store]) -> list[Stage]:
         """The stages of one turn, or of the program: each as early as its value is there."""
         here = [v for v in self.values if v in self.kept and self.homes[v] is loop]
-        found: list[tuple[int, int, Stage]] = [(v.number, 0, Store(v, self.buffers[v])) for v in here]
-        found += [(store.value.number, 1, store) for store in late]
+        ordered: list[tuple[int, int, Stage]] = [(v.number, 0, Store(v, self.buffers[v])) for v in here]
+        ordered += [(store.value.number, 1, store) for store in late]
         for inner in self.loops:
             if inner.parent is loop:
                 carried = zip(inner.inits, inner.carries, strict=True)
-                found += [(inner.number, 0, Store(v, self.buffers[carry])) for v, carry in carried]
+                ordered += [(inner.number, 0, Store(v, self.buffers[carry])) for v, carry in carried]
                 ys = [Store(y, self.buffers[stack], inner) for stack, y in self._ys(inner)]
                 stages = [*self._region(inner, ys), *self._next(inner)]
-                found.append((inner.number, 1, Repeat(inner, stages)))
-        return [stage for _, _, stage in sorted(found, key=lambda each: each[:2])]
+                ordered.append((inner.number, 1, Repeat(inner, stages)))
+        return [stage for _, _, stage in sorted(ordered, key=lambda each: each[:2])]
 
     def _next(self, loop: Loop) -> list[Stage]:
         """The carries of the next turn; through another buffer where one carry becomes another."""

@@ -36,8 +36,8 @@ def simplify(graph: CProgram) -> None:
         if value.is_leaf or value.name == "turn":
             continue
         _normalize(value)
-        if (found := _alias(value)) is not None:
-            same[value] = found
+        if (alias := _alias(value)) is not None:
+            same[value] = alias
             continue
         if (product := _high_product(value)) is not None:
             value.become(product)
@@ -91,19 +91,19 @@ def _wide(value: Value) -> np.ndarray:
 
 def _alias(value: Value) -> Value | None:
     """What a value is equal to."""
-    found = None
+    same = None
     if value.name in _SAME or (value.name == "pad" and not any(any(c) for c in value.params["padding_config"])):
-        found = value.ins[0]
+        same = value.ins[0]
     elif value.name in _NEUTRAL:
-        found = next((x for x, y in _both(value, value.name) if y.splat == _NEUTRAL[value.name]), None)
+        same = next((x for x, y in _both(value, value.name) if y.splat == _NEUTRAL[value.name]), None)
     elif value.name in _SHIFTS and value.ins[1].splat == 0:
-        found = value.ins[0]
+        same = value.ins[0]
     elif value.name in ("max", "min"):
-        found = _inside(value)
+        same = _inside(value)
     elif value.name == "select_n" and value.ins[0].splat is not None:
-        found = value.ins[1 + value.ins[0].splat]
-    is_same = found is not None and found.shape == value.shape and found.dtype == value.dtype
-    return found if is_same else None
+        same = value.ins[1 + value.ins[0].splat]
+    is_same = same is not None and same.shape == value.shape and same.dtype == value.dtype
+    return same if is_same else None
 
 
 def _inside(value: Value) -> Value | None:

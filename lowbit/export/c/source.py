@@ -82,7 +82,7 @@ def ports(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, An
         outputs: likewise.
     """
     taken: set[str] = set(_RESERVED)
-    found = []
+    arguments = []
     for entries, prefix in ((inputs, "in_"), (outputs, "out_")):
         group = []
         for entry in entries:
@@ -96,8 +96,8 @@ def ports(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, An
             note = f"value = {entry['scale']!r} * (code - {entry['zero_point']})" if "scale" in entry else ""
             note = note.replace("- -", "+ ")
             group.append(Port(name, tuple(entry["shape"]), np.dtype(entry["dtype"]), note))
-        found.append(tuple(group))
-    return found
+        arguments.append(tuple(group))
+    return arguments
 
 
 def compiled(

@@ -40,11 +40,11 @@ def _dot(emitter: Emitter, value: Value, indices: Indices) -> Expr:
     with ExitStack() as loops:
         summed = [loops.enter_context(emitter.counted("k", left.shape[d])) for d in contracted[0]]
         free = iter(indices[len(batches[0]) :])
-        found = []
+        places = []
         for u, own, batch in zip((left, right), contracted, batches, strict=True):
             known = dict(zip(batch, indices, strict=False)) | dict(zip(own, summed, strict=True))
-            found.append(emitter.emit(u, tuple(known[d] if d in known else next(free) for d in range(len(u.shape)))))
-        _accumulate(emitter, value, a, found[0], found[1], count)
+            places.append(emitter.emit(u, tuple(known[d] if d in known else next(free) for d in range(len(u.shape)))))
+        _accumulate(emitter, value, a, places[0], places[1], count)
     return a
 
 
@@ -67,8 +67,8 @@ def _convolution(emitter: Emitter, value: Value, indices: Indices) -> Expr:
             at = indices[out_dim] * params["window_strides"][i] + tap * params["rhs_dilation"][i]
             at = at - params["padding"][i][0]
             conditions = inside(at, (x.shape[x_dim] - 1) * params["lhs_dilation"][i] + 1)
-            found, at = undilated(at, params["lhs_dilation"][i])
-            loops.enter_context(emitter.guarded([text for text, _ in (*conditions, *found)]))
+            condition, at = undilated(at, params["lhs_dilation"][i])
+            loops.enter_context(emitter.guarded([text for text, _ in (*conditions, *condition)]))
             at_x[x_dim], at_kernel[kernel_dim] = at, tap
         part = loops.enter_context(emitter.counted("c", each))
         at_x[numbers.lhs_spec[1]], at_kernel[numbers.rhs_spec[1]] = group * each + part, part
@@ -118,8 +118,8 @@ def _window(word: str) -> Rule:
                 index = indices[i] * params["window_strides"][i] + tap * params["window_dilation"][i]
                 index = index - params["padding"][i][0]
                 conditions = inside(index, (n - 1) * params["base_dilation"][i] + 1)
-                found, index = undilated(index, params["base_dilation"][i])
-                loops.enter_context(emitter.guarded([text for text, _ in (*conditions, *found)]))
+                condition, index = undilated(index, params["base_dilation"][i])
+                loops.enter_context(emitter.guarded([text for text, _ in (*conditions, *condition)]))
                 at.append(index)
             emitter.line(f"{a.text} = {_joined(emitter, word, value, a, emitter.emit(x, tuple(at)))};")
         return a

@@ -121,13 +121,13 @@ def affine(
 
 def _constant(read: Value, value: Any, env: Mapping[Value, Any]) -> np.ndarray | None:
     """A constant before it was spread, in float64; None of data."""
-    made = _maker(read, env)
-    if made is not None and made.name in (*_LIKE, "broadcast_in_dim") and len(made.ins) == 1:
-        inner = _constant(made.ins[0], env[made.ins[0]], env)
-        if inner is None or made.name in _LIKE:
+    maker = _maker(read, env)
+    if maker is not None and maker.name in (*_LIKE, "broadcast_in_dim") and len(maker.ins) == 1:
+        inner = _constant(maker.ins[0], env[maker.ins[0]], env)
+        if inner is None or maker.name in _LIKE:
             return inner
-        shape = [1] * len(made.params["shape"])
-        for axis, n in zip(made.params["broadcast_dimensions"], inner.shape, strict=True):
+        shape = [1] * len(maker.params["shape"])
+        for axis, n in zip(maker.params["broadcast_dimensions"], inner.shape, strict=True):
             shape[axis] = n
         return inner.reshape(shape)
     if (
@@ -145,9 +145,9 @@ def _maker(read: Value, env: Mapping[Value, Any]) -> Equation | None:
 
 
 def _is_on_grid(read: Value, env: Mapping[Value, Any]) -> bool:
-    made = _maker(read, env)
-    if made is None:
+    maker = _maker(read, env)
+    if maker is None:
         return False
-    if made.eqn.primitive in (fake_quant_p, dequantize_p):
+    if maker.eqn.primitive in (fake_quant_p, dequantize_p):
         return True
-    return made.name in MOVES and not made.ins[0].is_written and _is_on_grid(made.ins[0], env)
+    return maker.name in MOVES and not maker.ins[0].is_written and _is_on_grid(maker.ins[0], env)

@@ -150,20 +150,20 @@ class Contents:
     @property
     def stored(self) -> tuple[Stored, ...]:
         """The weights as they are here, those left out that the converter merged away."""
-        wanted, found = collections.Counter(n for n, _ in self.weights), self._constants()
+        wanted, constants = collections.Counter(n for n, _ in self.weights), self._constants()
         return tuple(
             Stored(n, n * width)
             for n, count in wanted.items()
-            for width in sorted(_WIDTHS[t] for t in found.get(n, collections.Counter()).elements())[:count]
+            for width in sorted(_WIDTHS[t] for t in constants.get(n, collections.Counter()).elements())[:count]
         )
 
     def _constants(self) -> dict[int, collections.Counter[str]]:
         """By number of elements, the integer types of constants."""
-        found: dict[int, collections.Counter[str]] = {}
+        constants: dict[int, collections.Counter[str]] = {}
         for t in self.tensors:
             if t.constant_bytes and t.type in _WIDTHS:
-                found.setdefault(math.prod(t.shape), collections.Counter())[t.type] += 1
-        return found
+                constants.setdefault(math.prod(t.shape), collections.Counter())[t.type] += 1
+        return constants
 
     def _behind(self, kernels: Sequence[str], plan: Plan) -> str:
         """Which operations of a plan may be behind float kernels: those whose weights they dequantize."""

@@ -30,6 +30,6 @@ def converted(lowered: Lowered) -> tuple[bytes, str]:
         artifact, model, contents = (Path(folder, name) for name in ("model.mlirbc", "model.tflite", "contents.json"))
         artifact.write_bytes(stablehlo.artifact(module, lowered.version))
         work("convert", str(artifact), str(model), str(contents), what="the LiteRT converter")
-        found = json.dumps(json.loads(contents.read_text()) | {"weights": function.weights}, indent=1)
-        Contents.of(found).check(lowered.plan)
-        return model.read_bytes(), found
+        described = json.dumps(json.loads(contents.read_text()) | {"weights": function.weights}, indent=1)
+        Contents.of(described).check(lowered.plan)
+        return model.read_bytes(), described

@@ -183,11 +183,11 @@ class Prepared:
             return [Image(y, axis) for y in compat.rebind(eqn, [x], **window_params(eqn, axis))]
         if name == "div" and isinstance(values[0], _Window) and _is_number(equation.ins[1]):
             return [values[0].averaged(float(values[1]))]
-        if name == "div" and (made := equation.ins[0].source) is not None and made.name == "exp":
+        if name == "div" and (maker := equation.ins[0].source) is not None and maker.name == "exp":
             return [_plain(values[0]) * (1.0 / _plain(values[1]))]
         written = functools.partial(_written, eqn, values)
-        if (found := affine(equation, list(values), env, written)) is not None:
-            return [found]
+        if (replaced := affine(equation, list(values), env, written)) is not None:
+            return [replaced]
         return carried(equation, [_known(v) for v in values], env)
 
     def unrolled(self, equation: Equation, values: Sequence[Any]) -> list[Any]:

@@ -35,12 +35,12 @@ def checked(data: bytes) -> bytes:
         is_one = bool(tflite.Model.ModelBufferHasIdentifier(data, 0)) and model.OperatorCodesLength() < len(data)
         codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength() if is_one else 0)]
         # Readers take the larger of the two: the older field has a byte.
-        found = [(max(c.BuiltinCode(), c.DeprecatedBuiltinCode()), c.CustomCode()) for c in codes]
+        operators = [(max(c.BuiltinCode(), c.DeprecatedBuiltinCode()), c.CustomCode()) for c in codes]
     except Exception:  # noqa: BLE001 - a table that points outside of the file raises whatever the reader met
-        is_one, found = False, []
+        is_one, operators = False, []
     if not is_one:
         raise ValueError("this is no LiteRT file")
-    for code, custom in found:
+    for code, custom in operators:
         name = names.get(code, f"operator {code}")
         if custom or code not in names or _FOREIGN.fullmatch(name):
             called = f"{name} {custom.decode(errors='replace')!r}" if custom else name
@@ -66,14 +66,14 @@ def in_its_process(
         ValueError: with what the runtime said, where it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        given, answer = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         arrays = {f"case{n}_{i}": x for n, case in enumerate(inputs) for i, x in enumerate(case)}
         np.savez(given, **arrays)  # pyright: ignore[reportArgumentType] - numpy's stub takes no such keywords
         model = Path(folder, Path(name).name)
         model.write_bytes(data)
-        said = work(command, str(model), str(given), str(made), str(count), *more, what=what)
-        with np.load(made) as found:
-            return [[found[f"case{n}_{i}"] for i in range(count)] for n in range(len(inputs))], said
+        said = work(command, str(model), str(given), str(answer), str(count), *more, what=what)
+        with np.load(answer) as loaded:
+            return [[loaded[f"case{n}_{i}"] for i in range(count)] for n in range(len(inputs))], said
 
 
 def _contents(bundle: Bundle) -> Contents:
@@ -87,10 +87,10 @@ def _size(bundle: Bundle) -> int:
 def _litert(bundle: Bundle, inputs: Inputs) -> Ran:
     data, count = checked(bundle.file(MODEL)), len(bundle.manifest["outputs"])
     outputs, _ = in_its_process(data, count, inputs, "litert", what="LiteRT")
-    found = _contents(bundle)
-    floats = sum(op.is_float for op in found.operators)
-    measured = {"kernels": float(len(found.operators)), "float_kernels": float(floats)}
-    return Ran(outputs, _size(bundle), found.stored, measured)
+    contents = _contents(bundle)
+    floats = sum(op.is_float for op in contents.operators)
+    measured = {"kernels": float(len(contents.operators)), "float_kernels": float(floats)}
+    return Ran(outputs, _size(bundle), contents.stored, measured)
 
 
 def _tflm(bundle: Bundle, inputs: Inputs) -> Ran:
@@ -100,8 +100,8 @@ def _tflm(bundle: Bundle, inputs: Inputs) -> Ran:
         raise ValueError(f"this model computes {', '.join(floats)} in floats: TFLite-Micro is not asked to")
     data, count = checked(bundle.file(MODEL)), len(bundle.manifest["outputs"])
     outputs, said = in_its_process(data, count, inputs, "tflm", what="TFLite-Micro")
-    found = re.search(r"Arena allocation total (\d+) bytes", said)
-    measured = {"arena_bytes": float(found[1])} if found else {}
+    arena = re.search(r"Arena allocation total (\d+) bytes", said)
+    measured = {"arena_bytes": float(arena[1])} if arena else {}
     return Ran(outputs, _size(bundle), _contents(bundle).stored, measured)
 
 
@@ -120,8 +120,8 @@ def _vela(bundle: Bundle, inputs: Inputs) -> Ran:
         model = Path(folder, Path(MODEL).name)
         model.write_bytes(checked(bundle.file(MODEL)))
         said = work("vela", str(model), folder, ACCELERATOR, what="Vela")
-    found = {name: (re.search(pattern, said), unit) for name, (pattern, unit) in _REPORT.items()}
-    measured = {name: float(match[1]) * unit for name, (match, unit) in found.items() if match}
+    numbers = {name: (re.search(pattern, said), unit) for name, (pattern, unit) in _REPORT.items()}
+    measured = {name: float(match[1]) * unit for name, (match, unit) in numbers.items() if match}
     if "npu_operators" not in measured:
         raise ValueError(f"Vela printed no summary that this version of lowbit reads: {said.strip()[-200:]}")
     return Ran(None, _size(bundle), _contents(bundle).stored, measured)

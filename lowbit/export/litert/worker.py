@@ -88,7 +88,7 @@ def _every_case(call: Any, inputs: str, outputs: str) -> None:
     """Writes what a function of flat inputs gives for every call: arrays ``case<n>_<i>`` in both files."""
     import numpy as np
 
-    made: dict[str, Any] = {}
+    results_by_name: dict[str, Any] = {}
     with np.load(inputs) as arrays:
         size: dict[int, int] = {}
         for name in arrays.files:
@@ -96,8 +96,8 @@ def _every_case(call: Any, inputs: str, outputs: str) -> None:
             size[n] = size.get(n, 0) + 1
         for n, length in size.items():
             results = call([arrays[f"case{n}_{i}"] for i in range(length)])
-            made |= {f"case{n}_{i}": y for i, y in enumerate(results)}
-    np.savez(outputs, **made)
+            results_by_name |= {f"case{n}_{i}": y for i, y in enumerate(results)}
+    np.savez(outputs, **results_by_name)
 
 
 _ARENA = 1 << 26

@@ -139,8 +139,8 @@ def minimum(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], out: A
         how = movement.taken_apart(g, x)
         inner = x if how is None else how.source
         if inner.op == "Relu":
-            made = _clip(g, operand(inner), 0.0, high)
-            return made if how is None else how.again(g, made)
+            clipped = _clip(g, operand(inner), 0.0, high)
+            return clipped if how is None else how.again(g, clipped)
     return elementwise(g, "Min", inputs, out.shape, out.dtype)
 
 

@@ -22,15 +22,15 @@ class _Sum(NamedTuple):
 
 def join_blocks(g: Graph, value: Value) -> None:
     """Writes a sum over blocks as one product, in place; any other Add stays."""
-    found = _sum(value)
-    if found is None:
+    total = _sum(value)
+    if total is None:
         return
-    left, right = operand(found.product), operand(found.product, 1)
+    left, right = operand(total.product), operand(total.product, 1)
     q, (groups, *batch, rows, block) = right.quantized, left.shape
     if q is None or any(n != 1 for n in batch) or q.codes.shape[:-2] != (groups, *batch):
         return
     rank, columns = len(left.shape), q.codes.shape[-1]
-    scale = np.broadcast_to(q.scale * found.scale, q.codes.shape)
+    scale = np.broadcast_to(q.scale * total.scale, q.codes.shape)
     weight = Quantized(q.codes, scale, q.zero).moved(lambda a: a.reshape(groups * block, columns))
     x = movement.transpose(g, left, [*range(1, rank - 1), 0, rank - 1])
     x = movement.reshape(g, x, (*batch, rows, groups * block))

@@ -154,8 +154,8 @@ def _apart(g: Graph, value: Value, x: Value, weight: Value, bias: np.ndarray) ->
     Of two matrices, ONNX Runtime makes a Gemm of floats before it looks for its kernels of 4-bit weights and of bytes.
     """
     shape = (1, *value.shape)
-    made = g.node("MatMul", [reshape(g, x, (1, *x.shape)), weight], shape, value.dtype)
-    flat = reshape(g, g.node("Add", [made, g.constant(bias.reshape(1, 1, -1))], shape, value.dtype), value.shape)
+    product = g.node("MatMul", [reshape(g, x, (1, *x.shape)), weight], shape, value.dtype)
+    flat = reshape(g, g.node("Add", [product, g.constant(bias.reshape(1, 1, -1))], shape, value.dtype), value.shape)
     assert flat.node is not None
     return flat.node
 
@@ -171,11 +171,16 @@ def _integer_bias(g: Graph, bias: np.ndarray, x: Value, weight: Value, channel: 
     """The bias in 32 bits, in units of input scale times weight scale: what an integer accumulator starts from."""
     step, q = operand(x, 1).array, weight.quantized
     assert q is not None
-    found = layout(q)
-    if step is None or bias.dtype != np.float32 or found.block is not None or found.axis not in (None, channel):
+    order_of_codes = layout(q)
+    if (
+        step is None
+        or bias.dtype != np.float32
+        or order_of_codes.block is not None
+        or order_of_codes.axis not in (None, channel)
+    ):
         return None
     size = np.float32(step.reshape(()))
-    codes, scale = _in_units(bias, size * np.broadcast_to(found.scale, bias.shape))
+    codes, scale = _in_units(bias, size * np.broadcast_to(order_of_codes.scale, bias.shape))
     if (too_large := np.abs(codes) > _LARGEST).any():
         scales = _scales_of_dead_channels(q, weight, too_large, channel)
         if scales is None:
@@ -183,7 +188,7 @@ def _integer_bias(g: Graph, bias: np.ndarray, x: Value, weight: Value, channel: 
         codes, scale = _in_units(bias, size * scales)
         if (np.abs(codes) > _LARGEST).any():
             return None
-    elif found.axis is None:
+    elif order_of_codes.axis is None:
         scale = scale[0]
     return dequantized(g, g.constant(codes.astype(np.int32)), Layout(scale, None, 0 if scale.ndim else None, None))
 

@@ -187,18 +187,18 @@ def compact(array: np.ndarray) -> np.ndarray:
 
 def order(outputs: Sequence[Value]) -> list[Value]:
     """Returns every value that the outputs depend on that is made by a node, operands first."""
-    found: dict[int, Value] = {}
+    values: dict[int, Value] = {}
     stack = [(value, False) for value in reversed(outputs)]
     seen: set[int] = set()
     while stack:
         value, is_done = stack.pop()
         if is_done:
-            found[id(value)] = value
+            values[id(value)] = value
         elif value.node is not None and id(value) not in seen:
             seen.add(id(value))
             stack.append((value, True))
             stack += [(v, False) for v in reversed(value.node.inputs) if v is not None]
-    return list(found.values())
+    return list(values.values())
 
 
 Users = Mapping[int, Sequence[Value | None]]
@@ -207,12 +207,12 @@ Users = Mapping[int, Sequence[Value | None]]
 
 def users_of(outputs: Sequence[Value]) -> Users:
     """Returns who uses every value."""
-    found: dict[int, list[Value | None]] = {}
+    users: dict[int, list[Value | None]] = {}
     for x in outputs:
-        found.setdefault(id(x), []).append(None)
+        users.setdefault(id(x), []).append(None)
     for value in order(outputs):
         assert value.node is not None
         for x in value.node.inputs:
             if x is not None:
-                found.setdefault(id(x), []).append(value)
-    return found
+                users.setdefault(id(x), []).append(value)
+    return users

@@ -66,10 +66,10 @@ def _first_cut(x: Value) -> list[int] | None:
     starts, axes, steps = (operand(x, i).array for i in (1, 3, 4))
     if starts is None or axes is None or steps is None or (steps != 1).any():
         return None
-    found = [0] * len(x.shape)
+    firsts = [0] * len(x.shape)
     for start, axis in zip(starts.tolist(), axes.tolist(), strict=True):
-        found[axis] = start
-    return found
+        firsts[axis] = start
+    return firsts
 
 
 def _slice(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], out: Any) -> Value:
@@ -92,8 +92,8 @@ def dynamic_slice(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], 
     """Returns a slice that starts where the data says, moved inside the array as XLA does."""
     x, *starts = inputs
     sizes = params["slice_sizes"]
-    found = [None if start.array is None else int(start.array) for start in starts]
-    known = [s for s in found if s is not None]
+    constants = [None if start.array is None else int(start.array) for start in starts]
+    known = [s for s in constants if s is not None]
     if len(known) == len(starts):
         at = [min(max(s, 0), n - size) for s, n, size in zip(known, x.shape, sizes, strict=True)]
         return sliced(g, x, at, [a + size for a, size in zip(at, sizes, strict=True)], [1] * len(at))
@@ -127,11 +127,11 @@ def concatenate(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], ou
             for x, how in zip(inputs, apart, strict=True)
         ]
         if all(source is not None for source in sources):
-            found = [source for source in sources if source is not None]
+            moved_sources = [source for source in sources if source is not None]
             inner = first.perm[axis]
-            shape = list(found[0].shape)
-            shape[inner] = sum(x.shape[inner] for x in found)
-            return movement.transpose(g, _joined(g, found, shape, inner), first.perm)
+            shape = list(moved_sources[0].shape)
+            shape[inner] = sum(x.shape[inner] for x in moved_sources)
+            return movement.transpose(g, _joined(g, moved_sources, shape, inner), first.perm)
     return _joined(g, inputs, out.shape, axis)
 
 
@@ -181,8 +181,8 @@ def _padded(g: Graph, x: Value, fill: Value, pads: Sequence[tuple[int, int]], ou
         assert x.node is not None
         zero = x.node.inputs[2] if len(x.node.inputs) > 2 else None
         fill = scalar(g, 0, operand(x).dtype) if zero is None else movement.reshape(g, zero, ())
-        made = g.node("Pad", [operand(x), amounts, fill], shape, operand(x).dtype, mode="constant")
-        return movement.dequantized_like(g, x, made)
+        padded = g.node("Pad", [operand(x), amounts, fill], shape, operand(x).dtype, mode="constant")
+        return movement.dequantized_like(g, x, padded)
     return g.node("Pad", [x, amounts, fill], shape, x.dtype, mode="constant")
 
 
@@ -226,16 +226,16 @@ def gather(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], out: An
     if mode != "PROMISE_IN_BOUNDS":
         inside = elementwise(g, "Max", [at, scalar(g, 0, at.dtype)], at.shape, at.dtype)
         inside = elementwise(g, "Min", [inside, scalar(g, table.shape[axis] - 1, at.dtype)], at.shape, at.dtype)
-    made = _looked_up(g, table, inside, axis, out)
+    picked = _looked_up(g, table, inside, axis, out)
     if mode != "FILL_OR_DROP":
-        return made
+        return picked
     fill = params["fill_value"]
     if fill is None:
-        fill = np.nan if made.dtype.kind == "f" else np.iinfo(made.dtype).min
+        fill = np.nan if picked.dtype.kind == "f" else np.iinfo(picked.dtype).min
     is_inside = elementwise(g, "Equal", [at, inside], at.shape, np.bool_)
     shape = (1,) * axis + at.shape + (1,) * (len(out.shape) - axis - len(at.shape))
     is_inside = movement.reshape(g, is_inside, shape)
-    return elementwise(g, "Where", [is_inside, made, scalar(g, fill, made.dtype)], out.shape, out.dtype)
+    return elementwise(g, "Where", [is_inside, picked, scalar(g, fill, picked.dtype)], out.shape, out.dtype)
 
 
 def _looked_up(g: Graph, table: Value, at: Value, axis: int, out: Any) -> Value:

@@ -76,9 +76,9 @@ def _constant(g: Graph, x: Value, function: Callable[[np.ndarray], np.ndarray]) 
 def operand(x: Value, index: int = 0) -> Value:
     """Returns an operand of the node that makes ``x``."""
     assert x.node is not None
-    found = x.node.inputs[index]
-    assert found is not None
-    return found
+    source = x.node.inputs[index]
+    assert source is not None
+    return source
 
 
 def permutation_of(x: Value) -> list[int]:
@@ -192,12 +192,12 @@ def _written(
     g: Graph, op: str, inputs: Sequence[Value], shape: Shape, dtype: Any, attributes: dict[str, Any], *, can_move: bool
 ) -> Value:
     inputs = _narrowed(g, inputs, shape)
-    if can_move and (found := _below_movement(g, inputs, shape)) is not None:
-        how, sources, is_settled = found
+    if can_move and (below := _below_movement(g, inputs, shape)) is not None:
+        how, sources, is_settled = below
         return how.again(g, _written(g, op, sources, how.source.shape, dtype, attributes, can_move=not is_settled))
     inner = np.broadcast_shapes(*(x.shape for x in inputs))
-    made = g.node(op, inputs, inner, dtype, **attributes)
-    return expand(g, reshape(g, made, (1,) * (len(shape) - len(inner)) + inner), shape)
+    result = g.node(op, inputs, inner, dtype, **attributes)
+    return expand(g, reshape(g, result, (1,) * (len(shape) - len(inner)) + inner), shape)
 
 
 def _narrowed(g: Graph, inputs: Sequence[Value], shape: Shape) -> list[Value]:

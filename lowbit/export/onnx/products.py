@@ -21,8 +21,8 @@ def dot_general(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], ou
     depth = math.prod(left.shape[i] for i in lc)
     a = movement.reshape(g, movement.transpose(g, left, [*lb, *lf, *lc]), [*batch, math.prod(rows), depth])
     b = movement.reshape(g, movement.transpose(g, right, [*rb, *rc, *rf]), [*batch, depth, math.prod(columns)])
-    made = g.node("MatMul", [a, b], [*batch, math.prod(rows), math.prod(columns)], out.dtype)
-    return movement.reshape(g, made, out.shape)
+    product = g.node("MatMul", [a, b], [*batch, math.prod(rows), math.prod(columns)], out.dtype)
+    return movement.reshape(g, product, out.shape)
 
 
 def convolution(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], out: Any) -> Value:
@@ -41,11 +41,11 @@ def convolution(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], ou
         "negative padding": any(n < 0 for pads in params["padding"] for n in pads),
         "no window": count < 1,
     }
-    if found := [reason for reason, is_so in reasons.items() if is_so]:
-        raise ValueError(f"the primitive conv_general_dilated with {found[0]} has no ONNX form here")
+    if refused := [reason for reason, is_so in reasons.items() if is_so]:
+        raise ValueError(f"the primitive conv_general_dilated with {refused[0]} has no ONNX form here")
     x = movement.transpose(g, x, numbers.lhs_spec)
     kernel = movement.transpose(g, kernel, numbers.rhs_spec)
-    made = g.node(
+    result = g.node(
         "Conv",
         [x, kernel],
         [out.shape[i] for i in numbers.out_spec],
@@ -59,7 +59,7 @@ def convolution(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], ou
     back = [0] * len(x.shape)
     for i, axis in enumerate(numbers.out_spec):
         back[axis] = i
-    return movement.transpose(g, made, back)
+    return movement.transpose(g, result, back)
 
 
 def _check_float(name: str, inputs: Sequence[Value]) -> None:

@@ -50,9 +50,9 @@ def stored(data: bytes, count: int) -> tuple[Stored, ...] | None:
     known = {tensor.name: tensor for tensor in graph.initializer}
     looked_up = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Gather"}
     taken = {node.input[0] for node in graph.node if node.op_type in ("DequantizeLinear", "Cast")}
-    found = [known[name] for name in {looked_up.get(name, name) for name in taken} if name in known]
-    found = [tensor for tensor in found if tensor.data_type != onnx.TensorProto.INT32]  # biases
-    integers = tuple(Stored(int(np.prod(tensor.dims)), 8 * len(tensor.raw_data)) for tensor in found)
+    tensors = [known[name] for name in {looked_up.get(name, name) for name in taken} if name in known]
+    tensors = [tensor for tensor in tensors if tensor.data_type != onnx.TensorProto.INT32]  # biases
+    integers = tuple(Stored(int(np.prod(tensor.dims)), 8 * len(tensor.raw_data)) for tensor in tensors)
     return integers if sum(each.elements for each in integers) >= count else None
 
 

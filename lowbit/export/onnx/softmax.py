@@ -19,8 +19,8 @@ def softmax(g: Graph, top: Value, bottom: Value) -> Value | None:
     largest = _reduced(operand(operand(e), 1), "ReduceMax", x)
     if largest is None or largest != total or movement.is_dequantized(x):
         return None
-    made = g.node("Softmax", [x], x.shape, x.dtype, axis=total)
-    return made if how is None else how.again(g, made)
+    result = g.node("Softmax", [x], x.shape, x.dtype, axis=total)
+    return result if how is None else how.again(g, result)
 
 
 def _reduced(x: Value, op: str, source: Value) -> int | None:

@@ -45,10 +45,10 @@ _CODE_BITS, _MANY = 8, 64
 
 def handlers() -> Mapping[str, Handler]:
     """Returns what is written, by primitive."""
-    found: dict[str, Handler] = {}
+    by_name: dict[str, Handler] = {}
     for module in (arithmetic, indexing, products, windows, quantized):
-        found |= module.HANDLERS
-    return found
+        by_name |= module.HANDLERS
+    return by_name
 
 
 def graph_of(g: Graph, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -117,20 +117,20 @@ class _Translation:
                 f"are {', '.join(_DTYPES)}; compute in float32"
             )
         try:
-            made = self.handlers[name](self.g, values, eqn.params, out)
+            results = self.handlers[name](self.g, values, eqn.params, out)
         except ValueError as error:
             where = compat.source_line(eqn)
             raise ValueError(f"{error}{f' ({where})' if where else ''}") from None
-        assert made.shape == tuple(out.shape), (name, made.shape, out.shape)
-        assert made.dtype == np.dtype(out.dtype) or name == "quant_quantize", (name, made.dtype, out.dtype)
-        return [made]
+        assert results.shape == tuple(out.shape), (name, results.shape, out.shape)
+        assert results.dtype == np.dtype(out.dtype) or name == "quant_quantize", (name, results.dtype, out.dtype)
+        return [results]
 
     def of_bits(self, equation: Equation, values: Sequence[Value]) -> Value:
         eqn = equation.eqn
-        made = bits.written(self.g, equation.name, values, eqn.params, eqn.outvars[0].aval, self.handlers)
-        if made is None:
+        results = bits.written(self.g, equation.name, values, eqn.params, eqn.outvars[0].aval, self.handlers)
+        if results is None:
             raise ValueError(self.refusal(eqn, "bitcast_convert_type"))
-        return made
+        return results
 
     def keeps(self, eqn: Any, values: Sequence[Value]) -> bool:
         """Whether an equation of constants is no work for now: it moves them, or would make codes wide."""

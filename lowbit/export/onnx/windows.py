@@ -48,8 +48,8 @@ def _arg(op: str) -> Handler:
     def handler(g: Graph, inputs: Sequence[Value], params: Mapping[str, Any], out: Any) -> Value:
         (axis,) = params["axes"]
         shape = [1 if i == axis else n for i, n in enumerate(inputs[0].shape)]
-        found = g.node(op, inputs, shape, np.int64, axis=axis, keepdims=1)
-        return elementwise(g, "Cast", [movement.reshape(g, found, out.shape)], out.shape, out.dtype, to=str(out.dtype))
+        index = g.node(op, inputs, shape, np.int64, axis=axis, keepdims=1)
+        return elementwise(g, "Cast", [movement.reshape(g, index, out.shape)], out.shape, out.dtype, to=str(out.dtype))
 
     return handler
 
@@ -84,9 +84,9 @@ def _window(op: str) -> Handler:
         if any(params["window_dilation"][i] != 1 for i in moving):  # QLinearAveragePool knows no such attribute
             attributes["dilations"] = [params["window_dilation"][i] for i in moving]
         shape = [*lead, *(out.shape[i] for i in moving)]
-        made = pooled(g, op, inner, shape, attributes)
-        made = movement.reshape(g, made, [*sizes, *shape[2:]])
-        return movement.transpose(g, made, np.argsort(perm).tolist())
+        result = pooled(g, op, inner, shape, attributes)
+        result = movement.reshape(g, result, [*sizes, *shape[2:]])
+        return movement.transpose(g, result, np.argsort(perm).tolist())
 
     return handler
 
@@ -97,9 +97,9 @@ def pooled(g: Graph, op: str, x: Value, shape: Sequence[int], attributes: Mappin
         if movement.is_dequantized(x) and operand(x).dtype.itemsize == 1 and operand(x).dtype.kind in "iu":
             return movement.dequantized_like(g, x, pooled(g, op, operand(x), shape, attributes))
         return g.node("MaxPool", [x], shape, x.dtype, **attributes)
-    made = g.node("AveragePool", [x], shape, x.dtype, count_include_pad=1, **attributes)
+    result = g.node("AveragePool", [x], shape, x.dtype, count_include_pad=1, **attributes)
     count = scalar(g, math.prod(attributes["kernel_shape"]), x.dtype)
-    return elementwise(g, "Mul", [made, count], shape, x.dtype)
+    return elementwise(g, "Mul", [result, count], shape, x.dtype)
 
 
 def _is_moving(params: Mapping[str, Any], axis: int) -> bool:

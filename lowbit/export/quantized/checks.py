@@ -34,15 +34,15 @@ def check(text: str, versions: Sequence[str]) -> None:
 
 def _outline(module: Any) -> list[tuple[str, ...]]:
     """Operations in order, with the types of their results and the values of constants."""
-    found = []
+    outlines = []
 
     def visit(op: Any) -> Any:
         value = (str(op.attributes["value"]),) if op.name == "stablehlo.constant" else ()
-        found.append((op.name, *(str(result.type) for result in op.results), *value))
+        outlines.append((op.name, *(str(result.type) for result in op.results), *value))
         return ir.WalkResult.ADVANCE
 
     module.operation.walk(visit)
-    return found
+    return outlines
 
 
 def _diagnosis(error: Exception, text: str) -> str:

@@ -31,9 +31,9 @@ def _lowered(ctx: Any, *xs: Any, op: str, ins: Any, out: Any, shape: Any, dtype:
     load_quantized_types(ctx.module_context.context)
     operands = [_cast(x, _typed(x.type, quant)) if quant else x for x, quant in zip(xs, ins, strict=True)]
     plain = ir.RankedTensorType.get(shape, ir.Type.parse(_WORDS[dtype.name]))
-    found = {name: ir.Attribute.parse(text) for name, text in attributes}
-    made = ir.Operation.create(op, [_typed(plain, out) if out else plain], operands, found)
-    return [_cast(made.result, plain) if out else made.result]
+    parsed = {name: ir.Attribute.parse(text) for name, text in attributes}
+    operation = ir.Operation.create(op, [_typed(plain, out) if out else plain], operands, parsed)
+    return [_cast(operation.result, plain) if out else operation.result]
 
 
 _WORDS = {"int2": "i2", "int4": "i4", "int8": "i8", "int32": "i32", "float32": "f32"}

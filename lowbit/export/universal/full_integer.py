@@ -110,8 +110,8 @@ class _Maker:
 
     def is_known(self, node: Node) -> bool:
         """Whether a packed model holds all that a node's definition takes."""
-        made = {v for e in node.equations for v in e.outs}
-        ins = [v for e in node.equations for v in e.ins if v not in made and not v.is_data]
+        results = {v for e in node.equations for v in e.outs}
+        ins = [v for e in node.equations for v in e.ins if v not in results and not v.is_data]
         return not any(isinstance(self.known.raw(v), Dropped) for v in ins)
 
     def value(self, node: Node, values: Sequence[Array]) -> Array:

@@ -15,7 +15,7 @@ from lowbit.core.checks import is_traced
 from lowbit.core.meshes import explicit_mesh
 from lowbit.core.spec import Spec
 from lowbit.interpret.prepared import apart
-from lowbit.interpret.trace import Model, Trace, trace
+from lowbit.interpret.trace import Model, Trace, trace_planned
 from lowbit.packed import fixed_calls
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -252,7 +252,7 @@ class FixedOrders:
         return [n.path for n, q, reason in found if reason is None and any(map(is_traced, jax.tree.leaves(q)))]
 
     def _traced(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
-        return trace(self.fn, qparams.params, args, dict(kwargs), has_picks=False)
+        return trace_planned(self.fn, self.plan, qparams.params, args, dict(kwargs))
 
     def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the orders, made anew in every call where parameters are traced; none where they lie on an explicit mesh."""
