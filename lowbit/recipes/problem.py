@@ -42,6 +42,7 @@ class Problem:
         index: which scale an entry ``[matrix, group, N]`` has, in the order of the scale's leaf.
         own: scales of the quantizer's own grid, ``[matrix, group, N]``.
         zero: its zero points, or None.
+        parts: into how many groups of neighbouring outputs every matrix is cut: each counts as a matrix above.
     """
 
     spec: Spec
@@ -52,9 +53,12 @@ class Problem:
     index: np.ndarray
     own: np.ndarray
     zero: np.ndarray | None
+    parts: int = 1
 
     @classmethod
-    def of(cls, spec: Spec, view: MatrixView, stack: int, weight: Any, scale: Any, zero: Any) -> "Problem":
+    def of(
+        cls, spec: Spec, view: MatrixView, stack: int, weight: Any, scale: Any, zero: Any, parts: int = 1
+    ) -> "Problem":
         """Returns the problem of a leaf; see `lowbit.recipes.solve.solve`."""
         group, scales = view.groups(spec, stack)
         shape = scales.scale_shape
@@ -63,7 +67,25 @@ class Problem:
         w = np.asarray(view.matrices(np.asarray(weight).astype(np.float32)))
         point = None if zero is None else np.asarray(scales.matrices(np.asarray(zero, np.float32)))
         own = np.asarray(scales.matrices(np.asarray(scale_values(scale))))
-        return cls(spec, operand, w, np.asarray(group), scales, index, own, point)
+        whole = cls(spec, operand, w, np.asarray(group), scales, index, own, point, parts)
+        point = None if point is None else whole.cut(point)
+        return dataclasses.replace(whole, w=whole.cut(w), index=whole.cut(index), own=whole.cut(own), zero=point)
+
+    def cut(self, x: np.ndarray) -> np.ndarray:
+        """Returns ``[matrix, ..., N]`` with its groups of outputs as matrices."""
+        if self.parts == 1:
+            return x
+        matrices, rows, columns = x.shape
+        apart = x.reshape(matrices, rows, self.parts, columns // self.parts)
+        return np.moveaxis(apart, 2, 1).reshape(matrices * self.parts, rows, -1)
+
+    def joined(self, x: np.ndarray) -> np.ndarray:
+        """Returns groups of outputs as the matrices that they are of."""
+        if self.parts == 1:
+            return x
+        count, rows, columns = x.shape
+        apart = x.reshape(count // self.parts, self.parts, rows, columns)
+        return np.moveaxis(apart, 1, 2).reshape(count // self.parts, rows, -1)
 
     @property
     def size(self) -> tuple[int, int, int]:

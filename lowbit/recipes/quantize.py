@@ -1,6 +1,7 @@
 """`quantize`: from a float model to a packed one, by a recipe, with a report."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 import time
@@ -117,11 +118,13 @@ def quantize(
     arguments.check_runs(fn, params, first)
     if chosen.pick is not None:
         chosen = chosen.pick(bind(fn, rules, params, *first))
+    said = ""
     if chosen.rewrite is not None:
         args = first[len(lead) :]
         fn, params, new_state = rewritten(with_batches(chosen.rewrite, given, rules), fn, params, state)
         lead = () if state is None else (new_state,)
         first = (*lead, *args)
+        said = "" if inspect.isfunction(getattr(fn, "fn", fn)) else str(fn)
         clock.done("rewrite")
     count = sum(1 for _ in calls())
     root = None if chosen.remainder is None else f"{chosen.remainder.root}/"
@@ -173,6 +176,7 @@ def quantize(
             count,
             fn,
             lead[0] if lead else None,
+            said,
         ),
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit.core.grid import Grid
+from lowbit.core.moments import Gram, SecondMoment
 from lowbit.core.ranges import RangeRule
 from lowbit.plan.rows import Plan
 from lowbit.rewrites.chain import Rewrite
@@ -60,6 +61,20 @@ class Solver(abc.ABC):
             )
         if not 0 <= self.alpha <= 1 or self.ridge <= 0:
             raise ValueError(f"a solver needs 0 <= alpha <= 1 and ridge > 0, got {self.alpha} and {self.ridge}")
+
+    def moment(self, most: int) -> SecondMoment:
+        """Returns the statistic that is the second moment of inputs; beside gradients, where `loss` says of what.
+
+        It may have several matrices for each of the weight's: of groups of neighbouring outputs, which are then solved apart.
+
+        Args:
+            most: about how many rows of a batch are taken (`lowbit.core.moments.RowSum`).
+        """
+        return Gram(most)
+
+    def loss(self, result: Any) -> Float[Array, ""]:
+        """Returns what gradients are of, from the model's result: asked where `moment` stands beside them."""
+        raise NotImplementedError(f"{type(self).__name__} has a moment beside gradients and no loss")
 
     @abc.abstractmethod
     def round(self, weight: Float[Array, "in out"], known: Factor, grid: Grid) -> Float[Array, "in out"]:

@@ -54,6 +54,7 @@ class Report:
         batches: of calibration.
         fn: the function that the plan is of: the given one, or what the recipe's rewrite made of it.
         state: that goes with it; None where the function takes none.
+        rewritten: what the recipe's rewrite did, and what it left as it is and why; "" without one that says so.
     """
 
     recipe: str
@@ -64,6 +65,7 @@ class Report:
     batches: int
     fn: Callable[..., Any] = dataclasses.field(repr=False, compare=False)
     state: Any = dataclasses.field(default=None, repr=False, compare=False)
+    rewritten: str = ""
 
     @property
     def guilty(self) -> tuple[Line, ...]:
@@ -79,6 +81,7 @@ class Report:
         ]
         content = {
             "recipe": self.recipe,
+            "rewritten": self.rewritten.splitlines(),
             "bits_per_weight": self.bits_per_weight,
             "nbytes": self.nbytes,
             "batches": self.batches,
@@ -94,9 +97,10 @@ class Report:
         rows = [[row[i] for i in said] for row in rows]
         table = "\n".join(aligned(rows, [at for at, i in enumerate(said) if HEADS[i] in _TEXT], ruled=True))
         spent = ", ".join(f"{name} {value:.1f} s" for name, value in self.seconds.items())
+        said_before = f"{self.rewritten}\n" if self.rewritten else ""
         guilty = ", ".join(f"{line.path} ({_number(_loss(line))} dB)" for line in self.guilty)
         return (
-            f"{self.recipe}\n\n{table}\n\n{self.bits_per_weight:.3f} bits per weight with scales, {self.nbytes:,} bytes; "
+            f"{self.recipe}\n{said_before}\n{table}\n\n{self.bits_per_weight:.3f} bits per weight with scales, {self.nbytes:,} bytes; "
             f"{self.batches} calibration batches; {spent}\nloses most: {guilty or 'nothing'}"
         )
 

@@ -43,6 +43,7 @@ class Solved:
         size: sum of squares of the weight.
         clipped: share of entries beyond the range.
         loose: share of directions that only the damping holds: calibration says nothing of them.
+        few: share of directions that no row can have had, where there were fewer rows than inputs.
         is_definite: per matrix, whether the second moment could be factored.
         is_empty: per matrix, whether it has seen no input.
     """
@@ -60,6 +61,7 @@ class Solved:
     size: float
     clipped: float
     loose: float
+    few: float
     is_definite: Any
     is_empty: Any
 
@@ -93,22 +95,26 @@ def solve(
         remainder: what takes back a part of what is left, or None.
         own: its parameters of this weight; nothing is taken back where there are none.
     """
-    problem = Problem.of(spec, view, stack, weight, scale, zero)
+    inputs = None if inputs is None else inputs.for_outputs(*view.size[::2])
+    parts = 1 if inputs is None else len(inputs.moment) // view.size[0]
+    problem = Problem.of(spec, view, stack, weight, scale, zero, parts)
     aimed, known = problem.w, None
     empty, definite = np.zeros(len(problem.w), bool), np.ones(len(problem.w), bool)
-    damped, norm, loose = None, None, 0.0
+    damped, norm, moment, loose = None, None, None, 0.0
     if inputs is not None:
         moment, cross = inputs.centered()
-        norm = moment
-        known = _factors(jnp.asarray(problem.square(moment)), solver.damping, solver.order)
+        norm = jnp.asarray(problem.square(moment))
+        known, is_definite = _factors(norm, solver.damping, solver.order)
         matrices, inner = problem.w.shape[:2]
-        damped = np.asarray(known.damped)[:matrices, :inner, :inner]
-        definite = np.asarray(_is_definite(known))[:matrices]
+        damped = known.damped
+        definite = np.asarray(is_definite)[:matrices]
         empty = np.all(np.einsum("mkk->mk", inputs.moment) <= 0, axis=1)
         loose = _loose(known, solver.damping, matrices, inner)
         if cross is not None:
             found = _aimed(
-                *(jnp.asarray(x) for x in (problem.full(problem.w), problem.square(moment), problem.square(cross))),
+                jnp.asarray(problem.full(problem.w)),
+                norm,
+                jnp.asarray(problem.square(cross)),
                 solver.alpha,
                 solver.ridge,
             )
@@ -122,60 +128,66 @@ def solve(
         start, gridded = problem.on_own_grid(solver, aimed, known)
     elif is_free and zero is None and solver.value != "none":
         scale = problem.searched(solver, aimed, known)
-        start = np.asarray(problem.scales.matrices(np.asarray(scale_values(scale))))
+        start = problem.cut(np.asarray(problem.scales.matrices(np.asarray(scale_values(scale)))))
     levels, found = plain, start
     if known is not None or start is not problem.own:
         levels, found = gridded.rounded(solver, aimed, known, start, is_free=free)
     rounded = gridded.values(levels, found)
     if free and not has_own_grid:  # an output that a solver made worse keeps the nearest
-        worse = ~(_lost(aimed, rounded, damped) <= _lost(aimed, nearest, damped))[:, None]
+        worse = ~(_lost(problem, aimed, rounded, damped) <= _lost(problem, aimed, nearest, damped))[:, None]
         levels, found = np.where(worse, plain, levels), np.where(worse, problem.own, found)
         rounded = np.where(worse, nearest, rounded)
     if free:
-        scale = stored(jnp.asarray(problem.scales.scale(found)), spec, problem.operand)
-        zero = None if gridded.zero is None else jnp.asarray(problem.scales.scale(gridded.zero))
+        scale = stored(jnp.asarray(problem.scales.scale(problem.joined(found))), spec, problem.operand)
+        zero = None if gridded.zero is None else jnp.asarray(problem.scales.scale(problem.joined(gridded.zero)))
     taken, back = {}, rounded
     if remainder is not None and own:
-        taken, more = remainder.taken(own, aimed - rounded, norm)
+        taken, more = remainder.taken(own, aimed - rounded, moment)
         back = rounded + more
     return Solved(
-        codes=encoded(spec.format, np.asarray(view.leaf(levels))),
-        values=jnp.asarray(view.leaf(rounded).astype(weight.dtype)),
+        codes=encoded(spec.format, np.asarray(view.leaf(problem.joined(levels)))),
+        values=jnp.asarray(view.leaf(problem.joined(rounded)).astype(weight.dtype)),
         scale=scale,
         zero=zero,
         taken=taken,
         shift=None if inputs is None else inputs.shift(problem.w, back),
-        error=float(np.sum(_lost(aimed, back, norm))),
-        nearest=float(np.sum(_lost(aimed, nearest, norm))),
-        power=float(np.sum(_lost(aimed, np.zeros_like(aimed), norm))),
+        error=float(np.sum(_lost(problem, aimed, back, norm))),
+        nearest=float(np.sum(_lost(problem, aimed, nearest, norm))),
+        power=float(np.sum(_lost(problem, aimed, np.zeros_like(aimed), norm))),
         noise=float(np.sum(np.square(problem.w - back, dtype=np.float64))),
         size=float(np.sum(np.square(problem.w, dtype=np.float64))),
         clipped=gridded.clipped(found),
         loose=loose,
+        few=0.0 if inputs is None else inputs.few,
         is_definite=definite,
-        is_empty=empty,
+        is_empty=empty.reshape(view.size[0], parts).all(axis=1),
     )
 
 
-def _lost(weight: np.ndarray, rounded: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
+def _lost(problem: Problem, weight: np.ndarray, rounded: np.ndarray, moment: Any) -> np.ndarray:
     """Squared error of every output, ``[matrix, N]``: of results in the norm of ``H``; without, of the weight itself."""
     off = rounded - weight
-    return np.sum(off * (off if moment is None else moment @ off), axis=1)
+    if moment is None:
+        return np.sum(np.square(off), axis=1)
+    return np.asarray(_in_norm(jnp.asarray(problem.full(off)), moment))[: len(off), : off.shape[2]]
+
+
+@jax.jit
+def _in_norm(off: Array, moment: Array) -> Array:
+    return jnp.sum(off * jnp.matmul(moment, off, precision=jax.lax.Precision.HIGHEST), axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("damping", "order"))
-def _factors(moment: Array, damping: float, order: str) -> Factor:
-    return jax.vmap(lambda h: factor(h, damping=damping, order=order))(moment)
+def _factors(moment: Array, damping: float, order: str) -> tuple[Factor, Array]:
+    """The factors, and which of them there are."""
+    known = jax.vmap(lambda h: factor(h, damping=damping, order=order))(moment)
+    is_definite = jnp.all(jnp.isfinite(known.feedback), axis=(1, 2)) & jnp.all(known.variance > 0, axis=1)
+    return known, is_definite
 
 
 @jax.jit
 def _aimed(weight: Array, moment: Array, cross: Array, alpha: Any, ridge: Any) -> Array:
     return jax.vmap(lambda w, h, c: target(w, h, c, alpha=alpha, damping=ridge))(weight, moment, cross)
-
-
-@jax.jit
-def _is_definite(known: Factor) -> Array:
-    return jnp.all(jnp.isfinite(known.feedback), axis=(1, 2)) & jnp.all(known.variance > 0, axis=1)
 
 
 def _loose(known: Factor, damping: float, matrices: int, inner: int) -> float:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowbit.core.kept import Kept
-from lowbit.core.moments import ChannelMean, Cross, FloatMean, Gram
+from lowbit.core.moments import ChannelMean, Cross, FloatMean, Gram, Tokens
 from lowbit.core.paths import flatten
 from lowbit.core.quantizer import Quantizers
 from lowbit.interpret.state import PARTS, get, marked, put, quantized_sites, quantizer_of
@@ -161,16 +161,18 @@ class Work:
         if not any(row.weight is not None and row.weight.key in some for row in rows):
             return {}
         most = self.recipe.most_rows
-        statistics = (Gram(most), *((Cross(most),) if solver.alpha else ()))
+        moment = solver.moment(most)
+        statistics = (moment, Tokens(most), *((Cross(most),) if solver.alpha else ()))
         means = (ChannelMean(most), *((FloatMean(most),) if solver.alpha else ()))
         wanted = {
-            row.path: {_input_role(row): (Gram(most),)}
+            row.path: {_input_role(row): (Gram(most), Tokens(most))}
             if self._is_turned(row)
             else {_input_role(row): (*statistics, *(means if self._behind(row) else ()))}
             for row in rows
         }
         seen = observe(
             self.fn, bare, params, self.calls(), wanted, qstate=carried(bare, qstate), beside=before if solver.alpha else None,
+            loss=solver.loss if moment.beside == "gradient" else None,
             progress=lambda n: self.say(f"inputs of window {number}", n, self.batches),
         )  # fmt: skip
         found = {}
@@ -180,9 +182,10 @@ class Work:
             if weight.key not in some:
                 continue
             at = seen.get(weight.key, {}).get("input", {})
-            at = at if "gram" in at else seen[row.path][_input_role(row)]
-            if "gram" in at:
-                found[weight.key] = _inputs(at)
+            name = "gram" if self._is_turned(row) else moment.name
+            at = at if name in at else seen[row.path][_input_role(row)]
+            if name in at:
+                found[weight.key] = _inputs(at, name)
         return found
 
     def _float_means(self, bare: Plan, params: Any, sites: Mapping[str, tuple[Row, Site]]) -> dict[str, Any]:
@@ -275,16 +278,19 @@ def carried(bare: Plan, qstate: Any) -> Any:
     return marked(bare, parts)
 
 
-_MOMENTS = {"gram": 2, "cross": 2, "channel_mean": 1, "float_mean": 1}
-"""Statistics of inputs, and how many axes each has behind its matrices."""
-_NUMBERS = ("error", "nearest", "power", "noise", "size", "clipped", "loose")
+_MOMENTS = {"cross": 2, "channel_mean": 1, "float_mean": 1, "tokens": 0}
+"""Statistics of inputs beside the second moment, and how many axes each has behind its matrices."""
+_NUMBERS = ("error", "nearest", "power", "noise", "size", "clipped", "loose", "few")
 
 
-def _inputs(seen: Mapping[str, Any]) -> Inputs:
+def _inputs(seen: Mapping[str, Any], moment: str) -> Inputs:
     """Moments out of finished statistics, layers in front as matrices."""
-    arrays = {name: np.asarray(seen[name]) for name in _MOMENTS if name in seen}
-    shaped = {name: x.reshape(-1, *x.shape[x.ndim - _MOMENTS[name] :]) for name, x in arrays.items()}
-    return Inputs(shaped["gram"], shaped.get("cross"), shaped.get("channel_mean"), shaped.get("float_mean"))
+    axes = {moment: 2, **_MOMENTS}
+    arrays = {name: np.asarray(seen[name]) for name in axes if name in seen}
+    shaped = {name: x.reshape(-1, *x.shape[x.ndim - axes[name] :]) for name, x in arrays.items()}
+    return Inputs(
+        shaped[moment], shaped.get("cross"), shaped.get("channel_mean"), shaped.get("float_mean"), shaped.get("tokens")
+    )
 
 
 def _arrays(found: Solved) -> dict[str, Any]:
@@ -311,7 +317,11 @@ def _check(key: str, found: Solved, recipe: Recipe, notes: dict[str, list[str]])
         raise ValueError(f"{key}: its inputs were zero in every batch; calibrate with inputs that reach it")
     if empty.any():
         notes.setdefault(key, []).append(f"{int(empty.sum())} of {empty.size} matrices saw no input: nearest there")
-    if recipe.solver.needs_moment and (loose := float(found.loose)) > 0.5:
+    if recipe.solver.needs_moment and (few := float(found.few)) > 0:
+        notes.setdefault(key, []).append(
+            f"calibration inputs span few directions: {100 * few:.0f} % cannot have been seen, in fewer rows than inputs"
+        )
+    elif recipe.solver.needs_moment and (loose := float(found.loose)) > 0.5:
         notes.setdefault(key, []).append(
             f"calibration inputs span few directions: {100 * loose:.0f} % are left to the damping of {recipe.solver.damping:g}"
         )
