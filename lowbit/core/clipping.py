@@ -19,6 +19,7 @@ from .powers import exponent, power_of_two
 from .ranges import RangeRule, ScaleZero, scale_zero
 from .spec import Operand, Spec, Tensor
 from .statistics import Sample, Statistic
+from .tails import Ends, drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +112,23 @@ class Octav(Clipping):
         if not spec.format.is_integer:
             raise ValueError(f"Octav needs an integer format, got {spec.format.name}")
 
-    def bounds(self, values: Float[Array, "block elements"], spec: Spec) -> tuple[Array, Array]:
+    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
+        return (*super().needs(operand, spec), Ends())
+
+    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
+        values, weights = (part if part is None else part.reshape(1, -1) for part in drawn(stats))
+        shape = block_ops.scale_shape(operand.shape, spec.granularity.blocks(operand))
+        low, high = self.bounds(values, spec, weights=weights)
+        return _scale_zero(low, high, jnp.isnan(largest_magnitude(values)).reshape(shape), spec)
+
+    def bounds(
+        self,
+        values: Float[Array, "block elements"],
+        spec: Spec,
+        *,
+        weights: Float[Array, "block elements"] | None = None,
+    ) -> tuple[Array, Array]:
+        """Returns the lowest and highest value kept of every row; ``weights``: how often each value counts, None: once."""
         self.check(spec)
         two_sided = spec.symmetric and spec.format.low < 0
         x = jnp.abs(values) if two_sided else values
@@ -119,6 +136,7 @@ class Octav(Clipping):
         unit = power_of_two(jnp.minimum(exponent(jnp.nanmax(jnp.abs(x), axis=1, keepdims=True)), 126))
         x = x * (1.0 / unit)  # exact, and no sum of magnitudes overflows
         size, here = jnp.abs(x), ~jnp.isnan(x)
+        often = here.astype(jnp.float32) * (1.0 if weights is None else weights)
         least, most = jnp.nanmin(x, axis=1), jnp.nanmax(x, axis=1)
         scaling = np.float32(4.0**-spec.format.bits / 12.0)
 
@@ -130,11 +148,11 @@ class Octav(Clipping):
             width = (high - low) * (1.0 / jnp.where(s > 0, s, 1.0))
             noise = scaling * width * width
             out = (size > s[:, None]) & here
-            outside = _count(out)
-            over = noise * (_count(here) - outside) + outside
-            return _total(jnp.where(out, size, 0.0)) * (1.0 / jnp.maximum(over, 1e-30)), None
+            outside = _total(jnp.where(out, often, 0.0))
+            over = noise * (_total(often) - outside) + outside
+            return _total(jnp.where(out, size * often, 0.0)) * (1.0 / jnp.maximum(over, 1e-30)), None
 
-        start = _total(jnp.where(here, size, 0.0)) * (1.0 / jnp.maximum(_count(here), 1.0))
+        start = _total(jnp.where(here, size * often, 0.0)) * (1.0 / jnp.maximum(_total(often), 1.0))
         s, _ = jax.lax.scan(newton, start, length=self.iterations)
         low, high = ends(smaller(s, jnp.nanmax(size, axis=1)))
         return low * unit[:, 0], high * unit[:, 0]
@@ -200,10 +218,6 @@ class Entropy(Clipping):
         divergences = jax.lax.map(divergence, jnp.asarray(kept))
         best = jnp.asarray(kept)[jnp.argmin(divergences)].astype(jnp.float32)
         return best * top * np.float32(1.0 / self.bins)
-
-
-def _count(mask: Array) -> Float[Array, " block"]:
-    return _total(mask.astype(jnp.float32))
 
 
 def _total(x: Float[Array, "block elements"]) -> Float[Array, " block"]:

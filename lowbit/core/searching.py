@@ -21,6 +21,7 @@ from .ranges import Full, RangeRule, ScaleZero
 from .scales.bounds import bounded
 from .spec import Operand, Spec
 from .statistics import MinMax, Sample, Statistic
+from .tails import Ends, drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Searched(RangeRule):
             raise ValueError(
                 f"{type(self).__name__} sees a sample of an input, so its scale is per tensor; got /{spec.granularity.text}"
             )
-        return (MinMax(spec.granularity, operand.contract), Sample())
+        return (MinMax(spec.granularity, operand.contract), Sample(), Ends())
 
     def multiples(self, spec: Spec) -> np.ndarray:
         """Returns the multiples of the full range that are tried, float32."""
@@ -77,15 +78,22 @@ class Searched(RangeRule):
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
         self.check(spec)
         full, _ = Full().of_stats(stats, operand, spec)
-        sample = stats["sample"]
-        flat = Operand(sample.shape, contract=(0,))
-        best = self.among(sample, full.reshape(1), (sample.size,), flat, spec)
+        values, weights = drawn(stats)
+        flat = Operand(values.shape, contract=(0,))
+        best = self.among(values, full.reshape(1), (values.size,), flat, spec, weights=weights)
         return jax.tree.map(lambda part: part.reshape(full.shape), best), None
 
     def among(
-        self, x: Float[Array, "..."], full: Float[Array, "..."], blocks: tuple[int, ...], operand: Operand, spec: Spec
+        self,
+        x: Float[Array, "..."],
+        full: Float[Array, "..."],
+        blocks: tuple[int, ...],
+        operand: Operand,
+        spec: Spec,
+        *,
+        weights: Float[Array, "..."] | None = None,
     ) -> "Float[Array, '...'] | QTensor":
-        """Returns the best stored scale of every block of ``x``, given that of its full range."""
+        """Returns the best stored scale of every block of ``x``, given that of its full range; ``weights``: how often each counts."""
         storage, multiples = spec.scale, jnp.asarray(self.multiples(spec))
         outer = storage.outer(full, operand)
 
@@ -93,7 +101,8 @@ class Searched(RangeRule):
             def tried(multiple: Array) -> tuple[Any, Array]:
                 scale = storage.stored(bounded(full * multiple, spec), operand, outer)
                 off = quantize_with(x, spec, scale, None, blocks).dequantize() - x
-                return scale, block_ops.reduce_blocks(jnp.square(off), blocks, jnp.sum)
+                error = jnp.square(off) if weights is None else jnp.square(off) * weights
+                return scale, block_ops.reduce_blocks(error, blocks, jnp.sum)
 
             def better(best: tuple[Any, Array], multiple: Array) -> tuple[tuple[Any, Array], None]:
                 scale, error = tried(multiple)

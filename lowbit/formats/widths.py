@@ -155,14 +155,14 @@ class Blended(LearnedWidths):
         """Returns the bits of the grid that is served, integers without gradient."""
 
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:
-        return () if operand.is_weight else MSE().needs(operand, self.spec)
+        return () if operand.is_weight else MSE(ends=0).needs(operand, self.spec)
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         first = dataclasses.replace(self.spec, format=Integer(self.start, signed=self.spec.format.is_signed))
         if "values" in stats:
-            scale, _ = MSE().of_values(stats["values"].astype(jnp.float32), operand, first)
+            scale, _ = MSE(ends=0).of_values(stats["values"].astype(jnp.float32), operand, first)
         else:
-            scale, _ = MSE().of_stats(stats, operand, first)
+            scale, _ = MSE(ends=0).of_stats(stats, operand, first)
         scale = jnp.asarray(scale, jnp.float32)  # of a plain spec there is one array
         reach = at_most(scale * np.float32(2.0 ** (self.start - self._sign)), 2.0**126)
         start = self.first(scale.shape)

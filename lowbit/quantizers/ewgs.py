@@ -45,13 +45,13 @@ class EWGS(Quantizer):
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:
         if not isinstance(self.spec.granularity, Tensor):
             raise ValueError(f"EWGS inputs are per tensor, got {self.spec.text}")
-        return MSE().needs(operand, self.spec)
+        return MSE(ends=0).needs(operand, self.spec)
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         if "values" in stats:
-            step, zero = MSE().of_values(stats["values"], operand, self.spec)
+            step, zero = MSE(ends=0).of_values(stats["values"], operand, self.spec)
         else:
-            step, zero = MSE().of_stats(stats, operand, self.spec)
+            step, zero = MSE(ends=0).of_stats(stats, operand, self.spec)
         return {"learn": {"step": step}, "fixed": {} if zero is None else {"zero": zero}}
 
     def served_by_spec(self) -> bool:

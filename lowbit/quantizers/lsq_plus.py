@@ -43,13 +43,13 @@ class LSQPlus(Quantizer):
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:
         if not isinstance(self.spec.granularity, Tensor):
             raise ValueError(f"LSQ+ inputs are per tensor, got {self.spec.text}")
-        return MSE().needs(operand, self.spec)
+        return MSE(ends=0).needs(operand, self.spec)
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         if "values" in stats:
-            step, zero = MSE().of_values(stats["values"], operand, self.spec)  # section 3.2
+            step, zero = MSE(ends=0).of_values(stats["values"], operand, self.spec)  # section 3.2
         else:
-            step, zero = MSE().of_stats(stats, operand, self.spec)
+            step, zero = MSE(ends=0).of_stats(stats, operand, self.spec)
         if zero is None:
             return {"learn": {"step": step}, "fixed": {}}
         offset = at_least((self.spec.format.low - zero) * step, -float(np.finfo(np.float32).max))

@@ -50,13 +50,13 @@ class TQT(Quantizer):
     def needs(self, operand: Operand) -> tuple[Statistic, ...]:
         if not isinstance(self.spec.granularity, Tensor):
             raise ValueError(f"TQT inputs are per tensor, got {self.spec.text}")
-        return MSE().needs(operand, self.spec)
+        return MSE(ends=0).needs(operand, self.spec)
 
     def init(self, operand: Operand, stats: Mapping[str, Any], key: Array) -> QState:
         if "values" in stats:
-            scale, _ = MSE().of_values(stats["values"], operand, self.spec)
+            scale, _ = MSE(ends=0).of_values(stats["values"], operand, self.spec)
         else:
-            scale, _ = MSE().of_stats(stats, operand, self.spec)
+            scale, _ = MSE(ends=0).of_stats(stats, operand, self.spec)
         return {"learn": {"log2_threshold": jnp.log2(scale) + np.float32(self._shift)}, "fixed": {}}
 
     def served_by_spec(self) -> bool:

@@ -1,6 +1,7 @@
 """Runs and sweeps killed at random moments: they end with the same bits, nothing lost, nothing done twice.
 
-`make test` kills five times, `make fuzz-runs` fifty; LOWBIT_KILLS sets the number, LOWBIT_KILLS_SEED the moments.
+`make test` kills five times, `make fuzz-runs` fifty; LOWBIT_KILLS sets the number, LOWBIT_KILLS_SEED the moments. A run is through
+after a few kills, and later ones would find nothing to cut short: every fifth kill the next run begins, in a folder of its own.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ from tests.run.test_engine import seal_of
 
 KILLS = int(os.environ.get("LOWBIT_KILLS", "5"))
 SEED = int(os.environ.get("LOWBIT_KILLS_SEED", "0"))
+EACH = 5
+"""Kills of one run."""
 LATER = ("seconds", "latency", "commit", "dirty")
 WITHOUT = ["--without", "latency", "--without", "grids"]
 PIECES = ("float", "w8a8", "lsq_w4a4")
@@ -88,22 +91,23 @@ def test_workers_killed_at_random(forks, tmp_path):
     whole.join(300)
     assert whole.exitcode == 0, (tmp_path / "whole.log").read_text()
     took, moments = time.monotonic() - start, random.Random(SEED)
-    finished, workers = Finished(tmp_path / "killed"), []
-    for _ in range(KILLS):
-        workers = [each for each in workers if each.is_alive()]
-        workers += [worker("killed") for _ in range(2 - len(workers))]
-        time.sleep(moments.uniform(0, took / 2))
-        moments.choice(workers).kill()
+    for name in (f"killed-{i}" for i in range(max(KILLS // EACH, 1))):
+        finished, workers = Finished(tmp_path / name), []
+        for _ in range(min(KILLS, EACH)):
+            workers = [each for each in workers if each.is_alive()]
+            workers += [worker(name) for _ in range(2 - len(workers))]
+            time.sleep(moments.uniform(0, took / 2))
+            moments.choice(workers).kill()
+            finished.look()
+        for each in [*workers, last := worker(name)]:
+            each.join(300)
+            assert each.exitcode in (0, -signal.SIGKILL), (tmp_path / f"{name}.log").read_text()
+        assert last.exitcode == 0
         finished.look()
-    for each in [*workers, last := worker("killed")]:
-        each.join(300)
-        assert each.exitcode in (0, -signal.SIGKILL), (tmp_path / "killed.log").read_text()
-    assert last.exitcode == 0
-    finished.look()
-    assert told(tmp_path / "killed") == told(tmp_path / "whole")
-    assert made(tmp_path / "killed") == made(tmp_path / "whole")
-    lines = (tmp_path / "killed" / METRICS).read_text().splitlines()
-    assert len(lines) <= len(told(tmp_path / "killed")) + KILLS  # a kill costs one line at most, of what it cut short
+        assert told(tmp_path / name) == told(tmp_path / "whole")
+        assert made(tmp_path / name) == made(tmp_path / "whole")
+        lines = (tmp_path / name / METRICS).read_text().splitlines()
+        assert len(lines) <= len(told(tmp_path / name)) + EACH  # a kill costs one line at most, of what it cut short
 
 
 @pytest.mark.slow
@@ -119,21 +123,22 @@ def test_sweeps_killed_at_random(tmp_path):
     start = time.monotonic()
     assert begun("whole").wait(600) == 0
     took, moments = time.monotonic() - start, random.Random(SEED)
-    finished, groups = Finished(tmp_path / "killed"), []
-    for _ in range(KILLS):
-        running = begun("killed")
-        groups.append(running.pid)
-        time.sleep(moments.uniform(0, took))
-        (os.killpg if moments.random() < 0.5 else os.kill)(running.pid, signal.SIGKILL)
-        running.wait()
+    for name in (f"killed-{i}" for i in range(max(KILLS // EACH, 1))):
+        finished, groups = Finished(tmp_path / name), []
+        for _ in range(min(KILLS, EACH)):
+            running = begun(name)
+            groups.append(running.pid)
+            time.sleep(moments.uniform(0, took))
+            (os.killpg if moments.random() < 0.5 else os.kill)(running.pid, signal.SIGKILL)
+            running.wait()
+            finished.look()
+        assert begun(name).wait(600) == 0
+        for group in groups:  # runs that a killed sweep left behind have found everything done
+            with contextlib.suppress(ProcessLookupError):
+                while not os.killpg(group, 0):
+                    time.sleep(0.1)
         finished.look()
-    assert begun("killed").wait(600) == 0
-    for group in groups:  # runs that a killed sweep left behind have found everything done
-        with contextlib.suppress(ProcessLookupError):
-            while not os.killpg(group, 0):
-                time.sleep(0.1)
-    finished.look()
-    for point in sweep.points(["methods.lsq_w4a4.fit.lr=1e-2,3e-3"]):
-        whole, killed = (tmp_path / name / point.name for name in ("whole", "killed"))
-        assert told(killed) == told(whole)
-        assert made(killed) == made(whole)
+        for point in sweep.points(["methods.lsq_w4a4.fit.lr=1e-2,3e-3"]):
+            whole, killed = (tmp_path / each / point.name for each in ("whole", name))
+            assert told(killed) == told(whole)
+            assert made(killed) == made(whole)
