@@ -195,8 +195,8 @@ class GuidedGram(SecondMoment):
             return _outer(rows * jnp.mean(squares, axis=2)[..., None], rows)
         member = jax.nn.one_hot(groups_of(squares.shape[2], self.groups), self.groups)
         slope = squares @ (member / jnp.maximum(jnp.sum(member, axis=0), 1.0))
-        found = jnp.einsum("mrg,mrk,mrl->mgkl", slope, rows, rows, precision=lax.Precision.HIGHEST)
-        return found.reshape(-1, *found.shape[2:])
+        moments = jnp.einsum("mrg,mrk,mrl->mgkl", slope, rows, rows, precision=lax.Precision.HIGHEST)
+        return moments.reshape(-1, *moments.shape[2:])
 
 
 def groups_of(outputs: int, groups: int) -> Int[np.ndarray, " out"]:
