@@ -116,7 +116,8 @@ class Octav(Clipping):
         return (*super().needs(operand, spec), Ends())
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
-        values, weights = (part if part is None else part.reshape(1, -1) for part in drawn(stats))
+        sample, weights = drawn(stats)
+        values, weights = sample.reshape(1, -1), None if weights is None else weights.reshape(1, -1)
         shape = block_ops.scale_shape(operand.shape, spec.granularity.blocks(operand))
         low, high = self.bounds(values, spec, weights=weights)
         return _scale_zero(low, high, jnp.isnan(largest_magnitude(values)).reshape(shape), spec)
