@@ -340,7 +340,9 @@ def _run_reference(call: Call, x: Array, packed: PackedConv, activation: StaticA
 
     acc = convolution(codes.astype(jnp.int32) - zero, conv_codes(packed).astype(jnp.int32), call.groups)
     is_nan = None
-    if scale.ndim == 4:  # marks of channels
+    if (
+        isinstance(activation, StaticActivation) and scale.ndim == 4
+    ):  # marks of channels; of examples there are scales alone
         is_nan, scale = nan_channels(scale, x.shape[-1])
     elif scale.ndim == 3:  # marks: NaN in every window that holds one
         marked = jnp.isnan(scale).astype(jnp.int32)[..., None]

@@ -47,7 +47,9 @@ class Clipping(RangeRule):
         blocks = spec.granularity.blocks(operand)
         x = x.astype(jnp.float32)
         is_nan = jnp.isnan(block_ops.reduce_blocks(x, blocks, largest_magnitude))
-        low, high = self.bounds(block_ops.rows(x, blocks), spec)
+        values = block_ops.rows(x, blocks)
+        none = jnp.zeros(values.shape[:1], jnp.float32)  # of a block without values, as of one of zeros
+        low, high = self.bounds(values, spec) if values.shape[1] else (none, none)
         return _scale_zero(low, high, is_nan, spec)
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:

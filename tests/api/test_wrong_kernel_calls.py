@@ -56,7 +56,7 @@ def right() -> dict[str, dict[str, Any]]:
         "status": {},
         "prepare": {"packed": packed, "column_sums": True},
         "restore": {"prepared": lk.prepare(packed)},
-        "fused_conv": {n: v for n, v in window.items() if n != "out_dtype"} | after,
+        "fused_conv": {n: v for n, v in window.items() if n != "out_dtype"} | after | {"by_channel": False},
         "fused_matmul": {n: v for n, v in call.items() if n not in ("out_dtype", "platform")} | after
         | {"config": lk.CpuConfig(), "keeps_nan": False, "x_columns": False, "y_columns": False},
         "prepare_steps": {"steps": [("add", one[0])], "out": 5, "feature_group_count": 1},

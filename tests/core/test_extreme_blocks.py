@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lowbit.core.clipping import Entropy, Octav, Percentile
-from lowbit.core.ranges import MSE
+from lowbit.core.ranges import MSE, Full
 from lowbit.core.spec import Operand
 from lowbit.formats.lookup import format_words, spec_from_text
 from lowbit.formats.optimum import levels_of
@@ -127,6 +127,17 @@ def test_every_range_rule(rule, text):
     assert np.isfinite(scale).all()
     assert (np.asarray(scale) >= 2.0**-126).all()
     assert zero is None or np.isfinite(zero).all()
+
+
+@pytest.mark.parametrize("rule", [Full(), MSE(), Percentile(99.0), Octav(), Entropy()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_a_block_without_values_is_one_of_zeros(rule, shape):
+    """A batch of no examples, its rows contracted or not: as many scales as there are blocks, that of zeros each."""
+    spec = spec_from_text("int4", is_weight=True)
+    scale, _ = rule.of_values(jnp.zeros(shape), Operand(shape, contract=(1,)), spec)
+    of_zeros, _ = rule.of_values(jnp.zeros((3, 4)), Operand((3, 4), contract=(1,)), spec)
+    assert scale.shape == (max(shape[0], 1), 1)
+    np.testing.assert_array_equal(scale, of_zeros[: scale.shape[0]])
 
 
 @pytest.mark.parametrize("start", ["paper", "mse"])

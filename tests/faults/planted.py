@@ -308,8 +308,8 @@ FAULTS = (
     Fault(
         "a reversed scan that is written out stacks its turns as they come",
         "lowbit/program/evaluate.py",
-        "made = made[::-1] if loop.is_reversed else made",
-        "made = list(made)",
+        "stacks = stacks[::-1] if loop.is_reversed else stacks",
+        "stacks = list(stacks)",
         ("tests/program/test_read.py::test_scans_are_written_out_turn_by_turn",),
     ),
     Fault(
