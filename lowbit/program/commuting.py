@@ -59,9 +59,9 @@ def elementwise(flow: Flow, equation: Equation, lead: int) -> Labels:
             if not is_zero(value):
                 flow.see(value, why)
         return np.zeros([1] * (lead + out.ndim), np.int64)
-    labels = _ranked(flow, data[0], out.ndim, lead)
+    labels = ranked(flow, data[0], out.ndim, lead)
     for value in data[1:]:
-        other = _ranked(flow, value, out.ndim, lead)
+        other = ranked(flow, value, out.ndim, lead)
         flow.channels.unify(labels, other, why)
         labels = compact(np.maximum(*np.broadcast_arrays(labels, other)))  # the later: those of what comes right before
     for i, value in enumerate(equation.ins):
@@ -77,7 +77,8 @@ _ANSWERS = primitives.COMPARISONS | {"sign", "is_finite"}
 """Whose result is the same for a value and its positive multiples."""
 
 
-def _ranked(flow: Flow, value: Value, rank: int, lead: int) -> Labels:
+def ranked(flow: Flow, value: Value, rank: int, lead: int) -> Labels:
+    """Returns the channels of data as an operand of that rank: a single number stands for all elements."""
     labels = flow.of(value, lead)
     return labels if value.ndim == rank else labels.reshape([*labels.shape[:lead], *[1] * rank])
 
@@ -109,7 +110,7 @@ def product(flow: Flow, equation: Equation, lead: int) -> Labels:
     a, b = equation.ins
     out = equation.outs[0]
     if a.is_data and b.is_data:
-        left, right = (_ranked(flow, v, out.ndim, lead) for v in (a, b))
+        left, right = (ranked(flow, v, out.ndim, lead) for v in (a, b))
         if a is b or equation.name == "div":
             flow.channels.pin(right, flow.reason(equation, "multiplies it by itself" if a is b else "divides by it"))
         elif flow.channels.is_free(left) and flow.channels.is_free(right):
@@ -117,14 +118,14 @@ def product(flow: Flow, equation: Equation, lead: int) -> Labels:
         return right if flow.channels.is_free(right) else left
     data, fixed = (a, b) if a.is_data else (b, a)
     why = flow.reason(equation, "multiplies by it")
-    labels = _ranked(flow, data, out.ndim, lead)
+    labels = ranked(flow, data, out.ndim, lead)
     if equation.name == "div" and data is b:
         flow.channels.pin(labels, flow.reason(equation, "divides by it"))
         flow.see(fixed, why)
         return np.zeros_like(labels)
     if equation.name == "mul" and fixed.ndim == out.ndim and not fixed.is_written:
         if equation.address in flow.gains or not flow.channels.is_free(labels):
-            spread = _spread_axes(flow, fixed)
+            spread = spread_axes(flow, fixed)
             given = flow.fresh(fixed, [i for i in range(out.ndim) if i not in spread], lead)
             use = Use(-1, "gain", equation, equation.ins.index(fixed), given, given, made=(out, given))
             if given.size > 1:
@@ -139,21 +140,21 @@ def product(flow: Flow, equation: Equation, lead: int) -> Labels:
     return labels
 
 
-def _spread_axes(flow: Flow, value: Value) -> frozenset[int]:
-    """The axes that a fixed value does not vary along, because it was spread along them."""
+def spread_axes(flow: Flow, value: Value) -> frozenset[int]:
+    """Returns the axes that a fixed value does not vary along, because it was spread along them."""
     source = value.source
     if source is None:
         return frozenset(i for i, n in enumerate(value.shape) if n == 1)
     if source.name == "broadcast_in_dim":
         dims, inner = source.params["broadcast_dimensions"], source.ins[0]
-        below = _spread_axes(flow, inner)
+        below = spread_axes(flow, inner)
         return frozenset(i for i in range(value.ndim) if i not in dims or dims.index(i) in below)
     if source.name in primitives.SAME | primitives.CASTS | primitives.ELEMENTWISE:
-        parts = [_spread_axes(flow, v) for v in source.ins if v.ndim == value.ndim]
+        parts = [spread_axes(flow, v) for v in source.ins if v.ndim == value.ndim]
         return frozenset.intersection(*parts) if parts else frozenset()
     if source.name in ("reshape", "squeeze"):
         outer = [i for i, n in enumerate(value.shape) if n != 1]
-        below = _spread_axes(flow, source.ins[0])
+        below = spread_axes(flow, source.ins[0])
         inner_axes = [i for i, n in enumerate(source.ins[0].shape) if n != 1]
         if [value.shape[i] for i in outer] == [source.ins[0].shape[i] for i in inner_axes]:
             return frozenset(i for i in range(value.ndim) if value.shape[i] == 1) | {

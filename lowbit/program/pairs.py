@@ -8,14 +8,15 @@ factors of its own unless the scan carries the channels. Cross-layer equalizatio
 """
 
 import dataclasses
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .channels import Labels, Reason, varying
 from .commuting import COMMUTING
 from .crossings import CROSSINGS
-from .flow import Flow, Use
+from .flow import Flow, Rule, Use
 from .read import Equation, Program, Value
 
 
@@ -100,7 +101,9 @@ class Pairs:
     blocked: tuple[Blocked, ...]
 
 
-def pairs(program: Program, *, has_bounds: bool = False) -> Pairs:
+def pairs(
+    program: Program, *, has_bounds: bool = False, rules: Mapping[str, Rule] = types.MappingProxyType({})
+) -> Pairs:
     """Returns the pairs of a program, and which equation stands in the way where there is none.
 
     Args:
@@ -108,6 +111,8 @@ def pairs(program: Program, *, has_bounds: bool = False) -> Pairs:
             parameters (and whatever else may be scaled, such as a model's running means).
         has_bounds: whether a written bound of a clip, such as the 6 of relu6, may be scaled; the function that is then
             equal has other constants.
+        rules: by primitive, in place of those of factors: what else than a factor goes through, such as copies
+            (`lowbit.program.copies`).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -122,7 +127,7 @@ def pairs(program: Program, *, has_bounds: bool = False) -> Pairs:
     """
     gains: frozenset[tuple[int, ...]] = frozenset()
     while True:
-        flow = Flow(program, {**COMMUTING, **CROSSINGS}, has_bounds=has_bounds, gains=gains)
+        flow = Flow(program, {**COMMUTING, **CROSSINGS, **rules}, has_bounds=has_bounds, gains=gains)
         more = {e.address for e, labels in flow.products if not flow.channels.is_free(labels)} - gains
         if not more:
             return _found(flow)
