@@ -87,7 +87,7 @@ config = suite(
         (
             Plan("W4", {"**/dot_*": "keep", "**": "w4"}, 0.975, _WITH_BLOCKS, _MINILM["W4"]),
             Plan("W3", {"**/dot_*": "keep", "**": "w3"}, 0.92, tried=_MINILM["W3"]),
-            Plan("W8A8 per tensor", {"**/dot_*": "keep", "**": "w8/tensor,a8"}, 0.995, tried=_MINILM["W8A8 per tensor"]),
+            Plan("W8A8 per tensor", {"**/dot_*": "keep", "**": "w8/tensor,a8"}, 0.995, (*_PLAIN, "ocs"), _MINILM["W8A8 per tensor"]),
             Plan("W4A8", {"**/dot_*": "keep", "**": "w4,a8"}, 0.97, tried=_MINILM["W4A8"]),
         ),
     ),
