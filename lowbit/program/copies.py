@@ -5,7 +5,6 @@ on its way works element by element, whatever it computes, or moves whole channe
 added, compared or multiplied per channel is copied with it; one number for all channels serves the copies as it is.
 """
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,7 +33,7 @@ def elementwise(flow: Flow, equation: Equation, lead: int) -> Labels:
             flow.see(value, flow.reason(equation, "reads it for all channels"))
             continue
         use = Use(-1, "bias", equation, i, labels, labels, made=(out, labels))
-        text = flow.absorb(dataclasses.replace(use), value, labels, np.zeros([1] * labels.ndim, np.int64), lead)
+        text = flow.absorb(use, value, labels, np.zeros([1] * labels.ndim, np.int64), lead)
         if text is not None:
             flow.channels.pin(labels, flow.reason(equation, f"reads a value that cannot be copied with it: it {text}"))
             flow.see(value, why)

@@ -12,7 +12,6 @@ namespace {
 
 int64_t Stride(const Conv& c) { return Plus(RoundUp(Times(c.blocks(), c.span()), 64), 64); }
 
-
 // Weights as words, written in every call: only as many as stay in L2, so that memory does not grow with weights.
 constexpr int64_t kMostWordBytes = 1 << 18;
 
@@ -50,6 +49,7 @@ int64_t PaddedBytes(const Conv& c) {
   const int64_t held = c.depthwise ? c.window_lines() : std::min(lines, Times(c.batch, c.padded_height()));
   return Plus(RoundUp(Times(held, LineBytes(c)), 64), 64);
 }
+
 int64_t SlotBytes(const Conv& c) {
   const int64_t gathered = Times(GatheredRows(c) + kRowPadding, Plus(Stride(c), 12));
   return RoundUp(Plus(PaddedBytes(c), c.depthwise ? 0 : gathered), 64);
@@ -221,10 +221,6 @@ void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t thread
   c.mark_groups = c.groups;
   run();
 }
-
-}  // namespace
-
-namespace {
 
 void RunOnce(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   Conv c = conv;
