@@ -226,3 +226,19 @@ def test_a_row_of_equal_rows_needs_no_index(tmp_path):
     bundle = lb.export(fn, plan, qparams, (x, row), tmp_path / "model", integer_io=True, targets=["c"])
     (found,) = [each for each in verify.verify(bundle.path, run_code=True).rows if each.target == "c"]
     assert found.status == "exact", found.detail
+
+
+@pytest.mark.parametrize("least", [-0.5, -1.0, -7.0])
+def test_a_weight_of_one_input_is_stored_once(least, tmp_path):
+    """The correction for its input's zero point is the weight's sum over one input: itself, times the zero point."""
+    params = {"w": normal(0, 2, 1, 6)}
+    x = jnp.linspace(least, 7.0, 6).reshape(3, 2)
+
+    def fn(params, x):
+        return jnp.einsum("bpi,pio->bpo", x[..., None], params["w"])
+
+    plan = lb.bind(fn, {"**": "w8,a4"}, params, x, integer=True)
+    qparams = lb.pack(plan, params, lb.calibrate(fn, plan, params, [(x,)]))
+    bundle = lb.export(fn, plan, qparams, (x,), tmp_path / "model", integer_io=True, targets=["c"])
+    (row,) = verify.verify(bundle.path, ["c"], run_code=True).rows
+    assert (row.status, row.bits_per_weight) == ("exact", 8.0), row.detail

@@ -106,11 +106,14 @@ class Tables:
         self.by_value: dict[Value, Table] = {}
 
     def of(self, value: Value) -> Table:
-        """Returns the array of a constant; equal ones are one."""
+        """Returns the array of a constant; those of the same elements in the same order are one, whatever their shapes.
+
+        A weight of one input is equal to its sum over the inputs, which corrects for a zero point.
+        """
         if value not in self.by_value:
             assert value.array is not None
             array = collapsed(value.array)
-            key = array.dtype.kind == "u", array.shape, array.astype(np.int64, casting="unsafe").tobytes()
+            key = array.dtype.kind == "u", array.astype(np.int64, casting="unsafe").tobytes()
             if key not in self.found:
                 names = {table.name for table in self.found.values()}
                 name = f"{self.prefix}_{identifier(value.where) or f'c{len(self.found)}'}"
@@ -122,7 +125,8 @@ class Tables:
 
     def position(self, value: Value, indices: tuple[Index, ...]) -> Index:
         """Returns where an element is in the array of a constant."""
-        shape = self.of(value).array.shape
+        assert value.array is not None
+        shape = collapsed(value.array).shape
         return flat([Index() if n == 1 else i for i, n in zip(indices, shape, strict=True)], shape)
 
     def __iter__(self) -> Iterator[Table]:
