@@ -187,7 +187,7 @@ def _initial(plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array)
 @functools.lru_cache(maxsize=256)
 def initializer(plan: Plan) -> Callable[..., QState]:
     """Returns the jitted `initial_state` of a plan."""
-    return jax.jit(lambda params, statistics, key, made: initial_state(plan, params, statistics, key, made=made))
+    return jax.jit(lambda params, statistics, key, known: initial_state(plan, params, statistics, key, known=known))
 
 
 def _check_weights(plan: Plan, params: Any) -> None:

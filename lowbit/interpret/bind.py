@@ -118,14 +118,14 @@ def planned(
     for op in inventory.operations:
         why = _why_left_out(op, chosen[op.path], tables, integer=integer)
         make = partial(_row, op, inventory, traced, chosen[op.path], producers[op.path], integer=integer, left_out=why)
-        row = refused.made(op.path, make, {} if integer else {op.path: "keep"}, source=op.source)
+        row = refused.attempt(op.path, make, {} if integer else {op.path: "keep"}, source=op.source)
         rows.append(_row(op, inventory, traced, None, producers[op.path], integer=integer) if row is None else row)
         if op.is_lookup and rows[-1].sites[0].spec is not None:
             tables[op.address] = op.path
     check_shared(rows, refused, rules or {}, globs)
     plan = Plan(tuple(rows), tuple(inventory.unseen), program=traced.bare)
     if integer:
-        plan = refused.made("", partial(full_integer, plan, traced, rounding, state, frozenset(refused.found))) or plan
+        plan = refused.attempt("", partial(full_integer, plan, traced, rounding, state, frozenset(refused.by_path))) or plan
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
     if not integer or plan.is_full_integer:

@@ -43,7 +43,7 @@ def checked_codes(plan: Plan, codes: Mapping[str, Any] | None) -> dict[str, Any]
     if not isinstance(codes, Mapping):
         raise TypeError(f"codes must be {{site.key: integers}}, got {codes!r:.40} ({type(codes).__name__})")
     sites = {site.key: site for _, site in quantized_sites(plan) if site.is_weight}
-    found: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for key, x in codes.items():
         if isinstance(key, str) and key.startswith(_MARK):
             if key != _MARK + plan.fingerprint:
@@ -69,8 +69,8 @@ def checked_codes(plan: Plan, codes: Mapping[str, Any] | None) -> dict[str, Any]
                 f"codes[{key!r}]: {first} is no code of {spec.format.name} ({int(jnp.sum(wrong))} such); codes are what "
                 f"its encode() makes of levels"
             )
-        found[key] = jnp.asarray(x).astype(stored)
-    return found
+        checked[key] = jnp.asarray(x).astype(stored)
+    return checked
 
 
 def with_codes(q: QTensor, codes: Any) -> QTensor:

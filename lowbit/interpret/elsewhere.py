@@ -22,7 +22,7 @@ from .trace import Trace
 from .walk import plain
 
 
-class Found(NamedTuple):
+class Routed(NamedTuple):
     """What became of an operation.
 
     Attributes:
@@ -44,7 +44,7 @@ def kernel_result(
     states: Mapping[str, Any],
     implementation: str | None,
     quantized_input: Any,
-) -> Found:
+) -> Routed:
     """Returns the result of a platform's kernels, or why they cannot run the operation.
 
     Args:
@@ -58,7 +58,7 @@ def kernel_result(
     """
     reason = _why_not(platform, op, row, values)
     if reason is not None:
-        return Found(None, "", reason)
+        return Routed(None, "", reason)
     sides = weight_right(op.eqn, op.weight)
     (site, _), (x, weight) = sides.operands(*row.sites), sides.operands(*values)
     x, state, dtype = plain(x), states.get("input", {}), result_dtype(op.eqn)
@@ -68,18 +68,18 @@ def kernel_result(
     elif row.is_integer and not native_calls.can_take_input(site):
         taken = quantized_input(site, state, x)
         if (reason := native_calls.why_not_codes(sides.matmul, taken)) is not None:
-            return Found(None, "", reason)
+            return Routed(None, "", reason)
     numbers = dict(sides.matmul.params)["dimension_numbers"]
     call = pallas_calls.call_of(platform, numbers, taken, weight, site, state, dtype)
     if isinstance(call, str):
-        return Found(None, "", call)
+        return Routed(None, "", call)
     name, reason = pallas_calls.chosen(call, implementation)
     if name is None:
-        return Found(None, "", reason)
+        return Routed(None, "", reason)
     result = pallas_calls.call_pallas(name, call, numbers, taken, weight, dtype)
     if row.is_integer and is_static:  # a dynamic row is NaN by its scale
         result = poisoned(sides.matmul, x, weight, result)
-    return Found(sides.restore(result), name, reason)
+    return Routed(sides.restore(result), name, reason)
 
 
 CARRIED = "the same integers in XLA's float32"

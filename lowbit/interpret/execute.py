@@ -106,8 +106,8 @@ def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str |
     @shares_keywords("lowbit.execute", fn)
     def run(qparams, /, *args, kwargs=None, **keywords):
         given = merged(keywords, kwargs)
-        if not (is_waiting := _is_waiting((args, given))) and (found := served.known(qparams, args, given)) is not None:
-            return found(args, given)
+        if not (is_waiting := _is_waiting((args, given))) and (call := served.known(qparams, args, given)) is not None:
+            return call(args, given)
         check_belongs(plan, qparams)
         arguments.check_call(fn, qparams, args, given)
         is_waiting, here = is_waiting or _is_waiting(qparams), platform_of(qparams)
@@ -136,12 +136,12 @@ def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
     if native.status() is not None or plan.is_full_integer:
         return []
     weights = qparams.weights()
-    found = []
+    paths = []
     for row in plan.quantized:
         site = row.weight
         if site is not None and site.key in weights and native.why_not(row, site) is None:
-            found += [] if native.is_for(weights[site.key], "cpu") else [row.path]
-    return found
+            paths += [] if native.is_for(weights[site.key], "cpu") else [row.path]
+    return paths
 
 
 def _warn_unprepared(plan: Plan, qparams: QParams, late: list[str] | None) -> None:

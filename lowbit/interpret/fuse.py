@@ -158,10 +158,10 @@ class _Run:
 
     def compute(self, equation: Equation) -> None:
         if equation.call in ("scan", "while", "cond") and _holds_product(equation):
-            made = _calls[equation.call](equation, [self.place(v) for v in equation.ins])
+            results = _calls[equation.call](equation, [self.place(v) for v in equation.ins])
         else:
-            made = compat.rebind(equation.eqn, [self.get(v) for v in equation.ins])
-        self.env.update(zip(equation.outs, made, strict=True))
+            results = compat.rebind(equation.eqn, [self.get(v) for v in equation.ins])
+        self.env.update(zip(equation.outs, results, strict=True))
 
     # What is put into a call.
 
@@ -180,9 +180,9 @@ class _Run:
             return chain
         chain.channels = channels
         while (after := self.reader(chain.out)) is not None:
-            found = self.step(after, chain) if len(chain.steps) < MOST_STEPS - 1 else None
-            if found is not None:
-                steps, last = found
+            longer = self.step(after, chain) if len(chain.steps) < MOST_STEPS - 1 else None
+            if longer is not None:
+                steps, last = longer
                 chain.steps += steps
                 self.absorb(chain, after, last)
                 continue
@@ -287,7 +287,7 @@ class _Run:
             scale, zero = (self.place(v) for v in reader.ins[1:3])
             next_product = reader.params["product"]
             emit = native_calls.StaticActivation(scale=scale, zero=zero, lo=next_product.lo, hi=next_product.hi)
-        found = native_calls.run(
+        value, codes, marks = native_calls.run(
             params["product"],
             x,
             grid,
@@ -298,7 +298,6 @@ class _Run:
             keeps_nan=params["keeps_nan"],
             by_channel=chain.by_channel,
         )
-        value, codes, marks = found
         for move, rows in zip(chain.moves, chain.rows, strict=True):
             value, codes = (None if a is None else compat.rebind(move.eqn, [a])[0] for a in (value, codes))
             marks = None if marks is None else rows(marks)

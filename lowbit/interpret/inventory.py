@@ -53,15 +53,15 @@ def take_inventory(
         has_picks: whether a matrix that data picks stays a weight where an operation takes it as one; else every look-up is
             an operation.
     """
-    made: frozenset[Address] | None = frozenset() if has_picks else None
+    lookups: frozenset[Address] | None = frozenset() if has_picks else None
     while True:
         sizes = [math.prod(s) for s in leaf_shapes]
         inventory = Inventory(program, list(leaf_paths), sizes=sizes, shapes=list(leaf_shapes))
-        reader = _Reader(inventory, made)
+        reader = _Reader(inventory, lookups)
         reader.whole()
-        if made is None or reader.made <= made:
+        if lookups is None or reader.picked <= lookups:
             break
-        made |= reader.made  # what something else than an operation reads: read again, with a look-up there
+        lookups |= reader.picked  # what something else than an operation reads: read again, with a look-up there
     counts: dict[str, int] = {}
     for op in inventory.operations:
         counts[op.base] = counts.get(op.base, 0) + 1
@@ -91,7 +91,7 @@ class _Reader:
     def __init__(self, inventory: Inventory, lookups: frozenset[Address] | None):
         self.inventory = inventory
         self.lookups = lookups
-        self.made: set[Address] = set()  # picked, and then read by something that takes no weight
+        self.picked: set[Address] = set()  # picked, and then read by something that takes no weight
         self.recording = True
         self.products: dict[str, int] = {}
         self.constants = 0
@@ -163,7 +163,7 @@ class _Reader:
     def settled(self, kinds: Sequence[Kind]) -> list[Kind]:
         """Returns kinds as something other than an operation reads them: what was picked is data of a look-up."""
         if self.recording:
-            self.made |= frozenset().union(*(k.picks for k in kinds if isinstance(k, Picked)))
+            self.picked |= frozenset().union(*(k.picks for k in kinds if isinstance(k, Picked)))
         return [Data(k.near, makers=k.makers, drawn=k.picks) if isinstance(k, Picked) else k for k in kinds]
 
     def changing(self, kinds: Sequence[Kind], unchanged: Sequence[bool]) -> list[Kind]:

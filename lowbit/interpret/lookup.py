@@ -27,12 +27,12 @@ def lookup(eqn: Any, table: QTensor, indices: Sequence[Any]) -> Array:
             them.
         indices: its further operands.
     """
-    found = pick(eqn, table, indices).dequantize()
+    picked = pick(eqn, table, indices).dequantize()
     fill = eqn.params.get("fill_value")
     if not _fills(eqn) or fill is None or math.isnan(fill):
-        return found
+        return picked
     (inside,) = rebind(eqn, [jnp.ones(table.shape, jnp.int8), *indices], fill_value=0)
-    return jnp.where(inside == 1, found, jnp.asarray(fill, found.dtype))
+    return jnp.where(inside == 1, picked, jnp.asarray(fill, picked.dtype))
 
 
 def _fills(eqn: Any) -> bool:

@@ -59,15 +59,15 @@ def native_result(
         reason = native_calls.why_not_codes(sides.matmul, q)
         if reason is not None:
             return None, reason
-        made = native_calls.product_of(sides.matmul, site, q, weight, dtype)
-        made = dataclasses.replace(made, activation="static", lo=int(q.spec.format.low), hi=int(q.spec.format.high))
-        result = native_calls.run(made, q.encode().codes, _grid_of_codes(sides.matmul, q), weight, is_plain=True).value
+        call = native_calls.product_of(sides.matmul, site, q, weight, dtype)
+        call = dataclasses.replace(call, activation="static", lo=int(q.spec.format.low), hi=int(q.spec.format.high))
+        result = native_calls.run(call, q.encode().codes, _grid_of_codes(sides.matmul, q), weight, is_plain=True).value
         return sides.restore(poisoned(sides.matmul, x, weight, result) if keeps_nan else result), None
-    made, grid = native_calls.product_of(sides.matmul, site, x, weight, dtype), native_calls.grid_of(site, state)
+    call, grid = native_calls.product_of(sides.matmul, site, x, weight, dtype), native_calls.grid_of(site, state)
     if is_fused and not getattr(jax.typeof(x), "vma", None):
-        return sides.restore(product.bound(made, x, grid, weight, keeps_nan=keeps_nan)), None
-    result = native_calls.run(made, x, grid, weight, is_plain=True).value
-    if keeps_nan and made.activation == "static":
+        return sides.restore(product.bound(call, x, grid, weight, keeps_nan=keeps_nan)), None
+    result = native_calls.run(call, x, grid, weight, is_plain=True).value
+    if keeps_nan and call.activation == "static":
         result = poisoned(sides.matmul, x, weight, result)
     return sides.restore(result), None
 

@@ -50,10 +50,10 @@ class Watch:
 
     def by_path(self) -> dict[str, dict[str, tuple[Statistic, ...]]]:
         """Returns the statistics by path and role."""
-        found: dict[str, dict[str, tuple[Statistic, ...]]] = {}
+        statistics_of: dict[str, dict[str, tuple[Statistic, ...]]] = {}
         for path, role, statistics in self.places:
-            found.setdefault(path, {})[role] = statistics
-        return found
+            statistics_of.setdefault(path, {})[role] = statistics
+        return statistics_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,23 +139,23 @@ def depth_of(row: Row, role: str) -> tuple[int, ...]:
 def empty(watch: Watch, plan: Plan, traced: Trace) -> States:
     """Returns the states before the first batch, a leading axis for every scan over layers."""
     rows, operations = {row.path: row for row in plan.rows}, {op.path: op for op in traced.inventory.operations}
-    found: States = {}
+    by_path: States = {}
     for path, role, statistics in watch.places:
         operand = observed(operations[path], rows[path], role)
         states: Any = {s.name: s.init(operand) for s in statistics}
         for n in reversed(depth_of(rows[path], role)):
             states = jax.tree.map(lambda x, n=n: jnp.broadcast_to(x, (n, *x.shape)), states)
         states = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)  # not weakly typed: that would compile twice
-        found.setdefault(path, {})[role] = states
-    return found
+        by_path.setdefault(path, {})[role] = states
+    return by_path
 
 
 def finished(watch: Watch, plan: Plan, states: States) -> States:
     """Returns the finished values, a leading axis for every scan over layers; `NotFinite` is left out."""
     rows = {row.path: row for row in plan.rows}
-    found: States = {}
+    by_path: States = {}
     for path, role, statistics in watch.places:
-        roles = found.setdefault(path, {}).setdefault(role, {})
+        roles = by_path.setdefault(path, {}).setdefault(role, {})
         for s in statistics:
             if isinstance(s, NotFinite):
                 continue
@@ -163,7 +163,7 @@ def finished(watch: Watch, plan: Plan, states: States) -> States:
             for _ in depth_of(rows[path], role):
                 finish = jax.vmap(finish)
             roles[s.name] = finish(states[path][role][s.name])
-    return found
+    return by_path
 
 
 def observation(

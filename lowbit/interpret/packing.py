@@ -76,29 +76,29 @@ def pack(
         )
     states = {_name(site): get(qstate, site.key, site.role) for _, site in quantized_sites(plan)}
     spans.check(plan, qstate)
-    made = {
+    tensors = {
         _name(site): large.packed(site, states[_name(site)], weights[site.key], chosen.get(site.key))
         for _, site in quantized_sites(plan)
         if site.is_weight and site.kind == "leaf" and large.is_large(weights[site.key])
     }
-    made |= _packer(plan, frozenset(made))(weights, states, chosen)
+    tensors |= _packer(plan, frozenset(tensors))(weights, states, chosen)
     sites = plan.leaf_sites()
 
     def leaf(path: str, x: Any) -> Any:
         if path in plan.dropped and not jnp.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random streams stay
             return Dropped(tuple(x.shape), str(x.dtype))
-        return made[_name(sites[path])] if path in sites else x
+        return tensors[_name(sites[path])] if path in sites else x
 
     paths, leaves, tree = flatten(params)
     packed = jax.tree.unflatten(tree, [leaf(path, x) for path, x in zip(paths, leaves, strict=True)])
-    found: dict[str, dict[str, Any]] = {}
+    by_path: dict[str, dict[str, Any]] = {}
     for row, site in quantized_sites(plan):
         if site.kind not in ("leaf", "grid"):
-            found.setdefault(row.path, {})[site.role] = made[_name(site)]
+            by_path.setdefault(row.path, {})[site.role] = tensors[_name(site)]
     if plan.is_full_integer:
         for path, integers in freezer(plan, traced)(params, qstate, chosen).items():
-            found[path] = {**found.get(path, {}), **integers}
-    return checked(QParams(packed, found, plan.fingerprint))
+            by_path[path] = {**by_path.get(path, {}), **integers}
+    return checked(QParams(packed, by_path, plan.fingerprint))
 
 
 def _traced(plan: Plan, fn: Model | None, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:

@@ -27,8 +27,8 @@ def picked_axes(eqn: Any, is_data: Sequence[bool]) -> tuple[int, ...]:
     numbers = eqn.params["dimension_numbers"]
     always = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     named = sorted(numbers.start_index_map)
-    found = [i for i, n in enumerate(shape) if i in always or (i in named and sizes[i] < n)]
-    return tuple(found or named[:1])
+    axes = [i for i, n in enumerate(shape) if i in always or (i in named and sizes[i] < n)]
+    return tuple(axes or named[:1])
 
 
 def offsets(eqn: Any) -> dict[int, int]:
@@ -46,17 +46,17 @@ def track(eqn: Any, axes: moves.Axes) -> moves.Axes | None:
     """Returns the axes of what is picked, or None where a scale cannot follow. Axes that count picks have numbers below 0."""
     out = eqn.outvars[0].aval.shape
     where = offsets(eqn)
-    found: list[tuple[moves.Atom, ...]] = [((-1 - i, n),) if n != 1 else () for i, n in enumerate(out)]
+    atoms_of: list[tuple[moves.Atom, ...]] = [((-1 - i, n),) if n != 1 else () for i, n in enumerate(out)]
     for source, target in where.items():
         atoms, n, whole = axes[source], out[target], eqn.invars[0].aval.shape[source]
         if n != whole and len(atoms) != 1:
             return None
-        found[target] = atoms if n == whole else (((atoms[0][0], n),) if n != 1 else ())
+        atoms_of[target] = atoms if n == whole else (((atoms[0][0], n),) if n != 1 else ())
     if eqn.primitive.name == "gather":
         numbers = eqn.params["dimension_numbers"]
         counting = [i for i in range(len(out)) if i not in where.values()]
         tables = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True))
         for position, target in enumerate(counting):
             if position in tables:
-                found[target] = axes[tables[position]]
-    return tuple(found)
+                atoms_of[target] = axes[tables[position]]
+    return tuple(atoms_of)

@@ -30,7 +30,7 @@ def check_shared(
     first: dict[str, tuple[Row, Site]] = {}
     for row in rows:
         for site in row.sites:
-            if site.kind != "leaf" or row.path in refused.found:
+            if site.kind != "leaf" or row.path in refused.by_path:
                 continue
             other, before = first.setdefault(site.key, (row, site))
             both = f"{other.path} ({other.source}) and {row.path} ({row.source}) share the weight {site.key}"
@@ -80,9 +80,9 @@ def check_moves(traced: Trace, plan: Plan, refused: Refusals) -> None:
     if not plan.quantized:
         return
     if plan.is_full_integer:
-        refused.made("", lambda: check_weights(plan, traced))
+        refused.attempt("", lambda: check_weights(plan, traced))
         return
-    kept = _only(plan, {row.path for row in plan.rows if row.path not in refused.found})
+    kept = _only(plan, {row.path for row in plan.rows if row.path not in refused.by_path})
     for row, error in _failing(traced, kept, kept.quantized):
         refused.add(row.path, f"{row.path} ({row.source}): {error}", {row.path: "keep"})
 
@@ -95,8 +95,8 @@ def _failing(traced: Trace, plan: Plan, rows: Sequence[Row]) -> list[tuple[Row, 
         if len(rows) == 1:
             return [(rows[0], error)]
         half = len(rows) // 2
-        found = [*_failing(traced, plan, rows[:half]), *_failing(traced, plan, rows[half:])]
-        return found or [(rows[0], error)]
+        failing = [*_failing(traced, plan, rows[:half]), *_failing(traced, plan, rows[half:])]
+        return failing or [(rows[0], error)]
     return []
 
 

@@ -46,14 +46,14 @@ def _dot_masks(dimension_numbers: Any, left: Array | None, right: Array | None, 
     (lc, rc), (lb, rb) = dimension_numbers
     if left is not None:
         free = [i for i in range(left_rank) if i not in (*lc, *lb)]
-        found = jnp.transpose(jnp.any(jnp.isnan(left), axis=tuple(lc), keepdims=True), [*lb, *free, *lc])
-        shape = found.shape[: len(lb) + len(free)]
-        yield found.reshape(*shape, *[1] * (right_rank - len(rc) - len(rb)))
+        has_nan = jnp.transpose(jnp.any(jnp.isnan(left), axis=tuple(lc), keepdims=True), [*lb, *free, *lc])
+        shape = has_nan.shape[: len(lb) + len(free)]
+        yield has_nan.reshape(*shape, *[1] * (right_rank - len(rc) - len(rb)))
     if right is not None:
         free = [i for i in range(right_rank) if i not in (*rc, *rb)]
-        found = jnp.transpose(jnp.any(jnp.isnan(right), axis=tuple(rc), keepdims=True), [*rb, *free, *rc])
-        batch, last = found.shape[: len(rb)], found.shape[len(rb) : len(rb) + len(free)]
-        yield found.reshape(*batch, *[1] * (left_rank - len(lc) - len(lb)), *last)
+        has_nan = jnp.transpose(jnp.any(jnp.isnan(right), axis=tuple(rc), keepdims=True), [*rb, *free, *rc])
+        batch, last = has_nan.shape[: len(rb)], has_nan.shape[len(rb) : len(rb) + len(free)]
+        yield has_nan.reshape(*batch, *[1] * (left_rank - len(lc) - len(lb)), *last)
 
 
 def _conv_masks(params: Any, left: Array | None, right: Array | None, kernel: tuple[int, ...], result: Array):
@@ -67,10 +67,10 @@ def _conv_masks(params: Any, left: Array | None, right: Array | None, kernel: tu
             is_nan,
         )
     if right is not None:
-        found = jnp.any(jnp.isnan(right), axis=tuple(numbers.rhs_spec[1:]))
+        has_nan = jnp.any(jnp.isnan(right), axis=tuple(numbers.rhs_spec[1:]))
         shape = [1] * result.ndim
-        shape[numbers.out_spec[1]] = found.shape[0]
-        yield found.reshape(shape)
+        shape[numbers.out_spec[1]] = has_nan.shape[0]
+        yield has_nan.reshape(shape)
 
 
 def _windows(params: Any, is_nan: Bool[Array, "..."], kernel: tuple[int, ...], result: Array) -> Bool[Array, "..."]:
@@ -89,5 +89,5 @@ def _windows(params: Any, is_nan: Bool[Array, "..."], kernel: tuple[int, ...], r
     ones[numbers.rhs_spec[0]], ones[numbers.rhs_spec[1]] = groups * many, 1
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers")
     settings = {name: params[name] for name in (*names, "feature_group_count", "batch_group_count")}
-    found = lax.conv_general_dilated(marks, jnp.ones(ones, jnp.float32), **settings) > 0
-    return jnp.repeat(found, out // (groups * many), axis=numbers.out_spec[1])
+    has_marks = lax.conv_general_dilated(marks, jnp.ones(ones, jnp.float32), **settings) > 0
+    return jnp.repeat(has_marks, out // (groups * many), axis=numbers.out_spec[1])

@@ -25,7 +25,7 @@ class Prepared:
 
     def __call__(self, qparams: QParams, platform: str = "cpu") -> dict[str, Any]:
         """Returns the form of a platform's kernels of every weight that needs one, by key; none under a trace."""
-        found = {}
+        orders = {}
         for key, (q, row, site) in native.candidates(self.plan, qparams, platform).items():
             arrays = jax.tree.leaves(q)
             if any(is_traced(x) for x in arrays):
@@ -37,8 +37,8 @@ class Prepared:
                 if all(isinstance(x, jax.Array) for x in arrays):
                     place = (key, platform)
                     self.known[place] = tuple(weakref.ref(x, self._forgetter(place)) for x in arrays), order
-            found[key] = order
-        return found
+            orders[key] = order
+        return orders
 
     def _forgetter(self, key: tuple[str, str]) -> Any:
         me = weakref.ref(self)

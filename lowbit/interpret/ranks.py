@@ -45,19 +45,19 @@ def with_axes(before: Plan, after: Plan, states: Mapping[str, Any]) -> dict[str,
     """Returns states by path and role, those of inputs with as many axes as in another fit of the same plan."""
     if before is after:
         return dict(states)
-    found = dict(states)
+    by_path = dict(states)
     for old, new in zip(before.rows, after.rows, strict=True):
-        if old is new or old.path not in found:
+        if old is new or old.path not in by_path:
             continue
-        roles = dict(found[old.path])
-        made = {site.role: site for site in new.sites}
+        roles = dict(by_path[old.path])
+        new_sites = {site.role: site for site in new.sites}
         for a in old.sites:
-            b = made[a.role]
+            b = new_sites[a.role]
             ranks = [len(site.operand.shape) - site.operand.stack for site in (a, b)]
             if ranks[0] != ranks[1] and a.role in roles:
                 roles[a.role] = jax.tree.map(lambda x, r=ranks, n=a.operand.stack: _reshaped(x, n, *r), roles[a.role])
-        found[old.path] = roles
-    return found
+        by_path[old.path] = roles
+    return by_path
 
 
 def _reshaped(x: Any, stack: int, before: int, after: int) -> Any:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Refusals:
 
     def __init__(self, rules: Mapping[str, Any] | None = None, chosen: Mapping[str, str | None] | None = None):
         self.rules, self.chosen = rules, chosen
-        self.found: dict[str, Refusal] = {}
+        self.by_path: dict[str, Refusal] = {}
 
     def add(self, path: str, why: str, instead: Mapping[str, str] | None = None, *, source: str = "") -> None:
         """Notes a refusal; the first one about a path counts.
@@ -59,11 +59,11 @@ class Refusals:
         if path and (named is None or where != path):
             is_first = named is not None and named.start() == 0
             why = where + why.removeprefix(path) if is_first else f"{where}: {why}"
-        self.found.setdefault(path, Refusal(why, instead or {}))
+        self.by_path.setdefault(path, Refusal(why, instead or {}))
 
-    def made(
-        self, path: str, make: Callable[[], Made], instead: Mapping[str, str] | None = None, *, source: str = ""
-    ) -> Made | None:
+    def attempt(
+        self, path: str, make: Callable[[], Result], instead: Mapping[str, str] | None = None, *, source: str = ""
+    ) -> Result | None:
         """Returns what ``make`` does; where it raises ValueError, the refusal is noted for `check`, and None comes back."""
         try:
             return make()
@@ -77,25 +77,25 @@ class Refusals:
     def extend(self, error: Refused) -> None:
         """Notes all that an error is about."""
         for path, refusal in error.refusals.items():
-            self.found.setdefault(path, refusal)
+            self.by_path.setdefault(path, refusal)
 
     def check(self) -> None:
         """Raises Refused, a ValueError, if anything was refused: all of it, and rules that would not be, to paste."""
-        if not self.found:
+        if not self.by_path:
             return
-        lines = list(dict.fromkeys(refusal.why for refusal in self.found.values()))
+        lines = list(dict.fromkeys(refusal.why for refusal in self.by_path.values()))
         text = (
             lines[0]
             if len(lines) == 1
             else f"{len(lines)} operations are refused:" + "".join(f"\n  {w}" for w in lines)
         )
-        raise Refused(self.found, text + self._pasted())
+        raise Refused(self.by_path, text + self._pasted())
 
     def _pasted(self) -> str:
         if self.rules is None or not all(isinstance(value, str) for value in self.rules.values()):
             return ""
-        instead = {path: rule for refusal in self.found.values() for path, rule in refusal.instead.items()}
-        if not instead or len(instead) < len(self.found):
+        instead = {path: rule for refusal in self.by_path.values() for path, rule in refusal.instead.items()}
+        if not instead or len(instead) < len(self.by_path):
             return ""
         taken = {path for path in self.chosen or {} if path in instead or path.split("@")[0] in instead}
         left = {glob for path, glob in (self.chosen or {}).items() if path not in taken}

@@ -187,9 +187,9 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
 
     def whole(given: Sequence[Any]) -> list[Any]:
         *others, arena = given if arenas else (*given, None)
-        found: dict[int, Any] = dict(zip(passed, others, strict=True))
-        found |= {i: dataclasses.replace(x, arena=arena) for i in read_here if isinstance(x := flat[i], Placed)}
-        return [found[i] if i in found else jnp.zeros(a.shape, a.dtype) for i, a in enumerate(avals)]  # pyright: ignore[reportOptionalMemberAccess] (of keys, which are all read)
+        values: dict[int, Any] = dict(zip(passed, others, strict=True))
+        values |= {i: dataclasses.replace(x, arena=arena) for i in read_here if isinstance(x := flat[i], Placed)}
+        return [values[i] if i in values else jnp.zeros(a.shape, a.dtype) for i, a in enumerate(avals)]  # pyright: ignore[reportOptionalMemberAccess] (of keys, which are all read)
 
     @jax.custom_vjp
     def run(*given: Any) -> Any:
@@ -205,8 +205,8 @@ def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
             now = dict(zip(moving, values, strict=True))
             return one_by_one(*whole([now.get(i, x) for i, x in enumerate(given)]))
 
-        found = dict(zip(moving, jax.vjp(of_moving, *(given[i] for i in moving))[1](gradient), strict=True))
-        return tuple(found.get(i) for i in range(len(given)))
+        gradients = dict(zip(moving, jax.vjp(of_moving, *(given[i] for i in moving))[1](gradient), strict=True))
+        return tuple(gradients.get(i) for i in range(len(given)))
 
     run.defvjp(forward, backward)
     return run(*(flat[i] for i in passed), *arenas)

@@ -136,8 +136,8 @@ def marked(plan: Plan, qstate: Any) -> QState:
 def with_spans(qstate: QState, spans: Mapping[str, tuple[str, Any]]) -> QState:
     """Returns a state with the spans of steps, ``{step: (key, spans)}``, under keys that it has."""
     parts = {part: dict(qstate[part]) for part in PARTS}
-    for step, (key, found) in spans.items():
-        for part, value in zip(PARTS, ({}, dict(found)), strict=True):
+    for step, (key, intervals) in spans.items():
+        for part, value in zip(PARTS, ({}, dict(intervals)), strict=True):
             parts[part][key] = {**parts[part][key], _SPANS + step: value}
     return parts
 
@@ -167,17 +167,17 @@ def check_state(plan: Plan, qstate: Any) -> None:
     _check_sites(plan, qstate)
     for part in PARTS:
         for key, roles in qstate[part].items():
-            found = [role.removeprefix(_MARK) for role in roles if role.startswith(_MARK)]
-            if not found:
+            fingerprints = [role.removeprefix(_MARK) for role in roles if role.startswith(_MARK)]
+            if not fingerprints:
                 raise ValueError(
                     f"qstate[{part!r}][{key!r}] does not say which plan it is of: it was made by hand, by an older lowbit or "
                     f"went through a file that loses keys without arrays. If it is this plan's, "
                     f"lowbit.interpret.state.marked(plan, qstate) says so"
                 )
-            if found != [plan.fingerprint]:
+            if fingerprints != [plan.fingerprint]:
                 sites = {site.role: site.method for _, site in quantized_sites(plan) if site.key == key}
                 raise ValueError(
-                    f"qstate is another plan's ({', '.join(found)}, this one is {plan.fingerprint}): its state of {key!r} was "
+                    f"qstate is another plan's ({', '.join(fingerprints)}, this one is {plan.fingerprint}): its state of {key!r} was "
                     f"made with another quantizer, shape or model than {sites}; take the state that lowbit.init or "
                     f"lowbit.calibrate made for this plan"
                 )
@@ -191,11 +191,11 @@ def _check_sites(plan: Plan, qstate: Any) -> None:
     for _, site in quantized_sites(plan):
         wanted.setdefault(site.key, set()).add(site.role)
     for part in PARTS:
-        found = {
+        given = {
             key: {role for role in roles if not role.startswith((_MARK, _SPANS))} for key, roles in qstate[part].items()
         }
-        if found != wanted:
-            extra, missing = _pairs(found, wanted), _pairs(wanted, found)
+        if given != wanted:
+            extra, missing = _pairs(given, wanted), _pairs(wanted, given)
             raise ValueError(
                 f"qstate is another plan's: qstate[{part!r}] has {extra or 'nothing else'} that this plan has not, and no "
                 f"state for {missing or 'nothing'}; take the state that lowbit.init or lowbit.calibrate made for this plan"
@@ -232,24 +232,24 @@ def carried_states(plan: Plan, qstate: QState, codes: Mapping[str, Any] | None =
         qstate: its state.
         codes: chosen for weights; those of derived ones stand under `CODES`.
     """
-    found: dict[str, dict[str, Any]] = {}
+    by_path: dict[str, dict[str, Any]] = {}
     for row, site in walked_sites(plan):
-        found.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
+        by_path.setdefault(row.path, {})[site.role] = get(qstate, site.key, site.role)
         if site.is_weight and codes is not None and site.key in codes:
-            found[row.path][CODES] = codes[site.key]
-    return found
+            by_path[row.path][CODES] = codes[site.key]
+    return by_path
 
 
 def empty_statistics(plan: Plan) -> dict[str, Any]:
     """Returns the statistics of every walked site before the first batch: ``{path: {role: {name: state}}}``."""
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     for row, site in walked_sites(plan):
         states = {s.name: s.init(layer_operand(site)) for s in statistics_of(site)}
         if row.stack:
             states = jax.tree.map(lambda x, stack=row.stack: jnp.broadcast_to(x, (*stack, *x.shape)), states)
         states = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), states)  # not weakly typed: that would compile twice
-        found.setdefault(row.path, {})[site.role] = states
-    return found
+        by_path.setdefault(row.path, {})[site.role] = states
+    return by_path
 
 
 def finished(site: Site, states: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def finished(site: Site, states: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def initial_state(
-    plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array, *, made: Mapping[str, QState] | None = None
+    plan: Plan, params: Any, statistics: Mapping[str, Any], key: Array, *, known: Mapping[str, QState] | None = None
 ) -> QState:
     """Returns the state of every site from parameters and folded statistics.
 
@@ -267,15 +267,15 @@ def initial_state(
         params: float parameters.
         statistics: folded, of the other sites.
         key: of what starts at random.
-        made: states of parameters that were made before, by path.
+        known: states of parameters that are there already, by path.
     """
-    made = made or {}
+    known = known or {}
     leaves = dict(zip(*flatten(params)[:2], strict=True))
     parts: QState = {"learn": {}, "fixed": {}}
     for row, site in quantized_sites(plan):
         quantizer, now = quantizer_of(site), site_key(key, f"{site.key}/{site.role}")
-        if site.kind == "leaf" and site.key in made:
-            state = made[site.key]
+        if site.kind == "leaf" and site.key in known:
+            state = known[site.key]
         elif site.kind == "leaf":
             start = functools.partial(quantizer.init, site.operand)
             state = automatic(start, {"values": leaves[site.key]}, now, like=leaves[site.key])

@@ -15,13 +15,13 @@ from .state import quantized_sites, quantizer_of
 
 def trains_otherwise(plan: Plan) -> list[str]:
     """Returns the sites, with their quantizers, that train in another form than they serve, or keep a state in training."""
-    found = []
+    names = []
     for _, site in quantized_sites(plan):
         quantizer = quantizer_of(site)
         cls = type(quantizer)
         if cls.train is not Quantizer.train or cls.update is not Quantizer.update:
-            found.append(f"the {site.role} of {site.key!r} ({quantizer.text})")
-    return found
+            names.append(f"the {site.role} of {site.key!r} ({quantizer.text})")
+    return names
 
 
 def watched(plan: Plan, result: Any) -> Any:
@@ -31,12 +31,12 @@ def watched(plan: Plan, result: Any) -> Any:
         plan: the plan of the simulation.
         result: a tree of arrays.
     """
-    found = trains_otherwise(plan)
-    if not found:
+    names = trains_otherwise(plan)
+    if not names:
         return result
-    more = f", and {len(found) - 1} more," if len(found) > 1 else ""
+    more = f", and {len(names) - 1} more," if len(names) > 1 else ""
     message = (
-        f"lowbit.simulate is differentiated without train=True, but {found[0]}{more} trains in another form than it serves, or "
+        f"lowbit.simulate is differentiated without train=True, but {names[0]}{more} trains in another form than it serves, or "
         f"keeps a state while training: use lowbit.simulate(fn, plan, train=True), which takes key= and step= and returns "
         f"(y, qstate)"
     )

@@ -32,7 +32,7 @@ class Trace:
         paths: of the parameters.
         out_tree: structure of the result.
         param_tree: structure of the parameters.
-        made: what was computed of all this, by name: no value of the call is in it.
+        memo: what was computed of all this, by name: no value of the call is in it.
     """
 
     jaxpr: Any
@@ -41,7 +41,7 @@ class Trace:
     paths: list[str]
     out_tree: Any
     param_tree: Any
-    made: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    memo: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def avals(self) -> list[Any]:
@@ -169,14 +169,14 @@ def _check_same_operations(inventory: Inventory, plan: Plan) -> None:
 
     A call without examples may lack look-ups, and what follows them.
     """
-    found = [op.path for op in inventory.operations]
+    traced_paths = [op.path for op in inventory.operations]
     planned = [row.path for row in plan.rows]
-    if found == planned:
+    if traced_paths == planned:
         return
-    if sorted(found) == sorted(planned) or (_is_empty(inventory) and _named_as(inventory, plan)):
+    if sorted(traced_paths) == sorted(planned) or (_is_empty(inventory) and _named_as(inventory, plan)):
         return
-    extra = [path for path in found if path not in planned]
-    missing = [path for path in planned if path not in found]
+    extra = [path for path in traced_paths if path not in planned]
+    missing = [path for path in planned if path not in traced_paths]
     raise ValueError(
         f"this function's operations are not those of the plan: it has {extra or 'no others'}, and lacks "
         f"{missing or 'none'}. The plan has {planned}; bind a plan for this function"

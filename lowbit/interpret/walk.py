@@ -311,8 +311,8 @@ def _lost(step, start, stacked):
 
 def _dropping_alike(functions, operands, inner):
     """Branches that all lack a result where one of them does: nothing needs it, and they must agree."""
-    found = [jax.eval_shape(function, operands, inner)[0] for function in functions]
-    lost = {i: v for outs in found for i, v in enumerate(outs) if isinstance(v, Dropped)}
+    results = [jax.eval_shape(function, operands, inner)[0] for function in functions]
+    lost = {i: v for outs in results for i, v in enumerate(outs) if isinstance(v, Dropped)}
 
     def without(function):
         def run(operands, inner):

@@ -73,10 +73,10 @@ def values(
     """
     wanted = {(path, role): kinds & {s.beside for s in statistics} for path, role, statistics in watch.places}
     wanted = {place: kinds for place, kinds in wanted.items() if kinds}
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     turns: dict[str, Any] = {}
     if not wanted:
-        return found, turns
+        return arrays, turns
     capture: dict[str, dict[str, Any]] = {}
     for (path, role), kinds in wanted.items():
         if "float" in kinds:
@@ -89,14 +89,14 @@ def values(
         fn, plan, loss, params, args, kwargs, states, {p for (p, _), kinds in wanted.items() if "gradient" in kinds}
     )
     for (path, role), kinds in wanted.items():
-        into = found.setdefault(path, {}).setdefault(role, {})
+        into = arrays.setdefault(path, {}).setdefault(role, {})
         if "float" in kinds:
             into["float"] = states[path][role]["captured"][0]
         if "gradient" in kinds:
             into["gradient"] = slopes[path]
     for path, roles in states.items():
         turns[path] = functools.reduce(jnp.maximum, [jnp.max(each["captured"][1]) for each in roles.values()])
-    return found, turns
+    return arrays, turns
 
 
 def _gradients(

@@ -178,20 +178,20 @@ def diagnose(
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not first:
             first.append((args, keywords))
-        made = (_integer_stepper if plan.is_full_integer else _stepper)(fn, plan)(
+        sums = (_integer_stepper if plan.is_full_integer else _stepper)(fn, plan)(
             params, qstate, qparams.sites, args, keywords, chosen
         )
-        return made if states is None else jax.tree.map(_joined, states, made)
+        return sums if states is None else jax.tree.map(_joined, states, sums)
 
     resumed = Resumed(cache, f"diagnose {plan.fingerprint}", (params, qstate, qparams))
     states = fold(step, fn, params, batches, kwargs, progress, resumed=resumed)
-    found = jax.device_get(states)
-    if not any(np.any(found[row.path][OUTPUT]["not_finite"][1]) for row in plan.quantized):
+    totals = jax.device_get(states)
+    if not any(np.any(totals[row.path][OUTPUT]["not_finite"][1]) for row in plan.quantized):
         raise ValueError("batches hold no data: every batch was empty, or no quantized operation was computed")
     args, keywords = first[0]
     kernels = _kernels(plan, explain(fn, plan, qparams, *args, kwargs=keywords))
     weights = _weights(plan, params, qparams)
-    findings = tuple(_finding(row, found, weights.get(row.path), kernels.get(row.path, "")) for row in plan.quantized)
+    findings = tuple(_finding(row, totals, weights.get(row.path), kernels.get(row.path, "")) for row in plan.quantized)
     flat = [f.path for f in findings if f.levels == 1]
     if flat:
         warnings.warn(
@@ -202,12 +202,12 @@ def diagnose(
 
 def _kernels(plan: Plan, lines: str) -> dict[str, str]:
     """What runs every operation, out of what `lowbit.explain` says."""
-    found = {}
+    by_path = {}
     for line in lines.splitlines():
         for row in plan.quantized:
             if line.startswith(f"{row.path} "):
-                found[row.path] = line[len(row.path) :].split()[0]
-    return found
+                by_path[row.path] = line[len(row.path) :].split()[0]
+    return by_path
 
 
 def _joined(before: Array, now: Array) -> Array:
@@ -262,16 +262,16 @@ def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
         turns = {
             path: {role: jnp.max(each["captured"][1]) for role, each in roles.items()} for path, roles in floats.items()
         }
-        return _made(watches[1], accumulated, alone, beyond, turns)
+        return _state_of(watches[1], accumulated, alone, beyond, turns)
 
     return step
 
 
-def _made(watch: Watch, accumulated: Any, alone: Any, beyond: Any, turns: Mapping[str, Any]) -> dict[str, Any]:
+def _state_of(watch: Watch, accumulated: Any, alone: Any, beyond: Any, turns: Mapping[str, Any]) -> dict[str, Any]:
     """The state of every place after one batch; ``turns`` where there may be more than one."""
-    found: dict[str, Any] = {}
+    by_path: dict[str, Any] = {}
     for path, role, _ in watch.places:
-        found.setdefault(path, {})[role] = {
+        by_path.setdefault(path, {})[role] = {
             "alone": alone[path][role]["noise"],
             "accumulated": accumulated[path][role]["noise"],
             "beyond": beyond.get(path, {}).get(role, {}).get("beyond", jnp.zeros(2, jnp.float32)),
@@ -279,7 +279,7 @@ def _made(watch: Watch, accumulated: Any, alone: Any, beyond: Any, turns: Mappin
             "batches": jnp.ones((), jnp.int32),
             "not_finite": alone[path][role]["not_finite"],
         }
-    return found
+    return by_path
 
 
 @functools.lru_cache(maxsize=64)
@@ -301,8 +301,8 @@ def _integer_stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
                 given = {"qstate": qstate, "codes": codes, "beside": ends, "is_alone": is_alone}
                 return integer_observation(plan, now, watch, walk.empty(watch, plan, now), **given)
 
-            found = seen(noisy, is_alone=False), seen(noisy, is_alone=True), seen(clipped, is_alone=True)
-            return _made(noisy, *found, {})
+            looks = seen(noisy, is_alone=False), seen(noisy, is_alone=True), seen(clipped, is_alone=True)
+            return _state_of(noisy, *looks, {})
 
         return automatic(look, traced.leaves, qstate, served, codes)
 
@@ -334,9 +334,9 @@ def _finding(row: Row, states: Mapping[str, Any], weight: Mapping[str, Any] | No
         return min((_decibels(each[name]) for each in inputs), default=math.nan) if is_once else math.nan
 
     counts = np.sum([np.asarray(each["beyond"], np.float64).reshape(-1, 2).sum(0) for each in inputs], axis=0)
-    found = dict(weight or {})
+    of_weight = dict(weight or {})
     if "weight" in roles and is_once:
-        found["weight"] = _decibels(roles["weight"]["accumulated"])
+        of_weight["weight"] = _decibels(roles["weight"]["accumulated"])
     return Finding(
         row.path,
         ", ".join(site.spec.text for site in row.sites if site.spec is not None),
@@ -346,26 +346,26 @@ def _finding(row: Row, states: Mapping[str, Any], weight: Mapping[str, Any] | No
         output_accumulated=_decibels(roles[OUTPUT]["accumulated"]) if is_once else math.nan,
         clipped=float(counts[0] / counts[1]) if inputs and counts[1] else math.nan,
         kernel=kernel,
-        **found,
+        **of_weight,
     )
 
 
 def _weights(plan: Plan, params: Any, qparams: QParams) -> dict[str, dict[str, Any]]:
     """Of every operation with a quantized weight, what the weight alone says."""
-    packed, leaves, found = qparams.weights(), dict(zip(*flatten(params)[:2], strict=True)), {}
+    packed, leaves, by_path = qparams.weights(), dict(zip(*flatten(params)[:2], strict=True)), {}
     for row in plan.quantized:
         site = row.weight
         if site is None or site.spec is None:
             continue
         q = packed[site.key]
         codes = np.asarray(row.matrix.matrices(q.unpacked_codes()))
-        found[row.path] = {"levels": min(len(np.unique(matrix)) for matrix in codes), "bits": q.bits_per_element}
+        by_path[row.path] = {"levels": min(len(np.unique(matrix)) for matrix in codes), "bits": q.bits_per_element}
         if site.kind == "leaf":
             sums, beyond = jax.device_get(_leaf_noise(leaves[site.key], q))
-            found[row.path] |= {"weight": _decibels(sums)}
+            by_path[row.path] |= {"weight": _decibels(sums)}
             if site.spec.format.is_integer:
-                found[row.path] |= {"weight_clipped": float(beyond)}
-    return found
+                by_path[row.path] |= {"weight_clipped": float(beyond)}
+    return by_path
 
 
 @jax.jit

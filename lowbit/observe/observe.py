@@ -170,7 +170,7 @@ def _watch(plan: Plan, traced: Any, wanted: Any) -> Watch:
     if not isinstance(wanted, Mapping):
         raise TypeError(f"wanted must be {{glob: {{role: statistics}}}}, got {wanted!r:.40} ({type(wanted).__name__})")
     operations = {op.path: op for op in traced.inventory.operations}
-    found: dict[str, dict[str, list[Statistic]]] = {}
+    statistics_of: dict[str, dict[str, list[Statistic]]] = {}
     for glob, roles in wanted.items():
         if not isinstance(glob, str) or not isinstance(roles, Mapping):
             raise TypeError(f"wanted must be {{glob: {{role: statistics}}}}, got {glob!r}: {roles!r:.40}")
@@ -191,7 +191,7 @@ def _watch(plan: Plan, traced: Any, wanted: Any) -> Watch:
                     raise ValueError(
                         f"wanted[{glob!r}]: {lost} does not read the {role} of {row.path!r}, {operand.dtype} {operand.shape}"
                     )
-                into = found.setdefault(row.path, {}).setdefault(role, [])
+                into = statistics_of.setdefault(row.path, {}).setdefault(role, [])
                 into += [s for s in readable if s not in into]
                 taken += len(readable)
             if not taken:
@@ -200,7 +200,7 @@ def _watch(plan: Plan, traced: Any, wanted: Any) -> Watch:
                     f"wanted[{glob!r}][{role!r}] finds nothing to look at: the operations it matches have the roles "
                     f"{', '.join(have)}, or no operand that {', '.join(str(s) for s in statistics)} reads"
                 )
-    places = {row.path: found[row.path] for row in plan.rows if row.path in found}
+    places = {row.path: statistics_of[row.path] for row in plan.rows if row.path in statistics_of}
     for roles in places.values():
         for statistics in roles.values():
             if statistics and not any(isinstance(s, NotFinite) for s in statistics):
@@ -230,13 +230,13 @@ def _reads(statistic: Statistic, operand: Any) -> bool:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))  # once for plans alike: every pass over the data ends in it
 def _finished(plan: Plan, watch: Watch, states: Any) -> Any:
-    found = walk.finished(watch, plan, states)
+    values = walk.finished(watch, plan, states)
     for key, name, statistic, state, depth in _at_parameters(plan, watch, states):
         done: Any = statistic.finish
         for _ in range(depth):
             done = jax.vmap(done)
-        found.setdefault(key, {}).setdefault("input", {})[name] = done(state)
-    return found
+        values.setdefault(key, {}).setdefault("input", {})[name] = done(state)
+    return values
 
 
 def _at_parameters(plan: Plan, watch: Watch, states: Any) -> Iterator[tuple[str, str, Statistic, Any, int]]:

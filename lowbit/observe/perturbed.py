@@ -130,11 +130,11 @@ def _leaf_keys(plan: Plan) -> frozenset[str]:
 
 
 def _roles(plan: Plan) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {key: {"weight"} for key in _leaf_keys(plan)}
+    roles_of: dict[str, set[str]] = {key: {"weight"} for key in _leaf_keys(plan)}
     for row in plan.rows:
         floats = {site.role for site in row.sites if not (row.primitive == "gather" and site.role == "input")}
-        found.setdefault(row.path, set()).update(floats, {OUTPUT})
-    return found
+        roles_of.setdefault(row.path, set()).update(floats, {OUTPUT})
+    return roles_of
 
 
 def _check(plan: Plan, deltas: Any) -> None:
@@ -195,17 +195,17 @@ def zeros(fn: Model, plan: Plan, params: Any, *args: Any, roles: tuple[str, ...]
         {'w': {'output': (3, 2), 'weight': (2, 2)}}
     """
     traced = trace_planned(fn, plan, params, args, kwargs)
-    found: dict[str, dict[str, Any]] = {}
+    by_key: dict[str, dict[str, Any]] = {}
     for op in traced.inventory.operations:
         row = plan[op.path]
         for role in roles:
             site = next((s for s in row.sites if s.role == role), None)
             if site is not None and site.kind == "leaf" and role == "weight":
-                found.setdefault(site.key, {})[role] = jnp.zeros(site.operand.shape, site.operand.dtype)
+                by_key.setdefault(site.key, {})[role] = jnp.zeros(site.operand.shape, site.operand.dtype)
             elif role == OUTPUT or (site is not None and not (op.is_lookup and role == "input")):
                 dtype = op.eqn.outvars[0].aval.dtype if site is None else _dtype(site)
-                found.setdefault(op.path, {})[role] = jnp.zeros(_shape(op, row, role), dtype)
-    return found
+                by_key.setdefault(op.path, {})[role] = jnp.zeros(_shape(op, row, role), dtype)
+    return by_key
 
 
 def _dtype(site: Site) -> Any:

@@ -42,11 +42,11 @@ def replay(row: Row, left: Any, right: Any) -> Array:
     indices = right if isinstance(right, tuple) else (right,)
     given = (left, *indices) if operation.is_lookup else (left, right)
     for i, (value, var) in enumerate(zip(given, operation.eqn.invars, strict=False)):
-        name, found = ("right" if i else "left"), tuple(getattr(value, "shape", ()))
-        if len(found) != len(var.aval.shape):
+        name, shape = ("right" if i else "left"), tuple(getattr(value, "shape", ()))
+        if len(shape) != len(var.aval.shape):
             raise ValueError(
                 f"{row.path}: {name} must have {len(var.aval.shape)} axes, as the operation reads it (when bound it was "
-                f"{tuple(var.aval.shape)}), got {tuple(found)}"
+                f"{tuple(var.aval.shape)}), got {tuple(shape)}"
             )
     if len(given) != len(operation.eqn.invars):
         raise ValueError(f"{row.path}: it reads {len(operation.eqn.invars) - 1} indices, got {len(indices)}")

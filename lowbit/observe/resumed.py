@@ -47,12 +47,12 @@ class Resumed:
             raise ValueError("cache= is for calls outside jax.jit: what is traced has no values to be kept")
         self._kept = Kept(cache, text, lambda: [content, batch, states])
         self._seen = [digest(batch)]
-        found = self._kept.load(_NAME)
-        if found is None:
+        stored = self._kept.load(_NAME)
+        if stored is None:
             return states
-        self._seen = bytes(found["batches"]).decode().split()
+        self._seen = bytes(stored["batches"]).decode().split()
         self._done = len(self._seen)
-        return _restored(states, found)
+        return _restored(states, stored)
 
     def is_done(self, count: int, batch: Any) -> bool:
         """Returns whether the states hold this batch already.
@@ -103,13 +103,13 @@ def _plain(x: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
 
 
-def _restored(states: Any, found: Mapping[str, np.ndarray]) -> Any:
+def _restored(states: Any, stored: Mapping[str, np.ndarray]) -> Any:
     """The kept arrays in the structure, dtypes and shapes of ``states``."""
     leaves, tree = jax.tree.flatten(states)
 
     def one(i: int, like: Any) -> Any:
         plain = _plain(like)
-        array = jnp.asarray(np.frombuffer(found[str(i)].tobytes(), plain.dtype).reshape(plain.shape))
+        array = jnp.asarray(np.frombuffer(stored[str(i)].tobytes(), plain.dtype).reshape(plain.shape))
         is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else array
 

@@ -110,10 +110,10 @@ class Segment:
         """
         given = dict(kwargs or {})
         if qstate is None:
-            found = _compiled(self.whole)(params, args, given)
+            results = _compiled(self.whole)(params, args, given)
         else:
-            found = simulate(self.whole, self.model_plan)(params, qstate, *args, kwargs=given)
-        return list(found[:-1]), found[-1]
+            results = simulate(self.whole, self.model_plan)(params, qstate, *args, kwargs=given)
+        return list(results[:-1]), results[-1]
 
     def params(self, params: Any, layer: Sequence[int] = ()) -> dict[str, Any]:
         """Returns the leaves that the block reads, of one layer; traced indices are fine.
@@ -122,7 +122,7 @@ class Segment:
             ValueError: if ``layer`` does not have an index per loop over stacked parameters.
         """
         by_path = dict(zip(*flatten(params)[:2], strict=True))
-        found = {}
+        leaf_of = {}
         for value, path in self.fn.leaves.items():
             leaf = by_path[path]
             depth = leaf.ndim - value.ndim
@@ -132,8 +132,8 @@ class Segment:
                 )
             for i in layer[len(layer) - depth :] if depth else ():
                 leaf = leaf[i]
-            found[path] = leaf
-        return found
+            leaf_of[path] = leaf
+        return leaf_of
 
     def state(self, qstate: QState, layer: Sequence[int] = ()) -> QState:
         """Returns the state of the block's plan out of the whole model's, of one layer."""
@@ -211,9 +211,9 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
     function = BlockFunction(block, leaves)
     avals = {path: jax.ShapeDtypeStruct(value.shape, value.dtype) for value, path in leaves.items()}
     inner = trace(function, avals, [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in block.inputs], {})
-    found = [op.path for op in inner.inventory.operations]
-    assert len(found) == len(paths), (found, paths)
-    rules = {name: rule_of(plan[path]) for name, path in zip(found, paths, strict=True)}
+    traced_paths = [op.path for op in inner.inventory.operations]
+    assert len(traced_paths) == len(paths), (traced_paths, paths)
+    rules = {name: rule_of(plan[path]) for name, path in zip(traced_paths, paths, strict=True)}
     own = planned(inner, rules, integer=False, rounding="exact")
     stack = tuple(loop.length for loop in block.loops)
     whole = Captured(fn, (*block.places, block.out_place))
@@ -221,17 +221,17 @@ def segment(fn: Model, plan: Plan, first: str, last: str, *, args: Sequence[Any]
 
 
 def _match(glob: str, paths: list[str]) -> list[str]:
-    found = [path for path in paths if is_match(glob, path) or path == glob]
-    if not found:
+    matching = [path for path in paths if is_match(glob, path) or path == glob]
+    if not matching:
         raise ValueError(f"{glob!r} matches no operation; the nearest paths are {', '.join(nearest(glob, paths))}")
-    return found
+    return matching
 
 
 def _leaves(block: Block, program: Any, paths: Sequence[str]) -> dict[Value, str]:
     """The leaves that a block reads: whole, or a layer's part."""
     known = {value: paths[i] for i, value in enumerate(program.inputs[: program.count])}
     slices = {part: whole for loop in block.loops for whole, part in zip(loop.xs, loop.slices, strict=True)}
-    found: dict[Value, str] = {}
+    path_of: dict[Value, str] = {}
     todo = list(block.fixed)
     while todo:
         value = todo.pop()
@@ -239,15 +239,15 @@ def _leaves(block: Block, program: Any, paths: Sequence[str]) -> dict[Value, str
         while root in slices:
             root = slices[root]
         if root in known:
-            if known[root] in found.values() and value not in found:
+            if known[root] in path_of.values() and value not in path_of:
                 raise ValueError(
                     f"{known[root]} is read both whole and by layer, which a segment cannot be given at once"
                 )
-            found[value] = known[root]
+            path_of[value] = known[root]
         elif value in slices:
             raise ValueError(
                 f"a scan is over parameters computed before it ({root.source.source if root.source else ''}): scan over the parameters themselves"
             )
         elif value.source is not None:
             todo += [v for v in value.source.ins if not v.is_written]
-    return found
+    return path_of

@@ -23,19 +23,19 @@ from .recipe import Recipe
 
 def pick(plan: Plan) -> Recipe:
     """Returns what is run on a plan."""
-    found = gptq()
+    recipe = gptq()
     weights = [row.weight.spec for row in plan.rows if row.weight is not None and row.weight.spec is not None]
     inputs = [site.spec for row in plan.rows for site in row.sites if not site.is_weight and site.spec is not None]
     static = [spec for spec in inputs if not spec.dynamic and isinstance(spec.granularity, Tensor)]
     if static and all(_has_bits_to_spare(spec) for spec in weights):
-        return found.named("auto", f"{len(static)} inputs have one static range", rewrite=chain(smooth(0.5)))
+        return recipe.named("auto", f"{len(static)} inputs have one static range", rewrite=chain(smooth(0.5)))
     shared = sum(isinstance(spec.granularity, Tensor) for spec in weights)
     if shared:
-        return found.named("auto", f"{shared} weights have one scale", rewrite=chain(equalize(bounds=True)))
+        return recipe.named("auto", f"{shared} weights have one scale", rewrite=chain(equalize(bounds=True)))
     few = [spec for spec in weights if spec.format.is_integer and spec.format.bits <= (4 if static else 3)]
     if few:
         return brecq().named("auto", f"{len(few)} weights have few bits: blocks are learned")
-    return found.named("auto", "every channel has its own scales")
+    return recipe.named("auto", "every channel has its own scales")
 
 
 def _has_bits_to_spare(spec: Spec) -> bool:

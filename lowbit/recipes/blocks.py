@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Outcome:
     """What became of a model.
 
     Attributes:
@@ -79,7 +79,7 @@ class Walk:
     say: Progress
     left: str = ""
 
-    def run(self, calls: Iterator[tuple[Any, ...]]) -> Found:
+    def run(self, calls: Iterator[tuple[Any, ...]]) -> Outcome:
         """Returns what becomes of the model on calibration batches, of which those of the first one's shapes are used."""
         traced = self.plan.program
         program = read(traced.jaxpr, fixed=traced.count, inlined=INLINED)
@@ -90,22 +90,22 @@ class Walk:
         for piece in pieces:
             for path in piece.leaves:
                 readers[path] = readers.get(path, 0) + 1
-        found = Found(dict(self.params), self.qstate, dict(self.codes), {}, {})
+        outcome = Outcome(dict(self.params), self.qstate, dict(self.codes), {}, {})
         reached = {row.path for piece in pieces for row in piece.rows.values()}
         for row in self.plan.rows:
             if row.path not in reached and row.weight is not None and row.weight.key in self.codes:
-                found.notes[row.weight.key] = ["in a loop or a call: not learned with a block"]
+                outcome.notes[row.weight.key] = ["in a loop or a call: not learned with a block"]
         batches = self.batches(calls, program, parts)
         right, now = [dict(b) for b in batches], [dict(b) for b in batches]
         compiled = Compiled()
         for number, piece in enumerate(pieces):
-            found = self.one(number, piece, program, found, right, now, compiled, readers)
+            outcome = self.one(number, piece, program, outcome, right, now, compiled, readers)
             later = {v for p in parts[number + 1 :] for v in p.inputs}
             for env in (*right, *now):
                 for value in [v for v in env if v not in later]:
                     del env[value]
             self.say("blocks", number + 1, len(pieces))
-        return found
+        return outcome
 
     def batches(
         self, calls: Iterator[tuple[Any, ...]], program: Program, parts: Sequence[Stretch]
@@ -114,25 +114,25 @@ class Walk:
         given = program.inputs[program.count :]
         most = max(sum(v.dtype.itemsize * int(np.prod(v.shape)) for v in (*p.inputs, *p.outs)) for p in parts)
         size = 2 * most + sum(v.dtype.itemsize * int(np.prod(v.shape)) for v in given)
-        found: list[dict[Value, Any]] = []
+        values: list[dict[Value, Any]] = []
         others = beyond = 0
         for args in calls:
             if [np.shape(x) for x in jax.tree.leaves(args)] != [v.shape for v in given]:
                 others += 1
-            elif found and (len(found) + 1) * size > self.method.held:
+            elif values and (len(values) + 1) * size > self.method.held:
                 beyond += 1
             else:
-                found.append(dict(zip(given, map(jnp.asarray, jax.tree.leaves(args)), strict=True)))
-        count = len(found) + others + beyond
+                values.append(dict(zip(given, map(jnp.asarray, jax.tree.leaves(args)), strict=True)))
+        count = len(values) + others + beyond
         said = [f"{others} have other shapes than the first"] if others else []
         said += [f"{beyond} more than {self.method.held:.3g} bytes would hold"] if beyond else []
-        self.left = f"; of {count} batches {len(found)} are looked at: {', '.join(said)}" if said else ""
-        return found
+        self.left = f"; of {count} batches {len(values)} are looked at: {', '.join(said)}" if said else ""
+        return values
 
     def one(
-        self, number: int, piece: Piece, program: Program, found: Found, right: Sequence[dict[Value, Any]],
+        self, number: int, piece: Piece, program: Program, outcome: Outcome, right: Sequence[dict[Value, Any]],
         now: Sequence[dict[Value, Any]], compiled: Compiled, readers: Mapping[str, int],
-    ) -> Found:  # fmt: skip
+    ) -> Outcome:  # fmt: skip
         """Learns one block, and hands on what it makes."""
         part = piece.stretch
         float_leaves = [self.floats[path] for path in piece.leaves]
@@ -148,83 +148,83 @@ class Walk:
         for env in right:
             env.update(zip(part.outs, in_float(float_leaves, [env[v] for v in part.inputs]), strict=True))
 
-        def made(found: Found, at: Sequence[int]) -> list[list[Any]]:
-            leaves, states = self.leaves(piece, found), self.states(piece, found.qstate)
+        def compute(outcome: Outcome, at: Sequence[int]) -> list[list[Any]]:
+            leaves, states = self.leaves(piece, outcome), self.states(piece, outcome.qstate)
             return [on_grids(leaves, [now[i][v] for v in part.inputs], states) for i in at]
 
-        weights = self.weights(piece, found, readers)
+        weights = self.weights(piece, outcome, readers)
         every = range(len(right))
         if weights:
             held = every[-max(1, len(right) // 8) :] if len(right) > 3 else every
             taught = [i for i in every if i not in held] or list(every)
             first = taught[0]
-            unit = jnp.maximum(error(made(found, [first])[0], [right[first][v] for v in part.outs]), 1e-12)
-            tried = [found]
+            unit = jnp.maximum(error(compute(outcome, [first])[0], [right[first][v] for v in part.outs]), 1e-12)
+            tried = [outcome]
             for rate in self.method.rates:
                 task = f"block-{number}-{rate}"
                 tried.append(
                     self.learned(
-                        number, task, piece, program, found, weights, right, now, taught, compiled, readers, unit, rate
+                        number, task, piece, program, outcome, weights, right, now, taught, compiled, readers, unit, rate
                     )
                 )
             wants = [[right[i][v] for v in part.outs] for i in held]
             lost = [
-                sum(float(error(outs, want)) for outs, want in zip(made(each, held), wants, strict=True)) / len(held)
+                sum(float(error(outs, want)) for outs, want in zip(compute(each, held), wants, strict=True)) / len(held)
                 for each in tried
             ]
             # What is not finite is not less than anything.
             best = min(range(len(tried)), key=lambda i: lost[i] if np.isfinite(lost[i]) else np.inf)
-            found = tried[best]
+            outcome = tried[best]
             learned = ", ".join(f"{decibels(1.0, x):.1f}" for x in lost[1:])
             said = f"{decibels(1.0, lost[0]):.1f} dB on held-out batches, {learned} learned{self.left}"
             for key in weights:
-                found.notes.setdefault(key, []).append(
+                outcome.notes.setdefault(key, []).append(
                     f"its block {'stays as solved' if best == 0 else 'is learned'}: {said}"
                 )
-        for env, outs in zip(now, made(found, every), strict=True):
+        for env, outs in zip(now, compute(outcome, every), strict=True):
             env.update(zip(part.outs, outs, strict=True))
-        return found
+        return outcome
 
-    def leaves(self, piece: Piece, found: Found) -> list[Any]:
+    def leaves(self, piece: Piece, outcome: Outcome) -> list[Any]:
         """The leaves of a block on their grids."""
         sites = self.plan.leaf_sites()
-        made = []
+        leaves = []
         for path in piece.leaves:
-            leaf, site = jnp.asarray(found.params[path]), sites.get(path)
-            if site is not None and site.spec is not None and path not in found.codes:
-                state = get(found.qstate, site.key, site.role)
+            leaf, site = jnp.asarray(outcome.params[path]), sites.get(path)
+            if site is not None and site.spec is not None and path not in outcome.codes:
+                state = get(outcome.qstate, site.key, site.role)
                 leaf = quantizer_of(site).quantize(state, leaf, site.operand).dequantize()
-            made.append(leaf)
-        return made
+            leaves.append(leaf)
+        return leaves
 
     def states(self, piece: Piece, qstate: Any) -> list[Any]:
         """The states of inputs, then of derived weights."""
         return [get(qstate, site.key, site.role) for site in (*piece.inputs, *piece.derived)]
 
-    def weights(self, piece: Piece, found: Found, readers: Mapping[str, int]) -> dict[str, tuple[Site, Rounding]]:
+    def weights(self, piece: Piece, outcome: Outcome, readers: Mapping[str, int]) -> dict[str, tuple[Site, Rounding]]:
         """What can be learned of a block: integers with scales of their own, read in this block alone."""
-        made: dict[str, tuple[Site, Rounding]] = {}
+        learnable: dict[str, tuple[Site, Rounding]] = {}
         for row in piece.rows.values():
             site = row.weight
-            if site is None or site.kind != "leaf" or site.key not in found.codes or row.primitive == "gather":
+            if site is None or site.kind != "leaf" or site.key not in outcome.codes or row.primitive == "gather":
                 continue
-            spec, state = site.spec, get(found.qstate, site.key, site.role)["fixed"]
+            spec, state = site.spec, get(outcome.qstate, site.key, site.role)["fixed"]
             scale = state.get("scale")
             if spec is None or type(spec.format) is not Integer or scale is None or isinstance(scale, QTensor):
                 continue
             if readers[site.key] > 1 or site.operand.stack:
-                found.notes[site.key] = ["read in several blocks or layers: not learned with one"]
+                outcome.notes[site.key] = ["read in several blocks or layers: not learned with one"]
                 continue
-            made[site.key] = site, self.rounding(site, found, scale, state.get("zero"))
-        return made
+            learnable[site.key] = site, self.rounding(site, outcome, scale, state.get("zero"))
+        return learnable
 
-    def rounding(self, site: Site, found: Found, scale: Any, zero: Any) -> Rounding:
+    def rounding(self, site: Site, outcome: Outcome, scale: Any, zero: Any) -> Rounding:
         """What is learned of one weight."""
         spec = site.spec
         assert spec is not None
         parts = tuple(spec.granularity.blocks(site.operand))
         weight = jnp.asarray(self.floats[site.key])
-        levels = jnp.asarray(found.codes[site.key]).astype(jnp.float32)
+        levels = jnp.asarray(outcome.codes[site.key]).astype(jnp.float32)
         shift = jnp.float32(0) if zero is None else full(jnp.asarray(zero, jnp.float32), weight.shape, parts)
         bounds = jnp.float32(spec.format.low) - shift, jnp.float32(spec.format.high) - shift
         free = self.is_free and type(quantizer_of(site)) is RTN and not spec.dynamic
@@ -243,10 +243,10 @@ class Walk:
         return float(np.mean((place > spec.format.high - shift + 0.5) | (place < spec.format.low - shift - 0.5)))
 
     def learned(
-        self, number: int, task: str, piece: Piece, program: Program, found: Found, weights: Mapping[str, tuple[Site, Rounding]],
+        self, number: int, task: str, piece: Piece, program: Program, outcome: Outcome, weights: Mapping[str, tuple[Site, Rounding]],
         right: Sequence[dict[Value, Any]], now: Sequence[dict[Value, Any]], taught: Sequence[int], compiled: Compiled,
         readers: Mapping[str, int], unit: Any, rate: float,
-    ) -> Found:  # fmt: skip
+    ) -> Outcome:  # fmt: skip
         """Returns what is learned of one block, out of what is kept where it was learned before."""
         part, method = piece.stretch, self.method
         kept = self.kept.load(task)
@@ -264,9 +264,9 @@ class Walk:
 
             block = Block(run, method)
             roundings = [x for _, x in weights.values()]
-            vectors = [jnp.asarray(found.params[path]) for path in biases]
-            by_path = dict(zip(piece.leaves, self.leaves(piece, found), strict=True))
-            others = [by_path[path] for path in rest], self.states(piece, found.qstate)
+            vectors = [jnp.asarray(outcome.params[path]) for path in biases]
+            by_path = dict(zip(piece.leaves, self.leaves(piece, outcome), strict=True))
+            others = [by_path[path] for path in rest], self.states(piece, outcome.qstate)
             state = block.begin(roundings, len(piece.inputs), vectors)
             one = compiled(block.step)
             step_keys = jax.random.split(
@@ -278,44 +278,44 @@ class Walk:
                 data = tuple([env[v] for v in values] for env, values in (
                     (now[i], part.inputs), (right[i], part.inputs), (right[i], part.outs)))  # fmt: skip
                 state, _ = one(state, roundings, vectors, others, data, unit, jnp.float32(rate), step_keys[step])
-            kept = self.arrays(state[0], weights, biases, vectors, piece, found)
+            kept = self.arrays(state[0], weights, biases, vectors, piece, outcome)
             self.kept.keep(task, kept)
-        return self.applied(kept, weights, biases, piece, found)
+        return self.applied(kept, weights, biases, piece, outcome)
 
     def arrays(
         self, learned: Any, weights: Mapping[str, tuple[Site, Rounding]], biases: Sequence[str], vectors: Sequence[Any],
-        piece: Piece, found: Found,
+        piece: Piece, outcome: Outcome,
     ) -> dict[str, Any]:  # fmt: skip
         """What is learned, to be kept: codes and scales of weights, scales of inputs, biases."""
-        made: dict[str, Any] = {}
+        arrays: dict[str, Any] = {}
         for i, (key, (site, each)) in enumerate(weights.items()):
             levels = each.levels(learned["rounding"][i])
             scale = each.scale
             if each.is_free:
                 scale = stored(scale * jnp.exp(learned["scale"][i]), site.spec, site.operand)
-            zero = get(found.qstate, site.key, site.role)["fixed"].get("zero")
+            zero = get(outcome.qstate, site.key, site.role)["fixed"].get("zero")
             shift = 0.0 if zero is None else full(jnp.asarray(zero, jnp.float32), each.start.shape, each.parts)
             assert site.spec is not None
-            made[f"{key}:codes"] = encoded(site.spec.format, np.asarray(levels + shift))
-            made[f"{key}:scale"] = scale
-            made[f"{key}:values"] = (levels * full(scale, each.start.shape, each.parts)).astype(self.floats[key].dtype)
+            arrays[f"{key}:codes"] = encoded(site.spec.format, np.asarray(levels + shift))
+            arrays[f"{key}:scale"] = scale
+            arrays[f"{key}:values"] = (levels * full(scale, each.start.shape, each.parts)).astype(self.floats[key].dtype)
         for i, path in enumerate(biases):
-            made[f"{path}:bias"] = vectors[i] + learned["bias"][i] * jnp.mean(jnp.abs(vectors[i]))
+            arrays[f"{path}:bias"] = vectors[i] + learned["bias"][i] * jnp.mean(jnp.abs(vectors[i]))
         for i, site in enumerate(piece.inputs):
-            scale = get(found.qstate, site.key, site.role)["fixed"].get("scale")
+            scale = get(outcome.qstate, site.key, site.role)["fixed"].get("scale")
             if scale is not None and not isinstance(scale, QTensor):
                 assert site.spec is not None
                 moved = scale * jnp.exp(learned["step"][i])
-                made[f"{site.key}:{site.role}:step"] = stored(moved, site.spec, layer_operand(site))
-        return {name: np.asarray(x) for name, x in made.items()}
+                arrays[f"{site.key}:{site.role}:step"] = stored(moved, site.spec, layer_operand(site))
+        return {name: np.asarray(x) for name, x in arrays.items()}
 
     def applied(
         self, kept: Mapping[str, Any], weights: Mapping[str, tuple[Site, Rounding]], biases: Sequence[str], piece: Piece,
-        found: Found,
-    ) -> Found:  # fmt: skip
+        outcome: Outcome,
+    ) -> Outcome:  # fmt: skip
         """The model with what was learned of one block."""
-        params, codes, qstate = dict(found.params), dict(found.codes), found.qstate
-        notes, sizes = {key: list(x) for key, x in found.notes.items()}, dict(found.sizes)
+        params, codes, qstate = dict(outcome.params), dict(outcome.codes), outcome.qstate
+        notes, sizes = {key: list(x) for key, x in outcome.notes.items()}, dict(outcome.sizes)
         for key, (site, _) in weights.items():
             params[key] = jnp.asarray(kept[f"{key}:values"])
             codes[key] = jnp.asarray(kept[f"{key}:codes"])
@@ -337,7 +337,7 @@ class Walk:
             scale = kept.get(f"{site.key}:{site.role}:step")
             if scale is not None:
                 qstate = _with_scale(qstate, site, scale)
-        return Found(params, qstate, codes, notes, sizes)
+        return Outcome(params, qstate, codes, notes, sizes)
 
 
 def _with_scale(qstate: Any, site: Site, scale: Any) -> Any:
@@ -368,6 +368,6 @@ def reconstructed(
     paths, leaves, tree = flatten(solved)
     floats = dict(zip(*flatten(before)[:2], strict=True))
     walk = Walk(plan, method, floats, dict(zip(paths, leaves, strict=True)), qstate, codes, is_free, kept, say)
-    found = walk.run(calls)
-    params = jax.tree.unflatten(tree, [found.params[path] for path in paths])
-    return params, found.qstate, found.codes, found.notes, found.sizes
+    outcome = walk.run(calls)
+    params = jax.tree.unflatten(tree, [outcome.params[path] for path in paths])
+    return params, outcome.qstate, outcome.codes, outcome.notes, outcome.sizes

@@ -12,7 +12,7 @@ class Compiled:
     """Compiled programs by what they compute: functions alike are compiled once, whatever they close over."""
 
     def __init__(self) -> None:
-        self.made: dict[str, Any] = {}
+        self.programs: dict[str, Any] = {}
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the function, compiled when it is called first; every argument is an array or a tree of arrays."""
@@ -32,9 +32,9 @@ class Compiled:
 
                 lowered = jax.jit(flat, keep_unused=True).lower(*leaves)
                 key = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-                if key not in self.made:
-                    self.made[key] = lowered.compile()
-                ready[form] = self.made[key], shape
+                if key not in self.programs:
+                    self.programs[key] = lowered.compile()
+                ready[form] = self.programs[key], shape
             compiled, shape = ready[form]
             return jax.tree.unflatten(shape, compiled(*leaves))
 

@@ -68,11 +68,11 @@ class HalfQuadratic(Solver):
 
         def better(state: tuple[Grid, Array], now: Grid, power: float) -> tuple[Grid, Array]:
             best, least = state
-            found = total(jnp.abs(weight - now.nearest(weight)) ** power)
-            is_better = found < least  # what is not finite is not less
+            total_error = total(jnp.abs(weight - now.nearest(weight)) ** power)
+            is_better = total_error < least  # what is not finite is not less
             zero = None if now.zero is None or best.zero is None else jnp.where(is_better, now.zero, best.zero)
             scale = jnp.where(is_better, now.scale, best.scale)
-            return dataclasses.replace(best, scale=scale, zero=zero), jnp.where(is_better, found, least)
+            return dataclasses.replace(best, scale=scale, zero=zero), jnp.where(is_better, total_error, least)
 
         def tried(state: tuple[Grid, Array], multiple: Array) -> tuple[tuple[Grid, Array], None]:
             return better(state, dataclasses.replace(grid, scale=store(multiple * grid.scale)), 2.0), None

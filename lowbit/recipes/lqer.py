@@ -69,10 +69,10 @@ class LowRank(Given):
         rules = {"**": self.rules} if isinstance(self.rules, str) else self.rules
         quantized = bind(fn, rules, params, state, *args).leaf_sites()
         traced = trace_model(fn, params, state, args, {})
-        found, others = products(traced)
-        found = [product for product in found if product.path in quantized]
+        matmuls, others = products(traced)
+        matmuls = [product for product in matmuls if product.path in quantized]
         own, lines = {}, []
-        for product in found:
+        for product in matmuls:
             if product.path in own:
                 continue
             shape = traced.params[product.leaf].shape
@@ -86,7 +86,7 @@ class LowRank(Given):
         }
         lines += [f"{path}: left as it is: {why}" for path, why in left.items()]
         params = with_own(params, ROOT, own) if own else params
-        return Altered(fn, "lqer", ROOT, tuple(found), _beside, tuple(lines)), params, state
+        return Altered(fn, "lqer", ROOT, tuple(matmuls), _beside, tuple(lines)), params, state
 
 
 def _beside(product: Product, equation: Any, values: list[Any], own: Any) -> Any:

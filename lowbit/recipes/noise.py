@@ -35,11 +35,11 @@ def accumulated(
         jax.device_get(observe(fn, plan, values, [args], wanted, qstate=state))
         for values, state in ((params, None), (solved, qstate))
     )
-    found = {}
+    by_path = {}
     for path in wanted:
         (x, turns), (q, _) = right[path][OUTPUT]["captured"], wrong[path][OUTPUT]["captured"]
         if np.max(turns) > 1:
             continue
         x, q = np.asarray(x, np.float64), np.asarray(q, np.float64)
-        found[path] = decibels(float(np.sum(x**2)), float(np.sum((x - q) ** 2)))
-    return found
+        by_path[path] = decibels(float(np.sum(x**2)), float(np.sum((x - q) ** 2)))
+    return by_path

@@ -80,11 +80,11 @@ class Piece:
 
     def biases(self, program: Program, kept: Mapping[str, Any]) -> list[str]:
         """Paths of the vectors that are added to what operations make, and to nothing else."""
-        found = []
+        paths = []
         for value, path in self.places.items():
             if path in self.leaves and path not in kept and value.ndim == 1 and _is_added(value, program):
-                found.append(path)
-        return found
+                paths.append(path)
+        return paths
 
 
 def _fixed(stretch: Stretch) -> Iterator[Value]:

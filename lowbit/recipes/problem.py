@@ -120,10 +120,10 @@ class Problem:
     @property
     def numbers(self) -> tuple[Any, np.ndarray | None]:
         """The format, and bounds of levels as data where it is an integer."""
-        found = self.spec.format
-        if type(found) is not Integer:
-            return found, None
-        return Integer(8, signed=found.signed), np.array([found.low, found.high], np.float32)
+        number_format = self.spec.format
+        if type(number_format) is not Integer:
+            return number_format, None
+        return Integer(8, signed=number_format.signed), np.array([number_format.low, number_format.high], np.float32)
 
     def searched(self, solver: Solver, aimed: np.ndarray, known: Factor | None) -> Any:
         """The scales with the least weighed error among multiples of the full range, as they are stored; shared ones together."""
@@ -142,22 +142,22 @@ class Problem:
             tried = np.concatenate([tried, -tried])
         numbers, bounds = self.numbers
         is_tied = self.scales.is_tied
-        found = np.asarray(
+        by_group = np.asarray(
             _searched(
                 jnp.asarray(self.full(aimed)), jnp.asarray(weighs), jnp.asarray(self.grouped(whole[self.index], 1.0)),
                 jnp.asarray(self.rows), tried, bounds, numbers=numbers, spec=_shared(self.spec), is_tied=is_tied,
             )
         )  # fmt: skip
-        found = found[..., :matrices, :groups, :columns]
+        by_group = by_group[..., :matrices, :groups, :columns]
         if is_tied:
             losses = np.zeros((len(tried), count))
-            for total, loss in zip(losses, found / self.energy(aimed, np.asarray(weighs)), strict=True):
+            for total, loss in zip(losses, by_group / self.energy(aimed, np.asarray(weighs)), strict=True):
                 np.add.at(total, self.index, loss)
             losses[self.clips(whole, count, tried)] = np.inf
             multiple = tried[np.argmin(losses, axis=0)]
         else:
             multiple = np.zeros(count, np.float32)
-            multiple[self.index] = found
+            multiple[self.index] = by_group
         shape = self.scales.scale_shape
         return stored(jnp.asarray((whole * multiple).reshape(shape)), self.spec, self.operand)
 
@@ -171,12 +171,12 @@ class Problem:
         sizes = np.diff(np.append(starts, self.group.size))[None, :, None]
         reach, step = (x[self.index] for x in (whole * self.spec.format.reach, whole))
         magnitude = np.abs(self.w[:, order])
-        found = np.zeros((len(tried), count), bool)
-        for at, multiple in zip(found, np.abs(tried), strict=True):
+        is_clipped = np.zeros((len(tried), count), bool)
+        for at, multiple in zip(is_clipped, np.abs(tried), strict=True):
             over = np.maximum(magnitude - multiple * np.repeat(reach, sizes.ravel(), axis=1), 0.0)
             lost = np.add.reduceat(np.square(over), starts, axis=1)
             np.logical_or.at(at, self.index, lost > sizes * np.square(step) / 12)
-        return found
+        return is_clipped
 
     def energy(self, w: np.ndarray, weighs: np.ndarray) -> np.ndarray:
         """Returns what every output is worth in the search of a scale that outputs share, ``[matrix, 1, N]``: its own power.
@@ -197,13 +197,13 @@ class Problem:
         """Returns the scales ``[matrix, group, N]`` that a solver chooses itself, and the problem with its zero points."""
         numbers, bounds = self.numbers
         zero = None if self.zero is None else jnp.asarray(self.grouped(self.zero, 0.0))
-        found = _gridded(
+        own_grid = _gridded(
             solver, jnp.asarray(self.full(aimed)), jnp.asarray(self.weighs(solver, known)),
             jnp.asarray(self.grouped(self.own, 1.0)), zero, jnp.asarray(self.rows), bounds,
             numbers=numbers, spec=_shared(self.spec),
         )  # fmt: skip
         matrices, groups, columns = self.index.shape
-        scale, zero = (None if x is None else np.asarray(x)[:matrices, :groups, :columns] for x in found)
+        scale, zero = (None if x is None else np.asarray(x)[:matrices, :groups, :columns] for x in own_grid)
         assert scale is not None
         return scale, dataclasses.replace(self, zero=zero)
 
@@ -215,12 +215,12 @@ class Problem:
             return self.nearest(aimed, now), now
         numbers, bounds = self.numbers
         zero = None if self.zero is None else jnp.asarray(self.grouped(self.zero, 0.0))
-        levels, found = _rounded(
+        levels, scales = _rounded(
             solver, jnp.asarray(self.full(aimed)), jnp.asarray(self.grouped(now, 1.0)), known, zero,
             jnp.asarray(self.rows), bounds, numbers=numbers, spec=_shared(self.spec) if is_free else None,
         )  # fmt: skip
         matrices, inner, columns = self.w.shape
-        return np.asarray(levels)[:matrices, :inner, :columns], np.asarray(found)[:matrices, :, :columns]
+        return np.asarray(levels)[:matrices, :inner, :columns], np.asarray(scales)[:matrices, :, :columns]
 
     def nearest(self, x: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """Returns the nearest level of every entry, as `lowbit.core.grid.nearest_levels` on the host where it is an integer."""
@@ -331,8 +331,8 @@ def _gridded(
     numbers: Any, spec: Spec,
 ) -> tuple[Array, Array | None]:  # fmt: skip
     def one(w: Array, value: Array, scale: Array, zero: Array | None) -> tuple[Array, Array | None]:
-        found = solver.grid(w, value, Grid(scale, zero, group, numbers, bounds), lambda s: stored_scale(s, spec, None))
-        return found.scale, found.zero
+        grid = solver.grid(w, value, Grid(scale, zero, group, numbers, bounds), lambda s: stored_scale(s, spec, None))
+        return grid.scale, grid.zero
 
     return jax.vmap(one, in_axes=(0, 0, 0, None if zero is None else 0))(aimed, value, scale, zero)
 

@@ -139,8 +139,8 @@ def quantize(
     qstate = calibrate(fn, plan, params, calls(), progress=lambda n: say("ranges", n, count))
     clock.done("ranges")
 
-    made = rounded(Given(fn, plan, params, qstate, calls, count, window, cache, say, first), chosen)
-    chosen, before, solved, qstate, codes, notes, results = made
+    given_model = Given(fn, plan, params, qstate, calls, count, window, cache, say, first)
+    chosen, before, solved, qstate, codes, notes, results = rounded(given_model, chosen)
     params = solved if chosen.blocks is not None or chosen.solver.is_centered or added else params
     clock.done("solve")
     if chosen.is_corrected:
@@ -240,14 +240,14 @@ def _line(
     weight = row.weight
     inputs = next((site for site in row.sites if not site.is_weight), None)
     key = row.path if weight is None else weight.key
-    found = results.get(key)
+    solved = results.get(key)
     packed: Any = qparams.weights().get(key) if weight is not None and weight.spec is not None else None
     said = list(notes.get(key, ()))
     if not row.is_quantized:
         said.append(f"stays in float: {row.rule or 'no rule'}")
     numbers: dict[str, float] = {}
-    if found is not None:
-        f = {name: float(value) for name, value in found.items()}
+    if solved is not None:
+        f = {name: float(value) for name, value in solved.items()}
         numbers = {"weight_db": decibels(f["size"], f["noise"]), "clipped": f["clipped"]}
         if "error" not in f:  # learned with its block
             assert alone is not None

@@ -80,26 +80,26 @@ def rounded(given: Given, recipe: Recipe) -> Rounded:
         return itertools.islice(given.calls(), taught)
 
     fewer = dataclasses.replace(given, calls=some, count=taught)
-    found = [_one(fewer, each) for each in (recipe, recipe.rival)]
-    lost = [_lost(given, each, taught if held else 0) for each in found]
+    outcomes = [_one(fewer, each) for each in (recipe, recipe.rival)]
+    lost = [_lost(given, each, taught if held else 0) for each in outcomes]
     said = ", ".join(
-        f"{decibels(1.0, loss):.1f} dB by {each.recipe.name}" for loss, each in zip(lost, found, strict=True)
+        f"{decibels(1.0, loss):.1f} dB by {each.recipe.name}" for loss, each in zip(lost, outcomes, strict=True)
     )
     where = f"{held} held-out batches" if held else "calibration batches"
-    best = found[0] if lost[0] <= lost[1] else found[1]
+    best = outcomes[0] if lost[0] <= lost[1] else outcomes[1]
     return best._replace(recipe=best.recipe.named(recipe.name, f"{best.recipe.name} kept: on {where} {said}"))
 
 
-def _lost(given: Given, found: Rounded, first: int) -> float:
+def _lost(given: Given, outcome: Rounded, first: int) -> float:
     """The mean relative error of a rounded model's results on the batches from one on."""
-    bare = bare_plan(given.plan, frozenset(found.codes))
-    state = carried(bare, found.qstate)
+    bare = bare_plan(given.plan, frozenset(outcome.codes))
+    state = carried(bare, outcome.qstate)
     right = jax.jit(given.fn)
     run: Any = right if state is None else simulate(given.fn, bare)
     lost = []
     for args in itertools.islice(given.calls(), first, None):
         want = jax.tree.leaves(right(given.params, *args))
-        got = run(found.params, *args) if state is None else run(found.params, state, *args)
+        got = run(outcome.params, *args) if state is None else run(outcome.params, state, *args)
         lost.append(float(error(jax.tree.leaves(got), want)))
     return sum(lost) / len(lost)
 
@@ -122,11 +122,10 @@ def _one(given: Given, recipe: Recipe) -> Rounded:
         )
         qstate = _with_inputs_of(plan, qstate, again)
     if recipe.blocks is not None:
-        found = reconstructed(
+        solved, qstate, codes, said, sizes = reconstructed(
             plan, recipe.blocks, given.params, solved, qstate, codes, calls(), kept, say,
             is_free=recipe.solver.value != "none",
         )  # fmt: skip
-        solved, qstate, codes, said, sizes = found
         for key, more in said.items():
             notes.setdefault(key, []).extend(more)
         results |= sizes
@@ -139,10 +138,10 @@ def _is_static(site: Site) -> bool:
 
 def _with_inputs_of(plan: Plan, qstate: Any, other: Any) -> Any:
     """A state with the inputs' part of another."""
-    made = {part: {key: dict(roles) for key, roles in qstate[part].items()} for part in ("learn", "fixed")}
+    parts = {part: {key: dict(roles) for key, roles in qstate[part].items()} for part in ("learn", "fixed")}
     for row in plan.rows:
         for site in row.sites:
             if not site.is_weight and site.spec is not None:
-                for part, sites in made.items():
+                for part, sites in parts.items():
                     sites[site.key][site.role] = other[part][site.key][site.role]
-    return made
+    return parts

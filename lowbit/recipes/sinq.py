@@ -65,9 +65,9 @@ class Sinq(Given):
             model.scale(pair, t)
             taken |= {row.weight.key for _, row in ends if row.weight is not None}
             model.say(f"{names}: {pair.size} channels, imbalance {first:.3g} -> {last:.3g}")
-        found, others = products(model.traced)
+        matmuls, others = products(model.traced)
         own, here = {}, []
-        for product in found:
+        for product in matmuls:
             if product.path in taken or product.path not in rows:
                 continue
             here.append(product)
@@ -114,10 +114,10 @@ def balanced(
         now = [w / _rows(t, c) / n for w, c, n in zip(weights, channels, s, strict=True)]
         columns = [x.std(axis=1, keepdims=True) for x in now]
         spread = np.concatenate([*(c.reshape(-1) for c in columns), _deviation(now, channels, size)])
-        found = float(spread.max() / spread[spread > 0].min()) if (spread > 0).any() else 1.0
-        first = found if step == 0 else first
-        if found < least:
-            best, least = t, found
+        imbalance = float(spread.max() / spread[spread > 0].min()) if (spread > 0).any() else 1.0
+        first = imbalance if step == 0 else first
+        if imbalance < least:
+            best, least = t, imbalance
         s = [n * np.where(c > 0, c, 1.0) for n, c in zip(s, columns, strict=True)]
         now = [x / np.where(c > 0, c, 1.0) for x, c in zip(now, columns, strict=True)]
         rows = _deviation(now, channels, size)

@@ -111,14 +111,14 @@ def solve(
         empty = np.all(np.einsum("mkk->mk", inputs.moment) <= 0, axis=1)
         loose = _loose(known, solver.damping, matrices, inner)
         if cross is not None:
-            found = _aimed(
+            target = _aimed(
                 jnp.asarray(problem.full(problem.w)),
                 norm,
                 jnp.asarray(problem.square(cross)),
                 solver.alpha,
                 solver.ridge,
             )
-            aimed = np.asarray(found)[:matrices, :inner, : problem.w.shape[2]]
+            aimed = np.asarray(target)[:matrices, :inner, : problem.w.shape[2]]
     plain = problem.nearest(problem.w, problem.own)
     nearest = problem.values(plain, problem.own)
     free = is_free and not problem.scales.is_tied and spec.scale.spec is None
@@ -129,16 +129,16 @@ def solve(
     elif is_free and zero is None and solver.value != "none":
         scale = problem.searched(solver, aimed, known)
         start = problem.cut(np.asarray(problem.scales.matrices(np.asarray(scale_values(scale)))))
-    levels, found = plain, start
+    levels, scales = plain, start
     if known is not None or start is not problem.own:
-        levels, found = gridded.rounded(solver, aimed, known, start, is_free=free)
-    rounded = gridded.values(levels, found)
+        levels, scales = gridded.rounded(solver, aimed, known, start, is_free=free)
+    rounded = gridded.values(levels, scales)
     if free and not has_own_grid:  # an output that a solver made worse keeps the nearest
         worse = ~(_lost(problem, aimed, rounded, damped) <= _lost(problem, aimed, nearest, damped))[:, None]
-        levels, found = np.where(worse, plain, levels), np.where(worse, problem.own, found)
+        levels, scales = np.where(worse, plain, levels), np.where(worse, problem.own, scales)
         rounded = np.where(worse, nearest, rounded)
     if free:
-        scale = stored(jnp.asarray(problem.scales.scale(problem.joined(found))), spec, problem.operand)
+        scale = stored(jnp.asarray(problem.scales.scale(problem.joined(scales))), spec, problem.operand)
         zero = None if gridded.zero is None else jnp.asarray(problem.scales.scale(problem.joined(gridded.zero)))
     taken, back = {}, rounded
     if remainder is not None and own:
@@ -156,7 +156,7 @@ def solve(
         power=float(np.sum(_lost(problem, aimed, np.zeros_like(aimed), norm))),
         noise=float(np.sum(np.square(problem.w - back, dtype=np.float64))),
         size=float(np.sum(np.square(problem.w, dtype=np.float64))),
-        clipped=gridded.clipped(found),
+        clipped=gridded.clipped(scales),
         loose=loose,
         few=0.0 if inputs is None else inputs.few,
         is_definite=definite,

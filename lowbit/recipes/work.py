@@ -54,7 +54,7 @@ class Work:
         floats: dict[str, Any] = {}
         for number, (some, watched) in enumerate(self._windows(sites, window)):
             kept = self.kept.load(f"window-{number}")
-            found: dict[str, Solved] = {}
+            solved: dict[str, Solved] = {}
             moments = {} if kept is not None else self._moments(bare, before, params, qstate, some, watched, number)
             if moments and not floats:
                 floats = self._float_means(bare, before, sites)
@@ -64,12 +64,12 @@ class Work:
                     inputs = moments.get(key)
                     if inputs is not None and key in floats:
                         inputs = dataclasses.replace(inputs, float_mean=floats[key])
-                    found[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate, self._own(key, leaves))
-                    _check(key, found[key], self.recipe, notes)
+                    solved[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate, self._own(key, leaves))
+                    _check(key, solved[key], self.recipe, notes)
                 done += 1
                 self.say("weights", done, len(sites))
             if kept is None:
-                kept = {f"{key}:{name}": x for key, each in found.items() for name, x in _arrays(each).items()}
+                kept = {f"{key}:{name}": x for key, each in solved.items() for name, x in _arrays(each).items()}
                 self.kept.keep(f"window-{number}", kept)
             values = {key: jnp.asarray(kept[f"{key}:values"]) for key in some}
             for key in some:
@@ -97,10 +97,10 @@ class Work:
 
     def _sites(self, notes: dict[str, list[str]]) -> dict[str, tuple[Row, Site]]:
         """The weights to solve, by leaf path, in program order."""
-        found: dict[str, tuple[Row, Site]] = {}
+        sites: dict[str, tuple[Row, Site]] = {}
         for row in self.plan.rows:
             site = row.weight
-            if site is None or site.spec is None or site.key in found:
+            if site is None or site.spec is None or site.key in sites:
                 continue
             if site.kind != "leaf":
                 notes.setdefault(site.key, []).append(f"a {site.kind} weight: nearest")
@@ -109,7 +109,7 @@ class Work:
             elif quantizer_of(site).needs_values:
                 notes.setdefault(site.key, []).append("its scale is computed from the values: nearest")
             else:
-                found[site.key] = row, site
+                sites[site.key] = row, site
                 if row.primitive == "gather" and self.recipe.solver.needs_moment:
                     notes.setdefault(site.key, []).append(
                         "a look-up has no inputs to weigh by: searched scales, nearest"
@@ -118,7 +118,7 @@ class Work:
                     notes.setdefault(site.key, []).append(
                         "in a loop over time or a shard_map: aimed at its own weight, not at results"
                     )
-        return found
+        return sites
 
     def _windows(
         self, sites: Mapping[str, tuple[Row, Site]], window: int
@@ -175,7 +175,7 @@ class Work:
             loss=solver.loss if moment.beside == "gradient" else None,
             progress=lambda n: self.say(f"inputs of window {number}", n, self.batches),
         )  # fmt: skip
-        found = {}
+        inputs_of = {}
         for row in rows:
             weight = row.weight
             assert weight is not None
@@ -185,8 +185,8 @@ class Work:
             name = "gram" if self._is_turned(row) else moment.name
             at = at if name in at else seen[row.path][_input_role(row)]
             if name in at:
-                found[weight.key] = _inputs(at, name)
-        return found
+                inputs_of[weight.key] = _inputs(at, name)
+        return inputs_of
 
     def _float_means(self, bare: Plan, params: Any, sites: Mapping[str, tuple[Row, Site]]) -> dict[str, Any]:
         """Means of the inputs in the float model, by weight, where biases take means back; `FloatMean` sees them beside targets."""
@@ -293,35 +293,35 @@ def _inputs(seen: Mapping[str, Any], moment: str) -> Inputs:
     )
 
 
-def _arrays(found: Solved) -> dict[str, Any]:
-    scale = {f"scale {i}": x for i, x in enumerate(jax.tree.leaves(found.scale))}
-    numbers = {name: np.float32(getattr(found, name)) for name in _NUMBERS}
-    shift = {} if found.shift is None else {"shift": found.shift}
-    zero = {} if found.zero is None else {"zero": found.zero}
-    taken = {f"taken {path}": x for path, x in found.taken.items()}
-    return {"codes": found.codes, "values": found.values, **shift, **zero, **taken, **scale, **numbers}
+def _arrays(solved: Solved) -> dict[str, Any]:
+    scale = {f"scale {i}": x for i, x in enumerate(jax.tree.leaves(solved.scale))}
+    numbers = {name: np.float32(getattr(solved, name)) for name in _NUMBERS}
+    shift = {} if solved.shift is None else {"shift": solved.shift}
+    zero = {} if solved.zero is None else {"zero": solved.zero}
+    taken = {f"taken {path}": x for path, x in solved.taken.items()}
+    return {"codes": solved.codes, "values": solved.values, **shift, **zero, **taken, **scale, **numbers}
 
 
 def _count(kept: Mapping[str, Any], key: str) -> int:
     return sum(name.startswith(f"{key}:scale ") for name in kept)
 
 
-def _check(key: str, found: Solved, recipe: Recipe, notes: dict[str, list[str]]) -> None:
+def _check(key: str, solved: Solved, recipe: Recipe, notes: dict[str, list[str]]) -> None:
     """Raises for a second moment that says nothing; notes what was decided.
 
     Raises:
         ValueError: naming the operation.
     """
-    empty, definite = np.asarray(found.is_empty), np.asarray(found.is_definite)
+    empty, definite = np.asarray(solved.is_empty), np.asarray(solved.is_definite)
     if empty.all() and recipe.solver.needs_moment:
         raise ValueError(f"{key}: its inputs were zero in every batch; calibrate with inputs that reach it")
     if empty.any():
         notes.setdefault(key, []).append(f"{int(empty.sum())} of {empty.size} matrices saw no input: nearest there")
-    if recipe.solver.needs_moment and (few := float(found.few)) > 0:
+    if recipe.solver.needs_moment and (few := float(solved.few)) > 0:
         notes.setdefault(key, []).append(
             f"calibration inputs span few directions: {100 * few:.0f} % cannot have been seen, in fewer rows than inputs"
         )
-    elif recipe.solver.needs_moment and (loose := float(found.loose)) > 0.5:
+    elif recipe.solver.needs_moment and (loose := float(solved.loose)) > 0.5:
         notes.setdefault(key, []).append(
             f"calibration inputs span few directions: {100 * loose:.0f} % are left to the damping of {recipe.solver.damping:g}"
         )

@@ -18,19 +18,19 @@ def read_run(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, it has no rows, or they are those of a lowbit before `lowbit.run`.
     """
-    found = next(
+    summary = next(
         (each for name in ("summary.json", "study.json") if (each := read_json(folder / name)) is not None), None
     )
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: give that of a run that ended, such as runs/demo")
-    if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
+    if not isinstance(summary, dict) or not isinstance(summary.get("rows"), dict):
         inner = sorted(path.parent for path in folder.glob("*/summary.json"))
         hint = f"those in it, such as {inner[0]}" if inner else "that of a run that ended, such as runs/demo"
         raise ValueError(f"{folder} has no summary of rows: give {hint}")
-    rows = found["rows"].values()
+    rows = summary["rows"].values()
     if rows and not any(isinstance(row, dict) and _KEYS & row.keys() for row in rows):
         raise ValueError(f"{folder} is of an earlier lowbit, which kept no values by seed: run its config again")
-    return found | {"asked": read_json(folder / "config.json") or {}}
+    return summary | {"asked": read_json(folder / "config.json") or {}}
 
 
 def changes(one: Any, other: Any, lead: str = "") -> list[tuple[str, str, str]]:
@@ -90,7 +90,7 @@ def diff(one: Path, other: Path) -> tuple[tables.Table, tables.Table]:
     names = [*left["rows"], *(name for name in right["rows"] if name not in left["rows"])]
     rows = []
     for name in names:
-        before, after = (_values(found["rows"].get(name, {})) for found in (left, right))
+        before, after = (_values(run["rows"].get(name, {})) for run in (left, right))
         if name in left["rows"] and name in right["rows"] and before == after:
             change = "same"
         else:
@@ -108,10 +108,10 @@ def report(folders: Sequence[Path]) -> tables.Table:
     Raises:
         ValueError: if one of them is no finished run.
     """
-    found = [read_run(folder) for folder in folders]
-    names = list(dict.fromkeys(name for each in found for name in each["rows"]))
-    rows = [[name, *(tables.spread(_values(each["rows"].get(name, {})), 3) for each in found)] for name in names]
-    metrics = dict.fromkeys(str(each.get("metric") or "no metric") for each in found)
+    runs = [read_run(folder) for folder in folders]
+    names = list(dict.fromkeys(name for each in runs for name in each["rows"]))
+    rows = [[name, *(tables.spread(_values(each["rows"].get(name, {})), 3) for each in runs)] for name in names]
+    metrics = dict.fromkeys(str(each.get("metric") or "no metric") for each in runs)
     return tables.Table(", ".join(metrics), ["method", *(folder.name for folder in folders)], rows)
 
 

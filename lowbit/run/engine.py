@@ -22,7 +22,7 @@ from .folder import TIMES, RunFolder
 from .identity import joined
 from .job import Job
 from .keys import eval_key, key_of, name_of
-from .pieces import Piece, check_rules, made, measured, network
+from .pieces import Piece, check_rules, make_piece, measure_piece, network
 from .results import Measured, Results
 from .samples import arguments
 from .screen import Screen, console
@@ -88,7 +88,7 @@ def run_suite(
         if chosen[each.name]:
             _require(each)
     folder = RunFolder(out, config, fresh=fresh)
-    found, first = [], None
+    results, first = [], None
     try:
         for each in config.experiments:
             place, pieces = folder.path / each.name, chosen[each.name]
@@ -105,14 +105,14 @@ def run_suite(
                         Screen(console(), 0).say(f"{each.name} is left out: {folder.absent[each.name]}", style="yellow")
                     continue
                 with compiled_kept(folder.path):
-                    found.append(_run(job, pieces, is_worker=is_worker))
+                    results.append(_run(job, pieces, is_worker=is_worker))
             finally:
                 inner.leave()
-        if first is not None and not found:
+        if first is not None and not results:
             raise first
         if not is_worker:
-            config.report(found, folder)
-        return found
+            config.report(results, folder)
+        return results
     finally:
         folder.leave()
 
@@ -167,7 +167,7 @@ def _run(job: Job, chosen: Sequence[tuple[int, Method]], *, is_worker: bool) -> 
         _work(job, chosen, since=started)
         reused = len(job.folder.reused)
         together = {} if is_worker else _together(job, is_done=not chosen)
-    results = _found(job, together, since=started, minutes=(time.time() - started) / 60)
+    results = _results(job, together, since=started, minutes=(time.time() - started) / 60)
     job.pieces.clear()
     if is_worker:
         return results
@@ -251,13 +251,13 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
         job.screen.say(f"{name} is not what was written: done again", style="yellow")
     before = time.perf_counter()
     try:
-        piece = made(job, method, seed)
+        piece = make_piece(job, method, seed)
         if seed == job.experiment.seeds[0] and any(each.is_together for each in job.experiment.evals):
             job.pieces[method.name] = piece
-        found = measured(piece)
+        measurements = measure_piece(piece)
         for each in job.experiment.evals:
             if not each.is_together:
-                found = merged(found, each.measure(piece))
+                measurements = merged(measurements, each.measure(piece))
     except Exception as error:  # noqa: BLE001 - whatever a method of the user's raises: its row says it, the others go on
         lines = (" ".join(line.split()) for line in str(error).splitlines())
         text = f"{type(error).__name__}: {'; '.join(filter(None, lines)).replace(':;', ':')}"
@@ -267,22 +267,22 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
         if not isinstance(error, ValueError):
             traceback.print_exc(file=sys.stderr)
         return
-    found[TIMES] = round(time.perf_counter() - before, 2)
+    measurements[TIMES] = round(time.perf_counter() - before, 2)
     job.log(
-        name, "result", seed=seed, method=method.name, **found
+        name, "result", seed=seed, method=method.name, **measurements
     )  # before it is finished: see `lowbit.run.training.train`
-    job.folder.finish(name, key, found)
-    job.screen.say(_line(job, seed, method, found))
+    job.folder.finish(name, key, measurements)
+    job.screen.say(_line(job, seed, method, measurements))
 
 
-def _line(job: Job, seed: int, method: Method, found: Mapping[str, Any]) -> str:
+def _line(job: Job, seed: int, method: Method, measurements: Mapping[str, Any]) -> str:
     metric = job.experiment.metric
-    said = [] if metric is None else [f"{where} {value:.{metric.digits}f}" for where, value in found["metric"].items()]
-    said += [f"{where} differs by {value['max']:.3g}" for where, value in found.get("difference", {}).items()]
+    said = [] if metric is None else [f"{where} {value:.{metric.digits}f}" for where, value in measurements["metric"].items()]
+    said += [f"{where} differs by {value['max']:.3g}" for where, value in measurements.get("difference", {}).items()]
     for column in () if metric else (column for each in job.experiment.evals for column in each.columns):
-        if values := Measured(method.name, {seed: found}, {}).values(*column.of):
+        if values := Measured(method.name, {seed: measurements}, {}).values(*column.of):
             said.append(f"{column.head} {column.text(values, [])}")
-    return f"seed {seed}  {method.name:<12} {'  '.join(said)}   {found[TIMES]:.1f} s"
+    return f"seed {seed}  {method.name:<12} {'  '.join(said)}   {measurements[TIMES]:.1f} s"
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,16 +292,16 @@ def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         >>> merged({"bytes": {"file": 3}}, {"bytes": {"export": 2}})
         {'bytes': {'file': 3, 'export': 2}}
     """
-    found = dict(one)
+    whole = dict(one)
     for key, value in other.items():
-        before = found.get(key)
-        found[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
-    return found
+        before = whole.get(key)
+        whole[key] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return whole
 
 
 def _together(job: Job, *, is_done: bool) -> dict[str, dict[str, Any]]:
     """What evals found of the finished pieces of the first seed, taken together, by method; or had found, and nothing is measured."""
-    found: dict[str, dict[str, Any]] = {}
+    by_method: dict[str, dict[str, Any]] = {}
     seed = job.experiment.seeds[0]
     keys = {method.name: key_of(job, method, seed) for method in job.experiment.rows}
     there = [m for m in job.experiment.rows if job.folder.finished(name_of(m, seed), keys[m.name]) is not None]
@@ -316,24 +316,24 @@ def _together(job: Job, *, is_done: bool) -> dict[str, dict[str, Any]]:
                 continue
             if values is None:
                 job.screen.start(each.name)
-                pieces = pieces or {m.name: job.pieces.get(m.name) or made(job, m, seed) for m in there}
+                pieces = pieces or {m.name: job.pieces.get(m.name) or make_piece(job, m, seed) for m in there}
                 values = dict(each.measure(pieces))
                 for method, value in values.items():
                     job.log(f"seed-{seed}/{method}", each.name, **value)
                 job.folder.finish(name, key, values)
-        found = merged(found, values)
-    return found
+        by_method = merged(by_method, values)
+    return by_method
 
 
-def _found(job: Job, together: Mapping[str, Any], *, since: float, minutes: float) -> Results:
+def _results(job: Job, together: Mapping[str, Any], *, since: float, minutes: float) -> Results:
     """What is in the folder."""
     asked, rows, first = job.experiment, [], job.experiment.seeds[0]
     for method in asked.rows:
         results, errors = {}, {}
         for seed in asked.seeds:
             name, key = name_of(method, seed), key_of(job, method, seed)
-            if (found := job.folder.finished(name, key)) is not None:
-                results[seed] = merged(found, together.get(method.name, {})) if seed == first else found
+            if (result := job.folder.finished(name, key)) is not None:
+                results[seed] = merged(result, together.get(method.name, {})) if seed == first else result
             elif (error := job.folder.failure(name, key, since=since)) is not None:
                 errors[seed] = error
         rows.append(Measured(method.name, results, errors))

@@ -75,7 +75,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     A line that a kill cut short is left out.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    last_lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     try:
         lines = (path / METRICS).read_text().splitlines()
     except OSError:
@@ -83,8 +83,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for text in lines:
         with contextlib.suppress(ValueError):
             line = json.loads(text)
-            found[tuple(line.get(key) for key in ("piece", "kind", "epoch"))] = line
-    return list(found.values())
+            last_lines[tuple(line.get(key) for key in ("piece", "kind", "epoch"))] = line
+    return list(last_lines.values())
 
 
 def cleared(path: Path) -> None:
@@ -251,13 +251,13 @@ class RunFolder:
             os.close(handle)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        made = {name: self.environment.get(name) for name in ("commit", "dirty")}
-        made["cores"] = self.environment.get("device", {}).get("cores")
-        whole = json.loads(json.dumps(content | made))
+        provenance = {name: self.environment.get(name) for name in ("commit", "dirty")}
+        provenance["cores"] = self.environment.get("device", {}).get("cores")
+        whole = json.loads(json.dumps(content | provenance))
         write_json(self.path / name / RESULT, whole | {"seal": _seal(whole)})
 
     def _is_whole(self, name: str, files: Mapping[str, str]) -> bool:
-        return all(_hash(self.path / name / file) == found for file, found in files.items())
+        return all(_hash(self.path / name / file) == digest for file, digest in files.items())
 
     @staticmethod
     def _note(names: list[str], name: str) -> None:

@@ -89,25 +89,25 @@ def _numerics(modules: tuple[str, ...], folders: tuple[str, ...]) -> str:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None and Path(spec.origin).is_relative_to(root):
             paths.add(Path(spec.origin))
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(paths):
-        found.update(f"{path.relative_to(root)} {_code_of(path)}".encode())
-    found.update(str(_version("lowbit-kernels")).encode())
-    return found.hexdigest()[:24]
+        digest.update(f"{path.relative_to(root)} {_code_of(path)}".encode())
+    digest.update(str(_version("lowbit-kernels")).encode())
+    return digest.hexdigest()[:24]
 
 
 def reached(modules: Iterable[str]) -> frozenset[str]:
     """Returns modules of lowbit with all that they import in turn, but for what `numerics` has of every method."""
-    found: set[str] = set()
+    visited: set[str] = set()
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
         parts = name.split(".")
-        if parts[0] != "lowbit" or len(parts) < 3 or parts[1] in _ALWAYS or name in found:
+        if parts[0] != "lowbit" or len(parts) < 3 or parts[1] in _ALWAYS or name in visited:
             continue  # packages alone hold no code
-        found.add(name)
+        visited.add(name)
         waiting += _imported(name)
-    return frozenset(found)
+    return frozenset(visited)
 
 
 @functools.cache
@@ -116,15 +116,15 @@ def _imported(module: str) -> tuple[str, ...]:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return ()
-    found = []
+    names = []
     for node in ast.walk(ast.parse(Path(spec.origin).read_bytes())):
         if isinstance(node, ast.Import):
-            found += [each.name for each in node.names]
+            names += [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom):
             lead = ".".join(module.split(".")[: -node.level]) if node.level else ""
             base = ".".join(part for part in (lead, node.module or "") if part)
-            found += [base, *(f"{base}.{each.name}" for each in node.names)]
-    return tuple(name for name in found if name.startswith("lowbit.") and _is_module(name))
+            names += [base, *(f"{base}.{each.name}" for each in node.names)]
+    return tuple(name for name in names if name.startswith("lowbit.") and _is_module(name))
 
 
 def _is_module(name: str) -> bool:
@@ -261,15 +261,15 @@ class _Describer:
     def _globals(self, code: types.CodeType, space: Mapping[str, Any]) -> Any:
         """What code finds under its global names; of a module of the user's, what it takes of it."""
         names = _names(code)
-        found = []
+        pairs = []
         for name in sorted(names & set(space)):
             value = space[name]
             if isinstance(value, types.ModuleType) and not _is_known(value.__name__):
                 taken = [[each, self.of(getattr(value, each))] for each in sorted(names) if hasattr(value, each)]
-                found.append([name, ["module", taken]])
+                pairs.append([name, ["module", taken]])
             else:
-                found.append([name, self.of(value)])
-        return found
+                pairs.append([name, self.of(value)])
+        return pairs
 
     def _class(self, value: type) -> Any:
         if _is_known(value.__module__):
@@ -294,20 +294,20 @@ class _Describer:
             return ["data", kind, [[name, self.of(getattr(value, name, None))] for name in fields]]
         if isinstance(value, types.BuiltinFunctionType):
             return ["builtin", self._named(value.__module__ or "builtins", value.__qualname__)]
-        found = ["object", kind]
+        parts = ["object", kind]
         if not _is_known(type(value).__module__):
-            found.append(self.of(vars(value) if hasattr(value, "__dict__") else {}))
+            parts.append(self.of(vars(value) if hasattr(value, "__dict__") else {}))
         elif not jax.tree_util.all_leaves([value]):  # an nnx module's text has the shapes of its arrays alone
-            found.append([self.of(leaf) for leaf in jax.tree.leaves(value)])
-        return found if " at 0x" in (text := repr(value)) else [*found, text]
+            parts.append([self.of(leaf) for leaf in jax.tree.leaves(value)])
+        return parts if " at 0x" in (text := repr(value)) else [*parts, text]
 
 
 def _names(code: types.CodeType) -> set[str]:
-    found = set(code.co_names)
+    names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
+            names |= _names(constant)
+    return names
 
 
 def _is_known(module: str) -> bool:

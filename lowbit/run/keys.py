@@ -33,27 +33,27 @@ def key_of(job: Job, method: Method, seed: int) -> str:
 
 
 def _key_of(job: Job, method: Method, seed: int) -> str:
-    made = job.experiment
-    evals = [eval_key(each) for each in made.evals if not each.is_together]
-    return joined([train_key(job, method, seed), *evals], made.metric, made.test_batch, job.test_digest)
+    config = job.experiment
+    evals = [eval_key(each) for each in config.evals if not each.is_together]
+    return joined([train_key(job, method, seed), *evals], config.metric, config.test_batch, job.test_digest)
 
 
 def float_key(job: Job, seed: int) -> str:
     """Returns what the float model of a seed depends on."""
-    made, versions = job.experiment, job.folder.environment["versions"]
-    fitted = (made.fit, made.loss, job.train_digest) if made.fit else ()
-    asked = fingerprint(made.model, fitted, seed, {name: versions[name] for name in NUMERIC})
-    return f"{asked}.{numerics(modules_of((made.model, made.loss)))}"
+    config, versions = job.experiment, job.folder.environment["versions"]
+    fitted = (config.fit, config.loss, job.train_digest) if config.fit else ()
+    asked = fingerprint(config.model, fitted, seed, {name: versions[name] for name in NUMERIC})
+    return f"{asked}.{numerics(modules_of((config.model, config.loss)))}"
 
 
 def train_key(job: Job, method: Method, seed: int) -> str:
     """Returns what the model of a method depends on, before anything is measured."""
-    made, recipe = job.experiment, named(method.recipe) if isinstance(method.recipe, str) else method.recipe
+    config, recipe = job.experiment, named(method.recipe) if isinstance(method.recipe, str) else method.recipe
     what = dataclasses.replace(method, name="-", recipe=recipe)  # what is done, whatever it is called
     folders, modules = [name for name, used in _FOLDERS if used(method)], modules_of(what)
     if recipe is not None:  # the modules of this one, not of all of them
         modules |= reached([*modules_of(recipe), _DRIVER])
-    asked = fingerprint(what, made.calibration_samples, made.calibration_batch, job.train_digest, made.loss)
+    asked = fingerprint(what, config.calibration_samples, config.calibration_batch, job.train_digest, config.loss)
     return joined([float_key(job, seed), f"{asked}.{numerics(modules, folders)}"])
 
 

@@ -28,11 +28,11 @@ def outputs(call: Callable[..., Any], inputs: Inputs, batch: int) -> np.ndarray:
         inputs: ``[samples, ...]``, or a tuple of such, one for each argument.
         batch: samples of a call.
     """
-    found, size = [], count(inputs)
+    batches, size = [], count(inputs)
     for start in range(0, size, batch):
         taken = np.minimum(np.arange(start, start + batch), size - 1)
-        found.append(np.asarray(call(*arguments(chosen(inputs, taken))))[: size - start])
-    return np.concatenate(found)
+        batches.append(np.asarray(call(*arguments(chosen(inputs, taken))))[: size - start])
+    return np.concatenate(batches)
 
 
 def difference(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
@@ -73,9 +73,9 @@ def peak_memory(call: Callable[[], T]) -> tuple[T, int]:
     """
 
     def resident(name: str) -> int:
-        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        assert found is not None
-        return 1024 * int(found[1])
+        match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert match is not None
+        return 1024 * int(match[1])
 
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = resident("VmRSS")

@@ -24,14 +24,14 @@ class Metric:
     digits: int = 2
 
 
-def right(found: np.ndarray, labels: np.ndarray) -> float:
+def right(scores: np.ndarray, labels: np.ndarray) -> float:
     """Returns the share of samples, in percent, whose largest output is that of their class.
 
     Example:
         >>> right(np.array([[0.1, 0.9], [0.6, 0.4]]), np.array([1, 1]))
         50.0
     """
-    return 100 * float(np.mean(found.argmax(axis=-1) == labels))
+    return 100 * float(np.mean(scores.argmax(axis=-1) == labels))
 
 
 ACCURACY = Metric("accuracy %", right)
@@ -43,6 +43,6 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def absolute_error(found: jax.Array, wanted: jax.Array) -> jax.Array:
+def absolute_error(values: jax.Array, wanted: jax.Array) -> jax.Array:
     """Returns the mean absolute error."""
-    return jnp.mean(jnp.abs(found - wanted))
+    return jnp.mean(jnp.abs(values - wanted))

@@ -104,24 +104,24 @@ class Piece:
             lambda *x: call(self.params, self.qstate, self.state, *x), self.test, self.job.experiment.test_batch
         )
 
-    def score(self, found: np.ndarray) -> float:
+    def score(self, results: np.ndarray) -> float:
         """Returns the metric of outputs for the first test inputs."""
-        return score(self.job, found)
+        return score(self.job, results)
 
 
 def calibration(job: Job) -> list[tuple[jax.Array, ...]]:
     """Returns the batches that set input ranges: arguments made of training inputs, without labels."""
-    made = job.experiment
-    inputs = job.data.train.taken(made.calibration_samples).inputs
-    size = min(count(inputs), made.calibration_batch)
+    config = job.experiment
+    inputs = job.data.train.taken(config.calibration_samples).inputs
+    size = min(count(inputs), config.calibration_batch)
     batches = [chosen(inputs, slice(i, i + size)) for i in range(0, count(inputs) - size + 1, size)]
     return [tuple(jnp.asarray(x) for x in arguments(each)) for each in batches]
 
 
-def score(job: Job, found: np.ndarray) -> float:
+def score(job: Job, results: np.ndarray) -> float:
     """Returns the metric of outputs for the first test inputs."""
     assert job.experiment.metric is not None
-    return float(job.experiment.metric.of(found, job.data.test.labels[: len(found)]))
+    return float(job.experiment.metric.of(results, job.data.test.labels[: len(results)]))
 
 
 @functools.lru_cache(maxsize=1)
@@ -133,13 +133,13 @@ def network(job: Job, seed: int) -> Model:
 @functools.lru_cache(maxsize=8)
 def float_model(job: Job, seed: int) -> Model:
     """Returns the float model of a seed, trained or read back; one worker trains it, the others wait."""
-    made = job.experiment
+    config = job.experiment
     model = network(job, seed)
-    if made.fit is None:
+    if config.fit is None:
         return model
     here = f"seed-{seed}/{FLOAT}"
     with job.folder.locked(f"{here}/training"):
-        return _fitted(job, model, Method(FLOAT, {}, made.fit), seed, here, float_key(job, seed))
+        return _fitted(job, model, Method(FLOAT, {}, config.fit), seed, here, float_key(job, seed))
 
 
 @functools.lru_cache(maxsize=2)
@@ -157,10 +157,10 @@ def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: s
 
     def evaluate(tree: Any, rest: Any) -> dict[str, float]:
         call = jax.jit(model.fn)
-        found = outputs(
+        results = outputs(
             lambda *x: call(tree["params"], rest["state"], *x), job.data.test.inputs, job.experiment.test_batch
         )
-        return {"metric": score(job, found)}
+        return {"metric": score(job, results)}
 
     scored = evaluate if job.experiment.metric is not None else None
     tree, rest = train(
@@ -202,7 +202,7 @@ def _options(method: Method) -> dict[str, Any]:
     return {"integer": True, "rounding": method.rounding} if method.integer else {}
 
 
-def made(job: Job, method: Method, seed: int) -> Piece:
+def make_piece(job: Job, method: Method, seed: int) -> Piece:
     """Returns a piece packed, saved and read back, trained where the method says so, or its training read back."""
     if method.recipe is None:
         fn, plan, params, state, qstate, qparams = _bound(job, method, seed)
@@ -274,10 +274,10 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
             return trajectory(plan)(params, state)
         call = lb.simulate(served, plan)
         some = chosen(job.data.test.inputs, slice(EPOCH_SAMPLES))
-        found = outputs(
+        results = outputs(
             lambda *x: call(params, state, rest["state"], *x), some, min(count(some), job.experiment.test_batch)
         )
-        return {"metric": score(job, found), **trajectory(plan)(params, state)}
+        return {"metric": score(job, results), **trajectory(plan)(params, state)}
 
     tree, rest = train(
         quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms),
@@ -310,7 +310,7 @@ def _watch(job: Job, name: str) -> Training:
     return Training(job.screen, name, log, job.experiment.watch)
 
 
-def measured(piece: Piece) -> dict[str, Any]:
+def measure_piece(piece: Piece) -> dict[str, Any]:
     """Returns what is measured of every piece: sizes, and where there is a metric that, simulated and executed from the file.
 
     Raises:
@@ -326,11 +326,11 @@ def measured(piece: Piece) -> dict[str, Any]:
         result["recipe"] = {"text": report.recipe, TIMES: round(sum(report.seconds.values()), 1)}
     if piece.job.experiment.metric is None:
         return result
-    found = promised(piece)
+    promise = promised(piece)
     metric = {"execute": piece.score(piece.executed)}
     if piece.simulated is not None:
         metric["simulate"] = piece.score(piece.simulated)
-    return result | {"metric": metric} | found
+    return result | {"metric": metric} | promise
 
 
 def promised(piece: Piece) -> dict[str, Any]:
@@ -341,13 +341,13 @@ def promised(piece: Piece) -> dict[str, Any]:
     """
     if piece.simulated is None:
         return {}
-    found = difference(piece.simulated, piece.executed)
-    if found["max"] and all(row.is_integer for row in piece.plan.quantized):
+    gap = difference(piece.simulated, piece.executed)
+    if gap["max"] and all(row.is_integer for row in piece.plan.quantized):
         raise PromiseError(
-            f"simulate - execute is {found['max']:.3g} in {100 * found['share']:.3g} % of outputs, where every operand is an "
+            f"simulate - execute is {gap['max']:.3g} in {100 * gap['share']:.3g} % of outputs, where every operand is an "
             "integer: it must be 0"
         )
-    return {"difference": {"execute": found}}
+    return {"difference": {"execute": gap}}
 
 
 def _bits(piece: Piece) -> float:

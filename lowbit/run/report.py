@@ -41,17 +41,17 @@ CAPTION = (
 )
 
 
-def columns(made: Experiment) -> list[Column]:
+def columns(config: Experiment) -> list[Column]:
     """Returns the columns of an experiment's table: those of every piece, then those of its evals."""
-    metric = made.metric
-    found = []
+    metric = config.metric
+    shown = []
     if metric is not None:
-        found.append(Column(metric.name, ("metric", "execute"), spread(metric.digits)))
-        found.append(Column("- float", ("metric", "execute"), gap(metric.digits)))
-    found += [Column("bits/w", ("bits_per_weight",), mean(".2f")), Column("file", ("bytes", "file"), size)]
-    if metric is not None or any(each.name == "beside_float" for each in made.evals):
-        found.append(Column("sim-exec", ("difference", "execute", "max"), worst))
-    return [*found, *(column for each in made.evals for column in each.columns)]
+        shown.append(Column(metric.name, ("metric", "execute"), spread(metric.digits)))
+        shown.append(Column("- float", ("metric", "execute"), gap(metric.digits)))
+    shown += [Column("bits/w", ("bits_per_weight",), mean(".2f")), Column("file", ("bytes", "file"), size)]
+    if metric is not None or any(each.name == "beside_float" for each in config.evals):
+        shown.append(Column("sim-exec", ("difference", "execute", "max"), worst))
+    return [*shown, *(column for each in config.evals for column in each.columns)]
 
 
 def table(results: Results) -> tables.Table:
@@ -70,32 +70,32 @@ def table(results: Results) -> tables.Table:
     return tables.Table(title, ["method", *(column.head for column in asked)], lines)
 
 
-def legend(metric: str | None, found: tables.Table) -> str:
+def legend(metric: str | None, shown: tables.Table) -> str:
     """Returns what the columns of a table mean, of those that it has."""
     said = "packed weights read back from the file, mean ± standard deviation over seeds"
     lines = [] if metric is None else [f"{metric}: {said}"]
     lines += [
-        f"{head.strip()}: {text}" for head, text in NOTES.items() if any(head in f" {name}" for name in found.columns)
+        f"{head.strip()}: {text}" for head, text in NOTES.items() if any(head in f" {name}" for name in shown.columns)
     ]
     return ". ".join(lines) + "."
 
 
 def _cells(row: Measured, base: Measured, asked: Sequence[Column]) -> list[str]:
-    found = []
+    cells = []
     for column in asked:
         values = row.values(*column.of)
-        found.append(column.text(values, values if row is base else base.values(*column.of)))
-    return found
+        cells.append(column.text(values, values if row is base else base.values(*column.of)))
+    return cells
 
 
 def standard(results: Results) -> None:
     """Writes ``table.txt``, ``summary.json``, ``accuracy.svg`` and ``report.html``, and prints the table."""
-    made, folder = results.experiment, results.folder
-    found, metric = table(results), made.metric
-    write_json(folder.path / "summary.json", summary(results, found) | results.made)
-    note = legend(None if metric is None else metric.name, found)
-    atomic.write_file(folder.path / "table.txt", tables.text(found) + "\n")
-    sections = [page.table(found, note), *_failures(results)]
+    config, folder = results.experiment, results.folder
+    drawn_table, metric = table(results), config.metric
+    write_json(folder.path / "summary.json", summary(results, drawn_table) | results.made)
+    note = legend(None if metric is None else metric.name, drawn_table)
+    atomic.write_file(folder.path / "table.txt", tables.text(drawn_table) + "\n")
+    sections = [page.table(drawn_table, note), *_failures(results)]
     drawn = []
     if metric is not None and any(row.results for row in results.rows):
         drawing = figures.accuracy_against_bytes(_points(results))
@@ -107,23 +107,23 @@ def standard(results: Results) -> None:
         drawing = grids.drawing(folder, row.name)
         if row.results and drawing.is_file():  # of a row without results it is that of an earlier run
             sections.append(page.figure(f"{row.name}: values and their grid", drawing.read_text(), caption=CAPTION))
-    write_report(made.name, folder, [*sections, *parts.files(results)])
-    show(found, note, results)
+    write_report(config.name, folder, [*sections, *parts.files(results)])
+    show(drawn_table, note, results)
 
 
-def show(found: tables.Table, note: str, results: Results) -> None:
+def show(shown: tables.Table, note: str, results: Results) -> None:
     """Prints a table, what its columns mean, what failed, and where the rest is."""
-    terminal = printed(found, note)
+    terminal = printed(shown, note)
     for names, error in _by_error(results):
         terminal.print(f"{names} failed: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
     terminal.print(f"{results.folder.path}; {results.minutes:.1f} minutes", highlight=False, soft_wrap=True)
 
 
-def printed(found: tables.Table, note: str) -> Console:
+def printed(shown: tables.Table, note: str) -> Console:
     """Prints a table and what its columns mean, and returns the terminal."""
     terminal = console()
-    terminal.width = max(terminal.width, tables.width(found))  # a broken line is better than cells cut short
-    terminal.print(tables.rich_table(found))
+    terminal.width = max(terminal.width, tables.width(shown))  # a broken line is better than cells cut short
+    terminal.print(tables.rich_table(shown))
     terminal.print(note, style="dim")
     return terminal
 
@@ -134,19 +134,19 @@ def _failures(results: Results) -> list[str]:
 
 def _by_error(results: Results) -> list[tuple[str, str]]:
     """Names of failed pieces and what they say, once for all that say the same."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name, error in results.failed.items():
-        found.setdefault(error, []).append(name)
-    return [(", ".join(names), error) for error, names in found.items()]
+        names_of.setdefault(error, []).append(name)
+    return [(", ".join(names), error) for error, names in names_of.items()]
 
 
 def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
     """Writes ``report.html``: the sections, then the config and the machine."""
-    made, facts = folder.environment, json.loads((folder.path / "run.json").read_text())
+    machine, facts = folder.environment, json.loads((folder.path / "run.json").read_text())
     commit = (
-        f"commit {made['commit'][:12]}{' with changes' if made['dirty'] else ''}" if made["commit"] else "no commit"
+        f"commit {machine['commit'][:12]}{' with changes' if machine['dirty'] else ''}" if machine["commit"] else "no commit"
     )
-    lead = f"{commit} · {made['device']['cpu']}, {made['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
+    lead = f"{commit} · {machine['device']['cpu']}, {machine['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
     last = [
         page.details("Config", (folder.path / "config.json").read_text()),
         page.details("Machine and versions", json.dumps(facts, indent=2)),
@@ -154,7 +154,7 @@ def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
     atomic.write_file(folder.path / "report.html", page.page(name, lead, [*sections, *last]))
 
 
-def summary(results: Results, found: tables.Table) -> dict[str, Any]:
+def summary(results: Results, shown: tables.Table) -> dict[str, Any]:
     """Returns what is kept of a run: the metric of the packed weights by row and seed, all that evals measured, the table.
 
     Times are left out of the table: they are of the hour, not of the method.
@@ -171,7 +171,7 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
         rows[row.name] |= {"measured": _measured(row)}
     asked = columns(results.experiment)
     timed = {i + 1 for i, column in enumerate(asked) if column.of[0] == "latency"}
-    kept = [[cell for i, cell in enumerate(line) if i not in timed] for line in (found.columns, *found.rows)]
+    kept = [[cell for i, cell in enumerate(line) if i not in timed] for line in (shown.columns, *shown.rows)]
     seconds = sum(result[TIMES] for row in results.rows for result in row.results.values())
     return {
         "config": results.experiment.name,
@@ -188,19 +188,19 @@ def summary(results: Results, found: tables.Table) -> dict[str, Any]:
 
 def _measured(row: Measured) -> dict[str, Any]:
     """Numbers by their keys, over seeds: the mean, and the spread where there are several seeds."""
-    found: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for keys in sorted({keys for result in row.results.values() for keys in _paths(result)}):
         values = row.values(*keys)
         if keys[0] == TIMES or not values:  # texts stand in the pieces' own results
             continue
-        place = found
+        place = tree
         for key in keys[:-1]:
             place = place.setdefault(key, {})
         half = deviation(values)
         place[keys[-1]] = {"mean": round(float(np.mean(values)), 6)} | (
             {} if half is None else {"spread": round(half, 6)}
         )
-    return found
+    return tree
 
 
 def _paths(result: Any, lead: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

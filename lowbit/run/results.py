@@ -25,14 +25,14 @@ class Measured(NamedTuple):
 
     def values(self, *keys: str) -> list[float]:
         """Returns one number per seed, or nothing where it was not measured."""
-        found = []
+        numbers = []
         for result in self.results.values():
             value: Any = result
             for key in keys:
                 value = value.get(key) if isinstance(value, Mapping) else None
             if isinstance(value, int | float):
-                found.append(float(value))
-        return found
+                numbers.append(float(value))
+        return numbers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

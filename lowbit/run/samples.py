@@ -102,10 +102,10 @@ class _Ordered:
         return len(self.order)
 
     def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
-        found = self.source[int(self.order[index])]
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise ValueError(f"a sample is a pair (input, label), got {type(found).__name__}: map the source to pairs")
-        return np.asarray(found[0]), np.asarray(found[1])
+        sample = self.source[int(self.order[index])]
+        if not isinstance(sample, tuple) or len(sample) != 2:
+            raise ValueError(f"a sample is a pair (input, label), got {type(sample).__name__}: map the source to pairs")
+        return np.asarray(sample[0]), np.asarray(sample[1])
 
 
 @dataclasses.dataclass(frozen=True)

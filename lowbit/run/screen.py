@@ -23,8 +23,8 @@ except ImportError as error:
 
 def console() -> Console:
     """Returns the terminal, or 140 columns where the output goes to a file."""
-    found = Console()
-    return found if found.is_terminal else Console(width=140)
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=140)
 
 
 class Screen:

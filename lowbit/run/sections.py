@@ -23,13 +23,13 @@ LAYERS = (
 
 def curves(results: Results) -> list[str]:
     """Returns the section of learning curves; none where nothing was trained in this folder."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for line in _epochs(results):
         if "loss" in line:
-            found.setdefault(line["piece"], []).append((line["loss"], line.get("metric", math.nan)))
-    if not found:
+            points.setdefault(line["piece"], []).append((line["loss"], line.get("metric", math.nan)))
+    if not points:
         return []
-    drawn = [figures.Curve(name.split("/")[-1], *zip(*values, strict=True)) for name, values in found.items()]
+    drawn = [figures.Curve(name.split("/")[-1], *zip(*values, strict=True)) for name, values in points.items()]
     metric = results.experiment.metric
     drawing = figures.learning_curves(drawn, "metric" if metric is None else metric.name)
     return [page.figure("Learning curves", drawing, caption=CURVES)]
@@ -37,35 +37,35 @@ def curves(results: Results) -> list[str]:
 
 def _epochs(results: Results) -> list[dict[str, Any]]:
     """The epochs that the config at hand trains: those of an earlier one, longer or of other seeds, stay in the file."""
-    made = results.experiment
-    fits = {FLOAT: made.fit} | {method.name: method.fit for method in made.methods}
-    asked = {f"seed-{seed}/{name}": fit.epochs for name, fit in fits.items() if fit for seed in made.seeds}
+    config = results.experiment
+    fits = {FLOAT: config.fit} | {method.name: method.fit for method in config.methods}
+    asked = {f"seed-{seed}/{name}": fit.epochs for name, fit in fits.items() if fit for seed in config.seeds}
     lines = read_metrics(results.folder.path)
     return [line for line in lines if line["kind"] == "epoch" and line["epoch"] < asked.get(line["piece"], 0)]
 
 
 def by_seed(results: Results) -> list[str]:
     """Returns the section of the metric by seed; none for one seed."""
-    made, metric = results.experiment, results.experiment.metric
-    if len(made.seeds) < 2 or metric is None:
+    config, metric = results.experiment, results.experiment.metric
+    if len(config.seeds) < 2 or metric is None:
         return []
     lines = [
-        [row.name, *(f"{row.results[s]['metric']['execute']:.{metric.digits}f}" if s in row.results else "-" for s in made.seeds)]
+        [row.name, *(f"{row.results[s]['metric']['execute']:.{metric.digits}f}" if s in row.results else "-" for s in config.seeds)]
         for row in results.rows
     ]  # fmt: skip
-    content = tables.Table("seeds", ["method", *(f"seed {seed}" for seed in made.seeds)], lines)
+    content = tables.Table("seeds", ["method", *(f"seed {seed}" for seed in config.seeds)], lines)
     return [page.section("Values per seed", page.table(content, is_sortable=True))]
 
 
 def layers(results: Results) -> list[str]:
     """Returns the section of every operation of every method."""
-    made, path = results.experiment, results.folder.path
+    config, path = results.experiment, results.folder.path
     last = {line["piece"]: line for line in _epochs(results)}
     lines = []
     for row in results.rows:
-        piece = f"seed-{made.seeds[0]}/{row.name}"
+        piece = f"seed-{config.seeds[0]}/{row.name}"
         file = path / piece / "packed.safetensors"
-        if row.name == FLOAT or made.seeds[0] not in row.results or not file.is_file():
+        if row.name == FLOAT or config.seeds[0] not in row.results or not file.is_file():
             continue
         plan, qparams = lb.load(file)
         weights, seen = qparams.weights(), last.get(piece, {})
@@ -90,7 +90,7 @@ def _of(seen: dict[str, dict[str, float]], key: str) -> Sequence[str]:
 
 def files(results: Results) -> list[str]:
     """Returns the section of links to what else the folder has."""
-    path, made = results.folder.path, results.experiment
+    path, config = results.folder.path, results.experiment
     wanted = ["table.txt", "summary.json", "metrics.jsonl", "run.json"]
-    wanted += [f"seed-{made.seeds[0]}/{row.name}/packed.safetensors" for row in results.rows]
+    wanted += [f"seed-{config.seeds[0]}/{row.name}/packed.safetensors" for row in results.rows]
     return [page.section("Files", page.links([(name, name) for name in wanted if (path / name).is_file()]))]

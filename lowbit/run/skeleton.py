@@ -89,10 +89,10 @@ def write_skeleton(name: str, folder: Path) -> tuple[Path, Path]:
     """
     if not name.isidentifier() or not name.isascii():
         raise ValueError(f"NAME must be letters, digits and _, got {name!r}")
-    made = folder / f"{name}.py", folder / f"{name}_model.py"
-    for path in made:
+    paths = folder / f"{name}.py", folder / f"{name}_model.py"
+    for path in paths:
         if path.exists():
             raise FileExistsError(f"{path} exists: choose another name")
-    atomic.write_file(made[0], CONFIG.format(name=name))
-    atomic.write_file(made[1], MODEL)
-    return made
+    atomic.write_file(paths[0], CONFIG.format(name=name))
+    atomic.write_file(paths[1], MODEL)
+    return paths

@@ -64,13 +64,13 @@ class State:
                 seal, commit = noted.pop("seal"), noted["commit"] if self.accept_stale else self.commit
                 if noted != self._notes(wanted, epochs, commit):
                     return None
-                found = manager.restore(epochs, args=ocp.args.Composite(tree=ocp.args.StandardRestore(wanted))).tree
+                tree = manager.restore(epochs, args=ocp.args.Composite(tree=ocp.args.StandardRestore(wanted))).tree
             except Exception:  # noqa: BLE001 - what a damaged file raises is whatever its readers make of it
                 return None
-        if _seal(found, noted) != seal:
+        if _seal(tree, noted) != seal:
             return None
         leaves, structure = jax.tree.flatten(like)
-        return jax.tree.unflatten(structure, map(_like, leaves, found.values())), epochs
+        return jax.tree.unflatten(structure, map(_like, leaves, tree.values())), epochs
 
     def save(self, tree: Any, epochs: int) -> None:
         """Keeps a tree in place of those of other epochs."""

@@ -64,12 +64,12 @@ def interval(values: Sequence[float]) -> Interval:
 
 def grid(rows: Sequence[Measured]) -> dict[str, dict[str, list[float]]]:
     """Returns the metric, one value per seed, by setting and method; both in the order of the rows."""
-    found: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         if row.name != FLOAT:
             method, _, setting = row.name.rpartition("_")
-            found.setdefault(setting, {})[method] = metric_of(row)
-    return found
+            values.setdefault(setting, {})[method] = metric_of(row)
+    return values
 
 
 def metric_of(row: Measured) -> list[float]:
@@ -96,28 +96,28 @@ def order(values: Mapping[str, Sequence[float]]) -> str:
 
 def table(rows: Sequence[Measured], title: str) -> tables.Table:
     """Returns a row per method and a column per setting."""
-    found = grid(rows)
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    by_setting = grid(rows)
+    names = list(dict.fromkeys(name for values in by_setting.values() for name in values))
     float_row = next(row for row in rows if row.name == FLOAT)
-    lines = [[FLOAT, *[interval(metric_of(float_row)).text] * len(found)]]
+    lines = [[FLOAT, *[interval(metric_of(float_row)).text] * len(by_setting)]]
     for name in names:
-        cells = [interval(values[name]).text if name in values else "-" for values in found.values()]
+        cells = [interval(values[name]).text if name in values else "-" for values in by_setting.values()]
         lines.append([LABELS.get(name, name), *cells])
-    return tables.Table(title, ["method", *found], lines)
+    return tables.Table(title, ["method", *by_setting], lines)
 
 
 def record(results: Results) -> dict[str, Any]:
     """Returns what is kept of a study: every value, the intervals, the orders, and what they depend on."""
-    rows, made = results.rows, results.experiment
-    assert made.metric is not None
+    rows, config = results.rows, results.experiment
+    assert config.metric is not None
     seconds = sum(result[TIMES] for row in rows for result in row.results.values())
     lines = {row.name: {"values": [round(x, 2) for x in metric_of(row)], **_rounded(metric_of(row))} for row in rows}
-    orders = {setting: order(found) for setting, found in grid(rows).items()}
+    orders = {setting: order(methods) for setting, methods in grid(rows).items()}
     return {
-        "config": made.name,
+        "config": config.name,
         "command": command(),
-        "metric": made.metric.name,
-        "seeds": list(made.seeds),
+        "metric": config.metric.name,
+        "seeds": list(config.seeds),
         "minutes": round(seconds / 60, 1),
         "interval": "95 %, Student's t over seeds",
         "rows": lines,
@@ -127,8 +127,8 @@ def record(results: Results) -> dict[str, Any]:
 
 
 def _rounded(given: Sequence[float]) -> dict[str, float | None]:
-    found = interval(given)
-    return {"mean": round(found.mean, 3), "half": None if found.half is None else round(found.half, 3)}
+    estimate = interval(given)
+    return {"mean": round(estimate.mean, 3), "half": None if estimate.half is None else round(estimate.half, 3)}
 
 
 def compared(results: Results) -> None:
@@ -137,21 +137,21 @@ def compared(results: Results) -> None:
     Raises:
         ValueError: if float, or every other row, has not all seeds, or the experiment has no metric.
     """
-    made, folder = results.experiment, results.folder
-    if made.metric is None:
-        raise ValueError(f"{made.name}: a study compares methods by a metric, and there is none")
-    rows = [row for row in results.rows if len(row.results) == len(made.seeds)]  # the order pairs the seeds
+    config, folder = results.experiment, results.folder
+    if config.metric is None:
+        raise ValueError(f"{config.name}: a study compares methods by a metric, and there is none")
+    rows = [row for row in results.rows if len(row.results) == len(config.seeds)]  # the order pairs the seeds
     if len(rows) < 2 or rows[0].name != FLOAT:
         raise ValueError(
-            f"{made.name}: a study compares methods beside float, by all seeds; there are {len(rows)} whole rows"
+            f"{config.name}: a study compares methods beside float, by all seeds; there are {len(rows)} whole rows"
         )
-    found = table(rows, f"{made.name}: {made.metric.name}, mean ± 95 % interval of {len(made.seeds)} seed(s)")
+    drawn_table = table(rows, f"{config.name}: {config.metric.name}, mean ± 95 % interval of {len(config.seeds)} seed(s)")
     orders = [f"{setting:<8} {order(values)}" for setting, values in grid(rows).items()]
-    atomic.write_file(folder.path / "table.txt", "\n".join([tables.text(found), "", *orders, ""]))
+    atomic.write_file(folder.path / "table.txt", "\n".join([tables.text(drawn_table), "", *orders, ""]))
     write_json(folder.path / "study.json", record(dataclasses.replace(results, rows=tuple(rows))))
-    plot(rows, folder.path / "study.png", made.metric.name)
+    plot(rows, folder.path / "study.png", config.metric.name)
     said = "a > b: better by more than the 95 % interval of the paired difference; a ~ b: not"
-    show(found, "\n".join([*orders, said]), results)
+    show(drawn_table, "\n".join([*orders, said]), results)
 
 
 def plot(rows: Sequence[Measured], path: Path, metric: str) -> None:
@@ -162,14 +162,14 @@ def plot(rows: Sequence[Measured], path: Path, metric: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    found = grid(rows)
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    by_setting = grid(rows)
+    names = list(dict.fromkeys(name for values in by_setting.values() for name in values))
     level = float(np.mean(metric_of(next(row for row in rows if row.name == FLOAT))))
-    figure = Figure(figsize=(2.0 + 2.1 * len(found), 1.2 + 0.3 * len(names)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(2.0 + 2.1 * len(by_setting), 1.2 + 0.3 * len(names)), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(by_setting), sharey=True, squeeze=False)[0]
     shown: dict[str, Any] = {}
-    for axes, (setting, values) in zip(panels, found.items(), strict=True):
+    for axes, (setting, values) in zip(panels, by_setting.items(), strict=True):
         shown["float"] = axes.axvline(level, color=_GREY, ls=(0, (4, 3)), lw=1.0, zorder=0)
         left, right = _ends(values, level)
         axes.set_xlim(left, right)
@@ -197,10 +197,10 @@ _BLUE, _ORANGE, _GREY = "#2b5c9e", "#e07b29", "#8a9099"
 
 def _ends(values: Mapping[str, Sequence[float]], level: float) -> tuple[float, float]:
     """The ends of a panel: around float and what was trained, with its intervals, and what else lies among them."""
-    reach = {name: _reach(found) for name, found in values.items()}
+    reach = {name: _reach(numbers) for name, numbers in values.items()}
     trained = [reach[name] for name in values if name != "ptq"] or list(reach.values())
     low = min(level, *(low for low, _ in trained))
-    inside = [reach[name] for name, found in values.items() if np.mean(found) >= low]
+    inside = [reach[name] for name, numbers in values.items() if np.mean(numbers) >= low]
     low, high = min(low, *(low for low, _ in inside)), max(level, *(high for _, high in inside))
     margin = 0.08 * max(high - low, 1.0)
     return low - margin, high + margin

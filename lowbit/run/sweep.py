@@ -43,10 +43,10 @@ def points(grid: Sequence[str]) -> list[Point]:
     axes = []
     for text in grid:
         key, sign, values = text.partition("=")
-        found = [value.strip() for value in _split(values)]
-        if not sign or not key.strip() or not all(found):
+        choices = [value.strip() for value in _split(values)]
+        if not sign or not key.strip() or not all(choices):
             raise ValueError(f"--grid {text}: write KEY=VALUE,VALUE, such as --grid fit.lr=1e-3,3e-3")
-        axes.append([(key.strip(), value) for value in dict.fromkeys(found)])
+        axes.append([(key.strip(), value) for value in dict.fromkeys(choices)])
     keys = [axis[0][0] for axis in axes]
     if twice := next((key for key in keys if keys.count(key) > 1), None):
         raise ValueError(f"--grid {twice} is given twice")
@@ -60,14 +60,14 @@ def points(grid: Sequence[str]) -> list[Point]:
 
 
 def _split(text: str) -> list[str]:
-    found, depth = [""], 0
+    parts, depth = [""], 0
     for letter in text:
         depth += (letter == "[") - (letter == "]")
         if letter == "," and depth == 0:
-            found.append("")
+            parts.append("")
         else:
-            found[-1] += letter
-    return found
+            parts[-1] += letter
+    return parts
 
 
 def command(config: Path, point: Point, out: Path, words: Sequence[str] = ()) -> list[str]:
@@ -179,7 +179,7 @@ def by_ray(
 
 def summarized(out: Path, asked: Sequence[Point], statuses: Mapping[str, int]) -> dict[str, Any]:
     """Writes ``sweep.json``: by point its changes, exit status and rows; and returns it."""
-    found: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for point in asked:
         line: dict[str, Any] = {"changes": list(point.changes), "status": statuses.get(point.name)}
         if statuses.get(point.name) in (0, 1):
@@ -187,6 +187,6 @@ def summarized(out: Path, asked: Sequence[Point], statuses: Mapping[str, int]) -
                 line["rows"] = read_run(out / point.name)["rows"]
             except ValueError as error:
                 line["error"] = str(error)
-        found[point.name] = line
-    write_json(out / "sweep.json", found)
-    return found
+        lines[point.name] = line
+    write_json(out / "sweep.json", lines)
+    return lines

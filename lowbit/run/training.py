@@ -149,5 +149,5 @@ def train(
             epoch, values
         )  # before the state: killed between the two, an epoch is done and told again, never untold
         state.save(tuple(carry), epoch + 1)
-    found = tuple(carry[:2])
-    return jax.device_put(found, jax.devices()[0]) if parts is not None else found
+    trained = tuple(carry[:2])
+    return jax.device_put(trained, jax.devices()[0]) if parts is not None else trained

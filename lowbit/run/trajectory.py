@@ -50,8 +50,8 @@ def trajectory(plan: Plan) -> Callable[[Any, Any], dict[str, dict[str, float]]]:
         return {"weight_db": decibels, "levels": levels, "learned": learned}
 
     def values(params: Any, qstate: Any) -> dict[str, dict[str, float]]:
-        found = jax.device_get(measure(params, qstate))
-        return {kind: {key: round(float(x), 6) for key, x in each.items()} for kind, each in found.items()}
+        measurements = jax.device_get(measure(params, qstate))
+        return {kind: {key: round(float(x), 6) for key, x in each.items()} for kind, each in measurements.items()}
 
     return values
 
@@ -63,16 +63,16 @@ def collapsed(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[
         before: values of the epoch before, as they are logged; None for the first.
         now: of this one.
     """
-    found = []
+    warnings = []
     for path, decibels in now.get("weight_db", {}).items():
         levels = now["levels"][path]
         was = (
             None if before is None else (before["weight_db"].get(path, math.inf), before["levels"].get(path, math.inf))
         )
         if levels <= 1 and not (was and was[1] <= 1):
-            found.append(f"{path} has collapsed to one level")
+            warnings.append(f"{path} has collapsed to one level")
         elif decibels < LOST and levels > 2 and not (was and was[0] < LOST):
-            found.append(f"{path} is mostly noise on its grid: {decibels:.1f} dB")
+            warnings.append(f"{path} is mostly noise on its grid: {decibels:.1f} dB")
     if before is not None and now["loss"] > 3 * before["loss"] and before["loss"] > 0:
-        found.append(f"the loss went from {before['loss']:.3g} to {now['loss']:.3g}: a lower step_lr or lr may hold it")
-    return found
+        warnings.append(f"the loss went from {before['loss']:.3g} to {now['loss']:.3g}: a lower step_lr or lr may hold it")
+    return warnings

@@ -66,5 +66,5 @@ def wandb(folder: Path, line: Mapping[str, Any]) -> None:
         ImportError: without wandb.
     """
     run = _wandb_run(folder, str(line["piece"]))
-    found = {f"{line['kind']}/{tag}": value for tag, value in numbers(line)}
-    run.log(found if "epoch" not in line else {"epoch": line["epoch"], **found})
+    tagged = {f"{line['kind']}/{tag}": value for tag, value in numbers(line)}
+    run.log(tagged if "epoch" not in line else {"epoch": line["epoch"], **tagged})

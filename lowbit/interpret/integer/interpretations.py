@@ -277,8 +277,8 @@ def full_integer(
     """
     rounding_named(rounding)
     refused = Refusals()
-    refused.found = {path: Refusal("") for path in refused_paths}
-    program = refused.made("", lambda: program_of(traced))
+    refused.by_path = {path: Refusal("") for path in refused_paths}
+    program = refused.attempt("", lambda: program_of(traced))
     if program is None:
         check_rows([row for row in plan.rows if not is_of_integers(row.sites[0])], refused)
         check_new(refused, refused_paths)

@@ -81,13 +81,13 @@ def natives_of(program: Placement, orders: Orders, grid: Callable[[Value], Grid]
         own, other = codes[at], codes[1 - at]
         return of(own.node, own.codes, fixed_calls.Join(other, orders[node.path], node.kind))
 
-    found: dict[str, Native] = {}
+    natives: dict[str, Native] = {}
     for node, _ in program.everywhere():
         if node.path in orders and node.path in joins:
-            found[node.path] = functools.partial(joined, *joins[node.path])
+            natives[node.path] = functools.partial(joined, *joins[node.path])
         elif node.path in orders:
-            found[node.path] = functools.partial(Later if node.out in late else of, node)
-    return found
+            natives[node.path] = functools.partial(Later if node.out in late else of, node)
+    return natives
 
 
 def floats_of(program: Placement, orders: Orders, grid: Callable[[Value], Grid]) -> frozenset[Value]:
@@ -130,16 +130,16 @@ def _joins(program: Placement, paths: frozenset[str]) -> dict[str, tuple[Node, i
         paths: of the operations that run on the kernels.
     """
     read = _read(program)
-    found: dict[str, tuple[Node, int]] = {}
+    joins: dict[str, tuple[Node, int]] = {}
     for nodes in (program.nodes, *(node.body for node, _ in program.everywhere() if node.body)):
-        made = {node.out: i for i, node in enumerate(nodes) if node.op is not None and node.path in paths}
+        order = {node.out: i for i, node in enumerate(nodes) if node.op is not None and node.path in paths}
         for node in nodes:
             if not isinstance(kind_named(node.kind), Joined):
                 continue
-            fits = [i for i, v in enumerate(node.ins) if v in made and read[v] == 1 and v.shape == node.out.shape]
+            fits = [i for i, v in enumerate(node.ins) if v in order and read[v] == 1 and v.shape == node.out.shape]
             if fits and node.ins[0].shape == node.ins[1].shape:
-                found[node.path] = node, max(fits, key=lambda i: made[node.ins[i]])
-    return found
+                joins[node.path] = node, max(fits, key=lambda i: order[node.ins[i]])
+    return joins
 
 
 ON_MESH = "its arrays lie on an explicit mesh, and the kernels see one device's"
@@ -162,16 +162,16 @@ def orders_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, Any]:
         traced: a call on the packed parameters.
         qparams: packed; of traced ones the weights are put into their order by operations of the program that is traced.
     """
-    program, found, orders = program_for(plan, traced), qparams.sites, dict[str, Any]()
+    program, numbers, orders = program_for(plan, traced), qparams.sites, dict[str, Any]()
     for node, q, reason in _weights(plan, traced, qparams):
         if reason is None and not _is_left(node, q):
-            zero = found[program.grids[node.ins[0]]]["zero"]
-            orders[node.path] = fixed_calls.order_of(node.equations[0], q, found[node.path], zero, plan.rounding)
+            zero = numbers[program.grids[node.ins[0]]]["zero"]
+            orders[node.path] = fixed_calls.order_of(node.equations[0], q, numbers[node.path], zero, plan.rounding)
     for path, (node, at) in _joins(program, frozenset(orders)).items():
         grids = [program.grids[v] for v in (*node.ins, node.out)]
-        if all(_is_short(plan, grid) for grid in grids) and fixed_calls.why_not_joined(found[path]) is None:
-            zeros = [found[grid]["zero"] for grid in grids[:2]]
-            orders[path] = fixed_calls.join_order({n: found[path][n] for n in fixed_calls.JOIN_NUMBERS}, zeros, at)
+        if all(_is_short(plan, grid) for grid in grids) and fixed_calls.why_not_joined(numbers[path]) is None:
+            zeros = [numbers[grid]["zero"] for grid in grids[:2]]
+            orders[path] = fixed_calls.join_order({n: numbers[path][n] for n in fixed_calls.JOIN_NUMBERS}, zeros, at)
     return orders
 
 
@@ -195,8 +195,8 @@ def reasons_of(plan: Plan, traced: Trace, qparams: QParams) -> dict[str, str]:
     if (reason := fixed_calls.status()) is not None:
         return {row.path: reason for row in plan.rows}
     weights = {node.path: reason for node, _, reason in _weights(plan, traced, qparams)}
-    found = {row.path: weights.get(row.path, "both operands are computed") for row in plan.rows}
-    return {path: reason for path, reason in found.items() if reason is not None}
+    reasons = {row.path: weights.get(row.path, "both operands are computed") for row in plan.rows}
+    return {path: reason for path, reason in reasons.items() if reason is not None}
 
 
 def kernel_lines(
@@ -223,7 +223,7 @@ def kernel_lines(
 
 def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node, Any, str | None]]:
     """The operations that have a weight, the weight, and why the kernels cannot run them."""
-    program, found = program_for(plan, traced), qparams.sites
+    program, numbers = program_for(plan, traced), qparams.sites
     known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
     for node, site, var in weight_places(plan, program):
         if not kind_named(node.kind).reads_grids:
@@ -233,7 +233,7 @@ def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node
         if not all(_is_short(plan, program.grids[v]) for v in (node.ins[0], node.out)):
             yield node, q, "the kernels take and return codes of 8 bits or less"
         else:
-            yield node, q, fixed_calls.why_not(node.equations[0], q, found[node.path])
+            yield node, q, fixed_calls.why_not(node.equations[0], q, numbers[node.path])
 
 
 class FixedOrders:
@@ -242,14 +242,14 @@ class FixedOrders:
     def __init__(self, fn: Model, plan: Plan):
         self.fn, self.plan = fn, plan
         self.sources: tuple[weakref.ref[Any], ...] = ()
-        self.made: dict[str, Any] = {}
+        self.orders: dict[str, Any] = {}
 
     def late(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """Returns the operations that the kernels can run, and whose weights they would have, were they not traced."""
         if explicit_mesh(jax.tree.leaves(qparams)) is not None:
             return []
-        found = _weights(self.plan, self._traced(qparams, args, kwargs), qparams)
-        return [n.path for n, q, reason in found if reason is None and any(map(is_traced, jax.tree.leaves(q)))]
+        weights = _weights(self.plan, self._traced(qparams, args, kwargs), qparams)
+        return [n.path for n, q, reason in weights if reason is None and any(map(is_traced, jax.tree.leaves(q)))]
 
     def _traced(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
         return trace_planned(self.fn, self.plan, qparams.params, args, dict(kwargs))
@@ -263,17 +263,17 @@ class FixedOrders:
             return orders_of(self.plan, self._traced(qparams, args, kwargs), qparams)
         is_known = 0 < len(self.sources) == len(arrays)
         if is_known and all(ref() is x for ref, x in zip(self.sources, arrays, strict=True)):
-            return self.made
+            return self.orders
         traced = self._traced(qparams, args, kwargs)
         with jax.ensure_compile_time_eval():  # at once, also while another function is traced
-            made = apart(orders_of(self.plan, traced, qparams), arrays)
-        self.sources, self.made = (), {}
+            orders = apart(orders_of(self.plan, traced, qparams), arrays)
+        self.sources, self.orders = (), {}
         if all(isinstance(x, jax.Array) for x in arrays):
             me = weakref.ref(self)
 
             def forget(dead: Any) -> None:
                 if (memo := me()) is not None and any(ref is dead for ref in memo.sources):
-                    memo.sources, memo.made = (), {}
+                    memo.sources, memo.orders = (), {}
 
-            self.sources, self.made = tuple(weakref.ref(x, forget) for x in arrays), made
-        return made
+            self.sources, self.orders = tuple(weakref.ref(x, forget) for x in arrays), orders
+        return orders

@@ -47,6 +47,6 @@ def place(flat: read.Program, operations: Mapping[tuple[int, ...], Operation]) -
 
 
 def _named_grids(placer: Placer) -> dict[Value, str]:
-    nodes = list(dict.fromkeys(placer.made.values()))
+    nodes = list(dict.fromkeys(placer.maker.values()))
     namers: list[Node] = [node for when in ("first", "last") for node in nodes if kind_named(node.kind).names == when]
     return placer.grids.named(namers, [*(out for node in nodes for out in node.outs), *placer.inner])

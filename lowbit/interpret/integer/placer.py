@@ -55,11 +55,11 @@ class Placer:
         self.near: dict[Value, frozenset[str]] = {}
         self.roots: dict[Value, Value] = {}
         self.grids = Grids()
-        self.made: dict[Value, Node] = {}
+        self.maker: dict[Value, Node] = {}
         self.counts: dict[str, int] = {}
         self.taken = {op.path for op in operations.values()}
         self.done: set[Equation] = set()
-        self.templates: dict[Equation, templates.Found] = {}
+        self.templates: dict[Equation, templates.Match] = {}
         self.inside: set[Equation] = set()  # templates
         self.indices: set[Value] = set()  # integers that depend on integers alone
         self.inner: set[Value] = set()  # carries and slices at the start of a turn
@@ -90,7 +90,7 @@ class Placer:
         node = Node(kind, path, ins, outs, equations, source, **rest)
         nodes.append(node)
         for out in outs:
-            self.near[out], self.home[out], self.made[out] = near, nodes, node
+            self.near[out], self.home[out], self.maker[out] = near, nodes, node
         return node
 
     def input(self, var: Value) -> None:
@@ -112,7 +112,7 @@ class Placer:
             raise self.error(
                 reader, f"a value of dtype {var.dtype} has no grid: indices can only pick rows of a weight"
             )
-        if var in self.made or var in self.inner:
+        if var in self.maker or var in self.inner:
             return var
         if not var.is_data and not is_float(var):
             raise self.error(reader, f"a constant of dtype {var.dtype} cannot be on a grid")
@@ -173,7 +173,7 @@ class Placer:
         except ValueError as error:
             self.refused.add(str(error), str(error))
             for out in outs:
-                if out not in self.made:
+                if out not in self.maker:
                     if not is_float(out):
                         self.indices.add(out)
                     self.add(nodes, "input" if is_float(out) else "index", [], [out], [])

@@ -24,9 +24,9 @@ def program_of(traced: Trace) -> Placement:
     Raises:
         ValueError: for what has no integer form (rule f).
     """
-    if "placed" not in traced.made:
-        traced.made["placed"] = place(flatten(traced), traced.inventory.by_address)
-    return traced.made["placed"]
+    if "placed" not in traced.memo:
+        traced.memo["placed"] = place(flatten(traced), traced.inventory.by_address)
+    return traced.memo["placed"]
 
 
 def program_for(plan: Plan, traced: Trace) -> Placement:
@@ -106,7 +106,7 @@ def steps_of(
     }
     for node, _ in program.everywhere():
         specs = [quantizers[program.grids[v]].spec for v in node.ins if v in program.grids]
-        refused.made(node.path, lambda node=node, specs=specs: _check_long(node, specs), source=node.source)
+        refused.attempt(node.path, lambda node=node, specs=specs: _check_long(node, specs), source=node.source)
     refused.check()
     steps = tuple(dataclasses.replace(step, site=site_of.get(step.path)) for step in _bare_steps(program))
     nodes = {node.path: node for node, _ in reversed(program.everywhere())}
@@ -124,15 +124,15 @@ def _on_grids(row: Row, program: Placement, node: Node | None) -> Row:
 def check_rows(rows: Iterable[Row], refused: Refusals) -> None:
     """Notes operations that are not in the integers that integer=True can hold."""
     for row in rows:
-        if row.path not in refused.found:
+        if row.path not in refused.by_path:
             instead = None if _integers(row) else {row.path: "w8,a8"}
-            refused.made(row.path, lambda row=row: _check_row(row), instead, source=row.source)
+            refused.attempt(row.path, lambda row=row: _check_row(row), instead, source=row.source)
 
 
 def check_new(refused: Refusals, known: frozenset[str]) -> None:
     """Raises what was refused besides what is known; nothing where that is nothing."""
     new = Refusals()
-    new.found = {path: refusal for path, refusal in refused.found.items() if path not in known}
+    new.by_path = {path: refusal for path, refusal in refused.by_path.items() if path not in known}
     new.check()
 
 
@@ -143,7 +143,7 @@ def _quantizers(
     places = [node for node, _ in program.everywhere()]
     check_rows([rows[node.path] for node in places if node.op is not None], refused)
     for node in places:
-        if node.op is None or not kind_named(node.kind).reads_grids or node.path in refused.found:
+        if node.op is None or not kind_named(node.kind).reads_grids or node.path in refused.by_path:
             continue
         row = rows[node.path]
         data = [site for site in row.sites if not site.is_weight]
@@ -166,7 +166,7 @@ def _quantizers(
                     f"({before[0].text} and {site.quantizer.text}); give both rules the same 'a' part",
                     source=row.source,
                 )
-    if refused.found:  # what is known already is raised by whoever knows it
+    if refused.by_path:  # what is known already is raised by whoever knows it
         check_new(refused, known)
         raise Refused({}, "")
     default = next((q for q, _ in readers.values()), None)

@@ -43,7 +43,7 @@ _THROUGH = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Match:
     """A template found in a program.
 
     Attributes:
@@ -84,7 +84,7 @@ class _Form:
     rate: float = 1.0
 
 
-def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: Readers) -> dict[Equation, Found]:
+def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: Readers) -> dict[Equation, Match]:
     """Returns the templates in a list of equations, by the equation that makes the result.
 
     Args:
@@ -95,7 +95,7 @@ def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: 
     Raises:
         ValueError: for a constant in front of a softmax that masks and biases at once.
     """
-    by_root: dict[Equation, Found] = {}
+    by_root: dict[Equation, Match] = {}
     inside: set[Equation] = set()
     cuts = Cuts(order)
     for equation in equations:
@@ -110,7 +110,7 @@ def find(equations: Sequence[Equation], order: Mapping[Equation, int], readers: 
     return by_root
 
 
-def _from(total: Equation, order: Mapping[Equation, int], readers: Readers, cuts: Cuts) -> Found | None:
+def _from(total: Equation, order: Mapping[Equation, int], readers: Readers, cuts: Cuts) -> Match | None:
     (x,), axes = total.ins, total.params["axes"]
     longer = [i for i in axes if x.shape[i] > 1]
     if len(longer) > 1 or (not longer and len(axes) != 1):
@@ -128,10 +128,10 @@ def _from(total: Equation, order: Mapping[Equation, int], readers: Readers, cuts
             form = _softmax(view, seen, root) or _norm(view, seen, root)
             if form is not None and form.rate != 1:
                 later.append((view, form))
-            elif form is not None and (template := _found(view, form, root, order, readers)) is not None:
+            elif form is not None and (template := _match(view, form, root, order, readers)) is not None:
                 return template
         for view, form in later:
-            if (template := _found(view, form, root, order, readers)) is not None:
+            if (template := _match(view, form, root, order, readers)) is not None:
                 return template
     return None
 
@@ -305,7 +305,7 @@ def _epsilon(view: View, rest: Polynomial, alpha: float) -> float | Value | None
     return atom.value if is_scalar and is_one and math.isclose(c, 1.0, rel_tol=_NEAR) else None
 
 
-def _found(view: View, form: _Form, root: Equation, order: Mapping[Equation, int], readers: Readers) -> Found | None:
+def _match(view: View, form: _Form, root: Equation, order: Mapping[Equation, int], readers: Readers) -> Match | None:
     """The equations of a form, or None where something else reads what lies inside."""
     out = root.outs[0]
     region = sorted(_region(root, set(view.entries)), key=lambda e: order[e])
@@ -327,7 +327,7 @@ def _found(view: View, form: _Form, root: Equation, order: Mapping[Equation, int
             equations += movements
     if form.rate != 1:
         x = _at_rate(x, form.rate, before, equations, root)
-    template = Found(form.kind, x, form.axis, (*equations, *region), tuple(before))
+    template = Match(form.kind, x, form.axis, (*equations, *region), tuple(before))
     if form.kind == "norm":
         gain = _gain(form, out, root)
         epsilon = form.epsilon if isinstance(form.epsilon, Value) else read.constant(np.float32(form.epsilon))

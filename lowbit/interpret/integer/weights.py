@@ -84,7 +84,7 @@ def check_weights(plan: Plan, traced: Trace) -> None:
             return _started(quantizer_of(site), operand, x)
 
         for node, weight in _weights(plan, program, now, forward):
-            refused.made(node.path, lambda node=node, weight=weight: check(node, weight), source=node.source)
+            refused.attempt(node.path, lambda node=node, weight=weight: check(node, weight), source=node.source)
 
     jax.eval_shape(run, traced.avals)
     refused.check()

@@ -31,20 +31,20 @@ class _BesideFloat:
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
         if piece.is_float:
             return {}
-        found = compared(piece.executed, float_outputs(piece.job, piece.seed))
-        return {"beside_float": found} | ({} if piece.job.experiment.metric else promised(piece))
+        beside = compared(piece.executed, float_outputs(piece.job, piece.seed))
+        return {"beside_float": beside} | ({} if piece.job.experiment.metric else promised(piece))
 
 
-def compared(found: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+def compared(values: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
     """Returns ``sqnr_db`` of outputs, and where they are ``[batch, classes]``, ``agreement`` in percent.
 
     Example:
         >>> compared(np.array([[0.0, 3.0], [1.0, 0.0]]), np.array([[0.0, 3.0], [0.0, 1.0]]))
         {'sqnr_db': 6.9897, 'agreement': 50.0}
     """
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    noise, signal = float(np.sum((found - wanted) ** 2)), float(np.sum(wanted**2))
+    values, wanted = values.astype(np.float64), wanted.astype(np.float64)
+    noise, signal = float(np.sum((values - wanted) ** 2)), float(np.sum(wanted**2))
     result = {"sqnr_db": round(10 * float(np.log10(signal / noise)), 4)} if noise > 0 and signal > 0 else {}
     if wanted.ndim == 2 and wanted.shape[1] > 1:
-        result["agreement"] = 100 * float(np.mean(found.argmax(-1) == wanted.argmax(-1)))
+        result["agreement"] = 100 * float(np.mean(values.argmax(-1) == wanted.argmax(-1)))
     return result

@@ -73,19 +73,19 @@ class _Device:
             bundle = exported(piece.fn, piece.plan, piece.qparams, piece.state, some, whole, (target,))
         bar = piece.job.screen.start(f"{piece.name} {target}", len(some))
         ran, executed = run(bundle, target, some, progress=bar), piece.executed[: len(some)]
-        found = difference(executed, ran.outputs)
-        if found["max"] and is_c(target):
+        gap = difference(executed, ran.outputs)
+        if gap["max"] and is_c(target):
             raise PromiseError(
-                f"{target} differs from lowbit.execute in {100 * found['share']:.3g} % of outputs: it must be exact"
+                f"{target} differs from lowbit.execute in {100 * gap['share']:.3g} % of outputs: it must be exact"
             )
         return {
             "metric": {"device": piece.score(ran.outputs), "execute_same_samples": piece.score(executed)},
-            "difference": {"device": found},
+            "difference": {"device": gap},
             "device": {**ran.measured, "target": target, "samples": len(some), "compiler": version(target)},
         }
 
 
-class Found(NamedTuple):
+class DeviceRun(NamedTuple):
     """What a device gave.
 
     Attributes:
@@ -133,7 +133,7 @@ def is_c(target: str) -> bool:
     return target in TOOLCHAINS
 
 
-def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[[int], None] | None = None) -> Found:
+def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[[int], None] | None = None) -> DeviceRun:
     """Returns what ``target`` gives for samples.
 
     Args:
@@ -149,7 +149,7 @@ def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[
     if not is_c(target):
         ran = runners()[target](bundle, [[given]])
         assert ran.outputs is not None
-        return Found(values(np.asarray(ran.outputs[0][0]), result), dict(ran.measured))
+        return DeviceRun(values(np.asarray(ran.outputs[0][0]), result), dict(ran.measured))
     outputs, measured = [], {}
     size = max(1, _PROGRAM_BYTES // given[0].nbytes)
     for start in range(0, len(given), size):
@@ -159,7 +159,7 @@ def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[
         outputs += [y for (y,) in outcome.outputs]
         if progress is not None:
             progress(start + len(part))
-    return Found(values(np.concatenate(outputs), result), measured)
+    return DeviceRun(values(np.concatenate(outputs), result), measured)
 
 
 def codes(x: np.ndarray, bundle: Bundle) -> np.ndarray:

@@ -88,7 +88,7 @@ class _DeviceTime:
     seconds: float
 
     def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
-        found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
+        times_of: dict[str, dict[str, Any]] = {name: {} for name in pieces}
         calls = {}
         for name, piece in pieces.items():
             x = chosen(piece.test, slice(1))
@@ -101,14 +101,14 @@ class _DeviceTime:
                 bundle = read_bundle(piece.folder / "export")
                 given = codes(x, bundle)
                 if is_c(self.target):
-                    found[name]["c"] = microseconds(bundle, given)
+                    times_of[name]["c"] = microseconds(bundle, given)
                 if self.target == "cortex-m4":
-                    found[name]["instructions"] = instructions(bundle, given)
+                    times_of[name]["instructions"] = instructions(bundle, given)
             target = iree.compiled(bundle.artifact, piece.folder / "model.vmfb")
             calls[name] = functools.partial(iree.loaded(target), given)
         for name, times in interleaved(calls, seconds=self.seconds).items():
-            found[name]["iree"] = 1e3 * times.median
-        return {name: {"latency": values} for name, values in found.items()}
+            times_of[name]["iree"] = 1e3 * times.median
+        return {name: {"latency": values} for name, values in times_of.items()}
 
 
 def microseconds(bundle: Bundle, x: np.ndarray) -> float:
@@ -121,8 +121,8 @@ def microseconds(bundle: Bundle, x: np.ndarray) -> float:
     Raises:
         ValueError: where the compiler or the program fails.
     """
-    found = _printed(bundle, x, "c", _HOST, "#include <time.h>", ("-std=gnu99",), ())
-    return float(np.median([float(line) for line in found.splitlines()])) / 1e3
+    printed = _printed(bundle, x, "c", _HOST, "#include <time.h>", ("-std=gnu99",), ())
+    return float(np.median([float(line) for line in printed.splitlines()])) / 1e3
 
 
 def instructions(bundle: Bundle, x: np.ndarray) -> int | None:
@@ -135,8 +135,8 @@ def instructions(bundle: Bundle, x: np.ndarray) -> int | None:
     Raises:
         ValueError: where the compiler or the emulator fails.
     """
-    found = _printed(bundle, x, "cortex-m4", _BOARD, "", ("-std=c99",), ("-icount", "shift=0"))
-    ticks, has_wrapped = (int(word) for word in found.split())
+    printed = _printed(bundle, x, "cortex-m4", _BOARD, "", ("-std=c99",), ("-icount", "shift=0"))
+    ticks, has_wrapped = (int(word) for word in printed.split())
     return None if has_wrapped else ticks * _INSTRUCTIONS_PER_TICK
 
 

@@ -68,18 +68,18 @@ class _ExportCost:
             return {"export_cost": {"left_out": why}}
         model, x = piece.job.experiment.model, arguments(chosen(piece.test, slice(1)))
         place = _place(model)
-        found, file, is_folded = {}, piece.folder / "packed.safetensors", piece.method.freeze_norms is not None
+        costs, file, is_folded = {}, piece.folder / "packed.safetensors", piece.method.freeze_norms is not None
         bar = piece.job.screen.start(f"{piece.name} export_cost", len(self.forms))
         for done, form in enumerate(self.forms):
             given = (model, piece.seed, file, x, form)
             with concurrent.futures.ProcessPoolExecutor(
                 1, multiprocessing.get_context("spawn"), _begin, (place,)
             ) as pool:
-                found[form] = pool.submit(
+                costs[form] = pool.submit(
                     measured, *given, is_folded=is_folded, is_integer=piece.method.integer
                 ).result()
             bar(done + 1)
-        return {"export_cost": found}
+        return {"export_cost": costs}
 
 
 def _place(model: Any) -> str | None:
@@ -124,14 +124,14 @@ def measured(
         is_folded: whether batch norms are folded.
         is_integer: whether the plan is full-integer: inputs and outputs are then codes.
     """
-    made = model(seed)
-    fn, state = made.fn, made.state
-    model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(made.params))
+    network = model(seed)
+    fn, state = network.fn, network.state
+    model_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(network.params))
     if is_folded:
         fn, _, state = batch_norm.fold(*(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in x))(
-            fn, made.params, state
+            fn, network.params, state
         )
-    del made
+    del network
     plan, qparams = lb.load(file)
     for leaf in jax.tree.leaves(qparams):
         np.asarray(leaf).sum()  # read from the file by now, and held

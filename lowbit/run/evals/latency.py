@@ -51,13 +51,13 @@ class _Latency:
     rest: float
 
     def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
-        found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
+        times_of: dict[str, dict[str, Any]] = {name: {} for name in pieces}
         for batch in self.batches:
             calls = {name: called(piece, batch) for name, piece in pieces.items()}
             timed = in_turns(calls, pieces, f"latency b{batch}", self.seconds, self.rest)
             for name, numbers in timed.items():
-                found[name].setdefault(RUNTIME, {})[f"b{batch}"] = numbers.kept
-        return {name: {"latency": values, **implementations(pieces[name])} for name, values in found.items()}
+                times_of[name].setdefault(RUNTIME, {})[f"b{batch}"] = numbers.kept
+        return {name: {"latency": values, **implementations(pieces[name])} for name, values in times_of.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +84,11 @@ def in_turns(
     before = os.getloadavg()[0]
     times = interleaved(calls, seconds=seconds, rest=rest, progress=bar)
     load = round(max(before, os.getloadavg()[0]), 1)
-    found = {}
+    timed = {}
     for name, each in times.items():
         over = {"over_float": round(ratio(each, times[FLOAT]), 4)} if FLOAT in times and name != FLOAT else {}
-        found[name] = Timed(each, kept(each) | over | {"load_average": load})
-    return found
+        timed[name] = Timed(each, kept(each) | over | {"load_average": load})
+    return timed
 
 
 def inputs(piece: Piece, batch: int) -> tuple[jax.Array, ...]:
@@ -121,8 +121,8 @@ def iree_latency(*, seconds: float = 4.0, batch: int = 1, rest: float = REST) ->
         batch: samples of a call, as `iree` has them.
         rest: seconds of sleep before a method's turn.
     """
-    made = _IreeLatency(seconds, batch, rest)
-    return Eval("iree_latency", made, columns((batch,), "iree", "IREE"), iree.require, is_together=True)
+    measure = _IreeLatency(seconds, batch, rest)
+    return Eval("iree_latency", measure, columns((batch,), "iree", "IREE"), iree.require, is_together=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,5 +138,5 @@ class _IreeLatency:
             if not target.is_file():
                 raise ValueError("evals: iree_latency times what iree compiles: ask for iree too, before it")
             calls[name] = functools.partial(iree.loaded(target), *arguments(chosen(piece.test, slice(self.batch))))
-        found = in_turns(calls, pieces, "iree_latency", self.seconds, self.rest)
-        return {name: {"latency": {"iree": {f"b{self.batch}": each.kept}}} for name, each in found.items()}
+        timed = in_turns(calls, pieces, "iree_latency", self.seconds, self.rest)
+        return {name: {"latency": {"iree": {f"b{self.batch}": each.kept}}} for name, each in timed.items()}

@@ -50,13 +50,13 @@ def peers(
     if unknown := [name for name in names if name not in PEERS]:
         raise ValueError(f"peers: there is no {unknown[0]!r}; there are {', '.join(PEERS)}")
     measure = _Peers(names, tuple(batches), seconds, threads, rest)
-    found = columns(batches)
+    shown = columns(batches)
     for name in names:
-        found += columns(batches, name, _SAID[name])
+        shown += columns(batches, name, _SAID[name])
     return Eval(
         "peers",
         measure,
-        found,
+        shown,
         functools.partial(require, names),
         functools.partial(_depends, names),
         is_together=True,
@@ -90,14 +90,14 @@ class _Peers:
     rest: float
 
     def __call__(self, pieces: Mapping[str, Piece]) -> Mapping[str, Any]:
-        found: dict[str, dict[str, Any]] = {name: {} for name in pieces}
+        values_of: dict[str, dict[str, Any]] = {name: {} for name in pieces}
         for batch in self.batches:
             for name, numbers in self._of(pieces, batch).items():
                 for key, values in numbers.items():
                     for runtime, value in values.items():
-                        found[name].setdefault(key, {}).setdefault(runtime, {})[f"b{batch}"] = value
+                        values_of[name].setdefault(key, {}).setdefault(runtime, {})[f"b{batch}"] = value
         known = {"peers": versions(self.names)}
-        return {name: values | known | implementations(pieces[name]) for name, values in found.items()}
+        return {name: values | known | implementations(pieces[name]) for name, values in values_of.items()}
 
     def _of(self, pieces: Mapping[str, Piece], batch: int) -> dict[str, dict[str, Any]]:
         """By method and kind of number, of one batch."""
@@ -116,17 +116,17 @@ class _Peers:
 
     def _numbers(self, name: str, timed: Mapping[str, Timed]) -> dict[str, Any]:
         own = timed[name]
-        found: dict[str, Any] = {"latency": {RUNTIME: own.kept}}
+        numbers: dict[str, Any] = {"latency": {RUNTIME: own.kept}}
         if name == FLOAT:
-            return found
+            return numbers
         takes = {FLOAT: ratio(timed[FLOAT].times, own.times)}
         for peer in self.names:
-            found["latency"][peer] = timed[f"{peer} {name}"].kept
+            numbers["latency"][peer] = timed[f"{peer} {name}"].kept
             best = min(
                 (each for key, each in timed.items() if key.startswith(f"{peer} ")), key=lambda t: t.times.median
             )
             takes[peer] = ratio(best.times, own.times)
-        return found | {"peer_takes": {peer: round(value, 4) for peer, value in takes.items()}}
+        return numbers | {"peer_takes": {peer: round(value, 4) for peer, value in takes.items()}}
 
 
 def onnx_file(piece: Piece, batch: int) -> bytes:

@@ -30,8 +30,8 @@ class _Scores:
     of: Scoring
 
     def __call__(self, piece: Piece) -> Mapping[str, Any]:
-        found = self.of(piece.executed, float_outputs(piece.job, piece.seed), piece.job.data.test.labels)
-        result = {"scores": {name: float(value) for name, value in found.items()}}
+        scores = self.of(piece.executed, float_outputs(piece.job, piece.seed), piece.job.data.test.labels)
+        result = {"scores": {name: float(value) for name, value in scores.items()}}
         return result if piece.is_float or piece.job.experiment.metric else result | promised(piece)
 
 

@@ -95,14 +95,14 @@ def _exported(export: Callable[[Sequence[str]], Bundle], names: Sequence[str]) -
     try:
         return export(names), {}
     except ValueError:
-        found: dict[str, str] = {}
+        refusals: dict[str, str] = {}
     for form in dict.fromkeys(TARGETS[name].form for name in names):
         takers = [name for name in names if TARGETS[name].form == form]
         try:
             export(takers)
         except ValueError as error:
-            found |= dict.fromkeys(takers, str(error))
-    return export([name for name in names if name not in found]), found
+            refusals |= dict.fromkeys(takers, str(error))
+    return export([name for name in names if name not in refusals]), refusals
 
 
 def _kept(row: Verdict) -> dict[str, Any]:

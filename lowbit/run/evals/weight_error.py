@@ -27,5 +27,5 @@ class _WeightError:
         pairs = [(q.dequantize(), leaves[path]) for path, q in piece.qparams.weights().items() if path in leaves]
         if not pairs:
             return {}
-        off = sum(float(jnp.sum(jnp.square(found - w))) for found, w in pairs)
+        off = sum(float(jnp.sum(jnp.square(served - w))) for served, w in pairs)
         return {"weight_error": off / sum(float(jnp.sum(jnp.square(w))) for _, w in pairs)}

@@ -72,7 +72,7 @@ class Scan(Kind):
         for outer, inner in zip(node.outs[len(moving) :], ys, strict=True):
             placer.grids.unify(inner, outer)
         for out, inner in zip(node.outs, (*afters, *ys), strict=True):
-            placer.near[out], placer.home[out], placer.made[out] = placer.near[inner], nodes, node
+            placer.near[out], placer.home[out], placer.maker[out] = placer.near[inner], nodes, node
         for i, var in enumerate(equation.outs[:count]):
             if i not in moving and var in placer.readers:
                 raise placer.error(
