@@ -5,6 +5,7 @@ given; only where a written bound of a clip moves, the function has other consta
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lowbit.packed import arguments
 from lowbit.program.constants import full_value
-from lowbit.program.flow import INLINED
+from lowbit.program.flow import INLINED, Rule
 from lowbit.program.pairs import End, Pair, Pairs, pairs
 from lowbit.program.read import Equation
 from lowbit.program.taps import Place, tapped
@@ -107,6 +108,7 @@ class Model:
         batches: tuples of ``args``: the first is what it is read with.
         title: of the rewrite, for messages.
         has_bounds: whether written bounds of clips may move.
+        rules: of `lowbit.program.pairs.pairs`, where what goes through a program is something else than a factor.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Model:
         title: str,
         *,
         has_bounds: bool = False,
+        rules: Mapping[str, Rule] = types.MappingProxyType({}),
     ):
         if batches is None:
             raise ValueError(
@@ -129,8 +132,8 @@ class Model:
         self.args = first_batch(batches, title)
         self.traced = trace_model(fn, params, state, self.args, {})
         self.program = trace_model(fn, params, state, self.args, {}, inlined=INLINED).program
-        self.pairs: Pairs = pairs(self.program, has_bounds=has_bounds)
-        self.leaves: list[Any] = jax.tree.leaves((params, state))
+        self.pairs: Pairs = pairs(self.program, has_bounds=has_bounds, rules=rules)
+        self.leaves, self.tree = jax.tree.flatten((params, state))
         self.paths = [*self.traced.paths, *(f"state/{path}" for path in self.traced.state_paths)]
         self.factors: dict[int, np.ndarray] = {}
         self.bounds: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
@@ -176,11 +179,11 @@ class Model:
 
     def done(self) -> tuple[Scaled, Any, Any]:
         """Returns ``fn', params', state'``: each parameter multiplied once, in float32, in its own dtype."""
-        values, tree = jax.tree.flatten((self.params, self.state))
+        values = list(self.leaves)
         for leaf, factors in self.factors.items():
             wide = np.asarray(values[leaf]).astype(np.float64) * factors
             values[leaf] = jnp.asarray(wide.astype(np.float32)).astype(values[leaf].dtype)
-        params, state = jax.tree.unflatten(tree, values)
+        params, state = jax.tree.unflatten(self.tree, values)
         bounds, arrays = [], {}
         for (address, operand), factors in self.bounds.items():
             equation = next(e for e in _all(self.program.equations) if e.address == address)
@@ -190,7 +193,7 @@ class Model:
             arrays[key] = jnp.asarray((factors * number).astype(np.float32))
         if bounds:
             params = {"params": params, "bounds": arrays}
-        lines = tuple(self.lines) or ("nothing here is left to scale, so all is left as it is",)
+        lines = tuple(self.lines) or ("nothing here is left to change, so all is left as it is",)
         return Scaled(self.fn, self.title, lines, tuple(bounds)), params, state
 
     def measure(self, wanted: Mapping[Place, tuple[int, ...]]) -> dict[Place, dict[str, np.ndarray]]:

@@ -22,12 +22,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lowbit.program.copies import COPIES
-from lowbit.program.flow import INLINED
-from lowbit.program.pairs import End, Pair, pairs
+from lowbit.program.pairs import End, Pair
 
 from .given import Given
-from .scaling import Scaled, first_batch
-from .traced import trace_model
+from .scaling import Model, Scaled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,45 +49,25 @@ class Split(Given):
             )
 
     def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Scaled, Any, Any]:
-        if self.batches is None:
-            raise ValueError("split has no batches: give split(batches=[(x,)]), or lowbit.chain(..., batches=)")
-        args = first_batch(self.batches, "split")
-        traced = trace_model(fn, params, state, args, {}, inlined=INLINED)
-        known = pairs(traced.program, rules=COPIES)
-        leaves, tree = jax.tree.flatten((params, state))
-        paths = [*traced.paths, *(f"state/{path}" for path in traced.state_paths)]
-        before = fn(params, state, *args)
-        lines = []
-        for pair in known.found:
-            makers, takers = (
-                ", ".join(dict.fromkeys(paths[e.leaf] for e in ends)) for ends in (pair.makers, pair.takers)
-            )
-            done = self._split(pair, leaves)
-            if not isinstance(done, str):
-                new, line = done
-                reason = _differs(fn, jax.tree.unflatten(tree, new), args, before)
-                if reason is None:
-                    leaves = new
-                    lines.append(f"{makers} -> {takers}: {line}")
-                    continue
-                done = reason
-            lines.append(f"{makers} -> {takers}: left as it is: {done}")
-        lines += [f"{paths[b.leaf]}: left as it is: {b.reason}" for b in known.blocked if b.kind == "weight"]
-        params, state = jax.tree.unflatten(tree, leaves)
-        return (
-            Scaled(fn, "split", tuple(lines) or ("nothing here can be split, so all is left as it is",)),
-            params,
-            state,
-        )
+        model = Model(fn, params, state, self.batches, "split", rules=COPIES)
+        before = fn(params, state, *model.args)
+        for pair in model.pairs.found:
+            leaves, said = self._split(pair, model.leaves)
+            if leaves is not None and (reason := _differs(fn, jax.tree.unflatten(model.tree, leaves), model.args, before)):
+                leaves, said = None, f"left as it is: {reason}"
+            model.leaves = model.leaves if leaves is None else leaves
+            model.say(f"{model.names(pair.makers)} -> {model.names(pair.takers)}: {said}")
+        model.say_blocked(("weight",))
+        return model.done()
 
-    def _split(self, pair: Pair, leaves: list[Any]) -> tuple[list[Any], str] | str:
-        """The parameters with units of a pair standing several times, and what was done; or why none do."""
+    def _split(self, pair: Pair, leaves: list[Any]) -> tuple[list[Any] | None, str]:
+        """The parameters with units of a pair standing several times, or None where none do; and what is said of it."""
         copied, shared = (*pair.makers, *pair.scaled), pair.takers
         if {end.leaf for end in copied} & {end.leaf for end in shared}:
-            return "one parameter makes these units and reads them"
+            return None, "left as it is: one parameter makes these units and reads them"
         axes = {id(end): _axis(end, np.shape(leaves[end.leaf])) for end in (*copied, *shared)}
         if any(axis is None for axis in axes.values()):
-            return "a parameter has one of its entries, or several of its axes, for several units"
+            return None, "left as it is: a parameter has one of its entries, or several of its axes, for several units"
         largest = np.zeros(pair.size)
         for end in shared:
             values = np.abs(np.asarray(leaves[end.leaf], np.float64))
@@ -98,7 +76,7 @@ class Split(Given):
         counts = copies(largest, int(self.share * pair.size))
         bound = np.max(largest / counts)
         if bound * self.least > np.max(largest):
-            return f"its largest weight would fall by {np.max(largest) / max(bound, 1e-30):.2g} alone"
+            return None, f"left as it is: its largest weight would fall by {np.max(largest) / max(bound, 1e-30):.2g} alone"
         new = list(leaves)
         for end in {end.leaf: end for end in (*copied, *shared)}.values():
             own = _counts(end, counts)
