@@ -120,11 +120,10 @@ def turned(plan: Plan, traced: Trace, qparams: QParams, before: QParams) -> dict
         before: the same with the scales that the constants are of.
     """
     program = program_for(plan, traced)
-    flat = program.flat
     packed = jax.tree.leaves(before.params, is_leaf=lambda x: isinstance(x, QTensor))
     signed = iter(x for x in packed if isinstance(x, QTensor))
     leaves = [next(signed) if isinstance(x, QTensor) else x for x in traced.leaves[: traced.count]]
-    known = Constants(dict(zip(flat.inputs[: traced.count], leaves, strict=True)))
+    known = Constants.of(program.flat, leaves)
     sites = dict(qparams.sites)
     for node, site, var in weight_places(plan, program):
         weight = known.raw(var) if site.kind == "leaf" else before.sites[node.path]["weight"]

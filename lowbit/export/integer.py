@@ -14,11 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lowbit.core.spec import Spec
 from lowbit.interpret.execute import execution
 from lowbit.interpret.integer.compute import code_dtype
 from lowbit.interpret.integer.ends import quantized
-from lowbit.interpret.integer.interpretations import boundary
+from lowbit.interpret.integer.interpretations import boundary, specs_of
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -47,7 +46,7 @@ class Boundary:
 
     def shapes(self) -> list[jax.ShapeDtypeStruct]:
         """Returns the module's inputs: int8 or int16 for arguments on a grid."""
-        specs = self._specs()
+        specs = specs_of(self.plan)
         return [
             jax.ShapeDtypeStruct(x.shape, code_dtype(specs[grid]) if grid else x.dtype)
             for x, grid in zip(self.call.leaves, self.ins, strict=True)
@@ -55,14 +54,11 @@ class Boundary:
 
     def codes(self, leaves: Sequence[Any]) -> list[jax.Array]:
         """Returns arguments as codes."""
-        specs = self._specs()
+        specs = specs_of(self.plan)
         return [
             quantized(x, self.qparams.sites[grid], specs[grid]) if grid else x
             for x, grid in zip(leaves, self.ins, strict=True)
         ]
-
-    def _specs(self) -> dict[str, Spec]:
-        return {path: site.spec for path, site in self.plan.grids().items() if site.spec is not None}
 
     def server(self, plan: Plan) -> Callable[[Sequence[Any]], Any]:
         """Returns the served model from argument codes to codes, compiled once; ``plan`` may have another rounding."""

@@ -17,17 +17,18 @@ from jaxtyping import Array, Int8, Int32
 from lowbit.core.qtensor import QTensor
 from lowbit.export.universal.full_integer import weight_of
 from lowbit.export.universal.values import scalar_grid
-from lowbit.interpret.integer import compute
+from lowbit.interpret.integer import compute, run
 from lowbit.interpret.integer.contraction import result_scale
 from lowbit.interpret.integer.fixed import rounding_named
 from lowbit.interpret.integer.flat import Constants
 from lowbit.interpret.integer.joined import Joined
+from lowbit.interpret.integer.interpretations import specs_of
 from lowbit.interpret.integer.kind import Movement
 from lowbit.interpret.integer.linear import Linear
 from lowbit.interpret.integer.nodes import Node, Placement
 from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import Arithmetic, evaluate
+from lowbit.interpret.integer.run import Arithmetic
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -54,21 +55,16 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
         has_integer_io: whether arguments are codes, and results shall be.
     """
     program = program_for(plan, traced)
-    flat = program.flat
-    known = Constants(dict(zip(flat.inputs[: traced.count], traced.leaves, strict=False)))
-    env: dict[Value, Any] = dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
+    known = Constants.of(program.flat, traced.leaves)
     arithmetic = _Typed(plan, program, qparams, known)
 
-    def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
-        if node.kind != "input":
-            return arithmetic(node, values), state
-        x = env[node.out]
-        return [x if has_integer_io else operations.quantize(x.astype(jnp.float32), arithmetic.type(node.out))], state
+    def enter(var: Value, x: Any) -> Any:
+        return x if has_integer_io else operations.quantize(x.astype(jnp.float32), arithmetic.type(var))
 
-    evaluate(program.nodes, env, at, (), known.value)
-    if has_integer_io:
-        return [env[v] for v in program.outs]
-    return [operations.dequantize(env[v], arithmetic.type(v)).astype(v.dtype) for v in program.outs]
+    def leave(var: Value, x: Any) -> Any:
+        return x if has_integer_io else operations.dequantize(x, arithmetic.type(var)).astype(var.dtype)
+
+    return run.results(program, traced, known, arithmetic, enter, leave)
 
 
 def boundary(plan: Plan, qparams: QParams, grids: Sequence[str]) -> list[QuantType | None]:
@@ -99,8 +95,7 @@ class _Typed(Arithmetic):
     """
 
     def __init__(self, plan: Plan, program: Placement, qparams: QParams, known: Constants):
-        sites = plan.grids()
-        specs = {path: site.spec for path, site in sites.items() if site.spec is not None}
+        specs = specs_of(plan)
         self.plain: dict[str, QTensor] = {}
         rounding = rounding_named(plan.rounding)
         super().__init__(program, specs, rounding, qparams.sites, self.plain, known, carried=False)
@@ -113,7 +108,7 @@ class _Typed(Arithmetic):
         return self.tight.get(var, self.grids[self.program.grids[var]])
 
     def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:
-        c, kind = self.found.get(node.path, {}), kind_named(node.kind)
+        c, kind = self.numbers.get(node.path, {}), kind_named(node.kind)
         if isinstance(kind, Linear):
             acc, scale = self.sum(node, kind, codes, c)
             return [self.rescaled(node, acc, scale, c)]

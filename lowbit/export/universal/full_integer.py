@@ -17,6 +17,7 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
 from lowbit.interpret.arithmetic import Matmul
+from lowbit.interpret.integer import run
 from lowbit.interpret.integer.contraction import groups_of, result_scale
 from lowbit.interpret.integer.fixed import rounding_named
 from lowbit.interpret.integer.flat import Constants
@@ -27,7 +28,7 @@ from lowbit.interpret.integer.nodes import Node, Placement
 from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.ops.lookup import picking
 from lowbit.interpret.integer.plans import program_for
-from lowbit.interpret.integer.run import Arithmetic, evaluate
+from lowbit.interpret.integer.run import Arithmetic
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan
@@ -54,23 +55,17 @@ def results(plan: Plan, traced: Trace, qparams: QParams, *, has_integer_io: bool
         ValueError: where a node depends on a parameter that a packed model does not hold.
     """
     program = program_for(plan, traced)
-    flat = program.flat
-    known = Constants(dict(zip(flat.inputs[: traced.count], traced.leaves, strict=False)))
-    sites = plan.grids()
+    known, sites = Constants.of(program.flat, traced.leaves), plan.grids()
     grids = {path: scalar_grid(site.spec, qparams.sites[path]) for path, site in sites.items() if site.spec is not None}
-    env: dict[Value, Any] = dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
-    maker = _Maker(plan, program, qparams, known, grids)
 
-    def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
-        if node.kind == "input":
-            x, grid = env[node.out], grids[program.grids[node.out]]
-            return [dequantize(x, grid) if has_integer_io else fake_quant(x.astype(jnp.float32), grid)], state
-        return maker(node, values), state
+    def enter(var: Value, x: Any) -> Any:
+        grid = grids[program.grids[var]]
+        return dequantize(x, grid) if has_integer_io else fake_quant(x.astype(jnp.float32), grid)
 
-    evaluate(program.nodes, env, at, (), known.value)
-    if has_integer_io:
-        return [quantize(env[v], grids[program.grids[v]]) for v in program.outs]
-    return [env[v].astype(v.dtype) for v in program.outs]
+    def leave(var: Value, x: Any) -> Any:
+        return quantize(x, grids[program.grids[var]]) if has_integer_io else x.astype(var.dtype)
+
+    return run.results(program, traced, known, _Maker(plan, program, qparams, known, grids), enter, leave)
 
 
 class _Maker:

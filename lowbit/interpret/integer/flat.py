@@ -1,5 +1,6 @@
 """A traced function as one list of equations, and the values of everything in it that is not data."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,11 @@ class Constants:
 
     def __init__(self, leaves: dict[Value, Any]):
         self.known: dict[Value, Any] = dict(leaves)
+
+    @classmethod
+    def of(cls, flat: read.Program, leaves: Sequence[Any]) -> "Constants":
+        """Returns the constants of a program for its first inputs, the parameters; more values are passed over."""
+        return cls(dict(zip(flat.inputs[: flat.count], leaves, strict=False)))
 
     def raw(self, var: Value) -> Any:
         """Returns the value; a quantized weight that has only been moved stays quantized."""

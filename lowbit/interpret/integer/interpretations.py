@@ -39,7 +39,7 @@ from .nodes import Node, Placement
 from .ops import kind_named
 from .own_gradients import refusing_parts
 from .plans import check_new, check_rows, program_for, program_of, steps_of
-from .run import Arithmetic, Levels, defined, evaluate
+from .run import Arithmetic, Levels, data_of, defined, evaluate, results
 from .weights import weight_of, weight_places, weights_of
 
 
@@ -47,7 +47,7 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
     """Returns the statistics of every grid after one batch, the function computed in float."""
     program = program_for(plan, traced)
     sites = plan.grids()
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
+    known = Constants.of(program.flat, traced.leaves)
     env = data_of(program, traced)
 
     def at(node: Node, values: list[Any], states: Any) -> tuple[list[Any], Any]:
@@ -79,12 +79,6 @@ def observation(plan: Plan, traced: Trace, statistics: Mapping[str, Any]) -> dic
             after = {s.name: s.update(before[s.name], x, layer_operand(site)) for s in statistics_of(site)}
             together[node.path] = {**together[node.path], "weight": after}
     return together
-
-
-def data_of(program: Placement, traced: Trace) -> dict[Value, Any]:
-    """Returns the arguments of a call, by what they are in the program."""
-    flat = program.flat
-    return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
 
 
 def warm(program: Placement, known: Constants) -> None:
@@ -242,7 +236,7 @@ def exact_arithmetic(plan: Plan, program: Placement, traced: Trace, weights: Any
     """Returns the integer arithmetic on weights and grids, without gradients, its dots carried in float32."""
     weights, grids = lax.stop_gradient((weights, grids))
     leaves = lax.stop_gradient(list(traced.leaves[: traced.count]))
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    known = Constants.of(program.flat, leaves)
     warm(program, known)
     specs = specs_of(plan)
     integers = constants(program, specs, known, weights, grids)
@@ -318,7 +312,7 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
 
         _, weights, _ = weights_of(plan, program, now, qstate, forward, None)
         grids = {path: grid_of(site, get(qstate, path, "output")) for path, site in plan.grids().items()}
-        return dict(exact_arithmetic(plan, program, now, weights, grids).found)
+        return dict(exact_arithmetic(plan, program, now, weights, grids).numbers)
 
     return freeze
 
@@ -345,7 +339,7 @@ def execution(
         is_named: whether the float arithmetic at both ends is composites, which exports read and `jax.vmap` does not.
     """
     program, specs, orders = program_for(plan, traced), specs_of(plan), orders or {}
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
+    known = Constants.of(program.flat, traced.leaves)
     weights = {}
     for node, site, var in weight_places(plan, program):
         if node.path not in orders:
@@ -361,21 +355,18 @@ def execution(
         program, specs, rounding_named(plan.rounding), integers, _weight_codes(weights), known, carried=carried,
         natives=natives_of(program, orders, grid),
     )  # fmt: skip
-    env = data_of(program, traced)
     _warm_selected(program, known)
     floats = frozenset() if has_integer_io else floats_of(program, orders, grid)
 
-    def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
-        if node.kind != "input":
-            return arithmetic(node, values), state
-        x, path = env[node.out], program.grids[node.out]
-        is_kept = has_integer_io or node.out in floats
-        return [x if is_kept else quantized(x, integers[path], specs[path], is_named=is_named)], state
+    def enter(var: Value, x: Any) -> Any:
+        path = program.grids[var]
+        is_kept = has_integer_io or var in floats
+        return x if is_kept else quantized(x, integers[path], specs[path], is_named=is_named)
 
-    evaluate(program.nodes, env, at, (), known.value)
-    if has_integer_io:
-        return [env[v] for v in program.outs]
-    return [dequantized(env[v], integers[program.grids[v]], v.dtype, is_named=is_named) for v in program.outs]
+    def leave(var: Value, x: Any) -> Any:
+        return x if has_integer_io else dequantized(x, integers[program.grids[var]], var.dtype, is_named=is_named)
+
+    return results(program, traced, known, arithmetic, enter, leave)
 
 
 def _warm_selected(program: Placement, known: Constants) -> None:

@@ -224,7 +224,7 @@ def kernel_lines(
 def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node, Any, str | None]]:
     """The operations that have a weight, the weight, and why the kernels cannot run them."""
     program, numbers = program_for(plan, traced), qparams.sites
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], traced.leaves, strict=False)))
+    known = Constants.of(program.flat, traced.leaves)
     for node, site, var in weight_places(plan, program):
         if not kind_named(node.kind).reads_grids:
             yield node, None, "a look-up of codes"

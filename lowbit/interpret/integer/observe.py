@@ -20,12 +20,12 @@ from lowbit.plan.rows import Plan, Row, Site
 
 from .ends import dequantized, quantized
 from .flat import Constants
-from .interpretations import data_of, exact_arithmetic, grid_of, specs_of, warm
+from .interpretations import exact_arithmetic, grid_of, specs_of, warm
 from .nodes import Node
 from .ops import kind_named
 from .ops.lookup import picking
 from .plans import program_for
-from .run import defined, evaluate
+from .run import data_of, defined, evaluate
 from .weights import weight_places, weights_of
 
 
@@ -80,7 +80,7 @@ def observation(
     grids = {path: grid_of(site, get(qstate, path, OUTPUT)) for path, site in plan.grids().items()}
     arithmetic, specs = exact_arithmetic(plan, program, traced, weights, grids), specs_of(plan)
     inputs, env = program.flat.inputs[: traced.count], data_of(program, traced)
-    exact = Constants(dict(zip(inputs, (floats or traced).leaves, strict=False)))
+    exact = Constants.of(program.flat, (floats or traced).leaves)
     warm(program, exact)
     derived = {
         node.path: (known.value(var), plain(weights[node.path]), exact.value(var))
@@ -89,10 +89,10 @@ def observation(
     }
 
     def on_grid(x: Array, grid: str) -> Array:
-        return quantized(x, arithmetic.found[grid], specs[grid])
+        return quantized(x, arithmetic.numbers[grid], specs[grid])
 
     def off_grid(x: Array, grid: str, dtype: Any) -> Array:
-        return dequantized(x, arithmetic.found[grid], dtype)
+        return dequantized(x, arithmetic.numbers[grid], dtype)
 
     def at(node: Node, values: list[Any], seen: Any) -> tuple[list[Any], Any]:
         if node.kind == "input":

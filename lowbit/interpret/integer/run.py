@@ -9,6 +9,7 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once, rounded_product
 from lowbit.core.spec import Spec
+from lowbit.interpret.trace import Trace
 from lowbit.program import compat
 from lowbit.program.read import Equation, Value
 
@@ -40,6 +41,39 @@ class Levels(NamedTuple):
     def dequantize(self, dtype: Any) -> Array:
         """Returns the value."""
         return cast_once(rounded_product(self.levels - self.zero, self.scale), dtype)
+
+
+def data_of(program: Placement, traced: Trace) -> dict[Value, Any]:
+    """Returns the arguments of a call, by what they are in the program."""
+    flat = program.flat
+    return dict(zip(flat.inputs[flat.count :], traced.leaves[flat.count :], strict=True))
+
+
+def results(
+    program: Placement,
+    traced: Trace,
+    known: Constants,
+    compute: Callable[[Node, list[Any]], list[Any]],
+    enter: Callable[[Value, Any], Any],
+    leave: Callable[[Value, Any], Any],
+) -> list[Any]:
+    """Returns the flat results of a call.
+
+    Args:
+        program: the integer form.
+        traced: of the call.
+        known: the values of what is not data.
+        compute: ``(node, what it reads) -> what it makes``, of every node but inputs.
+        enter: ``(argument, its value) -> what nodes read``.
+        leave: ``(result, what its node made) -> its value``.
+    """
+    env = data_of(program, traced)
+
+    def at(node: Node, values: list[Any], state: Any) -> tuple[list[Any], Any]:
+        return [enter(node.out, env[node.out])] if node.kind == "input" else compute(node, values), state
+
+    evaluate(program.nodes, env, at, (), known.value)
+    return [leave(v, env[v]) for v in program.outs]
 
 
 AtScan = Callable[[Node, list[Any], Any], Any]
@@ -144,7 +178,7 @@ class Arithmetic:
         program: the integer form.
         specs: by grid.
         rounding: how products are cut.
-        found: from `lowbit.interpret.integer.constants.constants`, or packed.
+        numbers: from `lowbit.interpret.integer.constants.constants`, or packed.
         weights: codes by operation.
         known: values of constants that are no parameters: predicates, indices.
         carried: whether dots are computed on integers carried in float32.
@@ -156,14 +190,14 @@ class Arithmetic:
         program: Placement,
         specs: Mapping[str, Spec],
         rounding: Rounding,
-        found: Mapping[str, Mapping[str, Any]],
+        numbers: Mapping[str, Mapping[str, Any]],
         weights: Mapping[str, QTensor],
         known: Constants,
         *,
         carried: bool,
         natives: Mapping[str, Callable[..., Any]] | None = None,
     ):
-        self.program, self.specs, self.rounding, self.found = program, specs, rounding, found
+        self.program, self.specs, self.rounding, self.numbers = program, specs, rounding, numbers
         self.weights, self.known, self.carried, self.natives = weights, known, carried, natives or {}
 
     def spec(self, var: Value) -> Spec:
@@ -172,14 +206,14 @@ class Arithmetic:
 
     def zero(self, var: Value) -> Array:
         """The zero point of a value's grid, int32."""
-        return self.found[self.program.grids[var]]["zero"]
+        return self.numbers[self.program.grids[var]]["zero"]
 
     def taken(self, node: Node, codes: Sequence[Any]) -> Taken:
         """Returns what a node computes from, given the codes that it reads."""
         on_grids = [v for v in node.ins if v in self.program.grids]  # masks have none
         return Taken(
             node, codes, [self.zero(v) for v in on_grids], [self.spec(v) for v in on_grids], self.spec(node.out),
-            self.found.get(node.path, {}), self.weights.get(node.path), self.rounding, self.known, self.carried,
+            self.numbers.get(node.path, {}), self.weights.get(node.path), self.rounding, self.known, self.carried,
         )  # fmt: skip
 
     def __call__(self, node: Node, codes: Sequence[Any]) -> list[Any]:

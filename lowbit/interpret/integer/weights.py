@@ -33,7 +33,7 @@ def weights_of(
         if updated is not None:
             changed[path] = updated(site, state, {"values": leaves[i]}, None)
         leaves[i] = forward(site, state, leaves[i], site.operand)
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    known = Constants.of(program.flat, leaves)
     weights = {}
     for node, site, var in weight_places(plan, program):
         if site.kind == "leaf":
@@ -98,7 +98,7 @@ def _weights(
     for path, site in plan.leaf_sites().items():
         i = traced.paths.index(path)
         leaves[i] = forward(site, None, leaves[i], site.operand)
-    known = Constants(dict(zip(program.flat.inputs[: traced.count], leaves, strict=True)))
+    known = Constants.of(program.flat, leaves)
     for node, site, var in weight_places(plan, program):
         if site.kind == "leaf":
             yield node, lambda var=var: known.raw(var)
