@@ -164,7 +164,19 @@ class Walk:
                 task = f"block-{number}-{rate}"
                 tried.append(
                     self.learned(
-                        number, task, piece, program, outcome, weights, right, now, taught, compiled, readers, unit, rate
+                        number,
+                        task,
+                        piece,
+                        program,
+                        outcome,
+                        weights,
+                        right,
+                        now,
+                        taught,
+                        compiled,
+                        readers,
+                        unit,
+                        rate,
                     )
                 )
             wants = [[right[i][v] for v in part.outs] for i in held]
@@ -298,7 +310,9 @@ class Walk:
             assert site.spec is not None
             arrays[f"{key}:codes"] = encoded(site.spec.format, np.asarray(levels + shift))
             arrays[f"{key}:scale"] = scale
-            arrays[f"{key}:values"] = (levels * full(scale, each.start.shape, each.parts)).astype(self.floats[key].dtype)
+            arrays[f"{key}:values"] = (levels * full(scale, each.start.shape, each.parts)).astype(
+                self.floats[key].dtype
+            )
         for i, path in enumerate(biases):
             arrays[f"{path}:bias"] = vectors[i] + learned["bias"][i] * jnp.mean(jnp.abs(vectors[i]))
         for i, site in enumerate(piece.inputs):

@@ -53,7 +53,9 @@ class Split(Given):
         before = fn(params, state, *model.args)
         for pair in model.pairs.found:
             leaves, said = self._split(pair, model.leaves)
-            if leaves is not None and (reason := _differs(fn, jax.tree.unflatten(model.tree, leaves), model.args, before)):
+            if leaves is not None and (
+                reason := _differs(fn, jax.tree.unflatten(model.tree, leaves), model.args, before)
+            ):
                 leaves, said = None, f"left as it is: {reason}"
             model.leaves = model.leaves if leaves is None else leaves
             model.say(f"{model.names(pair.makers)} -> {model.names(pair.takers)}: {said}")
@@ -76,7 +78,10 @@ class Split(Given):
         counts = copies(largest, int(self.share * pair.size))
         bound = np.max(largest / counts)
         if bound * self.least > np.max(largest):
-            return None, f"left as it is: its largest weight would fall by {np.max(largest) / max(bound, 1e-30):.2g} alone"
+            return (
+                None,
+                f"left as it is: its largest weight would fall by {np.max(largest) / max(bound, 1e-30):.2g} alone",
+            )
         new = list(leaves)
         for end in {end.leaf: end for end in (*copied, *shared)}.values():
             own = _counts(end, counts)

@@ -277,7 +277,11 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
 
 def _line(job: Job, seed: int, method: Method, measurements: Mapping[str, Any]) -> str:
     metric = job.experiment.metric
-    said = [] if metric is None else [f"{where} {value:.{metric.digits}f}" for where, value in measurements["metric"].items()]
+    said = (
+        []
+        if metric is None
+        else [f"{where} {value:.{metric.digits}f}" for where, value in measurements["metric"].items()]
+    )
     said += [f"{where} differs by {value['max']:.3g}" for where, value in measurements.get("difference", {}).items()]
     for column in () if metric else (column for each in job.experiment.evals for column in each.columns):
         if values := Measured(method.name, {seed: measurements}, {}).values(*column.of):

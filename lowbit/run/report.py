@@ -144,7 +144,9 @@ def write_report(name: str, folder: RunFolder, sections: Sequence[str]) -> None:
     """Writes ``report.html``: the sections, then the config and the machine."""
     machine, facts = folder.environment, json.loads((folder.path / "run.json").read_text())
     commit = (
-        f"commit {machine['commit'][:12]}{' with changes' if machine['dirty'] else ''}" if machine["commit"] else "no commit"
+        f"commit {machine['commit'][:12]}{' with changes' if machine['dirty'] else ''}"
+        if machine["commit"]
+        else "no commit"
     )
     lead = f"{commit} · {machine['device']['cpu']}, {machine['device']['cores']} cores · jax {jax.__version__} · {facts['started']}"
     last = [

@@ -145,7 +145,9 @@ def compared(results: Results) -> None:
         raise ValueError(
             f"{config.name}: a study compares methods beside float, by all seeds; there are {len(rows)} whole rows"
         )
-    drawn_table = table(rows, f"{config.name}: {config.metric.name}, mean ± 95 % interval of {len(config.seeds)} seed(s)")
+    drawn_table = table(
+        rows, f"{config.name}: {config.metric.name}, mean ± 95 % interval of {len(config.seeds)} seed(s)"
+    )
     orders = [f"{setting:<8} {order(values)}" for setting, values in grid(rows).items()]
     atomic.write_file(folder.path / "table.txt", "\n".join([tables.text(drawn_table), "", *orders, ""]))
     write_json(folder.path / "study.json", record(dataclasses.replace(results, rows=tuple(rows))))

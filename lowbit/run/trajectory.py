@@ -74,5 +74,7 @@ def collapsed(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[
         elif decibels < LOST and levels > 2 and not (was and was[0] < LOST):
             warnings.append(f"{path} is mostly noise on its grid: {decibels:.1f} dB")
     if before is not None and now["loss"] > 3 * before["loss"] and before["loss"] > 0:
-        warnings.append(f"the loss went from {before['loss']:.3g} to {now['loss']:.3g}: a lower step_lr or lr may hold it")
+        warnings.append(
+            f"the loss went from {before['loss']:.3g} to {now['loss']:.3g}: a lower step_lr or lr may hold it"
+        )
     return warnings

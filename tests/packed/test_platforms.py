@@ -162,7 +162,9 @@ def test_a_full_integer_plan_multiplies_bytes_where_it_is_lowered_for_a_tpu():
     plan = lb.bind(two_layers, {"**": "w4,a8"}, PARAMS, X, integer=True)
     qparams = lb.pack(plan, PARAMS, lb.calibrate(two_layers, plan, PARAMS, [(X,)]))
     run = lb.execute(two_layers, plan)
-    with pytest.warns(UserWarning, match="close over qparams"):  # which platform it will be is not known when it is traced
+    with pytest.warns(
+        UserWarning, match="close over qparams"
+    ):  # which platform it will be is not known when it is traced
         traced = jax.jit(run).trace(qparams, X)
     for platform, count in (("tpu", 2), ("cpu", 0)):  # of bytes on the one, carried in float32 on the other
         text = traced.lower(lowering_platforms=(platform,)).as_text()

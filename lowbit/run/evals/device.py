@@ -133,7 +133,9 @@ def is_c(target: str) -> bool:
     return target in TOOLCHAINS
 
 
-def run(bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[[int], None] | None = None) -> DeviceRun:
+def run(
+    bundle: Bundle, target: str, samples: np.ndarray, *, progress: Callable[[int], None] | None = None
+) -> DeviceRun:
     """Returns what ``target`` gives for samples.
 
     Args:
