@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
+from lowbit.interpret.state import abstract_state, marked
 from lowbit.recipes.report import Report
 from lowbit.rewrites import batch_norm
 
-from .experiment import FLOAT, Method, Model
+from .experiment import FLOAT, Fit, Method, Model
 from .folder import TIMES, plain, write_json
 from .job import Job
 from .keys import float_key, name_of, train_key
@@ -193,9 +194,29 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
     for method in checked:
         fn, params = _served(method, model, x)
         try:
-            lb.bind(fn, method.rules, params, model.state, *x, **_options(method))
+            plan = lb.bind(fn, method.rules, params, model.state, *x, **_options(method))
+            if method.integer and method.fit is not None and method.around is None:
+                _check_training(job, method, method.fit, model, plan)
         except ValueError as error:
             raise ValueError(f"{method.name}: {error}") from error
+
+
+def _check_training(job: Job, method: Method, fit: Fit, model: Model, plan: lb.Plan) -> None:
+    """Raises ValueError where the function that is trained is not, step by step, the one that integers are served of."""
+    assert job.experiment.loss is not None
+    state, train = marked(plan, abstract_state(plan)), job.data.train
+    loss = quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms)
+    size = min(train.size, fit.batch)
+    inputs, labels = next(train.batches(np.arange(size), size))
+    tree, rest = {"params": model.params, "learn": state["learn"]}, {"state": model.state, "fixed": state["fixed"]}
+    try:
+        jax.eval_shape(loss, tree, rest, inputs, labels, jax.random.key(0), np.int32(0))
+    except ValueError as error:
+        raise ValueError(
+            f"integer=True: in training the function computes what it does not when it is served, such as dropout or the "
+            f"statistics of a batch, and integers hold what is served alone: {error}; train it in the form that is served "
+            f"(no train_fn, norms folded before), or leave integer=True out"
+        ) from error
 
 
 def _options(method: Method) -> dict[str, Any]:

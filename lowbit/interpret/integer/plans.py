@@ -36,11 +36,13 @@ def program_for(plan: Plan, traced: Trace) -> Placement:
         ValueError: where the two differ, with the first step that does.
     """
     program = program_of(traced)
-    own, planned = [_skeleton(s) for s in _bare_steps(program)], [_skeleton(s) for s in plan.steps]
+    steps = _bare_steps(program)
+    own, planned = [_skeleton(s) for s in steps], [_skeleton(s) for s in plan.steps]
     if own != planned:
-        pairs = [*zip(own, planned, strict=False)]
-        first = next((p for p in pairs if p[0] != p[1]), None)
-        what = f"step {first[0]} where the plan has {first[1]}" if first else f"{len(own)} steps, not {len(planned)}"
+        at = next((i for i, (a, b) in enumerate(zip(own, planned, strict=False)) if a != b), None)
+        what = f"{len(own)} steps, not {len(planned)}"
+        if at is not None:
+            what = f"step {own[at]} ({steps[at].source}) where the plan has {planned[at]} ({plan.steps[at].source})"
         raise ValueError(f"this function's integer steps are not those of the plan: it has {what}; bind a plan for it")
     ranks = {node.path: len(node.out.shape) for node, _ in program.everywhere() if node.outs}
     for path, site in plan.grids().items():
