@@ -5,53 +5,22 @@ along the contraction wherever a partial sum could pass 2**24: differentiable, a
 ``integer``: int8 codes, int32 accumulation: what is exported, and what hardware runs.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 
 from .epilogue import Accumulator, scaled, scaled_groups, scaled_groups_at_once, scaled_sum, to_float
 from .layout import Layout, grouped_layout, layout_of, reach_of
+from .matmul import Matmul
 from .poison import poisoned
 from .sums import EXACT, exact_sum
-
-
-@dataclasses.dataclass(frozen=True)
-class Matmul:
-    """A dot_general or convolution: the primitive and its parameters, hashable, without the equation.
-
-    Attributes:
-        primitive: the jax primitive.
-        params: its parameters, as sorted items.
-    """
-
-    primitive: Any
-    params: tuple[tuple[str, Any], ...]
-
-    @classmethod
-    def of(cls, eqn: Any) -> "Matmul":
-        params = {**eqn.params, "out_sharding": None} if "out_sharding" in eqn.params else eqn.params
-        return cls(eqn.primitive, tuple(sorted(params.items(), key=lambda item: item[0])))
-
-    @property
-    def name(self) -> str:
-        """The primitive's name."""
-        return self.primitive.name
-
-    def bind(self, lhs: Array, rhs: Array, **changes: Any) -> Array:
-        """Returns the primitive's result, some parameters changed."""
-        return self.primitive.bind(lhs, rhs, **{**dict(self.params), **changes})
-
-    def accumulate_in(self, lhs: Array, rhs: Array, dtype: Any, **changes: Any) -> Array:
-        """Returns the primitive's result accumulated in ``dtype``, at the highest precision."""
-        changes.setdefault("precision", (lax.Precision.HIGHEST, lax.Precision.HIGHEST))
-        return self.bind(lhs, rhs, preferred_element_type=jnp.dtype(dtype), **changes)
 
 
 def is_integer_pair(lhs: Any, rhs: Any) -> bool:
@@ -59,13 +28,13 @@ def is_integer_pair(lhs: Any, rhs: Any) -> bool:
     return all(isinstance(q, QTensor) and q.spec.format.is_integer for q in (lhs, rhs))
 
 
-def float_result(matmul: Matmul, lhs: Any, rhs: Any, dtype: Any) -> Array:
+def float_result(matmul: Matmul, lhs: Any, rhs: Any, dtype: DTypeLike) -> Array:
     """Returns the operation on dequantized operands, accumulated in float, in ``dtype``."""
     values = [q.dequantize() if isinstance(q, QTensor) else q for q in (lhs, rhs)]
     return matmul.bind(*values).astype(dtype)
 
 
-def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
+def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: DTypeLike) -> Array:
     """Returns the operation on two integer operands: exact accumulation on their levels, then the epilogue.
 
     The derivative is that of the operation on the dequantized operands: straight through the accumulator. Where the
@@ -86,7 +55,7 @@ def simulated(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
-def _simulated_groups(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
+def _simulated_groups(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: DTypeLike) -> Array:
     return poisoned(matmul, lhs, rhs, integer_result(matmul, lhs, rhs, dtype, carried=True))
 
 
@@ -97,7 +66,7 @@ def _(matmul, dtype, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
-def _simulated_sum(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any) -> Array:
+def _simulated_sum(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: DTypeLike) -> Array:
     return poisoned(matmul, lhs, rhs, to_float(_accumulate(matmul, lhs, rhs, carried=True)))
 
 
@@ -114,7 +83,7 @@ def _(matmul, dtype, primals, tangents):
     return _simulated_sum(matmul, *primals, dtype), tangent
 
 
-def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, carried: bool) -> Array:
+def integer_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: DTypeLike, *, carried: bool) -> Array:
     """Returns the operation in integers, then the epilogue; the same bits whether ``carried`` in float32 or not."""
     lhs, rhs = lhs.merged(), rhs.merged()
     layout = layout_of(matmul, lhs, rhs)

@@ -17,13 +17,13 @@ from lowbit.packed import arguments
 from lowbit.plan import match
 from lowbit.plan.rows import Plan, Row, Site, Uncovered
 
-from .arithmetic import Matmul
 from .derive import dropped_leaves, has_derived
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
 from .kinds import Address, Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
+from .matmul import Matmul
 from .operations import Inventory, Operation
 from .placed import check_moves, check_shared
 from .refusals import Refusals
@@ -125,7 +125,10 @@ def planned(
     check_shared(rows, refused, rules or {}, globs)
     plan = Plan(tuple(rows), tuple(inventory.unseen), program=traced.bare)
     if integer:
-        plan = refused.attempt("", partial(full_integer, plan, traced, rounding, state, frozenset(refused.by_path))) or plan
+        plan = (
+            refused.attempt("", partial(full_integer, plan, traced, rounding, state, frozenset(refused.by_path)))
+            or plan
+        )
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
     if not integer or plan.is_full_integer:
@@ -219,7 +222,7 @@ def _why_left_out(op: Operation, rule: match.Rule | None, tables: Mapping[Addres
     return ""
 
 
-def _is_float(dtype: Any) -> bool:
+def _is_float(dtype: jnp.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 

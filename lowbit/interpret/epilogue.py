@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 from lowbit.core.rounding import cast_once, rounded_product, unfused
@@ -29,7 +30,9 @@ def to_float(accumulator: Accumulator) -> Float[Array, "..."]:
     return total
 
 
-def scaled(accumulator: Accumulator, first: Float[Array, "..."], second: Float[Array, "..."], dtype: Any) -> Array:
+def scaled(
+    accumulator: Accumulator, first: Float[Array, "..."], second: Float[Array, "..."], dtype: DTypeLike
+) -> Array:
     """Returns ``accumulator * first * second`` in float32, cast once to ``dtype``; scales broadcast to the result.
 
     Args:
@@ -42,7 +45,7 @@ def scaled(accumulator: Accumulator, first: Float[Array, "..."], second: Float[A
 
 
 def scaled_sum(
-    value: Float[Array, "..."], first: Float[Array, "..."], second: Float[Array, "..."], dtype: Any
+    value: Float[Array, "..."], first: Float[Array, "..."], second: Float[Array, "..."], dtype: DTypeLike
 ) -> Array:
     """Returns `scaled` of an accumulator that is in float32 already; differentiable."""
     return cast_once(rounded_product(rounded_product(value, first), second), dtype)
@@ -52,7 +55,7 @@ def scaled_groups(
     accumulate: Callable[[Any], Accumulator],
     group_scales: Float[Array, "group ..."],
     second: Float[Array, "..."],
-    dtype: Any,
+    dtype: DTypeLike,
 ) -> Array:
     """Returns the grouped result: groups scaled one by one and added in ascending order, then ``second``.
 
@@ -80,7 +83,7 @@ _UNROLLED = 64
 
 
 def scaled_groups_at_once(
-    accumulator: Accumulator, group_scales: Float[Array, "group ..."], second: Float[Array, "..."], dtype: Any
+    accumulator: Accumulator, group_scales: Float[Array, "group ..."], second: Float[Array, "..."], dtype: DTypeLike
 ) -> Array:
     """Returns `scaled_groups` of accumulators computed for all groups by one batched operation: what is exported.
 
@@ -94,7 +97,10 @@ def scaled_groups_at_once(
 
 
 def added_groups(
-    values: Float[Array, "group ..."], group_scales: Float[Array, "group ..."], second: Float[Array, "..."], dtype: Any
+    values: Float[Array, "group ..."],
+    group_scales: Float[Array, "group ..."],
+    second: Float[Array, "..."],
+    dtype: DTypeLike,
 ) -> Array:
     """Returns `scaled_groups_at_once` of accumulators in float32."""
     parts = rounded_product(values, group_scales)

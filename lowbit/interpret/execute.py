@@ -20,7 +20,7 @@ from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.compat import rebind
 
-from .arithmetic import Matmul, integer_result, is_integer_pair, result_dtype
+from .arithmetic import integer_result, is_integer_pair, result_dtype
 from .derivative import differentiable, without_derivative
 from .elsewhere import integer_results, kernel_result
 from .inputs import quantized_input
@@ -28,6 +28,7 @@ from .int8 import int8_result
 from .integer.interpretations import execution as integer_execution
 from .integer.native import FixedOrders, Orders, kernel_lines
 from .lookup import lookup
+from .matmul import Matmul
 from .native_route import float_weight, native_result
 from .operations import Operation
 from .pair_route import pair_result

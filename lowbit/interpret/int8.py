@@ -11,17 +11,19 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int32
 
 from lowbit.core.qtensor import QTensor
 
-from .arithmetic import Matmul, integer_result, integer_sums, right_to_result
+from .arithmetic import integer_result, integer_sums, right_to_result
 from .epilogue import scaled
 from .layout import layout_of
+from .matmul import Matmul
 from .patches import patch_sums, why_not_patches
 
 
-def int8_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: Any, *, platform: str) -> Array:
+def int8_result(matmul: Matmul, lhs: QTensor, rhs: QTensor, dtype: DTypeLike, *, platform: str) -> Array:
     """Returns `integer_result`, the same bits, by products of 8-bit operands where there are such.
 
     Args:

@@ -18,6 +18,8 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rows import RowView, Window, order_of
 from lowbit.core.spec import Spec
 
+from .matmul import Matmul
+
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
@@ -38,7 +40,7 @@ def reach_of_spec(spec: Spec) -> float:
     return max(abs(numbers.low), abs(numbers.high)) if spec.symmetric else numbers.high - numbers.low
 
 
-def layout_of(matmul: Any, lhs: QTensor, rhs: QTensor) -> Scales | None:
+def layout_of(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Scales | None:
     """Returns the scales shaped to the result, or None where a scale varies along the contraction (groups)."""
     params = dict(matmul.params)
     left, right = lhs.scale_values, rhs.scale_values
@@ -119,7 +121,7 @@ class Layout:
         return jnp.transpose(out.reshape(self.shape), self.order)
 
 
-def grouped_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
+def grouped_layout(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> Layout:
     """Returns the canonical form of an operation whose right operand has groups along the contraction.
 
     Both operands are read by the views of `lowbit.core.matrix` and `lowbit.core.rows`; what is added here is a whole number
@@ -152,7 +154,7 @@ def grouped_layout(matmul: Any, lhs: QTensor, rhs: QTensor) -> Layout:
     return _ConvLayout(left, right, group, scale, row_scale, *reaches, is_wide, shape, order, out_spec)
 
 
-def _views(matmul: Any, lhs: QTensor, rhs: QTensor) -> tuple[RowView, MatrixView]:
+def _views(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> tuple[RowView, MatrixView]:
     """How the left operand is read as rows and the right one as matrices, K in the leaf order of the right one."""
     params = dict(matmul.params)
     numbers = params["dimension_numbers"]
@@ -187,7 +189,7 @@ def _views(matmul: Any, lhs: QTensor, rhs: QTensor) -> tuple[RowView, MatrixView
     return rows, MatrixView(tuple(rhs.shape), tuple(sorted(contract)), (), window.feature_groups)
 
 
-def _positions(matmul: Any, lhs: QTensor, rhs: QTensor) -> list[int]:
+def _positions(matmul: Matmul, lhs: QTensor, rhs: QTensor) -> list[int]:
     """The lengths of the result's spatial axes."""
     codes = [jax.ShapeDtypeStruct(q.shape, jnp.float32) for q in (lhs, rhs)]
     spec = dict(matmul.params)["dimension_numbers"].out_spec

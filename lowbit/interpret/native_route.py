@@ -12,8 +12,9 @@ from lowbit.core.qtensor import QTensor
 from lowbit.packed import native, native_calls, product
 from lowbit.plan.rows import Row
 
-from .arithmetic import Matmul, result_dtype
+from .arithmetic import result_dtype
 from .inputs import quantized_input
+from .matmul import Matmul
 from .operations import Operation
 from .poison import poisoned
 from .sides import weight_right

@@ -12,7 +12,8 @@ from lowbit.core.qtensor import QTensor
 from lowbit.packed import native, native_calls, pair_calls
 from lowbit.plan.rows import Row
 
-from .arithmetic import Matmul, result_dtype
+from .arithmetic import result_dtype
+from .matmul import Matmul
 from .operations import Operation
 from .walk import plain
 

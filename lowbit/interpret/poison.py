@@ -14,8 +14,10 @@ from jaxtyping import Array, Bool
 from lowbit.core.extremes import nan_where
 from lowbit.core.qtensor import QTensor
 
+from .matmul import Matmul
 
-def poisoned(matmul: Any, lhs: QTensor | Array, rhs: QTensor | Array, result: Array) -> Array:
+
+def poisoned(matmul: Matmul, lhs: QTensor | Array, rhs: QTensor | Array, result: Array) -> Array:
     """Returns ``result`` with NaN wherever it sums over a NaN of an operand.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .arithmetic import Matmul
+from .matmul import Matmul
 
 
 @dataclasses.dataclass(frozen=True)

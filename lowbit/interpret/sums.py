@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from .matmul import Matmul
+
 EXACT = 2.0**24
 """Integers up to here are exact in float32, in any order of summation."""
 
 
-def exact_sum(matmul: Any, left: Array, right: Array, reach: float) -> Array:
+def exact_sum(matmul: Matmul, left: Array, right: Array, reach: float) -> Array:
     """Returns the int32 accumulator of integers carried in float32; the contraction is cut so that every sum is exact.
 
     Args:
@@ -33,12 +35,12 @@ def exact_sum(matmul: Any, left: Array, right: Array, reach: float) -> Array:
     return total
 
 
-def contracted_size(matmul: Any, left: Any, right: Any) -> int:
+def contracted_size(matmul: Matmul, left: Any, right: Any) -> int:
     """Returns how many products are summed into one result."""
     return math.prod(right.shape[axis] for axis in _contracted(matmul)[1])
 
 
-def _contracted(matmul: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _contracted(matmul: Matmul) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The contracted axes of either operand, in pairs; a window's are axes of the image that it slides along."""
     numbers = dict(matmul.params)["dimension_numbers"]
     if matmul.name == "dot_general":
@@ -47,7 +49,7 @@ def _contracted(matmul: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _cut(
-    matmul: Any, left: Array, right: Array, most: int, changes: dict[str, Any]
+    matmul: Matmul, left: Array, right: Array, most: int, changes: dict[str, Any]
 ) -> Iterator[tuple[Array, Array, dict[str, Any]]]:
     """Yields operands, and changed parameters, of operations whose sum is the whole and that sum at most ``most`` products."""
     count = contracted_size(matmul, left, right)
@@ -83,7 +85,7 @@ def _features(image: Array, axis: int, groups: int, start: int, stop: int) -> Ar
 
 
 def _under_window(
-    matmul: Any, image: Array, spatial: int, length: int, start: int, stop: int, changes: dict[str, Any]
+    matmul: Matmul, image: Array, spatial: int, length: int, start: int, stop: int, changes: dict[str, Any]
 ) -> tuple[Array, dict[str, Any]]:
     """The image, and its padding, under taps ``start`` to ``stop`` of a window of ``length``.
 

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import lowbit as lb
-from lowbit.interpret.arithmetic import Matmul
+from lowbit.interpret.matmul import Matmul
 from lowbit.interpret.sums import exact_sum
 from lowbit.packed import native
 from lowbit.packed.bits import unpack

@@ -21,8 +21,8 @@ from lowbit.interpret.integer import compute, run
 from lowbit.interpret.integer.contraction import result_scale
 from lowbit.interpret.integer.fixed import rounding_named
 from lowbit.interpret.integer.flat import Constants
-from lowbit.interpret.integer.joined import Joined
 from lowbit.interpret.integer.interpretations import specs_of
+from lowbit.interpret.integer.joined import Joined
 from lowbit.interpret.integer.kind import Movement
 from lowbit.interpret.integer.linear import Linear
 from lowbit.interpret.integer.nodes import Node, Placement

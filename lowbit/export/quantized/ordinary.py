@@ -14,7 +14,8 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
 from lowbit.export.universal.values import array_grid, in_float32
-from lowbit.interpret.arithmetic import Matmul, result_dtype
+from lowbit.interpret.arithmetic import result_dtype
+from lowbit.interpret.matmul import Matmul
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain

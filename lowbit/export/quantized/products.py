@@ -18,8 +18,9 @@ from lowbit.core.qtensor import QTensor
 from lowbit.export.lowering import is_depthwise
 from lowbit.export.universal.dense import Dense
 from lowbit.export.universal.values import stored_bits
-from lowbit.interpret.arithmetic import Matmul, right_to_result
+from lowbit.interpret.arithmetic import right_to_result
 from lowbit.interpret.integer.compute import left_to_result
+from lowbit.interpret.matmul import Matmul
 
 from . import operations
 from .types import QuantType

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
-from lowbit.interpret.arithmetic import Matmul
+from lowbit.interpret.matmul import Matmul
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.export.composites import Grid, dequantize, fake_quant, quantize
-from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.integer import run
 from lowbit.interpret.integer.contraction import groups_of, result_scale
 from lowbit.interpret.integer.fixed import rounding_named
@@ -29,6 +28,7 @@ from lowbit.interpret.integer.ops import kind_named
 from lowbit.interpret.integer.ops.lookup import picking
 from lowbit.interpret.integer.plans import program_for
 from lowbit.interpret.integer.run import Arithmetic
+from lowbit.interpret.matmul import Matmul
 from lowbit.interpret.trace import Trace
 from lowbit.packed.trees import Dropped, QParams
 from lowbit.plan.rows import Plan

@@ -6,9 +6,10 @@ from typing import Any
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
 from lowbit.export.codes import walked
-from lowbit.interpret.arithmetic import Matmul, result_dtype
+from lowbit.interpret.arithmetic import result_dtype
 from lowbit.interpret.inputs import quantized_input
 from lowbit.interpret.lookup import lookup
+from lowbit.interpret.matmul import Matmul
 from lowbit.interpret.operations import Operation
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain

@@ -19,10 +19,10 @@ from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import cast_once
 from lowbit.core.spec import Format, Spec
 from lowbit.export.composites import Grid, dequantize, fake_quant, storage_dtype
-from lowbit.interpret.arithmetic import Matmul
 from lowbit.interpret.epilogue import added_groups
 from lowbit.interpret.inputs import quantized_input
 from lowbit.interpret.layout import grouped_layout, layout_of
+from lowbit.interpret.matmul import Matmul
 from lowbit.plan.rows import Site
 from lowbit.targets.target import INLINED_BYTES
 

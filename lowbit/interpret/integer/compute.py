@@ -10,11 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int32, Integer
 
 from lowbit.core.checks import is_traced
 from lowbit.core.spec import Spec
-from lowbit.interpret.arithmetic import Matmul, right_to_result
+from lowbit.interpret.arithmetic import right_to_result
+from lowbit.interpret.matmul import Matmul
 from lowbit.interpret.sums import contracted_size, exact_sum
 from lowbit.program.read import Equation
 
@@ -28,12 +30,12 @@ def code_dtype(spec: Spec) -> Any:
     return jnp.dtype(jnp.int16 if spec.format.bits > 8 else jnp.int8)
 
 
-def clamped(x: Int32[Array, "..."], c: Mapping[str, Any], dtype: Any) -> CodeArray:
+def clamped(x: Int32[Array, "..."], c: Mapping[str, Any], dtype: DTypeLike) -> CodeArray:
     """Returns codes within the node's bounds."""
     return jnp.minimum(jnp.maximum(x, c["low"]), c["high"]).astype(dtype)
 
 
-def linear(acc: Int32[Array, "..."], c: Mapping[str, Any], rounding: Rounding, dtype: Any) -> CodeArray:
+def linear(acc: Int32[Array, "..."], c: Mapping[str, Any], rounding: Rounding, dtype: DTypeLike) -> CodeArray:
     """Returns the codes of an accumulator: bias, multiplier, offset, bounds."""
     return clamped(rounding.multiply(acc + c["bias"], c["multiplier"], c["shift"]) + c["offset"], c, dtype)
 

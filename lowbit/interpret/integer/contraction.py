@@ -9,8 +9,9 @@ from jaxtyping import Array, Int32
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import rounded_product
 from lowbit.core.spec import Spec
-from lowbit.interpret.arithmetic import Matmul, right_to_result
+from lowbit.interpret.arithmetic import right_to_result
 from lowbit.interpret.layout import reach_of_spec
+from lowbit.interpret.matmul import Matmul
 from lowbit.interpret.sums import contracted_size
 from lowbit.program.read import Equation
 

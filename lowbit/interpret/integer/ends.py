@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.core.qtensor import quantize_with
@@ -24,7 +25,7 @@ def quantized(x: Array, grid: Mapping[str, Any], spec: Spec, *, is_named: bool =
     return named(x, grid["scale"], grid["zero"])
 
 
-def dequantized(codes: Array, grid: Mapping[str, Any], dtype: Any, *, is_named: bool = True) -> Array:
+def dequantized(codes: Array, grid: Mapping[str, Any], dtype: DTypeLike, *, is_named: bool = True) -> Array:
     """Returns the values of codes: the only float arithmetic at the exit, a composite ``lowbit.dequantize`` if named."""
 
     def dequantize(codes: Array, scale: Array, zero: Array) -> Array:

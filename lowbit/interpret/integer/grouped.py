@@ -17,8 +17,9 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.core.rounding import nearest_even, rounded_product
-from lowbit.interpret.arithmetic import Matmul, right_to_result
+from lowbit.interpret.arithmetic import right_to_result
 from lowbit.interpret.layout import reach_of
+from lowbit.interpret.matmul import Matmul
 from lowbit.program.read import Equation
 
 from . import compute

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.program.read import Equation
@@ -62,7 +63,7 @@ def multiply_long(
     return high, low
 
 
-def linear(acc: Long, c: Mapping[str, Any], rounding: Rounding, dtype: Any) -> compute.CodeArray:
+def linear(acc: Long, c: Mapping[str, Any], rounding: Rounding, dtype: DTypeLike) -> compute.CodeArray:
     """Returns the codes of a long accumulator: bias, multiplier, offset, bounds."""
     biased = acc[0] + c["bias_high"], acc[1] + c["bias"]
     return compute.clamped(rounding.multiply_long(biased, c["multiplier"], c["shift"]) + c["offset"], c, dtype)

@@ -7,6 +7,7 @@ pair. Operands and results are those of the integers, dequantized by their grids
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
@@ -91,7 +92,7 @@ def observation(
     def on_grid(x: Array, grid: str) -> Array:
         return quantized(x, arithmetic.numbers[grid], specs[grid])
 
-    def off_grid(x: Array, grid: str, dtype: Any) -> Array:
+    def off_grid(x: Array, grid: str, dtype: DTypeLike) -> Array:
         return dequantized(x, arithmetic.numbers[grid], dtype)
 
     def at(node: Node, values: list[Any], seen: Any) -> tuple[list[Any], Any]:

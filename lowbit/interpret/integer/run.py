@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
@@ -38,7 +39,7 @@ class Levels(NamedTuple):
     scale: Array
     zero: Array
 
-    def dequantize(self, dtype: Any) -> Array:
+    def dequantize(self, dtype: DTypeLike) -> Array:
         """Returns the value."""
         return cast_once(rounded_product(self.levels - self.zero, self.scale), dtype)
 

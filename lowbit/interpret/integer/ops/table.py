@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Integer
 
 from lowbit.core.rounding import nearest_even, rounded_product, unfused
@@ -130,7 +131,7 @@ def _evaluated(node: Node, x: Array, known: Constants) -> Array:
     return env[node.out]
 
 
-def _interpolated(codes: Integer[Array, "..."], c: Mapping[str, Any], dtype: Any) -> compute.CodeArray:
+def _interpolated(codes: Integer[Array, "..."], c: Mapping[str, Any], dtype: DTypeLike) -> compute.CodeArray:
     """A function of 16-bit codes: the line between the ends of a piece, and a parabola on it, rounded half up.
 
     ``y = (y0 + (y1 - y0) * k / 128) + bend * k * (128 - k) / 4096`` for the ``k``-th code of a piece, ``bend`` being what the
