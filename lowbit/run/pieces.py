@@ -13,6 +13,7 @@ import numpy as np
 
 import lowbit as lb
 from lowbit.interpret.state import abstract_state, marked
+from lowbit.plan.rows import Plan
 from lowbit.recipes.report import Report
 from lowbit.rewrites import batch_norm
 
@@ -201,7 +202,7 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
             raise ValueError(f"{method.name}: {error}") from error
 
 
-def _check_training(job: Job, method: Method, fit: Fit, model: Model, plan: lb.Plan) -> None:
+def _check_training(job: Job, method: Method, fit: Fit, model: Model, plan: Plan) -> None:
     """Raises ValueError where the function that is trained is not, step by step, the one that integers are served of."""
     assert job.experiment.loss is not None
     state, train = marked(plan, abstract_state(plan)), job.data.train
@@ -214,8 +215,8 @@ def _check_training(job: Job, method: Method, fit: Fit, model: Model, plan: lb.P
     except ValueError as error:
         raise ValueError(
             f"integer=True: in training the function computes what it does not when it is served, such as dropout or the "
-            f"statistics of a batch, and integers hold what is served alone: {error}; train it in the form that is served "
-            f"(no train_fn, norms folded before), or leave integer=True out"
+            f"statistics of a batch, and integers hold what is served alone; train the form that is served (no train_fn, norms "
+            f"folded before), or leave integer=True out. What stands in the way: {error}"
         ) from error
 
 

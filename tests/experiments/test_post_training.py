@@ -93,8 +93,8 @@ def test_a_run_scores_what_is_executed(first):
 
 def test_a_recipe_more_is_a_piece_more(first, monkeypatch):
     """What is there is taken, and a plan whose rules changed has no numbers of its earlier ones: they are not asked for."""
-    made, measured = [], engine.measured
-    monkeypatch.setattr(engine, "measured", lambda piece: made.append(piece.name) or measured(piece))
+    made, measured = [], engine.measure_piece
+    monkeypatch.setattr(engine, "measure_piece", lambda piece: made.append(piece.name) or measured(piece))
     before = summary(first)["networks"][0]["plans"][0]["recipes"]
     run_suite(CONFIG, first)
     assert made == []

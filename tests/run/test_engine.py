@@ -173,8 +173,8 @@ def test_other_commits_are_stale_and_damage_is_seen(tmp_path, monkeypatch, capsy
     commit = ["one"]
     true = engine.RunFolder.__init__.__globals__["environment"]
     monkeypatch.setattr("lowbit.run.folder.environment", lambda: true() | {"commit": commit[0]})
-    calls, measured = [], engine.measured
-    monkeypatch.setattr(engine, "measured", lambda piece: calls.append(piece.name) or measured(piece))
+    calls, measured = [], engine.measure_piece
+    monkeypatch.setattr(engine, "measure_piece", lambda piece: calls.append(piece.name) or measured(piece))
     config = untrained(evals=(Eval("mine", lambda piece: {"mine": 1.0}),))
     run(config, tmp_path)
     run(config, tmp_path)

@@ -71,6 +71,29 @@ def test_norms_frozen_in_training_are_compiled_without_their_statistics(model, t
     assert found["metric"]["execute"] == pytest.approx(100 * right, abs=1e-6)
 
 
+class _Dropping(nnx.Module):
+    def __init__(self, rngs):
+        self.a, self.drop, self.c = (
+            nnx.Linear(20, 12, rngs=rngs),
+            nnx.Dropout(0.1, rngs=rngs),
+            nnx.Linear(12, 5, rngs=rngs),
+        )
+
+    def __call__(self, x):
+        return self.c(self.drop(nnx.relu(self.a(x))))
+
+
+def test_integers_refuse_a_training_that_computes_more_than_is_served(tmp_path):
+    """Before anything is trained, with the line of the model that stands in the way."""
+    methods = (Method("whole", {"**": "w8,a8"}, FIT, integer=True),)
+    config = dataclasses.replace(
+        CONFIG, name="more", model=lambda seed: from_nnx(_Dropping(nnx.Rngs(seed))), methods=methods, evals=()
+    )
+    with pytest.raises(ValueError, match=r"(?s)whole: integer=True: in training .*select_n \(test_norms\.py:\d+"):
+        run(config, tmp_path)
+    assert not (tmp_path / "seed-0").exists()
+
+
 def _layer(qparams, name, shift, x):
     """A dense layer on its packed weights, in float64."""
     weight, state = qparams.weights()[f"{name}/kernel"], qparams.sites[f"{name}/kernel"]["input"]
