@@ -27,12 +27,19 @@ class Clipping(RangeRule):
     """A rule that finds ``[low, high]`` from rows of values, one row per scale."""
 
     @abc.abstractmethod
-    def bounds(self, values: Float[Array, "block elements"], spec: Spec) -> tuple[Array, Array]:
+    def bounds(
+        self,
+        values: Float[Array, "block elements"],
+        spec: Spec,
+        *,
+        weights: Float[Array, "block elements"] | None = None,
+    ) -> tuple[Array, Array]:
         """Returns the lowest and highest value kept of every row, ``(block,)`` each, in float32.
 
         Args:
             values: one row per scale; NaN stands for "no value".
             spec: the static description.
+            weights: how often each value counts; None: once.
         """
 
     def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
@@ -41,7 +48,7 @@ class Clipping(RangeRule):
             raise ValueError(
                 f"{name} sees a sample of an input, so its scale is per tensor; got /{spec.granularity.text}"
             )
-        return (Sample(),)
+        return (Sample(), Ends())
 
     def of_values(self, x: Float[Array, "..."], operand: Operand, spec: Spec) -> ScaleZero:
         blocks = spec.granularity.blocks(operand)
@@ -53,10 +60,11 @@ class Clipping(RangeRule):
         return _scale_zero(low, high, is_nan, spec)
 
     def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
-        sample = stats["sample"].reshape(1, -1)
+        sample, weights = drawn(stats)
+        values, weights = sample.reshape(1, -1), None if weights is None else weights.reshape(1, -1)
         shape = block_ops.scale_shape(operand.shape, spec.granularity.blocks(operand))
-        low, high = self.bounds(sample, spec)
-        return _scale_zero(low, high, jnp.isnan(largest_magnitude(sample)).reshape(shape), spec)
+        low, high = self.bounds(values, spec, weights=weights)
+        return _scale_zero(low, high, jnp.isnan(largest_magnitude(values)).reshape(shape), spec)
 
 
 def _scale_zero(low: Array, high: Array, is_nan: Array, spec: Spec) -> ScaleZero:
@@ -69,6 +77,9 @@ def _scale_zero(low: Array, high: Array, is_nan: Array, spec: Spec) -> ScaleZero
 class Percentile(Clipping):
     """The range that keeps ``percent`` of the values: of the magnitudes where symmetric, of each end where affine.
 
+    Of an input it reads a sample, as long as sixteen of the sample's values or more are to be left outside; above that (99.9 percent) the
+    largest and the smallest values of all are counted beside it, which a sample holds by chance.
+
     Attributes:
         percent: in (50, 100]; linear interpolation between neighbours. Affine grids drop half of the rest at each end.
     """
@@ -79,13 +90,25 @@ class Percentile(Clipping):
         if not 50.0 < self.percent <= 100.0:
             raise ValueError(f"percent must be in (50, 100], got {self.percent}")
 
-    def bounds(self, values: Float[Array, "block elements"], spec: Spec) -> tuple[Array, Array]:
-        if spec.symmetric and spec.format.low < 0:
-            high = jnp.nanquantile(jnp.abs(values), np.float32(self.percent / 100.0), axis=1)
-            return -high, high
-        tail = (100.0 - self.percent) / (200.0 if spec.format.low < 0 or not spec.symmetric else 100.0)
-        low, high = jnp.nanquantile(values, jnp.asarray([tail, 1.0 - tail], jnp.float32), axis=1)
-        return low, high
+    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
+        sample, ends = super().needs(operand, spec)
+        return (sample,) if (100.0 - self.percent) / 100.0 * Sample().size >= 16 else (sample, ends)
+
+    def bounds(
+        self,
+        values: Float[Array, "block elements"],
+        spec: Spec,
+        *,
+        weights: Float[Array, "block elements"] | None = None,
+    ) -> tuple[Array, Array]:
+        two_sided = spec.symmetric and spec.format.low < 0
+        tail = (100.0 - self.percent) / (100.0 if spec.symmetric else 200.0)
+        values = jnp.abs(values) if two_sided else values
+        if weights is None:
+            low, high = jnp.nanquantile(values, jnp.asarray([tail, 1.0 - tail], jnp.float32), axis=1)
+        else:
+            low, high = (sign * _above(sign * values, weights, tail) for sign in (-1.0, 1.0))
+        return (-high, high) if two_sided else (low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,16 +137,6 @@ class Octav(Clipping):
         if not spec.format.is_integer:
             raise ValueError(f"Octav needs an integer format, got {spec.format.name}")
 
-    def needs(self, operand: Operand, spec: Spec) -> tuple[Statistic, ...]:
-        return (*super().needs(operand, spec), Ends())
-
-    def of_stats(self, stats: Mapping[str, Any], operand: Operand, spec: Spec) -> ScaleZero:
-        sample, weights = drawn(stats)
-        values, weights = sample.reshape(1, -1), None if weights is None else weights.reshape(1, -1)
-        shape = block_ops.scale_shape(operand.shape, spec.granularity.blocks(operand))
-        low, high = self.bounds(values, spec, weights=weights)
-        return _scale_zero(low, high, jnp.isnan(largest_magnitude(values)).reshape(shape), spec)
-
     def bounds(
         self,
         values: Float[Array, "block elements"],
@@ -131,7 +144,6 @@ class Octav(Clipping):
         *,
         weights: Float[Array, "block elements"] | None = None,
     ) -> tuple[Array, Array]:
-        """Returns the lowest and highest value kept of every row; ``weights``: how often each value counts, None: once."""
         self.check(spec)
         two_sided = spec.symmetric and spec.format.low < 0
         x = jnp.abs(values) if two_sided else values
@@ -186,20 +198,27 @@ class Entropy(Clipping):
         if not spec.format.is_integer or spec.format.bits > 8:
             raise ValueError(f"Entropy needs an integer format of at most 8 bits, got {spec.format.name}")
 
-    def bounds(self, values: Float[Array, "block elements"], spec: Spec) -> tuple[Array, Array]:
+    def bounds(
+        self,
+        values: Float[Array, "block elements"],
+        spec: Spec,
+        *,
+        weights: Float[Array, "block elements"] | None = None,
+    ) -> tuple[Array, Array]:
         self.check(spec)
         two_sided = spec.format.low < 0 or not spec.symmetric
         levels = max(2 ** (spec.format.bits - two_sided), 2)
-        clip = jax.lax.map(lambda row: self._clip(row, levels), jnp.abs(values))
+        often = (~jnp.isnan(values)).astype(jnp.float32) * (1.0 if weights is None else weights)
+        clip = jax.lax.map(lambda row: self._clip(*row, levels), (jnp.abs(values), often))
         if spec.symmetric:
             return -clip, clip
         return at_least(jnp.nanmin(values, axis=1), -clip), at_most(jnp.nanmax(values, axis=1), clip)
 
-    def _clip(self, size: Float[Array, " elements"], levels: int) -> Float[Array, ""]:
+    def _clip(self, size: Float[Array, " elements"], often: Float[Array, " elements"], levels: int) -> Float[Array, ""]:
         top = jnp.nanmax(size)
         scaled = size * (1.0 / jnp.where(top > 0, top, 1.0)) * np.float32(self.bins)
         index = jnp.clip(jnp.nan_to_num(scaled), 0, self.bins - 1).astype(jnp.int32)
-        counts = jnp.zeros(self.bins).at[index].add((~jnp.isnan(size)).astype(jnp.float32))
+        counts = jnp.zeros(self.bins).at[index].add(often)
         position = jnp.arange(self.bins)
 
         def divergence(kept):
@@ -221,6 +240,18 @@ class Entropy(Clipping):
         divergences = jax.lax.map(divergence, jnp.asarray(kept))
         best = jnp.asarray(kept)[jnp.argmin(divergences)].astype(jnp.float32)
         return best * top * np.float32(1.0 / self.bins)
+
+
+def _above(values: Float[Array, "block elements"], weights: Float[Array, "block elements"], tail: float) -> Array:
+    """Returns the values that a share ``tail`` of all lies above, interpolated; each value stands ``weights`` times in the order."""
+    none = jnp.min(jnp.where(weights > 0, values, jnp.inf), axis=1, keepdims=True)
+    values = jnp.where(weights > 0, values, none)
+    order = jnp.argsort(-values, axis=1)
+    values, weights = (jnp.take_along_axis(x, order, axis=1) for x in (values, weights))
+    # Ranks are counted from the end that is asked for, where float32 holds them exactly.
+    ends = jnp.cumsum(weights, axis=1)
+    asked = np.float32(tail) * (ends[:, -1] - 1.0)
+    return jax.vmap(jnp.interp)(asked, ends - (weights + 1.0) / 2.0, values)
 
 
 def _total(x: Float[Array, "block elements"]) -> Float[Array, " block"]:

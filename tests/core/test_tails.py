@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit.core.clipping import Octav
+from lowbit.core.clipping import Entropy, Octav, Percentile
 from lowbit.core.ranges import MSE
 from lowbit.core.searching import Searched
 from lowbit.core.spec import Operand
@@ -63,16 +63,25 @@ def test_mse_counts_what_a_sample_misses(text):
     assert loss(MSE(ends=0)) > 1.5 * min(tried)
 
 
-def test_searched_and_octav_count_what_a_sample_misses():
-    """What they find from statistics is what they find from all values at once."""
+def test_rules_that_clip_count_what_a_sample_misses():
+    """What they find from statistics is what they find from all values at once: 24 of two million are beyond all others."""
     batches = massive()
-    for rule, text in ((Searched(), "a8/sym"), (Octav(), "a8/sym"), (Octav(), "a8")):
+    rules = ((Searched(), "a8/sym"), (Octav(), "a8/sym"), (Octav(), "a8"), (Entropy(256, 16), "a8/sym"))
+    tails = ((Percentile(percent), text) for percent in (99.995, 99.999, 100.0) for text in ("a8", "a8/sym"))
+    for rule, text in (*rules, *tails):
         spec = rtn(f"w8,{text}").input.spec
         stats, operand = finished(rule, batches, spec)
         scale, _ = rule.of_stats(stats, operand, spec)
         whole = np.concatenate(batches)
         right, _ = rule.of_values(jnp.asarray(whole), Operand(whole.shape, contract=(1,)), spec)
         assert scale.item() == pytest.approx(right.item(), rel=0.02), (rule, text)
+
+
+def test_percentiles_that_a_sample_holds_read_it_alone():
+    """Sixteen of its values beyond, and it is asked; a rarer tail is counted."""
+    spec = rtn("w8,a8").input.spec
+    operand = Operand((4, 4), contract=(1,))
+    assert [len(Percentile(percent).needs(operand, spec)) for percent in (99.0, 99.9, 99.95, 100.0)] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("sizes", [(3, 2), (40, 30), (5000, 1, 300), (64,), (65, 0, 1)])
