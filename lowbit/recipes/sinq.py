@@ -90,10 +90,7 @@ class Sinq(Given):
 
 def multiplied(product: Product, equation: Any, values: list[Any], own: Any) -> Any:
     """Returns the product with inputs times their factors."""
-    x = product.data(values)
-    shape = [1] * x.ndim
-    shape[product.axis] = -1
-    values[1 - product.side] = x * own.reshape(shape).astype(x.dtype)
+    values[1 - product.side] = product.scaled(product.data(values), own)
     return again(equation, values)[0]
 
 

@@ -49,6 +49,17 @@ class Product:
         """Returns the data times a matrix ``[K, N]``, outputs last."""
         return jax.lax.dot_general(x, matrix, (((self.axis,), (0,)), ((), ())))
 
+    def through(self, x: Any, a: Any, b: Any) -> Any:
+        """Returns the data times two thin matrices ``[K, k]`` and ``[k, N]``, with the axis of outputs where the equation has it."""
+        thin = self.multiplied(x, a.astype(x.dtype))
+        return self.placed(jax.lax.dot_general(thin, b.astype(x.dtype), (((thin.ndim - 1,), (0,)), ((), ()))))
+
+    def scaled(self, x: Any, factors: Any) -> Any:
+        """Returns the data times a factor for every input, ``[K]``."""
+        shape = [1] * x.ndim
+        shape[self.axis] = -1
+        return x * factors.reshape(shape).astype(x.dtype)
+
 
 How = Callable[[Product, Equation, list[Any], Any], Any]
 """``(product, equation, operands, parameters of the weight) -> what the equation makes``"""
