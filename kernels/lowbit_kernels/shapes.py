@@ -45,4 +45,9 @@ SMALL_CONVS = (
     ConvShape(1, 9, 8, 19, 19, 3, 1, 19),
     ConvShape(2, 8, 8, 8, 12, 3, 1, 2),
 )
-CONVS = (ConvShape(1, 56, 56, 64, 64, 3, 1, 1), ConvShape(1, 56, 56, 64, 64, 3, 1, 64))
+CONVS = (
+    ConvShape(1, 56, 56, 64, 64, 3, 1, 1),
+    ConvShape(1, 56, 56, 64, 64, 3, 1, 64),
+    ConvShape(1, 14, 14, 256, 256, 1, 1, 1),
+    ConvShape(1, 56, 56, 64, 64, 3, 2, 1),
+)

@@ -1,8 +1,10 @@
-// Two measurements of the machine that the benchmark states its numbers against. Plain C symbols, called by ctypes.
+// Measurements of the machine that the benchmark states its numbers against. Plain C symbols, called by ctypes.
 #include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
+
+#include "core/isa.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -55,6 +57,31 @@ __attribute__((target("avx512f,avx512vnni"))) static void DotLoop(int64_t count)
   sink = static_cast<uint64_t>(_mm512_reduce_add_epi32(acc[0]));
 }
 #endif
+
+// Seconds for `count` rounds of four independent AMX products of 16 x 64 x 16 codes (65536 multiply-adds) on each thread, or -1.
+#if defined(__x86_64__)
+static void TileLoop(int64_t count) {
+  struct alignas(64) {
+    uint8_t palette = 1, rest[15] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+  asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
+  for (int64_t i = 0; i < count; ++i) {
+    asm volatile("tdpbssd %tmm6, %tmm4, %tmm0\n\ttdpbssd %tmm7, %tmm4, %tmm1\n\t"
+                 "tdpbssd %tmm6, %tmm5, %tmm2\n\ttdpbssd %tmm7, %tmm5, %tmm3");
+  }
+  asm volatile("tilerelease");
+}
+#endif
+
+extern "C" double lowbit_probe_amx(int64_t count, int threads) {
+#if defined(__x86_64__)
+  if (lowbit::IsaSupported(lowbit::Isa::kAmx)) return OnThreads(threads, [=](int) { TileLoop(count); });
+#endif
+  return static_cast<double>(count < 0 && threads < 0) - 1.0;
+}
 
 extern "C" double lowbit_probe_vnni(int64_t count, int threads) {
 #if defined(__x86_64__)

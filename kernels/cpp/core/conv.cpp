@@ -179,7 +179,7 @@ namespace {
 
 // Every window read where it lies.
 void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t threads) {
-  const int64_t together = body.direct_inputs, size = 4 / together;
+  const int64_t together = body.direct_inputs, size = together == 2 ? 2 : 1;
   c.words = at + Slots(c) * SlotBytes(c);
   const int64_t tiles = c.groups * c.group_tiles(), words = c.words_of(together), per_run = words / c.runs();
   std::vector<int64_t> offsets(words);
@@ -224,7 +224,8 @@ void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t thread
 
 void RunOnce(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   Conv c = conv;
-  const Body& body = BodyOf(isa);
+  const Body& best = BodyOf(isa);
+  const Body& body = best.narrow != nullptr && 2 * (c.run() + 1) < best.direct_inputs ? *best.narrow : best;
   auto* at = Aligned(scratch);
   c.padded = at;
   const int64_t available = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());

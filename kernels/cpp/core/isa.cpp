@@ -36,7 +36,7 @@ bool Avx2() {
 
 bool Amx() {
 #if defined(__linux__)
-  if (!Avx512() || !CpuidBit(7, 0, 3, 24) || !CpuidBit(7, 0, 3, 25)) return false;  // amx-tile, amx-int8
+  if (!Avx512() || !CpuidBit(7, 0, 3, 22) || !CpuidBit(7, 0, 3, 24) || !CpuidBit(7, 0, 3, 25)) return false;  // amx-bf16, -tile, -int8
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else

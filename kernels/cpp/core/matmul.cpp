@@ -17,6 +17,12 @@ int64_t CodeBytes(const Matmul& p) {
   return Times(Times(PaddedRows(p), Stride(p)), p.activation == Activation::kFloat ? 4 : 1);
 }
 
+// Float activations as sums of three bfloat16 numbers each, in whole tiles (amx_float.h).
+int64_t TermBytes(const Matmul& p) {
+  if (p.activation != Activation::kFloat) return 0;
+  return Times(Times(PaddedRows(p), RoundUp(p.length, 32)), 3 * 2);
+}
+
 // Some rows of x, which lies in columns.
 template <typename T>
 void Transpose(const Matmul& p, int64_t row_begin, int64_t row_end) {
@@ -69,7 +75,7 @@ void MultiplyExpanded(const Matmul& p, const Body& body, int64_t row, int64_t ro
 int64_t ScratchBytes(const Matmul& p) {
   const int64_t rows = PaddedRows(p);
   const int64_t columns = p.x_columns ? Times(Times(p.rows, p.length), SizeOf(p.x_type)) : 0;
-  return Plus(Plus(64, CodeBytes(p)), Plus(Times(rows, Plus(Times(8, p.groups), 4)), columns));
+  return Plus(Plus(64, Plus(CodeBytes(p), TermBytes(p))), Plus(Times(rows, Plus(Times(8, p.groups), 4)), columns));
 }
 
 const char* Check(const Matmul& p) {
@@ -113,6 +119,8 @@ void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   p.codes = reinterpret_cast<int8_t*>(at);
   p.floats = reinterpret_cast<float*>(at);
   at += CodeBytes(p);
+  p.terms = at;
+  at += TermBytes(p);
   p.starts = reinterpret_cast<int32_t*>(at);
   p.sums = p.starts + padded * p.groups;
   p.row_scales = reinterpret_cast<float*>(p.sums + padded * p.groups);
@@ -149,16 +157,19 @@ void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   const double cycles = std::max(1.0, static_cast<double>(p.rows) / static_cast<double>(rate)) *
                         static_cast<double>(p.length) * static_cast<double>(tiles);
   if (cycles < 1 << 15) threads = 1;
-  const int64_t wanted = threads == 1 ? 1 : 16 * threads;
+  // In tiles, rows whose codes stay in L2 are a chunk, with as many channels as leave some chunks to every thread.
+  const int64_t row_bytes = p.activation == Activation::kFloat ? p.codes_stride / 2 : p.codes_stride;
+  const int64_t cached = body.chunk_bytes == 0 ? p.rows : std::max<int64_t>(64, body.chunk_bytes / row_bytes / 32 * 32);
+  const int64_t wanted = threads == 1 ? 1 : (body.chunk_bytes > 0 && p.rows > 64 ? 4 : 16) * threads;
   const int64_t together = p.rows == 1 ? 4 : 2;  // tiles that a body takes together
   const int64_t tile_chunk = std::max<int64_t>(together, RoundUp(tiles / wanted, together));
   const int64_t tile_chunks = (tiles + tile_chunk - 1) / tile_chunk;
-  const int64_t row_splits = std::max<int64_t>(1, std::min(wanted / tile_chunks, (p.rows + 15) / 16));
-  const int64_t row_chunk = RoundUp((p.rows + row_splits - 1) / row_splits, 16);
+  const int64_t row_splits = std::max<int64_t>(CeilDivide(p.rows, cached), std::min(wanted / tile_chunks, (p.rows + 15) / 16));
+  const int64_t row_chunk = RoundUp((p.rows + row_splits - 1) / row_splits, p.rows > 64 ? 32 : 16);
   const int64_t row_chunks = (p.rows + row_chunk - 1) / row_chunk;
   ParallelFor(pool, threads, tile_chunks * row_chunks, [&](int64_t i) {
     ScopedFlushSubnormals flush;
-    const int64_t tile = i / row_chunks * tile_chunk, row = i % row_chunks * row_chunk;
+    const int64_t tile = i % tile_chunks * tile_chunk, row = i / tile_chunks * row_chunk;
     const int64_t row_end = std::min(p.rows, row + row_chunk), tile_end = std::min(tiles, tile + tile_chunk);
     if (!expands) return body.matmul(p, row, row_end, tile, tile_end);
     for (int64_t t = tile; t < tile_end; t += 2) MultiplyExpanded(p, body, row, row_end, t, std::min(tile_end, t + 2));

@@ -120,6 +120,7 @@ struct Matmul {
   int64_t codes_stride = 0;   // bytes (integers) or floats (weight-only) from row to row
   int8_t* codes = nullptr;    // (padded rows, codes_stride), order of the blocks
   float* floats = nullptr;    // the same for weight-only
+  uint8_t* terms = nullptr;   // of those, as tiles of bfloat16 numbers (amx_float.h)
   int64_t padded_rows = 0;
   int32_t* starts = nullptr;  // (groups, padded rows): where the accumulator starts
   int32_t* sums = nullptr;    // (groups, padded rows): sum of (code - zero)
@@ -163,12 +164,16 @@ struct Body {
   // words, and some output positions of one feature group.
   void (*direct_expand)(const Conv&, int64_t tile) = nullptr;
   void (*direct_rows)(const Conv&, const Tail&, int64_t group, int64_t row_begin, int64_t row_end) = nullptr;
-  // Inputs that a word of it holds: 2 steps of 16 bits, or 4 of 8.
+  // Inputs that a word of it holds: 2 steps of 16 bits, or 4 codes of 8; or of a tile of words, 64.
   int64_t direct_inputs = 2;
   // Multiplies of 16 channels by an input in a cycle, roughly: of codes, and of floats.
   int64_t codes_a_cycle = 1, floats_a_cycle = 1;
   // The same as `depthwise` of int8 codes that end in codes, without scratch (body_depthwise.h); or null.
   void (*depthwise_codes)(const Conv&, int64_t line_begin, int64_t line_end) = nullptr;
+  // Multiplies in tiles, which use weights for all rows of a chunk: rows whose codes take so many bytes, or 0 for all.
+  int64_t chunk_bytes = 0;
+  // The body that takes convolutions whose runs fill less than half of a word of `direct_inputs`; or null.
+  const Body* narrow = nullptr;
 };
 
 const Body& BodyOf(Isa isa);

@@ -24,6 +24,7 @@ from lowbit_kernels import (
     PreparedMatrix,
     StaticActivation,
     code_range,
+    fused_conv,
     pack_conv,
     pack_matrix,
     prepare,
@@ -38,7 +39,7 @@ from lowbit_kernels.bench.timing import interleave, ratio
 from lowbit_kernels.bench.tune import table_path, tune
 from lowbit_kernels.shapes import CONVS, LAYERS, MatmulShape
 
-CASES = ("machine", "w4a8", "stream", "w8a8", "w4a16", "conv")
+CASES = ("machine", "w4a8", "stream", "w8a8", "w4a8 integer scales", "w4a16", "conv")
 Contestants = dict[str, Callable[[], object]]
 STATIC = StaticActivation(jnp.float32(0.03), jnp.int32(3))
 
@@ -119,16 +120,17 @@ def contests(case: str, rows: list[int] | None, threads: int) -> Iterator[tuple[
     if case == "conv":
         for shape in CONVS:
             yield (
-                f"{shape.kernel}x{shape.kernel} {shape.channels}ch {shape.height}x{shape.width} groups {shape.groups}",
+                f"{shape.kernel}x{shape.kernel} {shape.channels}ch {shape.height}x{shape.width} groups {shape.groups} stride {shape.stride}",
                 _conv(shape, threads),
             )
         return
     if case == "stream":
         yield "M=1 through 512 MB of weights (time of one pass)", _stream()
         return
-    build = {"w4a8": _w4a8, "w8a8": _w8a8, "w4a16": _w4a16}[case]
+    build = {"w4a8": _w4a8, "w8a8": _w8a8, "w4a8 integer scales": _integer_scales, "w4a16": _w4a16}[case]
+    some = {"w4a16": (1, 128, 512), "w4a8 integer scales": (128, 512)}
     for shape in LAYERS:
-        if rows is None and case == "w4a16" and shape.rows not in (1, 128):
+        if rows is None and shape.rows not in some.get(case, (shape.rows,)):
             continue
         if rows is None or shape.rows in rows:
             scale = "channel" if case == "w8a8" else f"g{shape.group}"
@@ -185,11 +187,27 @@ def _w8a8(shape: MatmulShape, threads: int) -> Contestants:
     }
     if "onnxruntime" not in peers.absent():
         found["ORT MatMulInteger"] = peers.matmul_integer(shape.rows, shape.length, shape.out, threads)
+    if not {"onnx", "openvino"} & set(peers.absent()):
+        found["OpenVINO int8"] = peers.openvino_int8(shape.rows, shape.length, shape.out, threads)
     if "torch" not in peers.absent() and shape.rows > 16:
         found["torch int8"] = peers.torch_int8(shape.rows, shape.length, shape.out, threads)
     w8 = jnp.asarray(np.random.default_rng(0).integers(-128, 128, (shape.length, shape.out), dtype=np.int8))
     found["XLA int8"] = timed(lambda x, w: jnp.dot(x, w, preferred_element_type=jnp.int32), codes, w8)
     return found
+
+
+def _integer_scales(shape: MatmulShape, threads: int) -> Contestants:
+    """Groups with integer scales under one float scale a channel, beside 8-bit weights: time over theirs is the inverse of the ratio."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-7, 8, (shape.length, shape.out), dtype=np.int8)
+    factors = rng.integers(1, 16, (shape.length // shape.group, shape.out), dtype=np.int8)
+    scales = rng.random((1, shape.out)).astype(np.float32)
+    w = prepare(pack_matrix(codes, scales, bits=4, group=shape.group, factors=factors))
+    x = _x(shape)
+    return {
+        "lowbit": timed(_native("int8"), x, w),
+        "lowbit W8A8": timed(_native("int8"), x, weights(shape, 8, shape.length)),
+    }
 
 
 def _w4a16(shape: MatmulShape, threads: int) -> Contestants:
@@ -224,14 +242,25 @@ def _conv(shape, threads: int) -> Contestants:
     w = prepare_conv(packed, feature_group_count=shape.groups)
     x = jnp.asarray(rng.standard_normal((shape.batch, shape.height, shape.width, shape.channels)), jnp.float32)
     codes = jnp.clip(jnp.round(x * 40), -128, 127).astype(jnp.int8)
-    call = functools.partial(quant_conv, activation=STATIC, feature_group_count=shape.groups, implementation="cpu")
-    found: Contestants = {"lowbit": timed(call, x, w), "lowbit codes": timed(call, codes, w)}
+    geometry = {"feature_group_count": shape.groups, "strides": (shape.stride,) * 2, "implementation": "cpu"}
+    call = functools.partial(quant_conv, activation=STATIC, **geometry)
+    emit = StaticActivation(jnp.float32(3.0), jnp.int32(0))
+    fused = functools.partial(fused_conv, activation=STATIC, emit=emit, keep=False, **geometry)
+    found: Contestants = {
+        "lowbit, codes to codes": timed(lambda x, w: fused(x, w).codes, codes, w),
+        "lowbit, floats to floats": timed(call, x, w),
+    }
     if "onnxruntime" not in peers.absent():
-        found["ORT QLinearConv"] = peers.qlinear_conv(shape.channels, shape.height, shape.kernel, shape.groups, threads)
+        found["ORT QLinearConv"] = peers.qlinear_conv(shape, threads)
     wf = jnp.asarray(rng.standard_normal(kernel), jnp.float32)
     found["XLA f32"] = timed(
         lambda x, w: jax.lax.conv_general_dilated(
-            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=shape.groups
+            x,
+            w,
+            geometry["strides"],
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=shape.groups,
         ),
         x,
         wf,
@@ -240,19 +269,20 @@ def _conv(shape, threads: int) -> Contestants:
 
 
 def machine(threads: int) -> dict[str, float]:
-    """Read bandwidth of 512 MB and the VNNI peak of a register-only loop, best of several."""
+    """Read bandwidth of 512 MB, and the peaks of loops of VNNI and of AMX products on registers alone, best of several."""
     library = ctypes.CDLL(status().path)
-    for name in ("lowbit_probe_read", "lowbit_probe_vnni"):
-        getattr(library, name).restype = ctypes.c_double
+    library.lowbit_probe_read.restype = ctypes.c_double
     library.lowbit_probe_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
-    library.lowbit_probe_vnni.argtypes = [ctypes.c_int64, ctypes.c_int]
     data = np.ones(512 << 17, np.float32)
     read = min(library.lowbit_probe_read(data.ctypes.data, data.nbytes, threads) for _ in range(8))
     found = {"read_GBps": round(data.nbytes / read / 1e9, 1)}
-    rounds = 400_000  # 2 ms: starting a thread weighs nothing
-    vnni = min(library.lowbit_probe_vnni(rounds, threads) for _ in range(100))
-    if vnni > 0:
-        found["vnni_GOPS"] = round(rounds * 1024 * 2 * threads / vnni / 1e9)
+    # 1 to 2 ms each: starting a thread weighs nothing
+    for name, count, products in (("vnni", 400_000, 1024), ("amx", 100_000, 65536)):
+        probe = getattr(library, f"lowbit_probe_{name}")
+        probe.restype, probe.argtypes = ctypes.c_double, [ctypes.c_int64, ctypes.c_int]
+        took = min(probe(count, threads) for _ in range(100))
+        if took > 0:
+            found[f"{name}_GOPS"] = round(count * products * 2 * threads / took / 1e9)
     return found
 
 

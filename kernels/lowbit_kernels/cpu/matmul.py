@@ -137,7 +137,8 @@ def scratch_bytes(rows: int, length: int, group: int, bits: int, kind: int) -> i
     padded = -(-rows // 16) * 16
     width = -(-total * span // 64) * 64 + 64
     element = 4 if kind == 0 else 1
-    return 64 + padded * width * element + 2 * padded * groups * 4 + padded * 4
+    terms = -(-length // 32) * 32 * 3 * 2 if kind == 0 else 0
+    return 64 + padded * (width * element + terms) + 2 * padded * groups * 4 + padded * 4
 
 
 IMPLEMENTATION = Implementation("cpu", supports, run, cost, CpuConfig, candidates)
