@@ -137,7 +137,9 @@ class _Reader:
             if axes is not None and isinstance(first, Picked):
                 return [dataclasses.replace(first, axes=axes)]
             if axes is not None and isinstance(first, Weight):
-                return [Weight(first.leaf, axes, varies(kinds), moves.flipped(equation.eqn, axes, first.flipped))]
+                starts = moves.starts(equation.eqn, first.axes, first.starts, first.flipped)
+                flipped = moves.flipped(equation.eqn, axes, first.flipped)
+                return [Weight(first.leaf, axes, varies(kinds), flipped, starts)]
         kinds = self.settled(kinds)
         self.use(equation, kinds)
         return [combine(equation, kinds)] * len(equation.outs)

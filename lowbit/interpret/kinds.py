@@ -29,12 +29,14 @@ class Weight:
         axes: where its axes are now.
         varies: whether it was moved by what differs from turn to turn or from device to device.
         flipped: axes of the leaf whose elements are in reversed order now.
+        starts: where what is left of cut axes of the leaf begins, as far as slices say.
     """
 
     leaf: int
     axes: moves.Axes
     varies: bool = False
     flipped: frozenset[int] = frozenset()
+    starts: moves.Starts = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,9 @@ Atom = tuple[int, int]
 Axes = tuple[tuple[Atom, ...], ...]
 """Which leaf axes make up every axis of a moved weight."""
 
+Starts = tuple[tuple[int, int], ...]
+"""(leaf axis, where it begins), of leaf axes that slices have cut."""
+
 _SAME, _VARYING = primitives.SAME, primitives.VARYING
 
 CUTTING = ("rev", "slice", "dynamic_slice")
@@ -80,6 +83,30 @@ def flipped(eqn: Any, axes: Axes, before: frozenset[int]) -> frozenset[int]:
     if eqn.primitive.name != "rev":
         return before
     return before ^ frozenset(axis for i in eqn.params["dimensions"] for axis, _ in axes[i])
+
+
+def starts(eqn: Any, axes: Axes, before: Starts, reversed_axes: frozenset[int]) -> Starts:
+    """Returns where what is left of leaf axes begins after a movement; ``axes`` are those before it.
+
+    An axis of which several parts are cut, or that is in reversed order, is left out: nothing is said of it.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda w: w[2])(jnp.zeros((3, 4, 5)))
+        >>> starts(closed.eqns[0], leaf_axes((3, 4, 5)), (), frozenset())
+        ((0, 2),)
+    """
+    if eqn.primitive.name != "slice":
+        return before
+    known, atoms = dict(before), [axis for group in axes for axis, _ in group]
+    for group, first, n, whole in zip(
+        axes, eqn.params["start_indices"], eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape, strict=True
+    ):
+        if n != whole:
+            axis = group[0][0]
+            known[axis] = known.get(axis, 0) + int(first)
+            if atoms.count(axis) > 1 or axis in reversed_axes:
+                del known[axis]
+    return tuple(sorted(known.items()))
 
 
 def _regroup(axes: Axes, shape: Sequence[int]) -> Axes | None:

@@ -63,6 +63,12 @@ def flipped_of(op: Operation, index: int) -> tuple[int, ...]:
     return tuple(sorted(kind.flipped)) if isinstance(kind, Weight) else ()
 
 
+def starts_of(op: Operation, index: int) -> tuple[tuple[int, int], ...]:
+    """Returns where what an operand takes of cut axes of its leaf begins: `lowbit.plan.rows.Site.starts`."""
+    kind = op.kinds[index]
+    return kind.starts if isinstance(kind, Weight) else ()
+
+
 def producers_of(inventory: Inventory) -> dict[str, tuple[str, ...]]:
     """Returns the operations that feed every operation, nearest upstream, in program order."""
     place = {op.address: i for i, op in enumerate(inventory.operations)}

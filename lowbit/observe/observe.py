@@ -2,14 +2,12 @@
 
 import dataclasses
 import functools
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lowbit.core.keywords import check_keywords
 from lowbit.core.meshes import automatic
@@ -27,6 +25,7 @@ from lowbit.plan.rows import Plan, Row
 
 from . import besides
 from .fold import fold, unseen
+from .parameters import at_parameters
 from .resumed import Resumed
 
 Wanted = Mapping[str, Mapping[str, Sequence[Statistic]]]
@@ -231,59 +230,9 @@ def _reads(statistic: Statistic, operand: Any) -> bool:
 @functools.partial(jax.jit, static_argnums=(0, 1))  # once for plans alike: every pass over the data ends in it
 def _finished(plan: Plan, watch: Watch, states: Any) -> Any:
     values = walk.finished(watch, plan, states)
-    for key, name, statistic, state, depth in _at_parameters(plan, watch, states):
+    for key, name, statistic, state, depth in at_parameters(plan, watch, states):
         done: Any = statistic.finish
         for _ in range(depth):
             done = jax.vmap(done)
         values.setdefault(key, {}).setdefault("input", {})[name] = done(state)
     return values
-
-
-def _at_parameters(plan: Plan, watch: Watch, states: Any) -> Iterator[tuple[str, str, Statistic, Any, int]]:
-    """The inputs of parameters with several, merged: key, name, statistic, state, and how many axes are layers."""
-    wanted = watch.by_path()
-    shared: dict[str, list[Row]] = {}
-    for row in plan.rows:
-        if row.weight is not None and row.weight.kind == "leaf" and "input" in wanted.get(row.path, {}):
-            shared.setdefault(row.weight.key, []).append(row)
-    for key, rows in shared.items():
-        for statistic in wanted[rows[0].path]["input"]:
-            using = [row for row in rows if statistic in wanted[row.path]["input"]]
-            depths = [_surplus(row) for row in using]
-            is_there = len(using) == 1 and using[0].path == key and not depths[0]
-            if not statistic.is_of_product or is_there or None in depths:
-                continue
-            weight = using[0].weight
-            assert weight is not None
-            merge: Any = statistic.merge
-            for _ in range(weight.operand.stack):
-                merge = jax.vmap(merge)
-            merged = []
-            for row, surplus in zip(using, depths, strict=True):
-                state = states[row.path]["input"][statistic.name]
-                for axis in surplus or ():
-                    n = row.stack[axis]
-                    layers = [jax.tree.map(lambda x, i=i, a=axis: jnp.take(x, i, axis=a), state) for i in range(n)]
-                    state = functools.reduce(merge, layers)
-                merged.append(state)
-            shapes = {tuple(x.shape for x in jax.tree.leaves(state)) for state in merged}
-            if len(shapes) == 1:
-                yield key, statistic.name, statistic, functools.reduce(merge, merged), weight.operand.stack
-
-
-def _surplus(row: Row) -> tuple[int, ...] | None:
-    """The layers of an operation that all have one weight: axes of its states, the last first.
-
-    None where layers are picked by an index, and where nothing says which of several scans of one length the weight goes with.
-    """
-    weight = row.weight
-    assert weight is not None
-    own = tuple(weight.operand.shape[: weight.operand.stack])
-    fits = [
-        kept
-        for kept in itertools.combinations(range(len(row.stack)), len(own))
-        if own == tuple(row.stack[i] for i in kept)
-    ]
-    if len(fits) != 1:
-        return None
-    return tuple(i for i in reversed(range(len(row.stack))) if i not in fits[0])

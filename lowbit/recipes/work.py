@@ -16,6 +16,7 @@ from lowbit.interpret.state import PARTS, get, marked, put, quantized_sites, qua
 from lowbit.interpret.with_quantizers import with_quantizers
 from lowbit.observe.observe import observe
 from lowbit.plan.rows import Plan, Row, Site
+from lowbit.plan.views import row_view
 from lowbit.program.around import around
 from lowbit.quantizers.rtn import RTN
 from lowbit.rewrites.bias_correction import Behind
@@ -62,6 +63,8 @@ class Work:
             for key, (row, site) in some.items():
                 if kept is None:
                     inputs = moments.get(key)
+                    if inputs is None and self.recipe.solver.needs_moment and row.primitive != "gather":
+                        notes.setdefault(key, []).append(_UNSEEN)
                     if inputs is not None and key in floats:
                         inputs = dataclasses.replace(inputs, float_mean=floats[key])
                     solved[key] = self._one(row, site, jnp.asarray(leaves[key]), inputs, qstate, self._own(key, leaves))
@@ -155,9 +158,7 @@ class Work:
         solver = self.recipe.solver
         if not solver.needs_moment:
             return {}
-        rows = [
-            r for r in self.plan.rows if r.weight is not None and r.weight.key in watched and r.primitive != "gather"
-        ]
+        rows = [r for r in self.plan.rows if r.weight is not None and r.weight.key in watched and _has_rows(r)]
         if not any(row.weight is not None and row.weight.key in some for row in rows):
             return {}
         most = self.recipe.most_rows
@@ -184,13 +185,13 @@ class Work:
             at = seen.get(weight.key, {}).get("input", {})
             name = "gram" if self._is_turned(row) else moment.name
             at = at if name in at else seen[row.path][_input_role(row)]
-            if name in at:
-                inputs_of[weight.key] = _inputs(at, name)
+            if name in at and len((inputs := _inputs(at, name)).moment) % row.matrix.size[0] == 0:
+                inputs_of[weight.key] = inputs
         return inputs_of
 
     def _float_means(self, bare: Plan, params: Any, sites: Mapping[str, tuple[Row, Site]]) -> dict[str, Any]:
         """Means of the inputs in the float model, by weight, where biases take means back; `FloatMean` sees them beside targets."""
-        rows = {key: row for key, (row, _) in sites.items() if row.primitive != "gather" and self._behind(row)}
+        rows = {key: row for key, (row, _) in sites.items() if _has_rows(row) and self._behind(row)}
         if not rows or self.recipe.solver.alpha:
             return {}
         wanted = {row.path: {_input_role(row): (ChannelMean(self.recipe.most_rows),)} for row in rows.values()}
@@ -278,9 +279,21 @@ def carried(bare: Plan, qstate: Any) -> Any:
     return marked(bare, parts)
 
 
+_UNSEEN = (
+    "an operation takes a part of it, and nothing says which inputs meet which weights: every input counts alike, searched "
+    "scales, nearest"
+)
+"""Said of weights whose inputs have no moments that fit them: see `lowbit.plan.views.row_view`."""
+
 _MOMENTS = {"cross": 2, "channel_mean": 1, "float_mean": 1, "tokens": 0}
 """Statistics of inputs beside the second moment, and how many axes each has behind its matrices."""
 _NUMBERS = ("error", "nearest", "power", "noise", "size", "clipped", "loose", "few")
+
+
+def _has_rows(row: Row) -> bool:
+    """Whether the input of an operation is read as rows of its weight's matrix."""
+    index = next(i for i, site in enumerate(row.sites) if not site.is_weight)
+    return row.primitive != "gather" and row_view(row, index) is not None
 
 
 def _inputs(seen: Mapping[str, Any], moment: str) -> Inputs:
