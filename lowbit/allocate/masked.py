@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lowbit.interpret.operate import compute
 from lowbit.interpret.operations import Operation
-from lowbit.interpret.simulate import compute
 from lowbit.interpret.state import get, layer_operand, quantizer_of, walked_sites
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.interpret.walk import Walk, plain

@@ -12,14 +12,12 @@ from jaxtyping import Array
 
 from lowbit.core.checks import not_finite
 from lowbit.core.keywords import check_keywords, merged, shares_keywords
-from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret import large
+from lowbit.interpret.engine import engine_of
 from lowbit.interpret.integer import spans
-from lowbit.interpret.integer.interpretations import observation as integer_observation
-from lowbit.interpret.observe import Grids, Watch, observation
-from lowbit.interpret.ranks import fitted, with_axes
+from lowbit.interpret.observe import Grids
 from lowbit.interpret.state import (
     QState,
     empty_statistics,
@@ -29,8 +27,6 @@ from lowbit.interpret.state import (
     quantized_sites,
     quantizer_of,
     site_key,
-    statistics_of,
-    walked_sites,
 )
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.observe.fold import fold, nothing_but_zero, unseen
@@ -126,7 +122,7 @@ def calibrate(
     statistics = fold(step, fn, params, batches, kwargs, progress, ignored=spans.ROLE, resumed=resumed)
     _check_statistics(statistics)
     initial = _initial(plan, params, statistics, key)
-    initial = spans.kept(plan, statistics, initial) if plan.is_full_integer else initial
+    initial = spans.kept(plan, statistics, initial)
     spans.check(plan, initial)
     return initial
 
@@ -142,22 +138,11 @@ def _start(plan: Plan) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[str, Any]]:
     """Returns ``step(params, qstate, statistics, args, kwargs) -> statistics'``, jitted and cached."""
-    wanted: dict[str, dict[str, Any]] = {}
-    for row, site in walked_sites(plan):
-        wanted.setdefault(row.path, {})[site.role] = statistics_of(site)
-    watch = Watch.of(wanted)
 
     @jax.jit
     def step(params, qstate, statistics, args, kwargs):
         traced = trace_planned(fn, plan, params, args, dict(kwargs))
-        if plan.is_full_integer:
-
-            def look(leaves, seen):
-                return integer_observation(plan, dataclasses.replace(traced, leaves=leaves), seen)
-
-            return automatic(look, traced.leaves, statistics)
-        fit, grids = fitted(plan, traced.inventory), _so_far(qstate) if sequential else None
-        return with_axes(fit, plan, observation(fit, traced, watch, with_axes(plan, fit, statistics), grids=grids))
+        return engine_of(plan).measured(plan, traced, statistics, _so_far(qstate) if sequential else None)
 
     return step
 

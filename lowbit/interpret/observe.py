@@ -20,8 +20,8 @@ from lowbit.plan.rows import Plan, Row, Site
 from lowbit.plan.views import result_view, row_view
 
 from .codes import with_codes
+from .operate import compute
 from .operations import Operation
-from .simulate import compute
 from .state import CODES, QState, get, has_no_values, layer_operand, quantizer_of
 from .trace import Trace
 from .walk import Walk, plain

@@ -20,8 +20,8 @@ from lowbit.plan.rows import Plan, Row, Site, Step
 from . import large
 from .codes import checked_codes, with_codes
 from .derive import derivation, has_derived
+from .engine import engine_of
 from .integer import spans
-from .integer.interpretations import freezer
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 from .trace import Model, trace_planned
 
@@ -95,9 +95,8 @@ def pack(
     for row, site in quantized_sites(plan):
         if site.kind not in ("leaf", "grid"):
             by_path.setdefault(row.path, {})[site.role] = tensors[_name(site)]
-    if plan.is_full_integer:
-        for path, integers in freezer(plan, traced)(params, qstate, chosen).items():
-            by_path[path] = {**by_path.get(path, {}), **integers}
+    for path, integers in engine_of(plan).constants(plan, traced, params, qstate, chosen).items():
+        by_path[path] = {**by_path.get(path, {}), **integers}
     return checked(QParams(packed, by_path, plan.fingerprint))
 
 

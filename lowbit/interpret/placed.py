@@ -9,9 +9,9 @@ import jax
 
 from lowbit.plan.rows import Plan, Row, Site
 
+from .engine import engine_of
 from .integer.weights import check_weights
 from .refusals import Refusals
-from .simulate import simulated_trace
 from .state import abstract_state
 from .trace import Trace
 
@@ -115,6 +115,8 @@ def _run(traced: Trace, plan: Plan) -> None:
         return
 
     def run(leaves: list[Any], state: Any) -> Any:
-        return simulated_trace(plan, dataclasses.replace(traced, leaves=leaves), state, custom_vjp="body")[0]
+        now = dataclasses.replace(traced, leaves=leaves)
+        given = {"train": False, "key": None, "step": None, "custom_vjp": "body", "codes": {}}
+        return engine_of(plan).simulated(plan, now, state, **given)[0]
 
     jax.eval_shape(run, traced.avals, abstract_state(plan))

@@ -316,3 +316,26 @@ def _abstract(quantizer: Any, operand: Operand, *, is_weight: bool) -> QState:
         return quantizer.init(operand, stats, jax.random.key(0))
 
     return jax.eval_shape(start)
+
+
+def after_batch(site: Site, state: Any, stats: Any, x: Any = None) -> Any:
+    """Returns the state after one training batch: statistics of this batch, given to the quantizer's ``update``."""
+    quantizer = quantizer_of(site)
+    if stats is None and has_no_values(x):
+        return state
+    if stats is None:
+        operand = layer_operand(site)
+        if site.is_weight:
+            stats = {"values": x}
+        else:
+            x = jax.lax.stop_gradient(x)
+            stats = {s.name: s.finish(s.update(s.init(operand), x, operand)) for s in quantizer.needs(operand)}
+    return quantizer.update(state, stats)
+
+
+def collected(plan: Plan, leaves: Mapping[str, Any], sites: Mapping[str, Any]) -> QState:
+    """Returns the state of a plan from those of parameters, by key, and of what the walk carries, by path and role."""
+    parts: dict[str, Any] = {"learn": {}, "fixed": {}}
+    for row, site in quantized_sites(plan):
+        put(parts, site.key, site.role, leaves[site.key] if site.kind == "leaf" else sites[row.path][site.role])
+    return marked(plan, parts)

@@ -1,6 +1,5 @@
 """`observe`: statistics of any operand or result of any operation, folded over batches."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,15 +9,13 @@ from typing import Any
 import jax
 
 from lowbit.core.keywords import check_keywords
-from lowbit.core.meshes import automatic
 from lowbit.core.paths import is_match, nearest
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret import observe as walk
 from lowbit.interpret.codes import checked_codes
-from lowbit.interpret.integer.observe import observation as integer_observation
-from lowbit.interpret.observe import OUTPUT, Grids, Watch
-from lowbit.interpret.ranks import fitted, with_axes
-from lowbit.interpret.state import QState, carried_states, check_state
+from lowbit.interpret.engine import engine_of
+from lowbit.interpret.observe import OUTPUT, Watch
+from lowbit.interpret.state import QState, check_state
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
@@ -142,24 +139,12 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         floats, given = (traced, params)
         if other is not None:
             floats, given = trace_planned(fn, plan, other, args, dict(kwargs)), other
-        if is_quantized and plan.is_full_integer:
-            slopes, turns = besides.values(
-                fn, plan, floats, watch, loss, given, args, kwargs, kinds=frozenset(("gradient",))
-            )
-
-            def look(leaves: Any, float_leaves: Any, states: Any, qstate: Any, codes: Any, slopes: Any) -> Any:
-                now, right = (dataclasses.replace(t, leaves=x) for t, x in ((traced, leaves), (floats, float_leaves)))
-                given = {"qstate": qstate, "codes": codes, "floats": right, "beside": slopes}
-                return integer_observation(plan, now, watch, states, **given)
-
-            return automatic(look, traced.leaves, floats.leaves, states, qstate, codes, slopes), turns
-        beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs)
+        kinds = {"kinds": engine_of(plan).beside} if is_quantized else {}
+        beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs, **kinds)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
-        fit = fitted(plan, traced.inventory)
-        given = {"carried": with_axes(plan, fit, carried_states(plan, qstate, codes)), "beside": beside}
-        after = walk.observation(fit, traced, watch, states, grids=Grids.of(qstate, codes), **given)
-        return after, turns
+        how = {"qstate": qstate, "codes": codes, "floats": floats, "beside": beside}
+        return engine_of(plan).observed(plan, traced, watch, states, **how), turns
 
     return step
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from lowbit.interpret.simulate import compute
+from lowbit.interpret.operate import compute
 from lowbit.plan.rows import Row
 
 

@@ -18,7 +18,7 @@ from lowbit.core.rounding import widened
 from lowbit.core.spec import Spec
 from lowbit.interpret.codes import with_codes
 from lowbit.interpret.refusals import Refusal, Refusals, Refused
-from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, site_key, statistics_of
+from lowbit.interpret.state import QState, after_batch, get, layer_operand, quantizer_of, site_key, statistics_of
 from lowbit.interpret.trace import Trace
 from lowbit.interpret.walk import plain
 from lowbit.packed.bits import unpack
@@ -102,7 +102,6 @@ def simulation(
     train: bool,
     key: Array | None,
     step: Array | None,
-    updated: Callable[..., Any],
     codes: Mapping[str, Any],
     custom_vjp: str = "raise",
 ) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
@@ -118,7 +117,6 @@ def simulation(
         train: whether the quantizers' training forms are used.
         key: for them.
         step: for them.
-        updated: ``(site, state, statistics or None, value) -> state`` after a training batch.
         codes: chosen for weights, by key.
         custom_vjp: ``"raise"`` where a function with its own gradient that a grid cuts in two is differentiated, or ``"body"``.
     """
@@ -133,7 +131,7 @@ def simulation(
         now = None if key is None else site_key(key, f"{site.key}/{site.role}")
         return quantizer.train(state, x, operand, key=now, step=step)
 
-    known, weights, changed = weights_of(plan, program, traced, qstate, forward, updated if train else None)
+    known, weights, changed = weights_of(plan, program, traced, qstate, forward, is_trained=train)
     is_exact = not train or all(_is_plain(q) for q in _quantizers(plan))
     grids = {path: grid_of(site, states[path]) for path, site in sites.items()}
     arithmetic = exact_arithmetic(plan, program, traced, weights, grids) if is_exact else None
@@ -165,7 +163,7 @@ def simulation(
             ]
             levels = straight_through(levels, arithmetic(node, codes)[0].astype(jnp.float32))
         if train and not isinstance(kind, Movement):
-            after = {**after, path: {"output": updated(site, after[path]["output"], None, placed)}}
+            after = {**after, path: {"output": after_batch(site, after[path]["output"], None, placed)}}
         return [Levels(levels, *_scalars(q))], after
 
     start = {path: {"output": state} for path, state in states.items()} if train else {}
@@ -310,7 +308,7 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
         def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
             return with_codes(quantizer_of(site).quantize(state, x, operand), codes.get(site.key))
 
-        _, weights, _ = weights_of(plan, program, now, qstate, forward, None)
+        _, weights, _ = weights_of(plan, program, now, qstate, forward)
         grids = {path: grid_of(site, get(qstate, path, "output")) for path, site in plan.grids().items()}
         return dict(exact_arithmetic(plan, program, now, weights, grids).numbers)
 

@@ -77,7 +77,7 @@ def observation(
     def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
         return with_codes(quantizer_of(site).quantize(state, x, operand), codes.get(site.key))
 
-    known, weights, _ = weights_of(plan, program, traced, qstate, forward, None)
+    known, weights, _ = weights_of(plan, program, traced, qstate, forward)
     grids = {path: grid_of(site, get(qstate, path, OUTPUT)) for path, site in plan.grids().items()}
     arithmetic, specs = exact_arithmetic(plan, program, traced, weights, grids), specs_of(plan)
     inputs, env = program.flat.inputs[: traced.count], data_of(program, traced)

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.interpret.refusals import Refusals
-from lowbit.interpret.state import QState, get, layer_operand, quantizer_of
+from lowbit.interpret.state import QState, after_batch, get, layer_operand, quantizer_of
 from lowbit.interpret.trace import Trace
 from lowbit.plan.rows import Plan, Row, Site
 from lowbit.program.read import Value
@@ -23,15 +23,16 @@ from .plans import program_for
 
 
 def weights_of(
-    plan: Plan, program: Placement, traced: Trace, qstate: QState | None, forward: Callable[..., QTensor], updated: Any
-) -> tuple[Constants, dict[str, QTensor], dict[str, Any]]:
+    plan: Plan, program: Placement, traced: Trace, qstate: QState | None, forward: Callable[..., QTensor], *,
+    is_trained: bool = False,
+) -> tuple[Constants, dict[str, QTensor], dict[str, Any]]:  # fmt: skip
     """The constants with quantized leaves, the weight of every operation, and the weights' new states."""
     leaves, changed = list(traced.leaves[: traced.count]), {}
     for path, site in plan.leaf_sites().items():
         i = traced.paths.index(path)
         state = None if qstate is None else get(qstate, site.key, site.role)
-        if updated is not None:
-            changed[path] = updated(site, state, {"values": leaves[i]}, None)
+        if is_trained:
+            changed[path] = after_batch(site, state, {"values": leaves[i]}, None)
         leaves[i] = forward(site, state, leaves[i], site.operand)
     known = Constants.of(program.flat, leaves)
     weights = {}
@@ -40,8 +41,8 @@ def weights_of(
             weights[node.path] = known.raw(var).merged()
             continue
         x, state = known.value(var), None if qstate is None else get(qstate, site.key, site.role)
-        if updated is not None:
-            changed[node.path] = updated(site, state, None, x)
+        if is_trained:
+            changed[node.path] = after_batch(site, state, None, x)
         weights[node.path] = forward(site, state, x, layer_operand(site)).merged()
     return known, weights, changed
 

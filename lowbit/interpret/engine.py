@@ -1,0 +1,57 @@
+"""What computes a plan: one engine for ordinary plans and one for full-integer ones, chosen here for all that uses one."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array
+
+from lowbit.plan.rows import Plan
+
+from .integer.engine import FullInteger
+from .observe import Grids, States, Watch
+from .ordinary import Ordinary
+from .state import QState
+from .trace import Trace
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The interpretations of one kind of plan. Calls are traced already, and have a quantized operation.
+
+    Attributes:
+        beside: what statistics read beside a value that has to be measured in a run before.
+    """
+
+    beside: frozenset[str]
+
+    def simulated(
+        self, plan: Plan, traced: Trace, qstate: QState, *, train: bool, key: Array | None, step: Array | None,
+        custom_vjp: str, codes: Mapping[str, Any],
+    ) -> tuple[Any, QState]:  # fmt: skip
+        """Returns ``(y, qstate')`` of `lowbit.simulate`; ``codes`` are checked."""
+        ...
+
+    def measured(self, plan: Plan, traced: Trace, statistics: States, grids: Grids | None) -> States:
+        """Returns the statistics of every site after one batch: of operands on ``grids``, or in float."""
+        ...
+
+    def observed(
+        self, plan: Plan, traced: Trace, watch: Watch, states: States, *, qstate: QState, codes: Mapping[str, Any],
+        floats: Trace, beside: Mapping[str, Any],
+    ) -> States:  # fmt: skip
+        """Returns the states of what is watched after one quantized batch; ``floats`` is the call of the float model."""
+        ...
+
+    def constants(
+        self, plan: Plan, traced: Trace, params: Any, qstate: QState, codes: Mapping[str, Any]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Returns what `lowbit.pack` stores beside weights and ranges, by path."""
+        ...
+
+
+_ENGINES: dict[bool, Engine] = {False: Ordinary(), True: FullInteger()}
+
+
+def engine_of(plan: Plan) -> Engine:
+    """Returns what computes a plan."""
+    return _ENGINES[plan.is_full_integer]
