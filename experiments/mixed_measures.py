@@ -83,19 +83,18 @@ def _ranked(x: np.ndarray) -> np.ndarray:
     return (ends - (counts - 1) / 2.0)[place.reshape(-1)]
 
 
-def ranks(found: Mapping[str, Mapping[str, Any]], methods: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Returns for every method how its scores rank beside what was measured: over all, and the mean within a candidate."""
-    if "measured" not in found:
-        return {}
-    right = np.asarray(found["measured"]["scores"]["values"], float)
-    made = {}
-    for method in methods:
-        if f"scores/{method}" in found:
-            table = np.asarray(found[f"scores/{method}"]["scores"]["values"], float)
-            columns = [spearman(table[:, c], right[:, c]) for c in range(right.shape[1])]
-            made[method] = {
-                "all": spearman(table.ravel(), right.ravel()),
-                "within": float(np.mean(columns)),
-                "cpu_seconds": found[f"scores/{method}"]["cpu_seconds"],
-            }
-    return made
+def ranks(
+    tables: Mapping[str, Sequence[Sequence[float]]], right: Sequence[Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """Returns for every table of scores how it ranks beside what was measured: over all, and the mean within a candidate.
+
+    Args:
+        tables: by method, ``[operations, candidates]``.
+        right: what was measured, alike.
+    """
+    correlations = {}
+    for method, values in tables.items():
+        one, other = np.asarray(values, float), np.asarray(right, float)
+        within = [spearman(one[:, c], other[:, c]) for c in range(other.shape[1])]
+        correlations[method] = {"all": spearman(one.ravel(), other.ravel()), "within": float(np.mean(within))}
+    return correlations

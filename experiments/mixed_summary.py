@@ -1,42 +1,67 @@
 """What the table of mixed plans says of a network: read from the pieces that are finished."""
 
 import itertools
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments.mixed_evals import MEASURED, read
 from experiments.mixed_measures import Compared, gains, ranks
+from lowbit.run.environment import command
 from lowbit.run.experiment import FLOAT
+from lowbit.run.folder import TIMES, RunFolder, read_json, write_json
+from lowbit.run.pieces import ALLOCATED
+from lowbit.run.results import Results
 
 
-def stale(folder: Path, found: Mapping[str, Any]) -> list[str]:
-    """Returns names of finished pieces in a network's folder that are none of those ``found``: of another config."""
-    known = {name.replace(" ", "_") for name in found}
-    names = (str(path.parent.relative_to(folder)) for path in sorted(folder.rglob("result.json")))
-    return [name for name in names if name not in known]
+def report(name: str, networks: Sequence[Any], found: Sequence[Results], folder: RunFolder) -> None:
+    """Writes ``summary.json``: of every network the pieces of this config that are finished, and why others are not there."""
+    by_name = {each.experiment.name: each for each in found}
+    lines = [summary(network, by_name[network.name]) for network in networks if network.name in by_name]
+    made = {key: folder.environment[key] for key in ("versions", "device")}
+    content = {"config": name, "command": command(), "networks": lines, **made}
+    content |= {"absent": dict(folder.absent)} if folder.absent else {}
+    write_json(folder.path / "summary.json", content)
 
 
-def summary(folder: Path, network: Any, found: Mapping[str, Any]) -> dict[str, Any] | None:
+def summary(network: Any, found: Results) -> dict[str, Any]:
     """Returns what the table shows of a network: plans, gains with their intervals, and how well scores predict.
 
     Args:
-        folder: of its pieces.
         network: of `experiments.mixed.Network`.
-        found: results of its finished pieces, by name: of those that the config at hand asks for.
-
-    Returns:
-        JSON data, or None where no piece is finished.
+        found: its finished pieces.
     """
-    if FLOAT not in found:
-        return None
-    compared: dict[str, Compared] = {}
-    for name in found:
-        path = folder / name.replace(" ", "_") / "compared.npz"
-        if path.is_file():
-            with np.load(path) as data:
-                compared[name] = Compared(**data)
+    results = {row.name: row.results[0] for row in found.rows if 0 in row.results}
+    rows = [row for row in network.rows if row.method in results]
+    place = {row.name: found.folder.path / f"seed-0/{row.method}" for row in rows}
+    compared = {name: read(path) for name, path in place.items()}
+    chosen = {row.plan: each for row in rows if (each := read_json(place[row.name] / ALLOCATED)) is not None}
+    choices = {plan: each["choice"] for plan, each in sorted(chosen.items())}
+    scores = next((each["scores"] for each in chosen.values()), None)
+    tables = results.get(FLOAT, {}).get("sensitivities", {})
+    plans = {row.name: _said(found, row.method, results[row.method]) for row in rows}
+    described = {"name": network.name, "title": network.title, "right": network.right, "chosen": network.chosen}
+    return described | {
+        "inputs": len(next(iter(compared.values())).noise) if compared else 0,
+        "scores": scores,
+        "float": _said(found, FLOAT, results[FLOAT]) if FLOAT in results else None,
+        "plans": dict(sorted(plans.items())),
+        "pairs": _pairs(network, compared),
+        "choices": choices,
+        "ranks": _ranks(network, tables),
+        "predicted": [] if scores is None or not tables else _predicted(network, plans, choices, scores, tables),
+    }
+
+
+def _said(found: Results, method: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a piece, with the commit that measured it."""
+    numbers = {key: result[key] for key in ("dB", "KL", "bits", "right %", TIMES) if key in result}
+    return numbers | found.folder.origins[f"seed-0/{method}"]
+
+
+def _pairs(network: Any, compared: Mapping[str, Compared]) -> list[dict[str, Any]]:
+    """Every mixed plan beside the uniform ones of its budget, by the same recipe."""
     pairs = []
     for budget in network.budgets:
         for recipe in network.recipes:
@@ -47,53 +72,45 @@ def summary(folder: Path, network: Any, found: Mapping[str, Any]) -> dict[str, A
                         {"bits": budget.bits, "recipe": recipe, "mixed": mixed, "uniform": uniform, "rule": rule}
                         | gains(compared[mixed], compared[uniform])
                     )
-    plans = {name: {k: v for k, v in found[name].items() if k != "rules"} for name in compared}
-    said = {"name": network.name, "title": network.title, "right": network.right, "chosen": network.chosen}
-    counts = {"inputs": len(next(iter(compared.values())).noise) if compared else 0}
-    choices = {name.removeprefix("choice/"): found[name]["choice"] for name in found if name.startswith("choice/")}
-    chosen = found.get(f"scores/{network.chosen}", {}).get("scores")
-    return said | counts | {
-        "scores": chosen,
-        "float": found.get(FLOAT), "plans": plans, "pairs": pairs, "choices": choices, "ranks": ranks(found, network.methods),
-        "predicted": _predicted(network, found, choices),
-    } | ({"stale": others} if (others := stale(folder, found)) else {})  # fmt: skip
+    return pairs
+
+
+def _ranks(network: Any, tables: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """How the scores of every method rank beside what single operations measured."""
+    if not tables:
+        return {}
+    by_method = {method: tables[method]["scores"]["values"] for method in network.methods}
+    return ranks(by_method, tables[MEASURED]["scores"]["values"])
 
 
 def _predicted(
-    network: Any, found: Mapping[str, Any], choices: Mapping[str, Mapping[str, str]]
+    network: Any,
+    plans: Mapping[str, Mapping[str, Any]],
+    choices: Mapping[str, Mapping[str, str]],
+    scores: Mapping[str, Any],
+    tables: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """For every plan rounded to nearest: what single measurements and the scores that chose add up to, and what it measured."""
-    if "measured" not in found:
-        return []
-    tables = {
-        "singles": (found["measured"]["scores"], 1.0),
-        "scores": (
-            found[f"scores/{network.chosen}"]["scores"],
-            _per_input(found[f"scores/{network.chosen}"], network.chosen) / network.positions,
-        ),
+    sums = {
+        "singles": (tables[MEASURED]["scores"], 1.0),
+        "scores": (scores, _per_input(network) / network.positions),
     }
-    made = []
-    for name, result in found.items():
+    lines = []
+    for name, result in plans.items():
         plan, _, recipe = name.partition("/")
-        if recipe != network.recipes[0] or "KL" not in result:
-            continue
         kind, _, word = plan.partition(" ")
+        names = [candidate.replace("/", " ") for candidate in scores["candidates"]]
+        if recipe != network.recipes[0] or (kind == "uniform" and word not in names):
+            continue
         line: dict[str, Any] = {"plan": plan, "bits": result["bits"], "measured": result["KL"]}
-        for title, (table, factor) in tables.items():
-            values, names = np.asarray(table["values"], float), [name.replace("/", " ") for name in table["candidates"]]
-            if kind == "uniform" and word not in names:
-                break
-            picked = (
-                [word] * len(values)
-                if kind == "uniform"
-                else [choices[plan][path].replace("/", " ") for path in table["paths"]]
-            )
+        for title, (table, factor) in sums.items():
+            values = np.asarray(table["values"], float)
+            picked = [word if kind == "uniform" else choices[plan][path].replace("/", " ") for path in table["paths"]]
             line[title] = factor * float(sum(values[r, names.index(c)] for r, c in enumerate(picked)))
-        else:
-            made.append(line)
-    return sorted(made, key=lambda line: line["bits"])
+        lines.append(line)
+    return sorted(lines, key=lambda line: line["bits"])
 
 
-def _per_input(found: Mapping[str, Any], method: str) -> float:
+def _per_input(network: Any) -> float:
     """What turns a score into a divergence of one input: squared gradients of a drawn likelihood are twice it, over a batch."""
-    return 0.5 / found["batch"] if method.startswith(("taylor", "fisher")) else 1.0
+    return 0.5 / network.subject.batch if network.chosen.startswith(("taylor", "fisher")) else 1.0

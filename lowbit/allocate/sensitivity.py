@@ -13,9 +13,9 @@ import numpy as np
 
 from lowbit.calibrate.fold import calibrate
 from lowbit.core.kept import Kept
-from lowbit.core.quantizer import Quantizers
 from lowbit.interpret.bind import bind
 from lowbit.interpret.trace import Model
+from lowbit.interpret.with_quantizers import rule_of
 from lowbit.observe import besides
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
@@ -153,12 +153,7 @@ def _ordinary(fn: Model, plan: Plan, params: Any, batch: tuple[Any, ...]) -> Pla
     """The plan, or for a full-integer one that of the same quantizers at the same operations in float."""
     if not plan.is_full_integer:
         return plan
-    rules: dict[str, Any] = {}
-    for row in plan.rows:
-        weight = next((site.quantizer for site in row.sites if site.is_weight), None)
-        others = [site.quantizer for site in row.sites if not site.is_weight and site.quantizer is not None]
-        rules[row.path] = Quantizers(weight, others[0] if others else None)
-    return bind(fn, rules, params, *batch)
+    return bind(fn, {row.path: rule_of(row).quantizers for row in plan.rows}, params, *batch)
 
 
 class _Work:

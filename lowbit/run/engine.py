@@ -256,7 +256,7 @@ def _do(job: Job, method: Method, seed: int, *, since: float) -> None:
             job.pieces[method.name] = piece
         measurements = measure_piece(piece)
         for each in job.experiment.evals:
-            if not each.is_together:
+            if each.is_of(method.name) and not each.is_together:
                 measurements = merged(measurements, each.measure(piece))
     except Exception as error:  # noqa: BLE001 - whatever a method of the user's raises: its row says it, the others go on
         lines = (" ".join(line.split()) for line in str(error).splitlines())

@@ -76,15 +76,21 @@ class Allocation:
 
     Attributes:
         candidates: rule texts or quantizers.
-        budget: of `lowbit.budget`.
+        budget: of `lowbit.budget`, or ``budget(plan)`` of the plan that the rules make.
         method: of `lowbit.sensitivity`, one that needs no labels.
         target: only what this target holds, or None.
+        loss: of `lowbit.sensitivity`.
+        generations: of evolution (`lowbit.allocate.evolution.evolve`), which begins with what the scores choose; 0: none.
+        trained: ``trained(candidate)`` is the quantizer that learns in its place, such as `lowbit.lsq`; or None.
     """
 
     candidates: tuple[Any, ...]
-    budget: Budget
+    budget: Budget | Callable[[Plan], Budget]
     method: str = "mse"
     target: str | None = None
+    loss: Callable[[Any], Any] | str | None = None
+    generations: int = 0
+    trained: Callable[[str], Quantizers] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +101,8 @@ class Method:
         name: the row's name and its folder's.
         rules: what `lowbit.bind` takes: glob over operation paths -> rule text or quantizers.
         fit: quantization-aware training from the float parameters, or None: post-training.
+        distill: ``distill(outputs, outputs of float)`` in place of the experiment's loss, such as
+            `lowbit.learn.distill.logits_loss`: the float model teaches and no label is read; or None.
         penalty: ``penalty(plan, params, qstate)`` is added to the loss, or None.
         around: ``around(optimizer, steps)`` is the parameters' optimizer, one that leads them to the grid by itself, or
             None. The float function is trained with it, and ranges are measured afterwards.
@@ -102,7 +110,7 @@ class Method:
             training with correction up to this step, then with frozen statistics; None leaves them as they are.
         rewrites: ``rewrites(*inputs)`` returns what `lowbit.chain` takes, for a batch: done to the float model first, or None.
         recipe: of `lowbit.quantize`, in place of measured ranges and rounding to nearest; or None.
-        allocate: chooses among candidates where ``rules`` quantize at all; or None.
+        allocate: chooses among candidates where ``rules`` quantize at all, before a fit or a recipe; or None.
         integer: whether the plan is full-integer.
         rounding: of a full-integer plan.
     """
@@ -110,6 +118,7 @@ class Method:
     name: str
     rules: Mapping[str, str | Quantizers]
     fit: Fit | None = None
+    distill: Loss | None = None
     penalty: Penalty | None = None
     around: Around | None = None
     freeze_norms: int | None = None
@@ -122,16 +131,16 @@ class Method:
     def __post_init__(self):
         if self.freeze_norms is not None and (self.freeze_norms < 0 or self.fit is None or self.around):
             raise ValueError(f"{self.name}: freeze_norms is a step >= 0 of quantized training, got {self.freeze_norms}")
-        if self.fit is None and (self.penalty or self.around):
-            raise ValueError(f"{self.name}: penalty and around are for training; give it a fit")
-        if self.penalty and self.around:
-            raise ValueError(f"{self.name}: penalty needs quantized training and around is without: give one of them")
+        if self.fit is None and (self.penalty or self.around or self.distill):
+            raise ValueError(f"{self.name}: penalty, distill and around are for training; give it a fit")
+        if self.around and (self.penalty or self.distill):
+            raise ValueError(
+                f"{self.name}: penalty and distill need quantized training and around is without: give one of them"
+            )
         if self.rewrites and self.fit:
             raise ValueError(f"{self.name}: rewrites are of the evaluated function, fit trains: give one of them")
-        if self.recipe and (self.fit or self.rewrites or self.allocate or self.integer):
-            raise ValueError(
-                f"{self.name}: a recipe does all from the float model: no fit, rewrites, allocate, integer"
-            )
+        if self.recipe and (self.fit or self.rewrites or self.integer):
+            raise ValueError(f"{self.name}: a recipe does all from the float model: no fit, rewrites, integer")
         if self.rounding != "exact" and not self.integer:
             raise ValueError(f"{self.name}: rounding is of full-integer plans: set integer=True")
 
@@ -201,7 +210,7 @@ class Experiment:
                 raise ValueError(f"{owner}: a batch of {fit.batch} does not split into {fit.devices} devices")
         if self.metric is None and self.baseline is not None:
             raise ValueError("baseline: a guess is measured by the metric, and there is none")
-        if self.loss is None and any(fit is not None for _, fit in fits):
+        if self.loss is None and (self.fit or any(m.fit and not m.distill for m in self.methods)):
             raise ValueError("loss: a fit needs a training loss, such as lowbit.run.cross_entropy")
         asked = [each.name for each in self.evals]
         if len(set(asked)) != len(asked):

@@ -34,7 +34,7 @@ def key_of(job: Job, method: Method, seed: int) -> str:
 
 def _key_of(job: Job, method: Method, seed: int) -> str:
     config = job.experiment
-    evals = [eval_key(each) for each in config.evals if not each.is_together]
+    evals = [eval_key(each) for each in config.evals if each.is_of(method.name) and not each.is_together]
     return joined([train_key(job, method, seed), *evals], config.metric, config.test_batch, job.test_digest)
 
 

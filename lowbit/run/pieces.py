@@ -12,7 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
+from lowbit.allocate.budget import Budget
+from lowbit.allocate.choose import allocation
+from lowbit.allocate.evolution import evolve
 from lowbit.interpret.state import abstract_state, marked
+from lowbit.interpret.with_quantizers import rule_of
 from lowbit.plan.rows import Plan
 from lowbit.recipes.report import Report
 from lowbit.rewrites import batch_norm
@@ -23,13 +27,19 @@ from .job import Job
 from .keys import float_key, name_of, train_key
 from .losses import float_loss, quantized_loss
 from .measure import difference, outputs
-from .samples import Inputs, arguments, chosen, count
+from .samples import Inputs, Split, arguments, chosen, count
 from .screen import Training
 from .training import train
 from .trajectory import trajectory
 
 EPOCH_SAMPLES = 1_000
 """Test inputs, at most, that the metric of a quantized training is measured on after every epoch."""
+
+
+SCORED = "scored"
+"""Of a run, scores of candidates by content, which every piece that allocates reads; of a piece, the file of what was chosen."""
+ALLOCATED = "allocated.json"
+"""Of a piece: the candidate of every operation, and the scores that chose it."""
 
 
 class PromiseError(RuntimeError):
@@ -244,15 +254,65 @@ def make_piece(job: Job, method: Method, seed: int) -> Piece:
 def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     """A method that a recipe does from the float model to codes."""
     assert method.recipe is not None
-    model, name = float_model(job, seed), name_of(method, seed)
+    model, name, batches = float_model(job, seed), name_of(method, seed), calibration(job)
+    rules = method.rules
+    if method.allocate is not None:
+        pairs = [(model.state, *x) for x in batches]
+        plan = lb.bind(model.fn, rules, model.params, *pairs[0])
+        plan = _allocated(job, method, seed, model.fn, plan, model.params, pairs)
+        rules = {row.path: rule_of(row).quantizers for row in plan.rows}
     bar = job.screen.start(f"{name} {method.recipe}")
     qparams, plan, report = lb.quantize(
-        model.fn, model.params, method.rules, state=model.state, recipe=method.recipe,
-        batches=calibration(job), cache=job.folder.piece(name) / "solved", progress=lambda what, done, of: bar(done),
+        model.fn, model.params, rules, state=model.state, recipe=method.recipe,
+        batches=batches, cache=job.folder.piece(name) / "solved", progress=lambda what, done, of: bar(done),
     )  # fmt: skip
     said = {key: value for key, value in json.loads(report.to_json()).items() if key != TIMES}
     write_json(job.folder.piece(name) / "report.json", said)  # without times: made again, the same bits
     return report.fn, plan, model.params, report.state, qparams, report
+
+
+def _allocated(
+    job: Job,
+    method: Method,
+    seed: int,
+    fn: Callable[..., Any],
+    plan: Plan,
+    params: Any,
+    batches: Sequence[tuple[Any, ...]],
+) -> Plan:
+    """The plan with the candidates that are chosen; these, and the scores, are kept in the piece's folder."""
+    asked, name = method.allocate, name_of(method, seed)
+    assert asked is not None
+    bar = job.screen.start(f"{name} scores", len(asked.candidates))
+    with job.folder.locked(SCORED):  # scores of one kind are found by one worker, and read by the others
+        scores = lb.sensitivity(
+            fn, plan, params, batches, candidates=asked.candidates, method=asked.method, loss=asked.loss,
+            cache=job.folder.path / SCORED, progress=bar,
+        )  # fmt: skip
+    budget = asked.budget if isinstance(asked.budget, Budget) else asked.budget(plan)
+    if asked.generations:
+        bar = job.screen.start(f"{name} generations", asked.generations)
+        choice = evolve(
+            fn, plan, params, batches, scores, budget=budget, target=asked.target, generations=asked.generations,
+            progress=bar,
+        )  # fmt: skip
+    else:
+        choice = allocation(plan, scores, budget=budget, target=asked.target)
+    said = {"choice": choice.choice, "scores": json.loads(dataclasses.replace(scores, seconds=0.0).json())}
+    write_json(job.folder.piece(name) / ALLOCATED, said)  # without times: made again, the same bits
+    if asked.trained is None:
+        return choice.plan
+    learned = {path: asked.trained(text) for path, text in choice.choice.items() if text != "keep"}
+    return lb.with_quantizers(choice.plan, lambda row: learned.get(row.path))
+
+
+@functools.lru_cache(maxsize=1)
+def _taught(job: Job, seed: int) -> Split:
+    """The training inputs with the float model's outputs in the place of labels."""
+    model, train = float_model(job, seed), job.data.train.taken(job.data.train.size)
+    call = jax.jit(model.fn)
+    right = outputs(lambda *x: call(model.params, model.state, *x), train.inputs, job.experiment.test_batch)
+    return Split(train.inputs, right)
 
 
 def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
@@ -269,22 +329,13 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     plan = lb.bind(fn, method.rules, params, model.state, *batches[0], **_options(method))
     pairs = [(model.state, *x) for x in batches]
     if method.allocate is not None:
-        asked = method.allocate
-        scores = lb.sensitivity(
-            fn,
-            plan,
-            params,
-            pairs,
-            candidates=asked.candidates,
-            method=asked.method,
-            cache=job.folder.piece(name) / "scored",
-        )
-        plan = lb.allocate(plan, scores, budget=asked.budget, target=asked.target)
+        plan = _allocated(job, method, seed, fn, plan, params, pairs)
     bar = job.screen.start(f"{name} ranges", len(batches))
     qstate = lb.calibrate(fn, plan, params, pairs, key=jax.random.key(seed), progress=bar)
     if method.fit is None or method.around is not None:
         return fn, plan, params, model.state, qstate, None
-    assert job.experiment.loss is not None
+    loss = method.distill or job.experiment.loss
+    assert loss is not None
 
     def evaluate(tree: Any, rest: Any) -> dict[str, Any]:
         state, now = (
@@ -302,10 +353,10 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
         return {"metric": score(job, results), **trajectory(plan)(params, state)}
 
     tree, rest = train(
-        quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms),
+        quantized_loss(model.fn, model.train_fn, plan, loss, method.penalty, method.freeze_norms),
         {"params": model.params, "learn": qstate["learn"]},
         {"state": model.state, "fixed": qstate["fixed"]},
-        job.data.train,
+        job.data.train if method.distill is None else _taught(job, seed),
         method.fit,
         seed=seed,
         state=job.folder.state(name, train_key(job, method, seed)),

@@ -1,4 +1,4 @@
-"""The job behind the table of mixed plans: pieces, resuming, gains against sums written out, ranks against scipy, the table."""
+"""The suite behind the table of mixed plans: pieces, resuming, gains against sums written out, ranks against scipy, the table."""
 
 import dataclasses
 import json
@@ -8,85 +8,101 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.mixed import Budgeted, Mixed, Network, Subject, known, run
+from experiments.mixed import Budgeted, Network, Subject, suite
 from experiments.mixed_measures import Compared, gains, per_input, spearman
-from experiments.mixed_summary import summary
 from experiments.mixed_table import markdown, report, wins
-from lowbit.run import Model
-from lowbit.run.folder import RunFolder
+from lowbit.run import Dataset, Fit, Model, Split, engine, run_suite
 
 RNG = np.random.default_rng(0)
 
 
-def subject() -> Subject:
-    """Four layers, two of them a hundred times as loud as the others: a uniform plan wastes bits on these."""
-    scales = {"a": 1.0, "b": 0.02, "c": 1.0, "d": 0.02}
+SCALES = {"a": 1.0, "b": 0.02, "c": 1.0, "d": 0.02}
+"""Of four layers: two are fifty times as loud as the others, and a uniform plan wastes bits on these."""
+
+
+def data() -> Dataset:
+    x = np.random.default_rng(2).normal(size=(192, 16)).astype(np.float32)
+    labels = np.stack([np.zeros(128, np.int32), np.arange(128, dtype=np.int32)], axis=1)
+    labels[120:, 1] = -1  # scored, and not compared
+    return Dataset("normal", "made up", Split(x[:64], np.zeros(64, np.int32)), Split(x[64:], labels))
+
+
+def four(p, s, x):
+    return jnp.tanh(x @ p["a"] + x @ p["b"]) @ p["c"] + x @ p["d"]
+
+
+def drawn(seed: int) -> Model:
     rng = np.random.default_rng(1)
-    params = {k: jnp.asarray(rng.standard_t(4, size=(16, 16)) * s, jnp.float32) for k, s in scales.items()}
-    x = rng.normal(size=(192, 16)).astype(np.float32)
-
-    def fn(p, s, x):
-        return jnp.tanh(x @ p["a"] + x @ p["b"]) @ p["c"] + x @ p["d"]
-
-    def right(y, before):
-        return y.argmax(-1) == before.argmax(-1)
-
-    inputs = [(x[64:128],), (x[128:],)]
-    return Subject(Model(fn, params, {}), [(x[:32],), (x[32:64],)], inputs, np.arange(128), inputs, right)
+    params = {k: jnp.asarray(rng.standard_t(4, size=(16, 16)) * s, jnp.float32) for k, s in SCALES.items()}
+    return Model(four, params, {})
 
 
-def mixed_of(network: Network, path):
-    """What the summary of a config of this network says of a folder in which nothing more is done."""
-    found = known(RunFolder(path, Mixed("mixed", (network,)), accept_stale=True), network)
-    return summary(path / network.name, network, found)
-
-
-def missing() -> Subject:
-    raise AssertionError("a network whose pieces are finished is not loaded")
+def same(y, before, classes):
+    return y.argmax(-1) == before.argmax(-1)
 
 
 NETWORK = Network(
-    "small", "Small", subject, "same class %", ("w2", "w4", "w8"), (Budgeted("w4", ("w4",)),),
-    methods=("taylor kl", "hessian own", "sqnr"), measured=1, recipes=("rtn",), generations=2,
+    "small", "Small", Subject(data, drawn, same, 64, 32, 60, taught=Fit(1, 32, 1e-4, 1e-4)), "same class %", ("w2", "w4", "w8"),
+    (Budgeted("w4", ("w4",)),), methods=("taylor kl", "hessian own"), measured=1, recipes=("rtn", "qat"), generations=2,
 )  # fmt: skip
-CONFIG = Mixed("mixed", (NETWORK,))
 
 
-def test_a_run_compares_plans_and_goes_on(tmp_path, capsys):
-    folder = run(CONFIG, tmp_path / "run")
-    found = json.loads((folder / "summary.json").read_text())
-    (small,) = found["networks"]
+def summary_of(path):
+    return json.loads((path / "summary.json").read_text())["networks"][0]
+
+
+def test_a_run_compares_plans_and_goes_on(tmp_path, monkeypatch):
+    folder, pieces = tmp_path / "run", []
+    monkeypatch.setattr(
+        engine, "measured", lambda piece, true=engine.measured: pieces.append(piece.name) or true(piece)
+    )
+    assert [each.failed for each in run_suite(suite("mixed", NETWORK), folder)] == [{}]
+    small = summary_of(folder)
     mixed, uniform = small["plans"]["mixed as w4/rtn"], small["plans"]["uniform w4/rtn"]
     assert mixed["bits"] <= 6.0 + 1e-6
     assert uniform["bits"] == pytest.approx(4 + 32 / 16)
-    pair, evolved = small["pairs"]
-    assert evolved["mixed"] == "evolved as w4/rtn"
-    assert pair["dB"] == pytest.approx(mixed["dB"] - uniform["dB"], abs=1e-9)
-    assert pair["KL"] == pytest.approx(uniform["KL"] - mixed["KL"], abs=1e-12)
-    assert pair["dB_low"] <= pair["dB"] <= pair["dB_high"]
+    assert small["inputs"] == 120
+    pair, evolved, taught = small["pairs"]
+    assert (evolved["mixed"], taught["mixed"]) == ("evolved as w4/rtn", "mixed as w4/qat")
+    for each in small["pairs"]:
+        one, other = small["plans"][each["mixed"]], small["plans"][each["uniform"]]
+        assert each["dB"] == pytest.approx(one["dB"] - other["dB"], abs=1e-9)
+        assert each["KL"] == pytest.approx(other["KL"] - one["KL"], abs=1e-12)
+        assert each["dB_low"] <= each["dB"] <= each["dB_high"]
     assert wins(pair)  # the loud layers got the bits
-    assert set(small["choices"]["mixed as w4"]) == {"a", "b", "c", "d"}
+    assert set(small["choices"]["mixed as w4"]) == set(SCALES)
     assert small["ranks"]["taylor kl"]["all"] > 0.5
     lines = {line["plan"]: line for line in small["predicted"]}
     assert set(lines) == {"mixed as w4", "evolved as w4", "uniform w2", "uniform w4", "uniform w8"}
     assert lines["uniform w8"]["measured"] == pytest.approx(lines["uniform w8"]["singles"], rel=1.0)
 
-    again = dataclasses.replace(CONFIG, networks=(dataclasses.replace(NETWORK, subject=missing),))
-    second = json.loads((run(again, tmp_path / "run") / "summary.json").read_text())
-    assert second["networks"] == found["networks"]
-    # Another config in the folder: what it does not ask for, or asks for otherwise, is none of its plans.
-    fewer = dataclasses.replace(NETWORK, subject=missing, candidates=("w2", "w4"), budgets=(Budgeted("w4", ("w8",)),))
-    mended = mixed_of(fewer, tmp_path / "run")
-    assert mended is not None
-    assert set(mended["plans"]) == {"uniform w2/rtn", "uniform w4/rtn", "uniform w8/rtn"}
-    assert mended["scores"] is None
-    assert {"choice/mixed_as_w4", "mixed_as_w4/rtn", "measured", "scores/sqnr"} <= set(mended["stale"])
+    # The mixed plan by hand, in float64: what was chosen, rounded to nearest per output, on the inputs that are compared.
+    true = {k: np.asarray(w, np.float64) for k, w in drawn(0).params.items()}
+    rounded = {}
+    for k, word in small["choices"]["mixed as w4"].items():
+        top = 2.0 ** (int(word[1:]) - 1) - 1
+        scale = np.abs(true[k]).max(axis=0) / top
+        rounded[k] = scale * np.clip(np.round(true[k] / scale), -top - 1, top)
+    x = data().test.inputs[:120].astype(np.float64)
+    before, after = ((np.tanh(x @ p["a"] + x @ p["b"]) @ p["c"] + x @ p["d"]) for p in (true, rounded))
+    assert mixed["dB"] == pytest.approx(10 * np.log10(np.sum(before**2) / np.sum((after - before) ** 2)), abs=1e-3)
 
-    text = markdown(found)
+    text = markdown({"networks": [small]})
     assert f"| nearest | as w4: {mixed['bits']:.2f} |" in text
     assert "**wins**" in text.split("\n\n")[0]
-    assert report(found, tmp_path / "page").read_text().count("<svg") == 3
+    page = report({"networks": [small], "command": "lowbit run"}, tmp_path / "page")
+    assert page.read_text().count("<svg") == 3
     assert len(list((tmp_path / "page").glob("*.png"))) == 3
+
+    # Another score is of the float network alone; another budget is a plan of its own, and what is not asked for is not shown.
+    pieces.clear()
+    other = dataclasses.replace(NETWORK, methods=("taylor kl", "sqnr"), budgets=(Budgeted("w4", ("w8",)),))
+    run_suite(suite("mixed", other), folder, only=["*/float", "mixed_as_w4-rtn"])
+    assert pieces == ["seed-0/float"]
+    fewer = summary_of(folder)
+    assert set(fewer["ranks"]) == {"taylor kl", "sqnr"}
+    assert fewer["ranks"]["taylor kl"] == small["ranks"]["taylor kl"]
+    assert fewer["plans"] == {name: plan for name, plan in small["plans"].items() if name != "uniform w4/qat"}
 
 
 def test_gains_are_of_sums_and_count_units_and_not_inputs():

@@ -37,6 +37,7 @@ class Eval:
         depends: returns what else the numbers depend on, such as versions of tools; or None.
         is_together: whether all methods are measured in turns, as times are.
         folders: of lowbit, whose code the numbers depend on besides the module of ``measure``.
+        methods: names of the methods whose pieces are measured; none: all. The others' pieces do not depend on it.
     """
 
     name: str
@@ -46,6 +47,11 @@ class Eval:
     depends: Callable[[], Any] | None = None
     is_together: bool = False
     folders: tuple[str, ...] = ("run/evals", "export", "targets")
+    methods: tuple[str, ...] = ()
+
+    def is_of(self, method: str) -> bool:
+        """Whether the pieces of a method are measured."""
+        return not self.methods or method in self.methods
 
 
 def spread(digits: int) -> Callable[[Sequence[float], Sequence[float]], str]:
