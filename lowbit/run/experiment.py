@@ -101,8 +101,6 @@ class Method:
         name: the row's name and its folder's.
         rules: what `lowbit.bind` takes: glob over operation paths -> rule text or quantizers.
         fit: quantization-aware training from the float parameters, or None: post-training.
-        distill: ``distill(outputs, outputs of float)`` in place of the experiment's loss, such as
-            `lowbit.learn.distill.logits_loss`: the float model teaches and no label is read; or None.
         penalty: ``penalty(plan, params, qstate)`` is added to the loss, or None.
         around: ``around(optimizer, steps)`` is the parameters' optimizer, one that leads them to the grid by itself, or
             None. The float function is trained with it, and ranges are measured afterwards.
@@ -113,12 +111,13 @@ class Method:
         allocate: chooses among candidates where ``rules`` quantize at all, before a fit or a recipe; or None.
         integer: whether the plan is full-integer.
         rounding: of a full-integer plan.
+        distill: ``distill(outputs, outputs of float)`` in place of the experiment's loss, such as
+            `lowbit.learn.distill.logits_loss`: the float model teaches and no label is read; or None.
     """
 
     name: str
     rules: Mapping[str, str | Quantizers]
     fit: Fit | None = None
-    distill: Loss | None = None
     penalty: Penalty | None = None
     around: Around | None = None
     freeze_norms: int | None = None
@@ -127,6 +126,7 @@ class Method:
     allocate: Allocation | None = None
     integer: bool = False
     rounding: str = "exact"
+    distill: Loss | None = None
 
     def __post_init__(self):
         if self.freeze_norms is not None and (self.freeze_norms < 0 or self.fit is None or self.around):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configs import allocate_networks, demo
+from experiments.configs import allocate_thermostat, demo
 from lowbit import cli
 from lowbit.cli.running import check
 from tests.run import tiny
@@ -150,9 +150,10 @@ def test_changes_are_typed():
     assert demo.config == dataclasses.replace(demo.config)
     assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
     assert cli.changed(demo.config, ["train_samples=600"]).train_samples == 600  # None until it is set
-    only = cli.changed(allocate_networks.config, ["only=minilm,blazeface"])
-    assert only.only == ("minilm", "blazeface")  # no items until they are set
-    assert cli.changed(only, ["only="]).only == ()
+    none = dataclasses.replace(allocate_thermostat.config, uniform=())
+    some = cli.changed(none, ["uniform=w2,w8"])
+    assert some.uniform == ("w2", "w8")  # no items until they are set
+    assert cli.changed(some, ["uniform="]).uniform == ()
     with pytest.raises(cli.UsageError, match="--set seeds=: "):
         cli.changed(demo.config, ["seeds="])
 
