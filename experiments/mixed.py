@@ -114,13 +114,13 @@ class Network:
     generations: int = 0
 
     @property
-    def rows(self) -> "tuple[Row, ...]":
+    def cells(self) -> "tuple[Cell, ...]":
         """Every mixed plan, the uniform ones beside it, and of the first recipe the ladder."""
-        every = (row for recipe in self.recipes for row in _of_recipe(self, recipe))
-        return tuple({row.name: row for row in every}.values())
+        every = (cell for recipe in self.recipes for cell in _of_recipe(self, recipe))
+        return tuple({cell.name: cell for cell in every}.values())
 
 
-class Row(NamedTuple):
+class Cell(NamedTuple):
     """One plan by one recipe.
 
     Attributes:
@@ -147,26 +147,26 @@ class Row(NamedTuple):
         """The name of its method, which is its folder's.
 
         Example:
-            >>> Row("mixed 3.5", "rtn").method
+            >>> Cell("mixed 3.5", "rtn").method
             'mixed_3_5-rtn'
         """
         return f"{re.sub('[^A-Za-z0-9]+', '_', self.plan)}-{self.recipe}"
 
 
-def _of_recipe(network: Network, recipe: str) -> Iterator[Row]:
+def _of_recipe(network: Network, recipe: str) -> Iterator[Cell]:
     is_first = recipe == network.recipes[0]
     for budget in network.budgets:
-        yield Row(f"mixed {budget.name}", recipe, budget=budget)
+        yield Cell(f"mixed {budget.name}", recipe, budget=budget)
         yield from (_uniform(rule, recipe) for rule in budget.uniform)
         if is_first and network.generations:
-            yield Row(f"evolved {budget.name}", recipe, budget=budget, generations=network.generations)
+            yield Cell(f"evolved {budget.name}", recipe, budget=budget, generations=network.generations)
     if is_first:
-        yield from (Row(f"mixed {bits:g}", recipe, budget=Budgeted(bits)) for bits in network.ladder)
+        yield from (Cell(f"mixed {bits:g}", recipe, budget=Budgeted(bits)) for bits in network.ladder)
         yield from (_uniform(rule, recipe) for rule in network.candidates)
 
 
-def _uniform(rule: str, recipe: str) -> Row:
-    return Row(f"uniform {rule.replace('/', ' ')}", recipe, rule)
+def _uniform(rule: str, recipe: str) -> Cell:
+    return Cell(f"uniform {rule.replace('/', ' ')}", recipe, rule)
 
 
 def suite(name: str, *networks: Network) -> Suite:
@@ -185,7 +185,7 @@ def experiment(network: Network) -> Experiment:
         metric=None,
         loss=None if subject.fit is None else on_classes,
         fit=subject.fit,
-        methods=tuple(_method(network, row) for row in network.rows),
+        methods=tuple(_method(network, cell) for cell in network.cells),
         seeds=(0,),
         evals=(
             compared(subject.right, network.right),
@@ -197,18 +197,18 @@ def experiment(network: Network) -> Experiment:
     )
 
 
-def _method(network: Network, row: Row) -> Method:
-    is_trained = row.recipe == QAT
-    how = {"fit": network.subject.taught, "distill": logits_loss} if is_trained else {"recipe": row.recipe}
-    if row.rule is not None:
-        return Method(row.method, _rules(network, lb.lsq(row.rule) if is_trained else row.rule), **how)
-    assert row.budget is not None
+def _method(network: Network, cell: Cell) -> Method:
+    is_trained = cell.recipe == QAT
+    how = {"fit": network.subject.taught, "distill": logits_loss} if is_trained else {"recipe": cell.recipe}
+    if cell.rule is not None:
+        return Method(cell.method, _rules(network, lb.lsq(cell.rule) if is_trained else cell.rule), **how)
+    assert cell.budget is not None
     method, loss = _loss(network.chosen)
     allocation = Allocation(
-        network.candidates, row.budget.limit, method, loss=loss, generations=row.generations,
+        network.candidates, cell.budget.limit, method, loss=loss, generations=cell.generations,
         trained=lb.lsq if is_trained else None,
     )  # fmt: skip
-    return Method(row.method, _rules(network, "w8"), allocate=allocation, **how)
+    return Method(cell.method, _rules(network, "w8"), allocate=allocation, **how)
 
 
 def _rules(network: Network, rest: str | lb.Quantizers) -> dict[str, str | lb.Quantizers]:

@@ -68,7 +68,7 @@ class _Compared:
         return said | numbers | promised(piece)
 
 
-def read(piece: Any) -> Compared:
+def arrays_of(piece: Any) -> Compared:
     """Returns what `compared` kept in the folder of a piece."""
     with np.load(piece / ARRAYS) as data:
         return Compared(**data)

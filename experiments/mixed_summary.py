@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.mixed_evals import MEASURED, read
+from experiments.mixed_evals import MEASURED, arrays_of
 from experiments.mixed_measures import Compared, gains, ranks
 from lowbit.run.environment import command
 from lowbit.run.experiment import FLOAT
@@ -33,14 +33,14 @@ def summary(network: Any, found: Results) -> dict[str, Any]:
         found: its finished pieces.
     """
     results = {row.name: row.results[0] for row in found.rows if 0 in row.results}
-    rows = [row for row in network.rows if row.method in results]
-    place = {row.name: found.folder.path / f"seed-0/{row.method}" for row in rows}
-    compared = {name: read(path) for name, path in place.items()}
-    chosen = {row.plan: each for row in rows if (each := read_json(place[row.name] / ALLOCATED)) is not None}
+    cells = [cell for cell in network.cells if cell.method in results]
+    place = {cell.name: found.folder.path / f"seed-0/{cell.method}" for cell in cells}
+    compared = {name: arrays_of(path) for name, path in place.items()}
+    chosen = {cell.plan: each for cell in cells if (each := read_json(place[cell.name] / ALLOCATED)) is not None}
     choices = {plan: each["choice"] for plan, each in sorted(chosen.items())}
     scores = next((each["scores"] for each in chosen.values()), None)
     tables = results.get(FLOAT, {}).get("sensitivities", {})
-    plans = {row.name: _said(found, row.method, results[row.method]) for row in rows}
+    plans = {cell.name: _said(found, cell.method, results[cell.method]) for cell in cells}
     described = {"name": network.name, "title": network.title, "right": network.right, "chosen": network.chosen}
     return described | {
         "inputs": len(next(iter(compared.values())).noise) if compared else 0,
