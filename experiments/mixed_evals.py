@@ -15,10 +15,11 @@ from lowbit.core import atomic
 from lowbit.plan.costs import weight_bits
 from lowbit.plan.rows import Plan
 from lowbit.run import Eval
+from lowbit.run.allocating import SCORED
 from lowbit.run.evals.column import Column, mean
 from lowbit.run.experiment import FLOAT
 from lowbit.run.folder import TIMES
-from lowbit.run.pieces import SCORED, Piece, calibration, float_outputs, promised
+from lowbit.run.pieces import Piece, calibration, float_outputs, promised
 from lowbit.run.samples import arguments, chosen
 
 ARRAYS = "compared.npz"
@@ -102,11 +103,12 @@ class _Sensitivities:
 
         def scored(name: str, given: Any, method: str, loss: Any = None) -> dict[str, Any]:
             spent = time.process_time()
-            scores = lb.sensitivity(
-                piece.fn, plan, piece.params, [(piece.state, *x) for x in given], candidates=self.candidates,
-                method=method, loss=loss, cache=job.folder.path / SCORED,
-                progress=job.screen.start(f"{piece.name} {name}", len(self.candidates)),
-            )  # fmt: skip
+            with job.folder.locked(SCORED):  # another worker may want the same
+                scores = lb.sensitivity(
+                    piece.fn, plan, piece.params, [(piece.state, *x) for x in given], candidates=self.candidates,
+                    method=method, loss=loss, cache=job.folder.path / SCORED,
+                    progress=job.screen.start(f"{piece.name} {name}", len(self.candidates)),
+                )  # fmt: skip
             return {"scores": json.loads(scores.json()), TIMES: round(time.process_time() - spent, 1)}
 
         found = {name: scored(name, batches, *asked) for name, asked in self.methods.items()}

@@ -8,10 +8,10 @@ import numpy as np
 
 from experiments.mixed_evals import MEASURED, arrays_of
 from experiments.mixed_measures import Compared, gains, ranks
+from lowbit.run.allocating import ALLOCATED
 from lowbit.run.environment import command
 from lowbit.run.experiment import FLOAT
 from lowbit.run.folder import TIMES, RunFolder, read_json, write_json
-from lowbit.run.pieces import ALLOCATED
 from lowbit.run.results import Results
 
 

@@ -34,7 +34,7 @@ _ALWAYS = ("core", "formats", "program", "plan", "packed", "interpret", "adapter
 """Folders of lowbit that every method goes through: ranges are observed, and what was learned is hardened, without a fit too."""
 _ROUNDING = "lowbit.quantizers.rtn"
 """What a rule's text stands for."""
-_ENGINE = ("losses", "measure", "metric", "pieces", "samples", "training")
+_ENGINE = ("allocating", "losses", "measure", "metric", "pieces", "samples", "training")
 """Modules of this folder that numbers depend on."""
 
 

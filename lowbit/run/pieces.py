@@ -12,15 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowbit as lb
-from lowbit.allocate.budget import Budget
-from lowbit.allocate.choose import allocation
-from lowbit.allocate.evolution import evolve
 from lowbit.interpret.state import abstract_state, marked
 from lowbit.interpret.with_quantizers import rule_of
 from lowbit.plan.rows import Plan
 from lowbit.recipes.report import Report
 from lowbit.rewrites import batch_norm
 
+from .allocating import allocated
 from .experiment import FLOAT, Fit, Method, Model
 from .folder import TIMES, plain, write_json
 from .job import Job
@@ -34,12 +32,6 @@ from .trajectory import trajectory
 
 EPOCH_SAMPLES = 1_000
 """Test inputs, at most, that the metric of a quantized training is measured on after every epoch."""
-
-
-SCORED = "scored"
-"""Of a run, scores of candidates by content, which every piece that allocates reads; of a piece, the file of what was chosen."""
-ALLOCATED = "allocated.json"
-"""Of a piece: the candidate of every operation, and the scores that chose it."""
 
 
 class PromiseError(RuntimeError):
@@ -214,11 +206,14 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
 
 def _check_training(job: Job, method: Method, fit: Fit, model: Model, plan: Plan) -> None:
     """Raises ValueError where the function that is trained is not, step by step, the one that integers are served of."""
-    assert job.experiment.loss is not None
+    asked = method.distill or job.experiment.loss
+    assert asked is not None
     state, train = marked(plan, abstract_state(plan)), job.data.train
-    loss = quantized_loss(model.fn, model.train_fn, plan, job.experiment.loss, method.penalty, method.freeze_norms)
+    loss = quantized_loss(model.fn, model.train_fn, plan, asked, method.penalty, method.freeze_norms)
     size = min(train.size, fit.batch)
     inputs, labels = next(train.batches(np.arange(size), size))
+    if method.distill is not None:
+        labels = jax.eval_shape(model.fn, model.params, model.state, *arguments(inputs))
     tree, rest = {"params": model.params, "learn": state["learn"]}, {"state": model.state, "fixed": state["fixed"]}
     try:
         jax.eval_shape(loss, tree, rest, inputs, labels, jax.random.key(0), np.int32(0))
@@ -259,7 +254,7 @@ def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     if method.allocate is not None:
         pairs = [(model.state, *x) for x in batches]
         plan = lb.bind(model.fn, rules, model.params, *pairs[0])
-        plan = _allocated(job, method, seed, model.fn, plan, model.params, pairs)
+        plan = allocated(job, method.allocate, name, model.fn, plan, model.params, pairs)
         rules = {row.path: rule_of(row).quantizers for row in plan.rows}
     bar = job.screen.start(f"{name} {method.recipe}")
     qparams, plan, report = lb.quantize(
@@ -269,41 +264,6 @@ def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     said = {key: value for key, value in json.loads(report.to_json()).items() if key != TIMES}
     write_json(job.folder.piece(name) / "report.json", said)  # without times: made again, the same bits
     return report.fn, plan, model.params, report.state, qparams, report
-
-
-def _allocated(
-    job: Job,
-    method: Method,
-    seed: int,
-    fn: Callable[..., Any],
-    plan: Plan,
-    params: Any,
-    batches: Sequence[tuple[Any, ...]],
-) -> Plan:
-    """The plan with the candidates that are chosen; these, and the scores, are kept in the piece's folder."""
-    asked, name = method.allocate, name_of(method, seed)
-    assert asked is not None
-    bar = job.screen.start(f"{name} scores", len(asked.candidates))
-    with job.folder.locked(SCORED):  # scores of one kind are found by one worker, and read by the others
-        scores = lb.sensitivity(
-            fn, plan, params, batches, candidates=asked.candidates, method=asked.method, loss=asked.loss,
-            cache=job.folder.path / SCORED, progress=bar,
-        )  # fmt: skip
-    budget = asked.budget if isinstance(asked.budget, Budget) else asked.budget(plan)
-    if asked.generations:
-        bar = job.screen.start(f"{name} generations", asked.generations)
-        choice = evolve(
-            fn, plan, params, batches, scores, budget=budget, target=asked.target, generations=asked.generations,
-            progress=bar,
-        )  # fmt: skip
-    else:
-        choice = allocation(plan, scores, budget=budget, target=asked.target)
-    said = {"choice": choice.choice, "scores": json.loads(dataclasses.replace(scores, seconds=0.0).json())}
-    write_json(job.folder.piece(name) / ALLOCATED, said)  # without times: made again, the same bits
-    if asked.trained is None:
-        return choice.plan
-    learned = {path: asked.trained(text) for path, text in choice.choice.items() if text != "keep"}
-    return lb.with_quantizers(choice.plan, lambda row: learned.get(row.path))
 
 
 @functools.lru_cache(maxsize=1)
@@ -329,7 +289,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     plan = lb.bind(fn, method.rules, params, model.state, *batches[0], **_options(method))
     pairs = [(model.state, *x) for x in batches]
     if method.allocate is not None:
-        plan = _allocated(job, method, seed, fn, plan, params, pairs)
+        plan = allocated(job, method.allocate, name, fn, plan, params, pairs)
     bar = job.screen.start(f"{name} ranges", len(batches))
     qstate = lb.calibrate(fn, plan, params, pairs, key=jax.random.key(seed), progress=bar)
     if method.fit is None or method.around is not None:
