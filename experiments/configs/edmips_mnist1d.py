@@ -39,7 +39,8 @@ _MIXED = edmips("w6/tensor", among=(2, 3, 4, 6, 8), temperature=2.0, decay=0.998
 
 config = on_mnist1d(
     "edmips_mnist1d",
-    Method("lsq_w4", inner(lb.lsq("w4")), QAT),
+    Method("lsq_w4", inner(lb.lsq("w4/tensor")), QAT),
+    Method("lsq_w2", inner(lb.lsq("w2/tensor")), QAT),
     Method("edmips_cheap", inner(_MIXED), WIDTHS, penalty=cheap),
     Method("edmips_dear", inner(_MIXED), WIDTHS, penalty=dear),
 )
