@@ -111,8 +111,8 @@ class _Sensitivities:
                 )  # fmt: skip
             return {"scores": json.loads(scores.json()), TIMES: round(time.process_time() - spent, 1)}
 
-        found = {name: scored(name, batches, *asked) for name, asked in self.methods.items()}
-        return {"sensitivities": found | {MEASURED: scored(MEASURED, self._unseen(piece), "kl")}}
+        tables = {MEASURED: scored(MEASURED, self._unseen(piece), "kl")}
+        return {"sensitivities": tables | {name: scored(name, batches, *asked) for name, asked in self.methods.items()}}
 
     def _unseen(self, piece: Piece) -> list[Any]:
         """Some batches of the compared inputs, evenly among them."""

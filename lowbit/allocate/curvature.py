@@ -92,23 +92,26 @@ def traces(fn: Model, loss: Callable[..., Any] | None, probes: int) -> Callable[
 
 @functools.lru_cache(maxsize=16)
 def slopes(fn: Model, measure: Callable[[Any, Any], Any], level: float) -> Callable[..., Any]:
-    """Returns ``(key, index, weights, params, args, kwargs) -> measure / level^2`` with noise on one weight, jitted.
+    """Returns ``(key, index, weights, params, right, args, kwargs) -> measure / level^2`` with noise on one weight, jitted.
 
     The noise is Gaussian, ``level`` times the weight's norm: HIGGS' linearity says that the loss is then ``alpha level^2``.
-    ``index`` counts the weights and is data: one program serves them all.
+    ``index`` counts the weights and is data: one program serves them all. ``right``: the float result.
 
     Reference: HIGGS (arXiv 2411.17525), theorem 1.
     """
 
     @jax.jit
-    def run(key: Array, index: Array, weights: Any, params: Any, args: Any, kwargs: Any) -> Array:
-        right = fn(params, *args, **kwargs)
-        moved = {}
-        for i, (path, w) in enumerate(weights.items()):
+    def run(key: Array, index: Array, weights: Any, params: Any, right: Any, args: Any, kwargs: Any) -> Array:
+        def noisy(i: int, w: Array) -> Array:
             wide = w.astype(jnp.float32)
             noise = jax.random.normal(jax.random.fold_in(key, i), w.shape)
             noise = noise * (level * jnp.linalg.norm(wide.ravel()) / jnp.linalg.norm(noise.ravel()))
-            moved[path] = (wide + jnp.where(index == i, 1.0, 0.0) * noise).astype(w.dtype)
+            return (wide + noise).astype(w.dtype)
+
+        moved = {
+            path: jax.lax.cond(index == i, functools.partial(noisy, i), lambda w: w, w)
+            for i, (path, w) in enumerate(weights.items())
+        }
         paths, leaves, tree = flatten(params)
         mixed = [moved.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         return measure(right, fn(jax.tree.unflatten(tree, mixed), *args, **kwargs)) / level**2

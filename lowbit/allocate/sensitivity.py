@@ -234,8 +234,10 @@ class _Work:
                 curvatures = curvature.traces(self.fn, loss, _PROBES)(key, weights, self.params, batch, {})
             else:
                 run = curvature.slopes(self.fn, measures.mse if loss is None else _rise(loss), _LEVEL)
+                right = jax.jit(self.fn)(self.params, *batch)
                 curvatures = {
-                    path: run(key, jnp.int32(n), weights, self.params, batch, {}) for n, path in enumerate(weights)
+                    path: run(key, jnp.int32(n), weights, self.params, right, batch, {})
+                    for n, path in enumerate(weights)
                 }
             total = curvatures if total is None else jax.tree.map(jnp.add, total, curvatures)
         return jax.tree.map(lambda x: x / len(self.batches), total)
