@@ -1,17 +1,10 @@
 """What the small configs share: MNIST-1D, one narrow network, one schedule; a config's file shows what differs."""
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 import lowbit as lb
 from experiments.data import mnist1d
 from experiments.models import conv_1d
-from lowbit.learn.harden import widths
-from lowbit.plan.rows import Plan
 from lowbit.run import ACCURACY, Eval, Experiment, Fit, Method, cross_entropy, grids
 from lowbit.run.results import Results
 
@@ -27,14 +20,6 @@ def inner(rule: str | lb.Quantizers) -> Mapping[str, str | lb.Quantizers]:
 def pair(weight: lb.Quantizers, inputs: lb.Quantizers) -> lb.Quantizers:
     """Returns the weight's quantizer of one method and the input's of another."""
     return lb.Quantizers(weight=weight.weight, input=inputs.input)
-
-
-def mean_width(plan: Plan, qstate: Any) -> jax.Array:
-    """Returns the mean bits of the weights whose width is learned."""
-    sites = [row.weight for row in plan.quantized if row.weight is not None]
-    counts = {s.key: math.prod(s.operand.shape) for s in sites if s.quantizer is not None and not s.quantizer.is_hard}
-    bits = widths(plan, qstate)
-    return sum((n * bits[key] for key, n in counts.items()), jnp.zeros(())) / sum(counts.values())
 
 
 def on_mnist1d(

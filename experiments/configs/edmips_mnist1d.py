@@ -8,7 +8,9 @@ Cai, Vasconcelos, Rethinking Differentiable Search for Mixed-Precision Neural Ne
 layer; inputs stay in float. ``cheap`` and ``dear``: 0.02 and 0.2 of loss for a bit of the mean width. The temperature falls from
 2 to 0.1 over the 1,600 steps.
 
-About 6 minutes on 2 idle CPU cores, as `hgq_mnist1d.py`; it was not run to the end yet.
+Gives in %, mean ± standard deviation of 3 seeds, in 8.8 minutes on 2 very busy CPU cores (80 seconds of a core; an Intel Xeon): float
+93.33 ± 0.80, lsq_w4 93.73 ± 0.12, edmips_cheap 91.80 ± 1.85, edmips_dear 83.43 ± 4.05. Stored bits a weight, all layers and scales: 5.85, 5.24
+and 3.95. The cheap bit leaves 4, 4 and 3 bits (4, 4, 4 for one seed), the dear one 2, 2 and 2.
 """
 
 import jax
@@ -39,8 +41,7 @@ _MIXED = edmips("w6/tensor", among=(2, 3, 4, 6, 8), temperature=2.0, decay=0.998
 
 config = on_mnist1d(
     "edmips_mnist1d",
-    Method("lsq_w4", inner(lb.lsq("w4/tensor")), QAT),
-    Method("lsq_w2", inner(lb.lsq("w2/tensor")), QAT),
+    Method("lsq_w4", inner(lb.lsq("w4")), QAT),
     Method("edmips_cheap", inner(_MIXED), WIDTHS, penalty=cheap),
     Method("edmips_dear", inner(_MIXED), WIDTHS, penalty=dear),
 )
