@@ -13,16 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
 import lowbit as lb
 from experiments.data import temperature
-from experiments.mixed_training import fitted
 from experiments.models import forecaster
 from lowbit.allocate.choose import allocation
 from lowbit.run import Model, absolute_error
 from lowbit.run.environment import command
 from lowbit.run.evals import device
+from lowbit.run.experiment import Loss
 from lowbit.run.folder import RunFolder, plain, write_json
 from lowbit.run.screen import console
 
@@ -139,3 +141,37 @@ class _Work:
             "is_same": is_same,
             "seconds": round(time.perf_counter() - started, 1),
         }
+
+
+def _steps(count: int, batch: int, epochs: int, seed: int) -> np.ndarray:
+    """Indices of every step's samples, ``[steps, batch]``; a last short batch of an epoch is left out."""
+    draw = np.random.default_rng(seed)
+    each = count // batch * batch
+    return np.concatenate([draw.permutation(count)[:each].reshape(-1, batch) for _ in range(epochs)])
+
+
+def fitted(
+    model: Model,
+    x: np.ndarray,
+    labels: np.ndarray,
+    *,
+    epochs: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    loss: Loss,
+) -> Model:
+    """Returns the model trained on labels: Adam, a cosine schedule down to zero."""
+    index = _steps(len(x), batch, epochs, seed)
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, len(index)))
+
+    @jax.jit
+    def step(params: Any, moments: Any, x: Any, labels: Any) -> Any:
+        grads = jax.grad(lambda p: loss(model.fn(p, model.state, x), labels))(params)
+        updates, moments = optimizer.update(grads, moments)
+        return optax.apply_updates(params, updates), moments
+
+    params, moments = model.params, optimizer.init(model.params)
+    for some in index:
+        params, moments = step(params, moments, x[some], labels[some])
+    return model._replace(params=params)
