@@ -23,10 +23,8 @@ from lowbit_kernels.cpu.prepare import PreparedMatrix as PreparedMatrix
 from lowbit_kernels.cpu.prepare import prepare as prepare
 from lowbit_kernels.cpu.prepare import restore as restore
 from lowbit_kernels.fused import Fused as Fused
-from lowbit_kernels.fused import Steps as Steps
 from lowbit_kernels.fused import fused_conv as fused_conv
 from lowbit_kernels.fused import fused_matmul as fused_matmul
-from lowbit_kernels.fused import prepare_steps as prepare_steps
 from lowbit_kernels.gather import PackedTable as PackedTable
 from lowbit_kernels.gather import gather_rows as gather_rows
 from lowbit_kernels.gather import pack_table as pack_table
@@ -43,3 +41,5 @@ from lowbit_kernels.numerics import quantize_fp8 as quantize_fp8
 from lowbit_kernels.numerics import quantize_static as quantize_static
 from lowbit_kernels.numerics import rounded_product as rounded_product
 from lowbit_kernels.numerics import scale_groups as scale_groups
+from lowbit_kernels.steps import Steps as Steps
+from lowbit_kernels.steps import prepare_steps as prepare_steps

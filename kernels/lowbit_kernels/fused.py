@@ -6,6 +6,8 @@
         "mul"   value = value * operand             the same, then saturated (`rounded_product`)
         "max"   value = max(value, operand)         NaN wins, 0.0 is above -0.0, as in XLA
         "min"   value = min(value, operand)
+        "residual"  value = value + residual    an array of the call, in the shape of the value; once, without an operand (None).
+                                        With fewer channels, which are last, zeros follow them
     codes = clip(nearest_even(value * (1 / s)) + z, lo, hi)         `quantize_static` on the grid `emit`
     marks = s, or NaN in a row whose value has a NaN
 
@@ -20,14 +22,12 @@ hold anything: the native call does not write them.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Num
 
 from lowbit_kernels import checks, tuning
 from lowbit_kernels.api import Activation, Weights, canonical, matmul_spec, quant_matmul
@@ -35,30 +35,11 @@ from lowbit_kernels.conv import PackedConv, channel_marks, conv_call, run_conv
 from lowbit_kernels.cpu import conv as cpu_conv
 from lowbit_kernels.cpu import matmul as cpu_matmul
 from lowbit_kernels.cpu.conv import PreparedConv
-from lowbit_kernels.cpu.tail import KINDS, MOST_STEPS, NO_TAIL, Tail, grouped
+from lowbit_kernels.cpu.tail import NO_TAIL, RESIDUAL, Tail
 from lowbit_kernels.implementations import select
-from lowbit_kernels.numerics import StaticActivation, check_activation, nan_where, quantize_static, rounded_product
+from lowbit_kernels.numerics import StaticActivation, check_activation, nan_where, quantize_static
 from lowbit_kernels.pallas.gpu import KMinorMatrix
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Steps:
-    """Operations on a float32 result, one number a channel each; made once by `prepare_steps`.
-
-    Attributes:
-        table: float32 `(rows, tiles, 16)`: each feature group's channels fill whole tiles. None without rows.
-        kinds: of "add", "mul", "max", "min", in order.
-        numbers: of each step its number where all channels have one that is known, else None: a row of the table.
-        out: N, channels of the result.
-        groups: feature groups, 1 for a matmul.
-    """
-
-    table: Any
-    kinds: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-    numbers: tuple[float | None, ...] = dataclasses.field(metadata={"static": True})
-    out: int = dataclasses.field(metadata={"static": True})
-    groups: int = dataclasses.field(metadata={"static": True})
+from lowbit_kernels.steps import Steps, apply_steps, check_kinds
 
 
 class Fused(NamedTuple):
@@ -75,77 +56,13 @@ class Fused(NamedTuple):
     marks: Any
 
 
-def prepare_steps(steps: Sequence[tuple[str, Any]], out: int, *, feature_group_count: int = 1) -> Steps:
-    """The steps of a result of `out` channels: pairs of a kind and a float32 number, or one number a channel. Pure.
-
-    Raises:
-        ValueError: an unknown kind, an operand that is neither a number nor `(out,)`, or more than 8 steps.
-        TypeError: what is no sequence of pairs, no number, no array or no integer.
-
-    >>> prepare_steps([("add", jnp.ones(5, jnp.float32)), ("max", 0.0)], 5).kinds
-    ('add', 'max')
-    """
-    if not isinstance(steps, Sequence) or isinstance(steps, str):
-        raise TypeError(f"prepare_steps: steps must be pairs of a kind and an operand, got {checks.kind_of(steps)}")
-    checks.integer("prepare_steps: out", out, 0)
-    checks.integer("prepare_steps: feature_group_count", feature_group_count, 1)
-    if len(steps) > MOST_STEPS:
-        raise ValueError(f"prepare_steps: at most {MOST_STEPS} steps follow a product, got {len(steps)}")
-    if out % feature_group_count:
-        raise ValueError(
-            f"prepare_steps: out = {out} channels do not divide into feature_group_count = {feature_group_count} groups"
-        )
-    operands, numbers = [], []
-    for step in steps:
-        if not isinstance(step, tuple | list) or len(step) != 2:
-            raise TypeError(f"prepare_steps: each of steps must be a pair of a kind and an operand, got {step!r:.80}")
-        kind, operand = step
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise ValueError(f"prepare_steps: step {checks.kind_of(kind)} is unknown; the steps are {KINDS}")
-        checks.number(f"prepare_steps: the operand of step {kind!r}", operand)
-        if isinstance(operand, int | float) and math.isfinite(operand):
-            numbers.append(float(np.float32(operand)))
-            continue
-        operand = jnp.asarray(operand, jnp.float32) if isinstance(operand, int | float) else jnp.asarray(operand)
-        if operand.dtype != jnp.float32 or operand.shape not in ((), (out,)):
-            raise ValueError(
-                f"prepare_steps: the operand of step {kind!r} must be float32 () or (out,) = ({out},), got {operand.dtype} {operand.shape}"
-            )
-        numbers.append(None)
-        operands.append(jnp.broadcast_to(operand, (out,)))
-    return Steps(
-        table=grouped(jnp.stack(operands), feature_group_count) if operands else None,
-        kinds=tuple(kind for kind, _ in steps),
-        numbers=tuple(numbers),
-        out=out,
-        groups=feature_group_count,
-    )
-
-
-def apply_steps(value: Float[Array, "*rows out"], steps: Steps) -> Float[Array, "*rows out"]:
-    """The steps as separate operations, in order: what a fused call reproduces bit for bit."""
-    rows = iter(() if steps.table is None else steps.table.reshape(len(steps.table), steps.groups, -1))
-    for kind, number in zip(steps.kinds, steps.numbers, strict=True):
-        operand = (
-            next(rows)[:, : steps.out // steps.groups].reshape(-1)
-            if number is None
-            else jnp.full(steps.out, number, jnp.float32)
-        )
-        if kind == "add":
-            value = value + operand
-        elif kind == "mul":
-            value = rounded_product(value, operand)
-        else:
-            value = (lax.max if kind == "max" else lax.min)(value, jnp.broadcast_to(operand, value.shape))
-    return value
-
-
 def fused_matmul(
     x: Num[Array, "*batch in"],
     packed: Weights,
     *,
     activation: Activation = None,
     steps: Steps | None = None,
+    residual: Any = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
     keeps_nan: bool = False,
@@ -162,6 +79,7 @@ def fused_matmul(
         packed: a `PackedMatrix`, or better the same `prepare`d once.
         activation: as in `quant_matmul`, but not "fp8".
         steps: of `prepare_steps`, or None.
+        residual: float32 in the shape of the value, where the steps have one.
         emit: grid of the codes, one scale and zero, or None to emit none.
         keep: the float value is a result; False only with `emit`.
         keeps_nan: of float x on a static grid: a row with NaN gives NaN (a dynamic one always does). Otherwise NaN takes
@@ -194,6 +112,9 @@ def fused_matmul(
     rows = jax.ShapeDtypeStruct(x.shape[::-1], x.dtype) if x_columns else x
     spec = matmul_spec(rows, packed, activation, "float32")
     _check_tail("fused_matmul", steps, emit, packed.shape[1], 1, keep=keep)
+    out = (packed.shape[1],)
+    shape = (*out, rows.shape[0]) if y_columns else (*rows.shape[:-1], *out)
+    _check_residual("fused_matmul", steps, residual, shape, may_have_fewer=not y_columns)
     chosen = select(spec, implementation)
     if chosen.name != "cpu":
         value = quant_matmul(
@@ -203,15 +124,17 @@ def fused_matmul(
         if keeps_nan and jnp.issubdtype(x.dtype, jnp.floating) and isinstance(activation, StaticActivation):
             has_nan = jnp.any(jnp.isnan(x), axis=0 if x_columns else -1)[..., None]
             value = nan_where(has_nan, value)
-        return _one_by_one(value, steps, emit, keep=keep, columns=y_columns)
+        residual = residual.T if residual is not None and y_columns else residual
+        return _one_by_one(value, steps, residual, emit, keep=keep, columns=y_columns)
     if isinstance(packed, KMinorMatrix):
         packed = canonical(packed)
     config = tuning.lookup(chosen, spec) if config is None else config
     if isinstance(activation, StaticActivation) and jnp.ndim(activation.scale):
         activation = dataclasses.replace(activation, scale=jnp.reshape(activation.scale, (-1,)))
     flat = x if x_columns else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    stored = residual if residual is None or y_columns else residual.reshape(-1, residual.shape[-1])
     results = cpu_matmul.call(
-        flat, packed, activation, "float32", config, _tail(steps, emit, keep=keep), x_columns=x_columns, y_columns=y_columns,
+        flat, packed, activation, "float32", config, _tail(steps, stored, emit, keep=keep), x_columns=x_columns, y_columns=y_columns,
         keeps_nan=keeps_nan,
     )  # fmt: skip
     lead = () if x_columns or y_columns else x.shape[:-1]
@@ -219,7 +142,6 @@ def fused_matmul(
     def unflatten(array: Array, tail: tuple[int, ...]) -> Array:
         return array if x_columns or y_columns else array.reshape(*lead, *tail)
 
-    out = (packed.shape[1],)
     return Fused(
         value=unflatten(results.value, out) if keep else None,
         codes=None if emit is None else unflatten(results.codes, out),
@@ -233,6 +155,7 @@ def fused_conv(
     *,
     activation: StaticActivation | str,
     steps: Steps | None = None,
+    residual: Any = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
     by_channel: bool = False,
@@ -247,6 +170,7 @@ def fused_conv(
         packed: as in `quant_conv`.
         activation: as in `quant_conv`; with codes of an earlier call, its scale may be their `marks`.
         steps: of `prepare_steps(.., feature_group_count=..)` with the convolution's groups (1 for depthwise), or None.
+        residual: float32 in the shape of the value, where the steps have one.
         emit: as in `fused_matmul`.
         keep: as in `fused_matmul`.
         by_channel: marks say which channels are NaN; of two dimensions only.
@@ -272,16 +196,21 @@ def fused_conv(
     if groups > 1 and cpu_conv.is_depthwise(packed.kernel, groups, packed.bits, signed=packed.signed):
         groups = 1
     _check_tail("fused_conv", steps, emit, packed.kernel[3], groups, keep=keep)
+    stored = (shape[0], shape[3], *shape[1:3]) if call.y_channels_first else shape
+    seen = tuple(n for i, n in enumerate(stored) if not layout.flat or i != layout.height)
+    _check_residual("fused_conv", steps, residual, seen, may_have_fewer=not call.y_channels_first)
+    residual = None if residual is None else residual.reshape(*stored[:-1], residual.shape[-1])
     if call.name != "cpu":
         value = run_conv(call, x, packed, activation, shape, NO_TAIL).value
         if call.y_channels_first:
             value = jnp.moveaxis(value, 1, -1)
-        fused = _one_by_one(value, steps, emit, keep=keep, columns=False, by_channel=by_channel)
+            residual = None if residual is None else jnp.moveaxis(residual, 1, -1)
+        fused = _one_by_one(value, steps, residual, emit, keep=keep, columns=False, by_channel=by_channel)
         if call.y_channels_first:
             first = lambda a: None if a is None else jnp.moveaxis(a, -1, 1)  # noqa: E731
             fused = Fused(first(fused.value), first(fused.codes), fused.marks)
     else:
-        tail = _tail(steps, emit, keep=keep)._replace(by_channel=by_channel)
+        tail = _tail(steps, residual, emit, keep=keep)._replace(by_channel=by_channel)
         results = run_conv(call, x, packed, activation, shape, tail)
         fused = Fused(
             results.value if keep else None,
@@ -294,10 +223,10 @@ def fused_conv(
     return Fused(squeeze(fused.value, layout.height), squeeze(fused.codes, layout.height), squeeze(fused.marks, 1))
 
 
-def _tail(steps: Steps | None, emit: StaticActivation | None, *, keep: bool) -> Tail:
+def _tail(steps: Steps | None, residual: Any, emit: StaticActivation | None, *, keep: bool) -> Tail:
     if steps is None:
         return Tail((), (), None, emit, keep)
-    return Tail(steps.kinds, steps.numbers, steps.table, emit, keep)
+    return Tail(steps.kinds, steps.numbers, steps.table, emit, keep, residual=residual)
 
 
 def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int, *, keep: bool) -> None:
@@ -305,7 +234,7 @@ def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int
     checks.flag(f"{name}: keep", keep)
     if steps is not None:
         checks.instance(f"{name}: steps", steps, Steps, "prepare_steps")
-        _check_kinds(steps)
+        check_kinds(steps)
         if (steps.out, steps.groups) != (out, groups):
             raise ValueError(
                 f"{name}: the steps are for {steps.out} channels in {steps.groups} groups, the result has {out} in {groups}: "
@@ -329,22 +258,27 @@ def _check_tail(name: str, steps: Steps | None, emit: Any, out: int, groups: int
     check_activation(emit, ())
 
 
-def _check_kinds(steps: Steps) -> None:
-    """Raises ValueError or TypeError where `kinds` and `numbers` do not fit together."""
-    for name in ("kinds", "numbers"):
-        if not isinstance(getattr(steps, name), tuple):
-            raise TypeError(f"Steps.{name} must be a tuple, got {checks.kind_of(getattr(steps, name))}")
-    if len(steps.kinds) != len(steps.numbers) or len(steps.kinds) > MOST_STEPS:
-        raise ValueError(f"Steps.kinds and numbers must have one entry a step, got {steps.kinds} and {steps.numbers}")
-    for kind, number in zip(steps.kinds, steps.numbers, strict=True):
-        checks.word("each of Steps.kinds", kind, KINDS)
-        if number is not None:
-            checks.number("each of Steps.numbers", number)
+def _check_residual(
+    name: str, steps: Steps | None, residual: Any, shape: tuple[int, ...], *, may_have_fewer: bool
+) -> None:
+    """Raises ValueError or TypeError where an array that is added is not what the steps say."""
+    count = 0 if steps is None else steps.kinds.count(RESIDUAL)
+    if count != (residual is not None):
+        raise ValueError(f"{name}: {count} of the steps are 'residual', and residual is {checks.kind_of(residual)}")
+    if residual is None:
+        return
+    checks.described(f"{name}: residual", residual)
+    fits = residual.shape == shape or (
+        may_have_fewer and residual.shape[:-1] == shape[:-1] and residual.shape[-1] < shape[-1]
+    )
+    if residual.dtype.name != "float32" or not fits:
+        raise ValueError(f"{name}: residual must be float32 {shape}, got {residual.dtype} {residual.shape}")
 
 
 def _one_by_one(
     value: Array,
     steps: Steps | None,
+    residual: Any,
     emit: StaticActivation | None,
     *,
     keep: bool,
@@ -353,7 +287,7 @@ def _one_by_one(
 ) -> Fused:
     """The operations after a product, each by itself."""
     if steps is not None:
-        value = apply_steps(value, steps)
+        value = apply_steps(value, steps, residual)
     codes = marks = None
     if emit is not None:
         scale = jnp.asarray(emit.scale, jnp.float32)

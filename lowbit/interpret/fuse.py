@@ -6,7 +6,6 @@ reads the end of it. The kernel does the same operations in the same order, each
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 from lowbit.packed import native_calls
 from lowbit.packed import product as products
-from lowbit.packed.arena import Placed, array_of
+from lowbit.packed.arena import Placed
 from lowbit.program import compat
 from lowbit.program.evaluate import traced
 from lowbit.program.read import Equation, Program, Value
 
 from . import fuse_axes as axes
+from . import fuse_loops as loops
+from . import windows
 
 MOST_STEPS = 8
+RESIDUAL = "residual"
 
 _RESHAPES = ("reshape", "squeeze", "expand_dims", "broadcast_in_dim")
 """Operations that keep the order of what they read where they keep its size."""
@@ -40,7 +41,7 @@ class Step:
 
     Attributes:
         kind: as in `lowbit_kernels.prepare_steps`.
-        operand: the number, or numbers, of the channels.
+        operand: the number, or numbers, of the channels; or the array that is added.
         channels: the axes of the operand's broadcast form that are the channels; none of a scalar.
         is_negated: whether it is subtracted.
     """
@@ -158,7 +159,9 @@ class _Run:
 
     def compute(self, equation: Equation) -> None:
         if equation.call in ("scan", "while", "cond") and _holds_product(equation):
-            results = _calls[equation.call](equation, [self.place(v) for v in equation.ins])
+            results = loops.CALLS[equation.call](run, equation, [self.place(v) for v in equation.ins])
+        elif equation.name == "reduce_window_max":
+            results = [windows.largest(equation.eqn, self.get(equation.ins[0]))]
         else:
             results = compat.rebind(equation.eqn, [self.get(v) for v in equation.ins])
         self.env.update(zip(equation.outs, results, strict=True))
@@ -180,6 +183,8 @@ class _Run:
             return chain
         chain.channels = channels
         while (after := self.reader(chain.out)) is not None:
+            if after in self.inside or after in self.chains:  # of two products that are added the first has the sum
+                break
             longer = self.step(after, chain) if len(chain.steps) < MOST_STEPS - 1 else None
             if longer is not None:
                 steps, last = longer
@@ -215,10 +220,11 @@ class _Run:
         if name == "sub" and equation.ins[0] is not value:
             return None
         other = equation.ins[1] if equation.ins[0] is value else equation.ins[0]
-        if other is value or other.is_data or equation.outs[0].shape != value.shape or other.dtype != np.float32:
+        if other is value or equation.outs[0].shape != value.shape or other.dtype != np.float32:
             return None
-        if not axes.varying(other) <= set(chain.channels):
-            return None
+        if other.is_data or not axes.varying(other) <= set(chain.channels):
+            takes = name == "add" and self.takes_residual(chain, other)
+            return ([Step(RESIDUAL, other, (), 0)], equation) if takes else None
         channels = chain.channels if other.shape else ()
         step = Step("add" if name == "sub" else name, other, channels, len(value.shape), name == "sub")
         if name != "mul":
@@ -231,6 +237,14 @@ class _Run:
             return None
         self.inside.add(equation)
         return [step], after
+
+    def takes_residual(self, chain: Chain, other: Value) -> bool:
+        """Whether the call of a product may add an array to what its steps so far give."""
+        product = chain.equation.params["product"]
+        is_first = not chain.moves and all(step.kind != RESIDUAL for step in chain.steps)
+        return (
+            is_first and other.shape == product.shape and native_calls.takes_residual(product, _order(chain.equation))
+        )
 
     def find_readers(self, chain: Chain) -> None:
         if not chain.channels:
@@ -292,7 +306,8 @@ class _Run:
             x,
             grid,
             weight,
-            steps=[(s.kind, self.numbers(s)) for s in chain.steps],
+            steps=[(s.kind, None if s.kind == RESIDUAL else self.numbers(s)) for s in chain.steps],
+            residual=next((self.residual(s.operand, chain) for s in chain.steps if s.kind == RESIDUAL), None),
             emit=emit,
             keep=chain.is_kept,
             keeps_nan=params["keeps_nan"],
@@ -306,6 +321,14 @@ class _Run:
         if codes is not None:
             assert marks is not None
             self.codes[chain.out] = codes, marks
+
+    def residual(self, value: Value, chain: Chain) -> Any:
+        """What is added, without zeros that only follow its channels: the call knows these."""
+        channels = native_calls.channels_of(chain.equation.params["product"], _order(chain.equation))
+        source = value.source
+        if channels != (len(value.shape) - 1,) or source is None or source.name != "pad":
+            return self.get(value)
+        return self.get(source.ins[0] if axes.is_widened(source) else value)
 
     def operands(self, equation: Equation) -> tuple[Any, Any, Any]:
         source = self.given.get(equation)
@@ -349,45 +372,3 @@ def _grid(equation: Equation) -> tuple[Any, ...]:
 
 def _number(value: Value) -> float | None:
     return float(value.value) if value.is_written and value.shape == () else None
-
-
-def _scan(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
-    (body,) = equation.bodies
-    n_consts, n_carry = compat.scan_counts(equation.eqn)
-    consts = values[:n_consts]
-
-    def turn(carry: Any, slices: Any) -> tuple[Any, Any]:
-        outs = run(body, [*consts, *carry, *slices])
-        return outs[:n_carry], outs[n_carry:]
-
-    moving = [array_of(x) for x in values[n_consts:]]
-    carry, ys = compat.scan(equation.eqn, turn, moving[:n_carry], moving[n_carry:])
-    return [*carry, *ys]
-
-
-def _while(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
-    condition, body = equation.bodies
-    n_cond, n_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-    before, inside = values[:n_cond], values[n_cond : n_cond + n_body]
-    carry = [array_of(x) for x in values[n_cond + n_body :]]
-    return lax.while_loop(
-        lambda carry: run(condition, [*before, *carry])[0],
-        lambda carry: run(body, [*inside, *carry]),
-        carry,
-    )
-
-
-def _cond(equation: Equation, values: Sequence[Any]) -> Sequence[Any]:
-    index, *rest = values
-    index = array_of(index)
-    index = index.astype(jnp.int32) if index.dtype == jnp.bool_ else index
-
-    def branch(body: Program, operands: Sequence[Any]) -> Any:
-        given = iter(operands)
-        return run(body, [x if isinstance(x, Placed) else next(given) for x in rest])
-
-    branches = [functools.partial(branch, body) for body in equation.bodies]
-    return lax.switch(index, branches, [x for x in rest if not isinstance(x, Placed)])
-
-
-_calls = {"scan": _scan, "while": _while, "cond": _cond}

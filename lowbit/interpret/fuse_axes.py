@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lowbit.program.read import Equation, Value
@@ -45,6 +46,14 @@ def moved(equation: Equation, channels: tuple[int, ...]) -> tuple[tuple[int, ...
         shape = out.shape[:split]
         return tuple(range(split, out.ndim)), lambda marks: jnp.reshape(marks, shape)
     return None
+
+
+def is_widened(equation: Equation) -> bool:
+    """Returns whether a ``pad`` puts nothing but zeros behind the last axis."""
+    fill, (*others, (before, _, inside)) = equation.ins[1], equation.params["padding_config"]
+    is_zero = fill.is_written and not fill.value and not np.signbit(fill.value)
+    is_behind = before == inside == 0 and equation.outs[0].shape[-1] >= equation.ins[0].shape[-1]
+    return is_zero and is_behind and not any(map(any, others))
 
 
 def _split(shape: tuple[int, ...], out: tuple[int, ...], channels: tuple[int, ...]) -> int | None:

@@ -16,6 +16,7 @@ from lowbit.formats.integer import Integer
 from lowbit.formats.signs import Ternary
 from lowbit.plan.rows import Site
 from lowbit_kernels import StaticActivation, fused_conv, fused_matmul, prepare_steps, quant_matmul
+from lowbit_kernels.cpu.library import adds_residuals
 
 from .native import NativeTensor, Order
 
@@ -169,6 +170,7 @@ def run(
     weight: NativeTensor | Order,
     *,
     steps: Sequence[tuple[str, Any]] = (),
+    residual: Array | None = None,
     emit: StaticActivation | None = None,
     keep: bool = True,
     keeps_nan: bool = True,
@@ -183,6 +185,7 @@ def run(
         grid: of a static input; with codes, its scale may be their marks.
         weight: prepared.
         steps: as of `lowbit_kernels.prepare_steps`, of channels in the order of the result; only where `channels` are found.
+        residual: what a step adds, in the shape of the result; only where it `takes_residual`.
         emit: the next operation's grid.
         keep: whether the value is a result.
         keeps_nan: whether what sums over a NaN is NaN.
@@ -190,9 +193,11 @@ def run(
         by_channel: marks, of a convolution of two dimensions, say which channels are NaN (`lowbit_kernels.fused`).
     """
     if product.is_dot:
-        return _run_dot(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=keeps_nan, is_plain=is_plain)
+        return _run_dot(
+            product, x, grid, weight, steps, residual, emit, keep=keep, keeps_nan=keeps_nan, is_plain=is_plain
+        )
     nan = keeps_nan and not is_plain
-    return _run_conv(product, x, grid, weight, steps, emit, keep=keep, keeps_nan=nan, by_channel=by_channel)
+    return _run_conv(product, x, grid, weight, steps, residual, emit, keep=keep, keeps_nan=nan, by_channel=by_channel)
 
 
 def channels_of(product: Product, weight: NativeTensor | Order) -> tuple[int, ...] | None:
@@ -207,6 +212,14 @@ def channels_of(product: Product, weight: NativeTensor | Order) -> tuple[int, ..
         return None
     (_, rc), _ = params["dimension_numbers"]
     return tuple(range(rank - (len(weight.axes) - len(rc)), rank))
+
+
+def takes_residual(product: Product, weight: NativeTensor | Order) -> bool:
+    """Returns whether an array in the shape of a result, which has `channels_of`, lies as the call computes that."""
+    if not product.is_dot or not adds_residuals():
+        return adds_residuals()
+    dot = dot_of(dict(product.params)["dimension_numbers"], _rank_of_input(product, weight), weight)
+    return dot is not None and dot.order == tuple(range(len(dot.order)))
 
 
 def _rank_of_input(product: Product, weight: NativeTensor | Order) -> int:
@@ -224,7 +237,7 @@ def _activation_of(product: Product, grid: Grid | None, scale: Any) -> Any:
     return StaticActivation(scale=scale, zero=grid.zero, lo=product.lo, hi=product.hi)
 
 
-def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain) -> Results:
+def _run_dot(product, x, grid, weight, steps, residual, emit, *, keep, keeps_nan, is_plain) -> Results:
     numbers = dict(product.params)["dimension_numbers"]
     dot = dot_of(numbers, x.ndim, weight)
     assert dot is not None
@@ -260,6 +273,7 @@ def _run_dot(product, x, grid, weight, steps, emit, *, keep, keeps_nan, is_plain
         weight.matrix,
         activation=_activation_of(product, grid, scale),
         steps=prepare_steps(steps, weight.matrix.shape[1]) if steps else None,
+        residual=None if residual is None else residual.reshape(math.prod(rows), -1),
         emit=emit,
         keep=keep,
         keeps_nan=keeps_nan,
@@ -300,7 +314,7 @@ def why_not_conv(params: Any, weight: NativeTensor) -> str | None:
     return None
 
 
-def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan, by_channel) -> Results:
+def _run_conv(product, x, grid, weight, steps, residual, emit, *, keep, keeps_nan, by_channel) -> Results:
     params = dict(product.params)
     layout = LAYOUTS[tuple(params["dimension_numbers"].lhs_spec)]
     groups = params["feature_group_count"]
@@ -319,6 +333,7 @@ def _run_conv(product, x, grid, weight, steps, emit, *, keep, keeps_nan, by_chan
         weight.matrix,
         activation=_activation_of(product, grid, None if grid is None else grid.scale),
         steps=prepare_steps(steps, out, feature_group_count=1 if is_depthwise else groups) if steps else None,
+        residual=residual,
         emit=emit,
         keep=keep,
         by_channel=by_channel,

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import lowbit as lb
+from lowbit.interpret import windows
 from tests.values import heavy_tailed, normal
 
 WIDTH = 48
@@ -25,7 +26,13 @@ def calls(run, qparams, *args):
         kinds = re.findall(r"kinds = dense<\[?([\d, ]*)\]?> : tensor<(\d+)xi64>", line)[0]
         kinds = [int(k) for k in re.findall(r"\d", kinds[0])] * (int(kinds[1]) if kinds[0].isdigit() else 1)
         codes = re.findall(r"tensor<([\dx]+)xu?i8>", line.rsplit("->", 1)[1])[0]
-        found.append((target, tuple(("add", "mul", "max", "min")[k % 4] for k in kinds), "0" not in codes.split("x")))
+        found.append(
+            (
+                target,
+                tuple("residual" if k == 8 else ("add", "mul", "max", "min")[k % 4] for k in kinds),
+                "0" not in codes.split("x"),
+            )
+        )
     return found
 
 
@@ -202,6 +209,67 @@ def test_codes_of_an_image_stay_codes_when_it_is_flattened():
     assert [codes for *_, codes in calls(run, lb.prepare(plan, qparams), x)] == [True, False]
     for data in (x, x.at[1, 2, 2, 2].set(jnp.nan)):
         np.testing.assert_array_equal(run(qparams, data), lb.simulate(flat_model, plan)(params, qstate, data))
+
+
+def dense_block(p, x):
+    """Of two products that are added the first has the sum; what it adds may come later in the program."""
+    h = jax.nn.relu(x @ p["a"] + p["b"])
+    h = jax.nn.relu(h @ p["c"] + x @ p["d"])
+    return h @ p["e"] + h
+
+
+def image_block(p, x):
+    """The largest of windows, channels of zeros behind them, and a sum in front of a product that reads codes."""
+    image = conv(("NHWC", "HWIO", "NHWC"), strides=(2, 2))
+    near = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    near = lax.pad(near, 0.0, ((0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 20 - x.shape[-1], 0)))
+    h = jax.nn.relu(near + (image(p["a"], x) + p["b"]))
+    return conv(("NHWC", "HWIO", "NHWC"))(p["c"], h) + h
+
+
+RESIDUALS = {
+    "dense": (
+        dense_block,
+        {"a": normal(0, 40, 40), "b": normal(1, 40), "c": normal(2, 40, 40), "d": normal(3, 40, 40), "e": normal(4, 40, 40)},
+        heavy_tailed(5, 7, 40),
+        [(MATMUL, ("add", "max"), True), (MATMUL, ("residual", "max"), True), (MATMUL, (), False), (MATMUL, ("residual",), False)],
+    ),
+    "image": (
+        image_block,
+        {"a": normal(0, 3, 3, 6, 20), "b": normal(1, 20), "c": normal(2, 1, 1, 20, 20)},
+        heavy_tailed(3, 2, 8, 6, 6),
+        [(CONV, ("add", "residual", "max"), True), (CONV, ("residual",), False)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_a_residual_sum_is_in_the_call_that_makes_an_operand(name):
+    fn, params, x, expected = RESIDUALS[name]
+    plan, qstate, qparams = packed(fn, "w8,a8", params, x)
+    run = lb.execute(fn, plan, implementation="cpu")
+    found = calls(run, lb.prepare(plan, qparams), x)
+    assert sorted(found) == sorted(expected)
+    for data in (x, x.at[(1, *(2 for _ in x.shape[1:]))].set(jnp.nan)):
+        np.testing.assert_array_equal(run(qparams, data), lb.simulate(fn, plan)(params, qstate, data))
+
+
+@pytest.mark.parametrize("side", [(2, 2), (3, 3), (3, 1)])
+def test_the_largest_of_windows_is_the_same_from_slices(side):
+    """Beside numpy: zeros of both signs, infinities and NaN among them, windows that overlap or leave a rest."""
+    x = (
+        heavy_tailed(1, 2, 7, 8, 3)
+        .at[0, 1, 1]
+        .set(jnp.nan)
+        .at[1, 2, :4, 1]
+        .set(jnp.array([-0.0, 0.0, -jnp.inf, jnp.inf]))
+    )
+    fn = lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, *side, 1), (1, 2, 2, 1), "VALID")  # noqa: E731
+    (equation,) = jax.make_jaxpr(fn)(x).eqns
+    got = windows.largest(equation, x)
+    views = np.lib.stride_tricks.sliding_window_view(np.asarray(x), side, (1, 2))[:, ::2, ::2]
+    np.testing.assert_array_equal(got, views.max((-2, -1)))
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(fn(x)))
 
 
 def loop_model(p, x):

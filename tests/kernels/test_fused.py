@@ -56,13 +56,16 @@ def matmul_value(steps, levels, group, scales, x_scale):
     return product(total, x_scale)
 
 
-def follow(value, steps):
+def follow(value, steps, residual=None):
     for kind, operand in steps:
         with np.errstate(over="ignore", invalid="ignore"):
             if kind == "add":
                 value = F(value + operand)
             elif kind == "mul":
                 value = product(value, operand)
+            elif kind == "residual":
+                more = value.shape[-1] - residual.shape[-1]
+                value = F(value + np.pad(residual, [(0, 0)] * (value.ndim - 1) + [(0, more)]))
             else:
                 value = (np.maximum if kind == "max" else np.minimum)(value, operand)
     return value
@@ -72,6 +75,16 @@ def random_steps(rng, out):
     steps = [("add", rng.standard_t(3, out).astype(F)), ("mul", rng.standard_t(3, out).astype(F)), ("max", 0.0)]
     steps += [("min", 6.0), ("max", rng.standard_normal(out).astype(F))]
     return [steps[i] for i in rng.permutation(5)[: rng.integers(0, 5)]]
+
+
+def with_residual(rng, steps, shape, channels_last):
+    """Every second time an array that is added as well, every other time of fewer channels."""
+    if len(steps) % 2 == 0:
+        return steps, None
+    fewer = int(rng.integers(1, shape[-1] + 1)) if channels_last else shape[-1]
+    at = int(rng.integers(0, len(steps) + 1))
+    residual = rng.standard_t(3, (*shape[:-1], fewer)).astype(F)
+    return [*steps[:at], ("residual", None), *steps[at:]], residual
 
 
 def marks_of(value, grid):
@@ -94,23 +107,26 @@ def matmul_case(index):
 def test_a_fused_matmul_is_its_operations(index):
     rng, packed, x, levels, group, scales = matmul_case(index)
     grid, emit = GRIDS[index % 3], GRIDS[index % 2]
-    steps = random_steps(rng, levels.shape[1])
+    shape = len(x), levels.shape[1]
+    steps, residual = with_residual(rng, random_steps(rng, shape[1]), shape, index % 5 != 1)
     integers = grid_codes(x, grid)
-    value = follow(matmul_value(integers.astype(np.int64) - int(grid.zero), levels, group, scales, grid.scale), steps)
-    value = value.astype(F)
+    value = matmul_value(integers.astype(np.int64) - int(grid.zero), levels, group, scales, grid.scale)
+    value = follow(value, steps, residual).astype(F)
     prepared = prepare_steps(steps, levels.shape[1])
     isa = status().isas[index % len(status().isas)]
     operand = jnp.asarray(integers if index % 2 else x)
     columns = {"x_columns": index % 4 == 1, "y_columns": index % 5 == 1}
     operand = operand.T if columns["x_columns"] else operand
+    added = jnp.asarray(residual.T if columns["y_columns"] else residual) if residual is not None else None
 
-    def call(x, packed, steps):
+    def call(x, packed, steps, residual):
         options = {"activation": grid, "emit": emit, "implementation": "cpu", "config": CpuConfig(isa=isa), **columns}
+        options["residual"] = residual
         return fused_matmul(x, packed, steps=steps, **options), fused_matmul(
             x, packed, steps=steps, keep=False, **options
         )
 
-    both, codes_only = (jax.jit(call) if index % 6 else call)(operand, packed, prepared)
+    both, codes_only = (jax.jit(call) if index % 6 else call)(operand, packed, prepared, added)
     turn = np.transpose if columns["y_columns"] else np.asarray
     np.testing.assert_array_equal(both.value, turn(value))
     np.testing.assert_array_equal(both.codes, turn(grid_codes(value, emit)))
@@ -221,22 +237,21 @@ def test_a_fused_convolution_is_its_operations(index):
     grid, emit = GRIDS[index % 3], GRIDS[index % 2]
     codes = grid_codes(x, grid)
     acc = conv_truth(codes, int(grid.zero), levels, groups, stride, pads, dilation)
-    steps = random_steps(rng, out)
-    value = follow(product(product(acc.astype(F), scales), grid.scale), steps).astype(F)
-
     first = index % 2 == 1
+    steps, residual = with_residual(rng, random_steps(rng, out), acc.shape, not first)
+    value = follow(product(product(acc.astype(F), scales), grid.scale), steps, residual).astype(F)
     weights = levels.transpose(3, 2, 0, 1) if index % 3 == 1 else levels
     packed = pack_conv(weights, scales, bits=bits, layout="OIHW" if index % 3 == 1 else "HWIO")
     operand = jnp.asarray(codes if index % 4 == 1 else x)
     isa = status().isas[index % len(status().isas)]
     prepared_steps = prepare_steps(steps, out, feature_group_count=1 if depthwise else groups)
+    turn = (lambda a: jnp.transpose(a, (0, 3, 1, 2))) if first else jnp.asarray
     got = jax.jit(
-        lambda x, packed, steps: fused_conv(
-            x, packed, activation=grid, steps=steps, emit=emit, strides=stride, padding=pads, rhs_dilation=dilation,
+        lambda x, packed, steps, residual: fused_conv(
+            x, packed, activation=grid, steps=steps, residual=residual, emit=emit, strides=stride, padding=pads, rhs_dilation=dilation,
             feature_group_count=groups, layout="NCHW" if first else "NHWC", implementation="cpu", config=CpuConfig(isa=isa),
         )
-    )(operand.transpose(0, 3, 1, 2) if first else operand, prepare_conv(packed, feature_group_count=groups), prepared_steps)  # fmt: skip
-    turn = (lambda a: np.transpose(a, (0, 3, 1, 2))) if first else np.asarray
+    )(turn(operand), prepare_conv(packed, feature_group_count=groups), prepared_steps, None if residual is None else turn(residual))  # fmt: skip
     np.testing.assert_array_equal(got.value, turn(value))
     np.testing.assert_array_equal(got.codes, turn(grid_codes(value, emit)))
     np.testing.assert_array_equal(got.marks, marks_of(value, emit))

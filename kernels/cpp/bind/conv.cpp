@@ -5,7 +5,7 @@ namespace lowbit {
 namespace {
 
 // Numbers shared with lowbit_kernels/cpu/conv.py.
-enum Given { kScale = 1, kSums = 2, kSteps = 4, kNext = 8 };
+enum Given { kScale = 1, kSums = 2, kSteps = 4, kNext = 8, kResidual = 16 };
 enum Config { kGiven, kGroups, kDepthwise, kLo, kHi, kBits, kOffset, kXFirst, kYFirst, kKeepsNan, kDynamic, kNextLo, kNextHi,
               kIsa, kThreads, kKernel, kStride = kKernel + 2, kDilation = kStride + 2, kPadding = kDilation + 2,
               kConfig = kPadding + 2 };
@@ -29,7 +29,7 @@ ffi::Error ConvImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi::R
   c.tail.next_scale = in.Next(kNext, Type::kF32, {1});
   c.tail.next_zero = in.Next(kNext, Type::kS32, {1});
   c.tail.fixed = in.Next(0, Type::kS32, {0, c.scales.rank > 0 ? c.scales.dims[0] : 0, kLanes});
-  c.tail.other = in.Next(0, Type::kS8, {0, 0, 0, 0});
+  c.tail.other = in.Next(kResidual, Type::kS8, {0, 0, 0, 0});
   c.tail.joins = in.Next(0, Type::kS32, {0});
   if (const char* problem = in.problem()) return Answer(problem);
   c.tail.kinds = kinds.begin(), c.tail.kinds_count = kinds.size();

@@ -5,7 +5,7 @@ namespace lowbit {
 namespace {
 
 // Numbers shared with lowbit_kernels/cpu/matmul.py: bits of the operands that are there, and what `config` holds.
-enum Given { kScale = 1, kZeros = 2, kSums = 4, kBook = 8, kFactors = 16, kSteps = 32, kNext = 64 };
+enum Given { kScale = 1, kZeros = 2, kSums = 4, kBook = 8, kFactors = 16, kSteps = 32, kNext = 64, kResidual = 128 };
 enum Config { kGiven, kActivation, kLo, kHi, kBits, kOffset, kLength, kGroup, kXColumns, kYColumns, kKeepsNan, kNextLo,
               kNextHi, kIsa, kThreads, kConfig };
 
@@ -32,7 +32,7 @@ ffi::Error MatmulImpl(ffi::ThreadPool thread_pool, ffi::RemainingArgs args, ffi:
   c.tail.next_scale = in.Next(kNext, Type::kF32, {1});
   c.tail.next_zero = in.Next(kNext, Type::kS32, {1});
   c.tail.fixed = in.Next(0, Type::kS32, {0, tiles, kLanes});
-  c.tail.other = in.Next(0, Type::kS8, {0, 0});
+  c.tail.other = in.Next(kResidual, Type::kS8, {0, 0});
   c.tail.joins = in.Next(0, Type::kS32, {0});
   if (const char* problem = in.problem()) return Answer(problem);
   c.tail.kinds = kinds.begin(), c.tail.kinds_count = kinds.size();
@@ -60,8 +60,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(LowbitMatmulCall, lowbit::MatmulImpl,
                                   .Attr<xla::ffi::Span<const int64_t>>("kinds")
                                   .Attr<xla::ffi::Span<const float>>("numbers"));
 
-// For lowbit_kernels/cpu/library.py, which reads both before any call.
+// For lowbit_kernels/cpu/library.py, which reads all three before any call.
 extern "C" int lowbit_reads_arena() { return 1; }
+extern "C" int lowbit_adds_residuals() { return 1; }
 extern "C" int lowbit_isa_supported(int isa) {
   return isa >= 0 && isa < lowbit::kIsaCount && lowbit::IsaSupported(static_cast<lowbit::Isa>(isa));
 }

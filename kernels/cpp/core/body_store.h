@@ -21,15 +21,43 @@ LOWBIT_INLINE float Smaller(float a, float b) {
   return b == b ? smaller : b;
 }
 
+// The number that is added to row m and channel n.
+LOWBIT_INLINE float Residual(const Tail& t, int64_t m, int64_t n) {
+  n += t.first_channel;
+  if (t.channel_stride != 1) return t.residual[t.at(m) + n * t.channel_stride];
+  return n < t.residual_channels ? t.residual[m * t.residual_channels + n] : 0.0f;
+}
+
+// The same of some rows and 16 channels from n on, side by side.
+template <int kRows, typename V>
+LOWBIT_INLINE void AddResidual(const Tail& t, int64_t m, int64_t valid, int64_t n, typename V::F* v) {
+  const int64_t left = t.residual_channels - t.first_channel - n;
+  for (int64_t r = 0; r < kRows && r < valid; ++r) {
+    alignas(64) float part[kLanes] = {};
+    const float* from = t.residual + (m + r) * t.residual_channels + t.first_channel + n;
+    if (left < kLanes) {
+      for (int64_t i = 0; i < left; ++i) part[i] = from[i];
+      from = part;
+    }
+    v[r] = V::AddF(v[r], V::LoadF(from));
+  }
+}
+
 // The steps of the tail over 16 channels of some rows, each float32 and rounded by itself. Rows lie one after the other, and
 // the operand is written out for all of them: loops that the compiler takes as vectors, were they not unrolled before.
 template <int kRows>
-LOWBIT_INLINE void ApplySteps(const Tail& t, int64_t tile, float* v) {
+LOWBIT_INLINE void ApplySteps(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, float* v) {
   constexpr float kMost = 3.402823466e38f;
   constexpr int kCount = kRows * kLanes;
   const float* row = t.steps == nullptr ? nullptr : t.steps + tile * kLanes;
   for (int s = 0; s < t.count; ++s) {
     alignas(64) float w[kCount];
+    if (t.kinds[s] == Step::kResidual) {
+      for (int64_t r = 0; r < kRows && r < valid; ++r) {
+        for (int64_t i = 0; i < count; ++i) v[r * kLanes + i] += Residual(t, m + r, tile * kLanes + i);
+      }
+      continue;
+    }
     if (t.one[s]) {
 #pragma GCC unroll 1
       for (int i = 0; i < kCount; ++i) w[i] = t.numbers[s];
@@ -56,6 +84,8 @@ LOWBIT_INLINE void ApplySteps(const Tail& t, int64_t tile, float* v) {
       case Step::kMin:
 #pragma GCC unroll 1
         for (int i = 0; i < kCount; ++i) v[i] = Smaller(v[i], w[i]);
+        break;
+      case Step::kResidual:
         break;
     }
   }
@@ -109,7 +139,7 @@ LOWBIT_INLINE void EmitCodes(const Tail& t, int64_t m, int64_t valid, int64_t ti
 template <int kRows>
 __attribute__((noinline)) void StoreSlowly(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count,
                                            float (*v)[kLanes]) {
-  ApplySteps<kRows>(t, tile, v[0]);
+  ApplySteps<kRows>(t, m, valid, tile, count, v[0]);
   for (int64_t r = 0; r < kRows && r < valid && t.y != nullptr; ++r) {
     const int64_t at = t.at(m + r) + tile * kLanes * t.channel_stride;
     if (t.y_bf16) {
@@ -151,6 +181,9 @@ __attribute__((noinline)) void StoreTail(const Tail& t, int64_t m, int64_t valid
         } else {
           for (int r = 0; r < kRows; ++r) v[r] = V::Smaller(v[r], w);
         }
+        break;
+      case Step::kResidual:
+        AddResidual<kRows, V>(t, m, valid, tile * kLanes, v);
         break;
     }
   }

@@ -15,14 +15,15 @@ struct TailCall {
   View y;                    // f32 or bf16; no rows where only codes are asked for
   View codes;                // s8, or u8 where next_hi > 127; no rows where none are asked for
   View marks;                // f32, one a row of `codes`: next_scale, or NaN where a value of the row is NaN
-  const int64_t* kinds = nullptr;  // enum Step, plus 4 where the other operand is one number
+  const int64_t* kinds = nullptr;  // enum Step, plus 4 where the other operand is one number; 8 of kResidual
   size_t kinds_count = 0;
   const float* numbers = nullptr;  // of every step: that number, or anything
   size_t numbers_count = 0;
   int64_t next_lo = -128, next_hi = 127;
   View fixed;                // s32 (kFixedRows, tiles, 16), or no rows: codes in fixed point, without scales and all of the above
   int64_t rounding = 0;      // enum Rounding
-  View other;                // s8 in the shape of `codes` that is joined with them, or no elements; with `fixed` alone
+  View other;                // with `fixed`, s8 in the shape of `codes` that is joined with them; of kResidual, f32 in that of y or `codes`,
+                             // channels last with fewer of those
   View joins;                // s32 (kJoinNumbers), or (0)
   int64_t join = 0;          // enum Join
 };

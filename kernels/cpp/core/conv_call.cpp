@@ -70,7 +70,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   }
   LOWBIT_REQUIRE(fixed || (call.scales.type == Type::kF32 && HasShape(call.scales, 0, {tiles, kLanes})),
                  "scales must be f32 (tiles, 16)");
-  if (const char* problem = ReadTail(call.tail, 0, tiles, &c.tail)) return problem;
+  if (const char* problem = ReadTail(call.tail, 0, tiles, !y_first, &c.tail)) return problem;
   const int64_t marks = Elements(call.tail.marks);
   const int64_t next_planes = 2 + CeilDivide(c.out, 32);
   const bool next_bits = HasShape(call.tail.marks, 0, {next_planes, c.batch, c.out_height, c.out_width});
@@ -90,6 +90,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   c.tail.row_stride = y_first ? 1 : 0;
   c.tail.channel_stride = y_first ? positions : 1;
   c.tail.steps = static_cast<const float*>(call.tail.steps.data);
+  if (call.tail.other.type == Type::kF32) c.tail.residual = static_cast<const float*>(call.tail.other.data);
   c.tail.y = wants_y ? y.data : nullptr;
   c.tail.codes = wants_codes ? static_cast<int8_t*>(codes.data) : nullptr;
   if (fixed) c.tail.fixed = static_cast<const int32_t*>(call.tail.fixed.data);

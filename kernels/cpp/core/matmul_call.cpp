@@ -132,7 +132,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
                  "x_scale must be one number or one a row");
   p.x_scale_stride = x_scales == 1 ? 0 : 1;
 
-  if (const char* problem = ReadTail(call.tail, r, tiles, &t)) return problem;
+  if (const char* problem = ReadTail(call.tail, r, tiles, !y_columns, &t)) return problem;
   const bool wants_y = Elements(y) > 0, wants_codes = Elements(codes) > 0;
   for (const View* each : {&y, &codes}) {  // (M, N) as asked for, or nothing
     const int64_t rows = each->rank == r + 2 ? each->dims[r + (y_columns ? 1 : 0)] : -1;
@@ -191,6 +191,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
     if (has_book) q.codebook = static_cast<const float*>(at(in[kBook]));
     if (factored) q.factors = static_cast<const int8_t*>(at(in[kFactors]));
     q.tail.steps = static_cast<const float*>(at(in[kSteps]));
+    if (call.tail.other.type == Type::kF32) q.tail.residual = static_cast<const float*>(at(in[kOther]));
     q.tail.next_scale = *static_cast<const float*>(at(in[kNextScale]));
     q.tail.next_zero = ReadZero(call.tail.next_zero.type, at(in[kNextZero]));
     q.tail.y = wants_y ? at(to[kY]) : nullptr;

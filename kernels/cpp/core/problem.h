@@ -18,9 +18,11 @@ constexpr int64_t kRowPadding = 16;  // rows of scratch are padded to this, so t
 enum class Type : int { kF32, kBF16, kS8, kU8, kS16, kS32, kOther };
 enum class Activation : int { kFloat = 0, kDynamic = 1, kStatic = 2 };
 
-// A step of the tail: one float32 operation with a number of each channel. kMul saturates as `rounded_product` does.
-enum class Step : int8_t { kAdd = 0, kMul = 1, kMax = 2, kMin = 3 };
-constexpr int kStepKinds = 4;
+// A step of the tail: one float32 operation with a number of each channel; or the sum with an array that lies as the result
+// does. kMul saturates as `rounded_product` does.
+enum class Step : int8_t { kAdd = 0, kMul = 1, kMax = 2, kMin = 3, kResidual = 4 };
+constexpr int kStepKinds = 4;                  // with a number
+constexpr int kResidualKind = 2 * kStepKinds;  // of a call: after those with a number of each channel, and with one number
 constexpr int kMostSteps = 8;
 
 // How a product of an int32 sum and a multiplier is cut back to an integer, by its name in lowbit: half to even; half up; or
@@ -45,6 +47,8 @@ struct Tail {
   float numbers[kMostSteps] = {};
   const float* steps = nullptr;  // (rows, step_stride): padded channels
   int64_t step_stride = 0;
+  const float* residual = nullptr;  // of kResidual: an array like the result; channels last, it may have fewer, and zeros after them
+  int64_t residual_channels = 0;
 
   // Value and code of row m and channel n lie at m / inner * outer_stride + m % inner * row_stride + n * channel_stride.
   int64_t inner = 1, outer_stride = 0, row_stride = 0, channel_stride = 1;

@@ -39,19 +39,29 @@ inline int32_t ReadZero(Type type, const void* data) {
 }
 
 // The parts that do not depend on the batch: which steps, which types. `tiles` counts the channels' blocks of 16.
-inline const char* ReadTail(const TailCall& call, size_t batch_rank, int64_t tiles, Tail* tail) {
+inline const char* ReadTail(const TailCall& call, size_t batch_rank, int64_t tiles, bool channels_last, Tail* tail) {
   LOWBIT_REQUIRE(call.kinds_count <= kMostSteps, "at most 8 steps follow a product");
   LOWBIT_REQUIRE(call.numbers_count == call.kinds_count, "there must be a number for every step");
   tail->count = static_cast<int>(call.kinds_count);
-  int64_t rows = 0;
+  int64_t rows = 0, residuals = 0;
   for (size_t i = 0; i < call.kinds_count; ++i) {
-    LOWBIT_REQUIRE(call.kinds[i] >= 0 && call.kinds[i] < 2 * kStepKinds,
-                   "a step must be 0 (add), 1 (mul), 2 (max) or 3 (min), or that and 4");
-    tail->kinds[i] = static_cast<Step>(call.kinds[i] % kStepKinds);
+    LOWBIT_REQUIRE(call.kinds[i] >= 0 && call.kinds[i] <= kResidualKind,
+                   "a step must be 0 (add), 1 (mul), 2 (max) or 3 (min), or that and 4, or 8 (the sum with an array)");
+    const bool residual = call.kinds[i] == kResidualKind;
+    tail->kinds[i] = residual ? Step::kResidual : static_cast<Step>(call.kinds[i] % kStepKinds);
     tail->one[i] = call.kinds[i] >= kStepKinds;
+    residuals += residual ? 1 : 0;
     tail->numbers[i] = call.numbers[i];
     rows += tail->one[i] ? 0 : 1;
   }
+  const View& like = Elements(call.y) > 0 ? call.y : call.codes;
+  bool fits = call.other.type == Type::kF32 && call.other.rank == like.rank;
+  for (size_t i = batch_rank; fits && i < like.rank; ++i) {
+    const bool fewer = channels_last && i + 1 == like.rank && call.other.dims[i] <= like.dims[i];
+    fits = fewer || call.other.dims[i] == like.dims[i];
+  }
+  LOWBIT_REQUIRE(residuals == 0 || (residuals == 1 && fits), "one array is added, f32 in the shape of the result");
+  if (residuals > 0) tail->residual_channels = call.other.dims[like.rank - 1];
   tail->step_stride = tiles * kLanes;
   LOWBIT_REQUIRE(call.steps.type == Type::kF32 && HasShape(call.steps, batch_rank, {rows, tiles, kLanes}),
                  "steps must be f32 (rows, tiles, 16)");

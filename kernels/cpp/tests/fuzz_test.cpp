@@ -127,8 +127,10 @@ void AddTail(Attack* a, TailCall* t, std::vector<int64_t>* kinds, int64_t tiles,
              std::vector<int64_t> empty, std::vector<int64_t> rows, std::vector<int64_t> no_rows, bool fixed) {
   kinds->resize(fixed ? 0 : Uniform(0, 3));
   int64_t rows_of_steps = 0;
+  bool residual = false;
   for (int64_t& each : *kinds) {
-    each = Uniform(0, 2 * kStepKinds - 1), a->integers.push_back(&each);
+    each = Uniform(0, residual ? kResidualKind - 1 : kResidualKind), a->integers.push_back(&each);
+    residual |= each == kResidualKind;
     rows_of_steps += each < kStepKinds;
   }
   static const float numbers[] = {0.5f, -2.0f, 6.0f};
@@ -147,7 +149,7 @@ void AddTail(Attack* a, TailCall* t, std::vector<int64_t>* kinds, int64_t tiles,
   a->Add(&t->codes, t->next_hi > 127 ? Type::kU8 : Type::kS8, codes ? shape : empty, true);
   a->Add(&t->marks, Type::kF32, codes && !fixed ? rows : no_rows, true);
   a->Add(&t->fixed, Type::kS32, {fixed ? int64_t{kFixedRows} : 0, tiles, kLanes}, false);
-  a->Add(&t->other, Type::kS8, joins ? shape : empty, false);
+  a->Add(&t->other, residual ? Type::kF32 : Type::kS8, joins || (residual && (y || codes)) ? shape : empty, false);
   a->Add(&t->joins, Type::kS32, {joins ? int64_t{kJoinNumbers} : 0}, false);
 }
 

@@ -162,7 +162,8 @@ def run(
     steps, next_scale, next_zero = tail.operands()
     operands, bits, places = given(
         [x, (None if is_dynamic else scale, 1), (None if is_dynamic else zero_of(activation), 1), packed.weights,
-         packed.scales, (None if packed.depthwise else packed.sums, 2), (steps, 4), (next_scale, 8), (next_zero, 8)]
+         packed.scales, (None if packed.depthwise else packed.sums, 2), (steps, 4), (next_scale, 8), (next_zero, 8), None,
+         (tail.residual, 16)]
     )  # fmt: skip
     numbers = (
         bits, packed.groups, packed.depthwise, activation.lo, activation.hi,

@@ -76,6 +76,13 @@ def reads_arena() -> bool:
 
 
 @functools.cache
+def adds_residuals() -> bool:
+    """Whether an array may be added in a call (`fused.py`): a library that was built before there was such a step adds none."""
+    path = status().path
+    return path is not None and hasattr(ctypes.CDLL(path), "lowbit_adds_residuals")
+
+
+@functools.cache
 def has_fixed() -> bool:
     """Whether products may end in codes in fixed point (`fixed.py`)."""
     path = status().path

@@ -100,7 +100,7 @@ def call(
     operands, bits, places = given(
         [x, (scale, 1), (zero, 1), matrix.blocks, matrix.scales, (matrix.zeros, 2),
          (matrix.column_sums if static is not None else None, 4), (book, 8), (matrix.factors, 16), (steps, 32),
-         (next_scale, 64), (next_zero, 64)]
+         (next_scale, 64), (next_zero, 64), None, (tail.residual, 128)]
     )  # fmt: skip
     config = (
         bits, kind, -128 if static is None else static.lo, 127 if static is None else static.hi, stored_bits(matrix.bits),

@@ -11,6 +11,7 @@ from lowbit_kernels.cpu.arena import TYPES, Placed, reshaped
 from lowbit_kernels.numerics import StaticActivation
 
 KINDS = ("add", "mul", "max", "min")  # numbers shared with enum Step in cpp/core/problem.h
+RESIDUAL = "residual"  # the sum with an array in the shape of the result: kResidualKind there
 MOST_STEPS = 8
 
 
@@ -26,12 +27,13 @@ class Tail(NamedTuple):
     """Steps, and the grid of the codes that are emitted.
 
     Attributes:
-        kinds: of `KINDS`.
+        kinds: of `KINDS`, or `RESIDUAL`.
         numbers: of each step the one number that all channels have, or None where they have a row of the table.
         table: float32 `(rows, tiles, 16)`, or None without rows.
         emit: grid of the codes, or None.
         keep: the float value is a result.
         by_channel: marks of a convolution say which channels are NaN (`fused.py`).
+        residual: float32 as the results are stored, where `RESIDUAL` is among the kinds.
     """
 
     kinds: tuple[str, ...]
@@ -40,6 +42,7 @@ class Tail(NamedTuple):
     emit: StaticActivation | None
     keep: bool
     by_channel: bool = False
+    residual: Any = None
 
     def operands(self) -> tuple[Any, Any, Any]:
         """steps, next_scale, next_zero; None of what the call does without."""
@@ -50,7 +53,8 @@ class Tail(NamedTuple):
     def attributes(self) -> dict[str, Any]:
         """kinds, numbers."""
         ones = [number is not None for number in self.numbers]
-        kinds = [KINDS.index(kind) + len(KINDS) * one for kind, one in zip(self.kinds, ones, strict=True)]
+        number = {kind: i for i, kind in enumerate(KINDS)} | {RESIDUAL: len(KINDS)}
+        kinds = [number[kind] + len(KINDS) * one for kind, one in zip(self.kinds, ones, strict=True)]
         numbers = [0.0 if number is None else number for number in self.numbers]
         return {"kinds": np.asarray(kinds, np.int64), "numbers": np.asarray(numbers, np.float32)}
 
