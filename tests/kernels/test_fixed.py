@@ -95,6 +95,37 @@ def test_matmul(rows, length, out, bits, signed, rounding) -> None:
             np.testing.assert_array_equal(np.asarray(run(x, prepared)), expected, err_msg=isa)
 
 
+@pytest.mark.parametrize("length", [40, 300, 1040])
+def test_products_on_halves_and_just_beside_them(length) -> None:
+    """Multipliers of 24 bits that bring one sum of a channel next to a half, where rounding the product to float32 first puts it.
+
+    Every fourth is a power of two, with halves that are some. Sums are below 2^23 for every x, below 2^24 for these, or beyond.
+    """
+    rng = np.random.default_rng(length)
+    rows, out = 24, 160
+    w, x = rng.integers(-128, 128, (length, out)), rng.integers(-128, 128, (rows, length))
+    x[0], x[1::2] = 127, rng.integers(-2, 3, (rows // 2, length))
+    total, bias = x @ w, rng.integers(-99, 99, out)
+    near = total[2, :] + bias
+    fraction, exponent = np.frexp((rng.integers(-90, 90, out) + 0.5) / near)
+    q, right = np.rint(fraction * 2**24).astype(np.int64) << 7, -exponent
+    q[::4], right[::4] = 2**30, 4
+    i32 = lambda a: np.asarray(a, np.int32)  # noqa: E731
+    r = Rescale(i32(bias), i32(q), i32(right), i32(3), i32(-120), i32(125), np.int32(0))
+    expected = back(total, r, "exact")
+    rounded = (total + bias).astype(np.float32) * (q * 2.0 ** -(31.0 + right)).astype(np.float32)
+    assert (np.clip(np.rint(rounded) + 3, -120, 125) != expected).sum() > 10
+    x, w = jnp.asarray(x, jnp.int8), w.astype(np.int8)
+    ones = jnp.ones((1, out), jnp.float32)
+    matrix = prepare_fixed(pack_matrix(w, ones, bits=8), r, "exact")
+    conv = prepare_fixed_conv(pack_conv(w.reshape(1, 1, length, out), ones[0], bits=8), r, "exact")
+    for isa in ISAS:
+        config = CpuConfig(isa=isa)
+        np.testing.assert_array_equal(fixed_matmul(x, matrix, config=config), expected, err_msg=isa)
+        image = fixed_conv(x.reshape(2, 3, 4, length), conv, config=config)
+        np.testing.assert_array_equal(image.reshape(rows, out), expected, err_msg=isa)
+
+
 # batch, height, width, channels, out, groups, kernel, strides, padding, dilation, bits
 CONVS = [
     (2, 9, 8, 3, 20, 1, (3, 3), (2, 1), "SAME", (1, 1), 8),

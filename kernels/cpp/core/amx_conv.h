@@ -43,6 +43,9 @@ LOWBIT_INLINE void FinishPositions(const Conv& c, const Tail& tail, const Positi
   const int64_t out = c.group_out(), numbers = (group * c.group_tiles() + tile) * kLanes;
   const int64_t last = first + kTileRows < at.count ? first + kTileRows : at.count;
   const bool fixed = tail.fixed != nullptr, tame = !fixed && IsTame(c, c.scales + numbers);
+  std::optional<FixedNumbers<Vec>> held;
+  if (fixed && tail.rounding != Rounding::kDouble) held.emplace(tail, tile);
+  const int64_t left = out - tile * kLanes, lanes = left < kLanes ? left : kLanes;
   for (int64_t q = done > first ? done : first; q < last;) {
     const int64_t line = q / at.period, column = q - line * at.period;
     if (column >= at.width) {
@@ -58,7 +61,7 @@ LOWBIT_INLINE void FinishPositions(const Conv& c, const Tail& tail, const Positi
     if (fixed) {
       Vec::I v[kHalf];
       for (int r = 0; r < kHalf; ++r) v[r] = Vec::Load(from + r * kLanes);
-      StoreFixed<kHalf>(tail, out, m, valid, tile, v);
+      held ? FixedRows<kHalf, Vec>(tail, *held, m, valid, tile, lanes, v) : StoreFixed<kHalf>(tail, out, m, valid, tile, v);
       continue;
     }
     const Vec::F scale = Vec::LoadF(c.scales + numbers);

@@ -1,6 +1,7 @@
 // The AMX body: integer sums, and those of float activations, in tiles; few rows, and everything else, as avx512vnni does them.
 #include <immintrin.h>
 
+#include <optional>
 #include <vector>
 
 #include "core/conv.h"

@@ -41,62 +41,78 @@ void DirectExpand(const Conv& c, int64_t tile) {
   }
 }
 
-// kRows output positions from m, whose windows begin at x, and kTiles tiles; with kHalf the first 8 channels of one.
+// `count` output positions from m, kRows together, whose windows begin at x, and kTiles tiles; with kHalf the first 8 channels of
+// one. What belongs to a tile is looked up once for all of them.
 template <int kRows, int kTiles, bool kHalf>
 __attribute__((noinline)) void DirectTile(const Conv& c, const Tail& tail, const int8_t* const* x, const float* scales,
-                                          int64_t out, int64_t m, int64_t valid, int64_t tile, int64_t first_tile) {
+                                          int64_t out, int64_t m, int64_t count, int64_t tile, int64_t first_tile) {
   const int64_t words = c.words_count;
-  Vec::I acc[kRows][kTiles];
   const uint8_t* w[kTiles];
+  Vec::I start[kTiles];
   for (int t = 0; t < kTiles; ++t) {
     const int64_t at = first_tile + tile + t;
     w[t] = c.words + at * words * kBlockBytes;
-    Vec::I start = Vec::Set(0);
+    start[t] = Vec::Set(0);
     if constexpr (Vec::kDirectInputs == 4) {  // in integers modulo 2^32: less (z_x + 128) times the sum of the weights
       const auto sum = Vec::Sub(Vec::Load(c.sums + at * kLanes), Vec::Set(static_cast<int32_t>(c.offset * c.inputs())));
-      start = Vec::Mul(sum, Vec::Set(-(c.zero() + 128)));
+      start[t] = Vec::Mul(sum, Vec::Set(-(c.zero() + 128)));
     }
-    for (int r = 0; r < kRows; ++r) acc[r][t] = start;
   }
-  const int8_t* from[kRows];
-  for (int r = 0; r < kRows; ++r) from[r] = x[r];
   [[maybe_unused]] const Vec::I flip = Vec::Set(static_cast<int32_t>(c.words_flip));
-  for (int64_t k = 0; k < words; ++k) {
-    Vec::W word[kTiles];
-    for (int t = 0; t < kTiles; ++t, w[t - 1] += kBlockBytes) {
-      word[t] = Vec::LoadW(w[t]);
-      if constexpr (Vec::kDirectInputs == 4) word[t] = Vec::Flipped(word[t], flip);
-      word[t] = Vec::Held(word[t]);
-    }
-    const int64_t at = c.offsets[k];
+  const auto each = [&](auto store) __attribute__((always_inline)) {
+    for (int64_t first = 0; first < count; first += kRows) {
+      Vec::I acc[kTiles][kRows];
+      const int8_t* from[kRows];
+      for (int r = 0; r < kRows; ++r) {
+        from[r] = x[first + r];
+        for (int t = 0; t < kTiles; ++t) acc[t][r] = start[t];
+      }
+      for (int64_t k = 0; k < words; ++k) {
+        Vec::W word[kTiles];
+        for (int t = 0; t < kTiles; ++t) {
+          word[t] = Vec::LoadW(w[t] + k * kBlockBytes);
+          if constexpr (Vec::kDirectInputs == 4) word[t] = Vec::Flipped(word[t], flip);
+          word[t] = Vec::Held(word[t]);
+        }
+        const int64_t at = c.offsets[k];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t inputs = LoadWord(from[r] + at);
+        for (int r = 0; r < kRows; ++r) {
+          const int32_t inputs = LoadWord(from[r] + at);
 #pragma GCC unroll 2
-      for (int t = 0; t < kTiles; ++t) acc[r][t] = Vec::DotDirect<kHalf>(acc[r][t], word[t], inputs);
+          for (int t = 0; t < kTiles; ++t) acc[t][r] = Vec::DotDirect<kHalf>(acc[t][r], word[t], inputs);
+        }
+      }
+      for (int t = 0; t < kTiles; ++t) store(t, first, acc[t]);
+    }
+  };
+  using Sums = const Vec::I (&)[kRows];
+  if constexpr (Vec::kFixes) {
+    if (tail.fixed != nullptr && tail.rounding != Rounding::kDouble) {
+      const FixedNumbers<Vec> numbers[] = {{tail, tile}, {tail, tile + kTiles - 1}};
+      return each([&](int t, int64_t first, Sums sums) __attribute__((always_inline)) {
+        const int64_t left = out - (tile + t) * kLanes, lanes = left < kLanes ? left : kLanes;
+        FixedRows<kRows, Vec>(tail, numbers[t], m + first, count - first, tile + t, lanes, sums);
+      });
     }
   }
   if (tail.fixed != nullptr) {
-    for (int t = 0; t < kTiles; ++t) {
-      Vec::I column[kRows];
-      for (int r = 0; r < kRows; ++r) column[r] = acc[r][t];
-      StoreFixed<kRows>(tail, out, m, valid, tile + t, column);
-    }
-    return;
+    return each([&](int t, int64_t first, Sums sums) __attribute__((always_inline)) {
+      StoreFixed<kRows>(tail, out, m + first, count - first, tile + t, sums);
+    });
   }
-  for (int t = 0; t < kTiles; ++t) {
+  each([&](int t, int64_t first, Sums sums) __attribute__((always_inline)) {
     const Vec::F scale = Vec::LoadF(c.scales + (first_tile + tile + t) * kLanes);
     Vec::F values[kRows];
     const bool tame = IsTame(c, c.scales + (first_tile + tile + t) * kLanes);
     for (int r = 0; tame && r < kRows; ++r) {
-      values[r] = Vec::MulF(Vec::MulF(Vec::Convert(acc[r][t]), scale), Vec::SetF(c.x_scale));
+      values[r] = Vec::MulF(Vec::MulF(Vec::Convert(sums[r]), scale), Vec::SetF(c.x_scale));
     }
     for (int r = 0; !tame && r < kRows; ++r) {
-      const Vec::F product = Vec::Saturate(Vec::MulF(Vec::Convert(acc[r][t]), scale));
-      values[r] = Vec::Saturate(Vec::MulF(product, Vec::SetF(scales[r])));
+      const Vec::F product = Vec::Saturate(Vec::MulF(Vec::Convert(sums[r]), scale));
+      values[r] = Vec::Saturate(Vec::MulF(product, Vec::SetF(scales[first + r])));
     }
-    StoreTile<kRows>(tail, out, m, valid, tile + t, values);
-  }
+    StoreTile<kRows>(tail, out, m + first, count - first, tile + t, values);
+  });
 }
 
 // Some output positions of one feature group.
@@ -128,9 +144,7 @@ void DirectRows(const Conv& c, const Tail& tail, int64_t group, int64_t row_begi
       x[r] = x[count - 1];
       scales[r] = scales[count - 1];
     }
-    auto each = [&](auto run, int64_t tile) {
-      for (int64_t r = 0; r < count; r += kRows) run(c, tail, x + r, scales + r, out, m + r, count - r, tile, first_tile);
-    };
+    auto each = [&](auto run, int64_t tile) { run(c, tail, x, scales, out, m, count, tile, first_tile); };
     int64_t tile = 0;
     for (; kWide > 1 && tile + 1 < tiles; tile += kWide) each(DirectTile<kRows, kWide, false>, tile);
     for (; tile < tiles; ++tile) {

@@ -76,27 +76,32 @@ __attribute__((noinline)) void JoinRow(const Tail& t, int64_t at, int64_t count,
 template <typename V>
 struct FixedNumbers {
   const int32_t* at;
-  typename V::I bias, offset;
-  typename V::Real real;
-  bool by_doubles, even;
+  typename V::I bias;
+  typename V::Single single;
+  bool by_singles, are_small, even;  // small: no sum is too large for that
   LOWBIT_INLINE FixedNumbers(const Tail& t, int64_t tile)
       : at(t.fixed + tile * kLanes), even(t.rounding == Rounding::kExact) {
     const int64_t stride = t.fixed_stride;
-    bias = V::Load(at + kBias * stride), offset = V::Load(at + kOffset * stride);
-    const typename V::I low = V::Load(at + kLow * stride), high = V::Load(at + kHigh * stride);
-    by_doubles = V::RealOf(V::Load(at + kMultiplier * stride), Right(t), offset, low, high, &real) && even;
+    bias = V::Load(at + kBias * stride);
+    by_singles = even && V::SingleOf(V::Load(at + kMultiplier * stride), Right(t), V::Load(at + kOffset * stride),
+                                     V::Load(at + kLow * stride), V::Load(at + kHigh * stride), &single);
+    are_small = t.most_sum <= V::kMostSingle / 2 && V::IsWithin(bias, V::kMostSingle / 2);
   }
   LOWBIT_INLINE typename V::I Right(const Tail& t) const {
     return V::Between(V::Load(at + kRight * t.fixed_stride), V::Set(-30), V::Set(31));
   }
 };
 
-// Codes of sums with their bias, where doubles do not hold the products.
+// Codes of sums with their bias, where floats do not hold the products: by doubles, or in 64 bits.
 template <typename V>
 __attribute__((noinline)) typename V::I FixedLanes(const Tail& t, const FixedNumbers<V>& n, typename V::I v) {
   const int64_t stride = t.fixed_stride;
-  const auto multiplier = V::MultiplierOf(V::Load(n.at + kMultiplier * stride), V::Add(n.Right(t), V::Set(31)), n.even);
-  return V::Between(V::Add(V::Multiplied(v, multiplier), n.offset), V::Load(n.at + kLow * stride), V::Load(n.at + kHigh * stride));
+  const typename V::I q = V::Load(n.at + kMultiplier * stride), offset = V::Load(n.at + kOffset * stride);
+  const typename V::I low = V::Load(n.at + kLow * stride), high = V::Load(n.at + kHigh * stride);
+  typename V::Real real;
+  if (V::RealOf(q, n.Right(t), offset, low, high, &real) && n.even && V::IsSmall(v)) return V::Add(V::MultipliedReal(v, real), offset);
+  const auto multiplier = V::MultiplierOf(q, V::Add(n.Right(t), V::Set(31)), n.even);
+  return V::Between(V::Add(V::Multiplied(v, multiplier), offset), low, high);
 }
 
 // Joins codes with what lies at their place, and writes them, `count` of them.
@@ -112,11 +117,18 @@ __attribute__((noinline)) void FixedJoin(const Tail& t, int64_t at, int64_t coun
   for (int64_t i = 0; i < count; ++i) t.codes[at + i * t.channel_stride] = static_cast<int8_t>(lanes[i]);
 }
 
+// Codes of sums.
+template <typename V>
+LOWBIT_INLINE typename V::I Fixed(const Tail& t, const FixedNumbers<V>& n, typename V::I sum) {
+  const typename V::I v = V::Add(sum, n.bias);
+  if (__builtin_expect(n.by_singles && (n.are_small || V::IsWithin(v, V::kMostSingle)), 1)) return V::MultipliedSingle(v, n.single);
+  return FixedLanes<V>(t, n, v);
+}
+
 // 16 codes of one row, of which `count` are there, to `at`.
 template <typename V>
 LOWBIT_INLINE void FixedRow(const Tail& t, const FixedNumbers<V>& n, int64_t at, int64_t count, typename V::I sum) {
-  typename V::I v = V::Add(sum, n.bias);
-  v = n.by_doubles && V::IsSmall(v) ? V::Add(V::MultipliedReal(v, n.real), n.offset) : FixedLanes<V>(t, n, v);
+  const typename V::I v = Fixed<V>(t, n, sum);
   if (t.channel_stride == 1 && t.other == nullptr) {
     V::StoreBytes(t.codes + at, v, count);
   } else {
@@ -125,8 +137,8 @@ LOWBIT_INLINE void FixedRow(const Tail& t, const FixedNumbers<V>& n, int64_t at,
 }
 
 template <int kRows, typename V>
-LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t tile, int64_t count, const typename V::I* sums) {
-  const FixedNumbers<V> numbers(t, tile);
+LOWBIT_INLINE void FixedRows(const Tail& t, const FixedNumbers<V>& numbers, int64_t m, int64_t valid, int64_t tile, int64_t count,
+                             const typename V::I* sums) {
   const int64_t first = tile * kLanes * t.channel_stride;
   if (t.channel_stride != 1 || t.other == nullptr) {
     for (int r = 0; r < kRows && r < valid; ++r) FixedRow<V>(t, numbers, t.at(m + r) + first, count, sums[r]);
@@ -135,9 +147,7 @@ LOWBIT_INLINE void FixedRows(const Tail& t, int64_t m, int64_t valid, int64_t ti
   const auto joiner = V::JoinerOf(t.joins, numbers.even);
   for (int r = 0; r < kRows && r < valid; ++r) {
     const int64_t at = t.at(m + r) + first;
-    typename V::I v = V::Add(sums[r], numbers.bias);
-    v = numbers.by_doubles && V::IsSmall(v) ? V::Add(V::MultipliedReal(v, numbers.real), numbers.offset)
-                                            : FixedLanes<V>(t, numbers, v);
+    const typename V::I v = Fixed<V>(t, numbers, sums[r]);
     V::StoreBytes(t.codes + at, V::Joined(v, V::LoadBytes(t.other + at, count), joiner, t.join), count);
   }
 }
@@ -149,7 +159,7 @@ __attribute__((noinline)) void StoreFixed(const Tail& t, int64_t out, int64_t m,
   const int32_t* numbers = t.fixed + tile * kLanes;
   const int64_t stride = t.fixed_stride, left = out - tile * kLanes, count = left < kLanes ? left : kLanes;
   if constexpr (Vec::kFixes) {
-    if (t.rounding != Rounding::kDouble) return FixedRows<kRows, Vec>(t, m, valid, tile, count, sums);
+    if (t.rounding != Rounding::kDouble) return FixedRows<kRows, Vec>(t, FixedNumbers<Vec>(t, tile), m, valid, tile, count, sums);
   }
   for (int r = 0; r < kRows && r < valid; ++r) {
     alignas(64) int32_t v[kLanes];

@@ -84,6 +84,7 @@ const char* Call(const ConvCall& call, Pool* pool) {
   if (!wants_codes) FillMarks(call.tail.marks.data, marks, c.tail.next_scale);  // of no channels
   if (!wants_y && !wants_codes) return nullptr;
 
+  c.tail.most_sum = MostSum(c.inputs(), c.bits, c.offset);
   const int64_t positions = c.out_height * c.out_width;
   c.tail.inner = y_first ? positions : 1;
   c.tail.outer_stride = y_first ? c.out * positions : c.out;

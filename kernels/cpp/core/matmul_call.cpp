@@ -143,6 +143,7 @@ const char* Call(const MatmulCall& call, Pool* pool) {
   t.outer_stride = y_columns ? 1 : out;
   t.channel_stride = y_columns ? p.rows : 1;
 
+  t.most_sum = MostSum(p.length, p.bits, has_zeros ? 0 : p.offset);
   const char* anything = "";  // stands for an array that is there: Check() follows no pointer
   if (has_sums) p.column_sums = anything;
   if (has_book) p.codebook = reinterpret_cast<const float*>(anything);

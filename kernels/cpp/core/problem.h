@@ -67,6 +67,7 @@ struct Tail {
   const int32_t* fixed = nullptr;
   int64_t fixed_stride = 0;
   Rounding rounding = Rounding::kExact;
+  int64_t most_sum = int64_t{1} << 40;  // no sum, before the bias, is larger
   const int8_t* other = nullptr;  // joined with those codes, one of the same place; or null
   const int32_t* joins = nullptr;  // kJoinNumbers
   Join join = Join::kSum;

@@ -108,6 +108,11 @@ inline int32_t InputZero(const void* at, const Tail& tail) {
   return static_cast<const int32_t*>(at)[kInputZero * tail.fixed_stride];
 }
 
+// No sum of so many products of 8-bit codes, less their zero point, and weights' is larger; their own zero points are codes.
+inline int64_t MostSum(int64_t count, int bits, int32_t offset) {
+  return Times(Times(count, 255), offset > 0 ? int64_t{1} << (bits - 1) : 255);
+}
+
 inline void FillMarks(void* marks, int64_t count, float scale) {
   for (int64_t i = 0; i < count; ++i) static_cast<float*>(marks)[i] = scale;
 }

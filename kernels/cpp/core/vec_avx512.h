@@ -43,6 +43,25 @@ struct Vec {
     const I even = Rounded(v, m, 0), odd = Rounded(_mm512_srli_epi64(v, 32), m, 1);
     return _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
   }
+  // The same half to even by floats, of multipliers of 24 bits and sums up to 2^24: both are floats then, and their product is
+  // rounded once, to an integer, where kMagic is added to it. Bounds are the codes' less the offset, plus kMagic; they hold what
+  // lies too far out for that. `more` makes a code of the bits.
+  struct Single { F scale, low, high; I more; };
+  static constexpr float kMagic = 12582912.0f;  // 1.5 2^23: even, and the next float is one more
+  static constexpr int32_t kMostSingle = 1 << 24;
+  static bool SingleOf(I q, I right, I offset, I low, I high, Single* s) {
+    s->scale = MulF(Convert(q), _mm512_castsi512_ps(_mm512_slli_epi32(Sub(Set(127 - 31), right), 23)));
+    s->low = AddF(Convert(Sub(low, offset)), SetF(kMagic));
+    s->high = AddF(Convert(Sub(high, offset)), SetF(kMagic));
+    s->more = Sub(offset, Bits(SetF(kMagic)));
+    const I largest = _mm512_max_epu32(_mm512_max_epu32(_mm512_abs_epi32(low), _mm512_abs_epi32(high)), _mm512_abs_epi32(offset));
+    return _mm512_test_epi32_mask(q, Set(127)) == 0 && IsWithin(largest, 1 << 20);
+  }
+  static bool IsWithin(I v, int32_t most) { return _mm512_cmpgt_epu32_mask(_mm512_abs_epi32(v), Set(most)) == 0; }
+  static I MultipliedSingle(I v, const Single& s) {
+    const F moved = Fma(Convert(v), s.scale, SetF(kMagic));
+    return Add(Bits(_mm512_min_ps(_mm512_max_ps(moved, s.low), s.high)), s.more);
+  }
   // The same half to even by doubles, where the product has 53 bits at most: of multipliers of 24 bits, and sums below 2^29.
   // Bounds are the codes', less the offset that is added afterwards.
   struct Real { __m512d scale[2], low[2], high[2]; };
