@@ -17,7 +17,7 @@ from lowbit.core.scales import scale_of_zeros, stored_scale
 from lowbit.core.spec import Operand, Spec
 from lowbit.formats.integer import Integer
 from lowbit.solvers.factor import Factor
-from lowbit.solvers.shapes import filled, padded
+from lowbit.solvers.shapes import filled, group_sums, over_matrices, padded
 
 from .recipe import Solver
 
@@ -129,7 +129,10 @@ class Problem:
         """The scales with the least weighed error among multiples of the full range, as they are stored; shared ones together."""
         matrices, groups, columns = self.index.shape
         order, starts = self.runs
-        local = np.maximum.reduceat(np.abs(self.w[:, order]), starts, axis=1)
+        if groups == 1:
+            local = np.abs(self.w).max(axis=1, keepdims=True)
+        else:
+            local = np.maximum.reduceat(np.abs(self.w[:, order]), starts, axis=1)
         count = int(np.prod(self.scales.scale_shape))
         reach = np.zeros(count, np.float32)
         np.maximum.at(reach, self.index, local)
@@ -279,7 +282,6 @@ def _searched(
 ) -> Array:
     """Losses ``[tried, matrix, group, N]`` where scales are shared, else the best multiples ``[matrix, group, N]``."""
     count = whole.shape[1]
-    total = jax.vmap(lambda x: jax.ops.segment_sum(x, group, count))
 
     def loss(multiple: Array) -> Array:
         scale: Any = whole * multiple
@@ -287,7 +289,7 @@ def _searched(
         rows = scale[:, group]
         grid = Grid(scale, None, group, numbers, bounds)
         off = rounded_product(grid.nearest_levels(w, rows, None), rows) - w
-        return total(value[:, :, None] * jnp.square(off))
+        return over_matrices(lambda x: group_sums(x, group, count), value[:, :, None] * jnp.square(off))
 
     if is_tied:
         return jax.lax.map(loss, tried)
@@ -334,7 +336,7 @@ def _gridded(
         grid = solver.grid(w, value, Grid(scale, zero, group, numbers, bounds), lambda s: stored_scale(s, spec, None))
         return grid.scale, grid.zero
 
-    return jax.vmap(one, in_axes=(0, 0, 0, None if zero is None else 0))(aimed, value, scale, zero)
+    return over_matrices(one, aimed, value, scale, zero)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "numbers", "spec"))
@@ -351,4 +353,4 @@ def _rounded(
             levels, grid = solver.polished(w, levels, known, grid, store)
         return levels, grid.scale
 
-    return jax.vmap(one, in_axes=(0, 0, 0, None if zero is None else 0))(aimed, scale, known, zero)
+    return over_matrices(one, aimed, scale, known, zero)

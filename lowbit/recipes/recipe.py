@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -112,12 +113,15 @@ class Solver(abc.ABC):
             grid: of ``levels``.
             store: ``scale -> scale`` as it will be stored, or None where scales are not to change.
         """
+        pulled = None
+        if store is not None:
+            pulled = jnp.matmul(known.damped, weight.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
         def one(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
             levels, scale = state
             now = dataclasses.replace(grid, scale=scale)
             if store is not None:
-                now = refit(weight, levels, known.damped, now)
+                now = refit(weight, levels, known.damped, now, pulled)
                 now = dataclasses.replace(now, scale=store(now.scale))
             return (descend(weight, levels, known.damped, now), now.scale), None
 

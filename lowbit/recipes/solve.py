@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Shaped
 from lowbit.core.matrix import MatrixView
 from lowbit.core.spec import Spec
 from lowbit.solvers.factor import Factor, factor
+from lowbit.solvers.shapes import over_matrices
 from lowbit.solvers.target import target
 
 from .inputs import Inputs
@@ -100,13 +101,13 @@ def solve(
     problem = Problem.of(spec, view, stack, weight, scale, zero, parts)
     aimed, known = problem.w, None
     empty, definite = np.zeros(len(problem.w), bool), np.ones(len(problem.w), bool)
-    damped, norm, moment, loose = None, None, None, 0.0
+    norm, extra, moment, loose = None, None, None, 0.0
     if inputs is not None:
         moment, cross = inputs.centered()
         norm = jnp.asarray(problem.square(moment))
         known, is_definite = _factors(norm, solver.damping, solver.order)
         matrices, inner = problem.w.shape[:2]
-        damped = known.damped
+        extra = jnp.diagonal(known.damped, axis1=1, axis2=2) - jnp.diagonal(norm, axis1=1, axis2=2)
         definite = np.asarray(is_definite)[:matrices]
         empty = np.all(np.einsum("mkk->mk", inputs.moment) <= 0, axis=1)
         loose = _loose(known, solver.damping, matrices, inner)
@@ -133,8 +134,10 @@ def solve(
     if known is not None or start is not problem.own:
         levels, scales = gridded.rounded(solver, aimed, known, start, is_free=free)
     rounded = gridded.values(levels, scales)
+    (lost, of_nearest, power), more = _lost(problem, [rounded - aimed, nearest - aimed, aimed], norm, extra)
     if free and not has_own_grid:  # an output that a solver made worse keeps the nearest
-        worse = ~(_lost(problem, aimed, rounded, damped) <= _lost(problem, aimed, nearest, damped))[:, None]
+        worse = ~(lost + more[0] <= of_nearest + more[1])[:, None]
+        lost = np.where(worse[:, 0], of_nearest, lost)
         levels, scales = np.where(worse, plain, levels), np.where(worse, problem.own, scales)
         rounded = np.where(worse, nearest, rounded)
     if free:
@@ -144,6 +147,7 @@ def solve(
     if remainder is not None and own:
         taken, more = remainder.taken(own, aimed - rounded, moment)
         back = rounded + more
+        ((lost,), _) = _lost(problem, [back - aimed], norm, extra)
     return Solved(
         codes=encoded(spec.format, np.asarray(view.leaf(problem.joined(levels)))),
         values=jnp.asarray(view.leaf(problem.joined(rounded)).astype(weight.dtype)),
@@ -151,9 +155,9 @@ def solve(
         zero=zero,
         taken=taken,
         shift=None if inputs is None else inputs.shift(problem.w, back),
-        error=float(np.sum(_lost(problem, aimed, back, norm))),
-        nearest=float(np.sum(_lost(problem, aimed, nearest, norm))),
-        power=float(np.sum(_lost(problem, aimed, np.zeros_like(aimed), norm))),
+        error=float(np.sum(lost)),
+        nearest=float(np.sum(of_nearest)),
+        power=float(np.sum(power)),
         noise=float(np.sum(np.square(problem.w - back, dtype=np.float64))),
         size=float(np.sum(np.square(problem.w, dtype=np.float64))),
         clipped=gridded.clipped(scales),
@@ -164,30 +168,43 @@ def solve(
     )
 
 
-def _lost(problem: Problem, weight: np.ndarray, rounded: np.ndarray, moment: Any) -> np.ndarray:
-    """Squared error of every output, ``[matrix, N]``: of results in the norm of ``H``; without, of the weight itself."""
-    off = rounded - weight
+def _lost(problem: Problem, offs: list[np.ndarray], moment: Any, extra: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Squared sizes of several changes of a weight by output, ``[change, matrix, N]``, and what the damping adds.
+
+    In the norm of ``H``, and by ``extra`` on its diagonal; without ``H`` of the weight itself, and zeros.
+    """
     if moment is None:
-        return np.sum(np.square(off), axis=1)
-    return np.asarray(_in_norm(jnp.asarray(problem.full(off)), moment))[: len(off), : off.shape[2]]
+        squares = np.stack([np.sum(np.square(off), axis=1) for off in offs])
+        return squares, np.zeros_like(squares)
+    matrices, _, columns = offs[0].shape
+    sizes = _in_norm(jnp.asarray(np.concatenate([problem.full(off) for off in offs], axis=2)), moment, extra)
+    apart = np.asarray(sizes).reshape(len(moment), 2, len(offs), -1)
+    squares, more = (apart[:matrices, i, :, :columns].swapaxes(0, 1) for i in range(2))
+    return squares, more
 
 
 @jax.jit
-def _in_norm(off: Array, moment: Array) -> Array:
-    return jnp.sum(off * jnp.matmul(moment, off, precision=jax.lax.Precision.HIGHEST), axis=1)
+def _in_norm(off: Array, moment: Array, extra: Array) -> Array:
+    """One product for all changes, which stand beside each other."""
+
+    def one(off: Array, moment: Array, extra: Array) -> Array:
+        squares = jnp.sum(off * jnp.matmul(moment, off, precision=jax.lax.Precision.HIGHEST), axis=0)
+        return jnp.stack([squares, jnp.matmul(extra, jnp.square(off), precision=jax.lax.Precision.HIGHEST)])
+
+    return over_matrices(one, off, moment, extra)
 
 
 @functools.partial(jax.jit, static_argnames=("damping", "order"))
 def _factors(moment: Array, damping: float, order: str) -> tuple[Factor, Array]:
     """The factors, and which of them there are."""
-    known = jax.vmap(lambda h: factor(h, damping=damping, order=order))(moment)
+    known = over_matrices(lambda h: factor(h, damping=damping, order=order), moment)
     is_definite = jnp.all(jnp.isfinite(known.feedback), axis=(1, 2)) & jnp.all(known.variance > 0, axis=1)
     return known, is_definite
 
 
 @jax.jit
 def _aimed(weight: Array, moment: Array, cross: Array, alpha: Any, ridge: Any) -> Array:
-    return jax.vmap(lambda w, h, c: target(w, h, c, alpha=alpha, damping=ridge))(weight, moment, cross)
+    return over_matrices(lambda w, h, c: target(w, h, c, alpha=alpha, damping=ridge), weight, moment, cross)
 
 
 def _loose(known: Factor, damping: float, matrices: int, inner: int) -> float:

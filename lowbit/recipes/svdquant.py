@@ -81,7 +81,8 @@ class LowRankPart(Given):
         quantized = {path for path in rows if sites[path].spec is not None}
         matrices, others = products(model.traced)
         chosen = [product for product in matrices if product.path in quantized]
-        seen = model.measure({_place(product): (product.axis,) for product in chosen})
+        names = {_place(product): product.path for product in chosen}
+        seen = model.measure({_place(product): (product.axis,) for product in chosen}, names)
         own, left = {}, {}
         for path, of_weight in _by_path(chosen).items():
             inputs = _joined([seen[_place(product)] for product in of_weight])

@@ -196,11 +196,14 @@ class Model:
         lines = tuple(self.lines) or ("nothing here is left to change, so all is left as it is",)
         return Scaled(self.fn, self.title, lines, tuple(bounds)), params, state
 
-    def measure(self, wanted: Mapping[Place, tuple[int, ...]]) -> dict[Place, dict[str, np.ndarray]]:
+    def measure(
+        self, wanted: Mapping[Place, tuple[int, ...]], names: Mapping[Place, str] | None = None
+    ) -> dict[Place, dict[str, np.ndarray]]:
         """Returns statistics of inner values over all batches: ``largest`` magnitude, ``low``, ``mean``, ``size`` (mean magnitude) and ``power``.
 
         Args:
             wanted: the places, and the axes that are kept; the others have length 1.
+            names: the weights whose inputs they are, where no pair says so.
 
         Raises:
             ValueError: for NaN or infinity, naming the batch.
@@ -214,6 +217,7 @@ class Model:
             return [_summed(x, wanted[place]) for place, x in zip(places, values, strict=True)]
 
         paths = {reads(end): self.paths[end.leaf] for pair in self.pairs.found for end in pair.takers}
+        paths |= names or {}
         total: list[dict[str, np.ndarray]] = []
         leaves = jax.tree.leaves((self.params, self.state))
         for number, args in enumerate(all_batches(self.batches)):

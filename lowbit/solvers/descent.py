@@ -20,6 +20,8 @@ from jaxtyping import Array, Float
 from lowbit.core.grid import Grid
 from lowbit.core.rounding import rounded_product
 
+from .shapes import group_sums
+
 _BLOCK = 32
 """Rows between two products with the whole moment: a sweep of 1024 x 1024 takes 19 ms of a core, in blocks of 128 rows 36."""
 
@@ -96,7 +98,11 @@ def descend(
 
 @jax.jit
 def refit(
-    weight: Float[Array, "in out"], levels: Float[Array, "in out"], moment: Float[Array, "in in"], grid: Grid
+    weight: Float[Array, "in out"],
+    levels: Float[Array, "in out"],
+    moment: Float[Array, "in in"],
+    grid: Grid,
+    pulled: Float[Array, "in out"] | None = None,
 ) -> Grid:
     """Returns the grid with the scales that are best for ``levels``: least squares in the norm of ``H``, per output.
 
@@ -108,16 +114,17 @@ def refit(
         levels: zero point included.
         moment: ``H``.
         grid: its scales are replaced; zero points and format stay.
+        pulled: ``H w``, where it is known; it does not change from round to round.
     """
     multiply = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     count = grid.scale.shape[0]
     centered = levels if grid.zero is None else levels - grid.zero[grid.group]
-    pulled = multiply(moment, weight.astype(jnp.float32))
-    right = jax.ops.segment_sum(centered * pulled, grid.group, count)
+    pulled = multiply(moment, weight.astype(jnp.float32)) if pulled is None else pulled
+    right = group_sums(centered * pulled, grid.group, count)
 
     def one_group(group: Array) -> Array:
         member = jnp.where((grid.group == group)[:, None], centered, 0.0)
-        return jax.ops.segment_sum(centered * multiply(moment, member), grid.group, count)
+        return group_sums(centered * multiply(moment, member), grid.group, count)
 
     if count == 1:  # a quotient: no linear system to compile
         own = jnp.sum(centered * multiply(moment, centered), axis=0, keepdims=True)
@@ -129,7 +136,7 @@ def refit(
         # The damping pulls to the scale that is there, not to zero.
         pull = right.T + (1e-6 * size + 1e-30)[:, None] * grid.scale.T
         scale = jnp.linalg.solve(steady, pull[..., None])[..., 0].T
-    is_known = jax.ops.segment_sum(jnp.square(centered), grid.group, count) > 0
+    is_known = group_sums(jnp.square(centered), grid.group, count) > 0
     ratio = scale / grid.scale
     is_good = is_known & jnp.isfinite(ratio) & (ratio > 0.25) & (ratio < 4.0)
     return dataclasses.replace(grid, scale=jnp.where(is_good, scale, grid.scale))

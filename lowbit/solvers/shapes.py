@@ -4,10 +4,13 @@ Filling up changes no result beyond the order of sums: a row of zeros whose inpu
 a column of zeros is rounded to zeros and looks at no other, and a matrix of zeros is rounded alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 _ROWS = (32, 128, 384, 768, 1024, 1280, 1536)
 _COLUMNS = (64, 256, 1024)
@@ -35,3 +38,23 @@ def _next(n: int, sizes: Sequence[int], step: int) -> int:
 def filled(x: Shaped[np.ndarray, "..."], shape: Sequence[int], value: float = 0.0) -> Shaped[np.ndarray, "..."]:
     """Returns an array with ``value`` behind its end along every axis, up to ``shape``."""
     return np.pad(x, [(0, n - m) for n, m in zip(shape, x.shape, strict=True)], constant_values=value)
+
+
+def over_matrices(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns what a function makes of every matrix, as `jax.vmap` does.
+
+    Of a single matrix it is computed without the axis that counts them: with it, a product of 1024 x 1024 and the sum of its columns take XLA
+    23 ms on two cores, without it 9.
+
+    Args:
+        function: of one matrix.
+        *args: trees of arrays with an axis of matrices in front.
+    """
+    if len(jax.tree.leaves(args)[0]) != 1:
+        return jax.vmap(function)(*args)
+    return jax.tree.map(lambda x: x[None], function(*jax.tree.map(lambda x: x[0], args)))
+
+
+def group_sums(x: Float[Array, "in out"], group: Int[Array, " in"], count: int) -> Float[Array, "group out"]:
+    """Returns the sum of the rows of every group; of one group without looking at which rows are in it."""
+    return jnp.sum(x, axis=0, keepdims=True) if count == 1 else jax.ops.segment_sum(x, group, count)
