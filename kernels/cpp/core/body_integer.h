@@ -108,6 +108,12 @@ __attribute__((noinline)) void IntegerTile(const Matmul& p, int64_t row, int64_t
       for (int t = 0; t < kTiles; ++t) acc[m][t] = Vec::Set(starts[m]);
     }
     if (__builtin_expect(terms, 0)) AddTerms<kRows, kTiles>(p, acc, starts, index, zero);
+    if constexpr (kRows == 1 && kBlocks > 0) {  // of one row weights come from memory, through several streams at once
+      for (int t = 0; t < kTiles; ++t) {
+        for (int b = 0; b < kBlocks; ++b) __builtin_prefetch(w[t] + (4 * kBlocks + b) * kBlockBytes);
+        if (!p.scales_bf16) __builtin_prefetch(static_cast<const float*>(p.scales) + index + t * next + 4 * kLanes);
+      }
+    }
     Accumulate<kRows, kTiles, kBits>(acc, x, w, blocks);
     if (__builtin_expect(p.tail.fixed != nullptr, 0)) {  // of one group
       for (int t = 0; t < kTiles; ++t) {

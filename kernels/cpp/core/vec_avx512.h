@@ -167,7 +167,9 @@ struct Vec {
   static F PlainLarger(F v, F w) { return _mm512_max_ps(w, v); }
   static F PlainSmaller(F v, F w) { return _mm512_min_ps(w, v); }
 
-  // (code - offset) * factor + 128 of 64 codes, each a byte modulo 256. Factors come from `Factors`, `add` from `Shifts`.
+  // Whether no factor is negative, or more than what 15 can be multiplied by in a byte.
+  static bool IsShort(I factors) { return _mm512_cmple_epu16_mask(factors, _mm512_set1_epi16(17)) == 0xffffffffu; }
+  // (code - offset) * factor + 128 of 64 codes of at most 4 bits, each a byte modulo 256. Factors come from `Factors`, `add` from `Shifts`.
   static constexpr bool kExpands = true;
   static I Factors(const int8_t* p) {
     const I f = Load8(p);
@@ -177,6 +179,10 @@ struct Vec {
     return _mm512_sub_epi16(_mm512_set1_epi16(128), _mm512_mullo_epi16(factors, _mm512_set1_epi16(static_cast<short>(offset))));
   }
   static W Expanded(W codes, I factors, I add) {
+    if (IsShort(factors)) {  // products are bytes: both of a word at once, without a carry
+      const I both = _mm512_or_si512(_mm512_and_si512(add, _mm512_set1_epi16(255)), _mm512_slli_epi16(add, 8));
+      return _mm512_add_epi8(_mm512_mullo_epi16(codes, factors), both);
+    }
     const I low = _mm512_mullo_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)), factors);
     const I high = _mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), factors);
     return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaa, _mm512_add_epi16(low, add),
