@@ -37,6 +37,7 @@ from lowbit_kernels import (
 from lowbit_kernels.bench import peers
 from lowbit_kernels.bench.timing import interleave, ratio
 from lowbit_kernels.bench.tune import table_path, tune
+from lowbit_kernels.cpu import library
 from lowbit_kernels.shapes import CONVS, LAYERS, MatmulShape
 
 CASES = ("machine", "w4a8", "stream", "w8a8", "w4a8 integer scales", "w4a16", "conv")
@@ -106,7 +107,7 @@ def report(case: str, shape: str, contestants: Contestants, args: argparse.Names
     if args.json:
         line = {
             "case": case, "shape": shape, "device": device(), "commit": commit(), "jax": jax.__version__,
-            "isa": status().isas[:1], "threads": args.threads, "load": os.getloadavg()[0],
+            "isa": [os.environ.get(library.ISA_VARIABLE) or status().isas[0]], "threads": args.threads, "load": os.getloadavg()[0],
             "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "times": {n: {"min_ms": t.minimum, "median_ms": t.median, "rounds": len(t.rounds),
                           "ratio": ratio(t, times[ours])} for n, t in times.items()},
@@ -270,15 +271,15 @@ def _conv(shape, threads: int) -> Contestants:
 
 def machine(threads: int) -> dict[str, float]:
     """Read bandwidth of 512 MB, and the peaks of loops of VNNI and of AMX products on registers alone, best of several."""
-    library = ctypes.CDLL(status().path)
-    library.lowbit_probe_read.restype = ctypes.c_double
-    library.lowbit_probe_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    native = ctypes.CDLL(status().path)
+    native.lowbit_probe_read.restype = ctypes.c_double
+    native.lowbit_probe_read.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     data = np.ones(512 << 17, np.float32)
-    read = min(library.lowbit_probe_read(data.ctypes.data, data.nbytes, threads) for _ in range(8))
+    read = min(native.lowbit_probe_read(data.ctypes.data, data.nbytes, threads) for _ in range(8))
     found = {"read_GBps": round(data.nbytes / read / 1e9, 1)}
     # 1 to 2 ms each: starting a thread weighs nothing
     for name, count, products in (("vnni", 400_000, 1024), ("amx", 100_000, 65536)):
-        probe = getattr(library, f"lowbit_probe_{name}")
+        probe = getattr(native, f"lowbit_probe_{name}")
         probe.restype, probe.argtypes = ctypes.c_double, [ctypes.c_int64, ctypes.c_int]
         took = min(probe(count, threads) for _ in range(100))
         if took > 0:
