@@ -198,9 +198,9 @@ void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t thread
     ParallelFor(pool, many ? threads : 1, tiles, [&](int64_t tile) { body.direct_expand(c, tile); });
   }
 
-  // In cycles, or nearly: a multiply takes a word of 16 channels, and storing costs as much as 40 of them.
-  const int64_t positions = c.out_height * c.out_width;
-  const double image = static_cast<double>(positions * tiles) * static_cast<double>(words + 40);
+  // In cycles, or nearly: a multiply takes a word of 16 channels, and storing costs as much as 40 of them; in tiles as 10.
+  const int64_t positions = c.out_height * c.out_width, storing = together > 4 ? 10 : 40;
+  const double image = static_cast<double>(positions * tiles) * static_cast<double>(words + storing);
   constexpr double kWorthwhile = 1 << 17;  // below, waking a thread costs more than it saves
   if (image * static_cast<double>(c.batch) < kWorthwhile) threads = 1;
   auto run = [&] {
