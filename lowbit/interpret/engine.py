@@ -1,22 +1,24 @@
 """What computes a plan: one engine for ordinary plans and one for full-integer ones, chosen here for all that uses one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array
 
+from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
+from .implementations import How
 from .integer.engine import FullInteger
 from .observe import Grids, States, Watch
 from .ordinary import Ordinary
 from .state import QState
-from .trace import Trace
+from .trace import Model, Trace
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """The interpretations of one kind of plan. Calls are traced already, and have a quantized operation.
+    """The interpretations of one kind of plan. Where a call is traced already, it has a quantized operation.
 
     Attributes:
         beside: what statistics read beside a value that has to be measured in a run before.
@@ -40,6 +42,12 @@ class Engine(Protocol):
         floats: Trace, beside: Mapping[str, Any],
     ) -> States:  # fmt: skip
         """Returns the states of what is watched after one quantized batch; ``floats`` is the call of the float model."""
+        ...
+
+    def executed(
+        self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
+    ) -> Any:
+        """Returns ``y`` of `lowbit.execute`; ``qparams`` are the plan's. A plan that quantizes nothing is ``fn``."""
         ...
 
     def constants(

@@ -1,6 +1,5 @@
 """`execute`: the packed model."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,39 +9,17 @@ import jax
 
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
-from lowbit.core.meshes import automatic, explicit_mesh
-from lowbit.core.qtensor import QTensor
 from lowbit.packed import arguments, fixed_calls, native
 from lowbit.packed.belongs import check_belongs
-from lowbit.packed.bits import unpack
-from lowbit.packed.platforms import PLATFORMS, by_platform, platform_named, platform_of, viewed
+from lowbit.packed.platforms import PLATFORMS, platform_named, platform_of
 from lowbit.packed.trees import QParams
-from lowbit.plan.rows import Plan, Row, Site
-from lowbit.program.compat import rebind
+from lowbit.plan.rows import Plan
 
-from .arithmetic import integer_result, is_integer_pair, result_dtype
-from .derivative import differentiable, without_derivative
-from .elsewhere import integer_results, kernel_result
-from .inputs import quantized_input
-from .int8 import int8_result
-from .integer.interpretations import execution as integer_execution
-from .integer.native import FixedOrders, Orders, kernel_lines
-from .lookup import lookup
-from .matmul import Matmul
-from .native_route import float_weight, native_result
-from .operations import Operation
-from .pair_route import pair_result
-from .poison import poisoned
-from .ranks import fitted, with_axes
+from .engine import engine_of
+from .implementations import ANYWHERE, ELSEWHERE, IMPLEMENTATIONS, How
+from .integer.native import FixedOrders, Orders
 from .served import Served
-from .sides import weight_right
-from .trace import Model, trace_planned
-from .walk import Walk, plain
-
-IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
-_ELSEWHERE = ("pallas_tpu", "mosaic_gpu")
-ANYWHERE = ("carried", "reference")
-"""Those that are the same program on every platform."""
+from .trace import Model
 
 
 def execute(
@@ -84,7 +61,7 @@ def execute(
     if implementation == "cpu" and native.status() is not None:
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
     arguments.check(fn=fn, plan=plan)
-    if implementation in _ELSEWHERE and plan.is_full_integer:
+    if implementation in ELSEWHERE and plan.is_full_integer:
         raise ValueError(
             f"implementation {implementation!r} has no kernels for full-integer plans; use 'cpu', 'xla', 'carried' or 'reference'"
         )
@@ -266,124 +243,14 @@ def execution(
         orders: of a full-integer plan: the operations that run on the native kernels, by path.
     """
     check_belongs(plan, qparams)
-    is_integer, platform = plan.is_full_integer, "cpu" if implementation in ANYWHERE else platform
-    qparams = qparams if platform == "cpu" or is_integer else viewed(plan, qparams)
-    traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=has_integer_io)
-    if not plan.quantized:
-        return fn(qparams.params, *args, **kwargs)
-    if is_integer:
-        if has_derivative:
-            leaves, qparams = without_derivative(_NO_DERIVATIVE, (traced.leaves, qparams))
-            traced = dataclasses.replace(traced, leaves=leaves)
-        on_mesh = explicit_mesh((traced.leaves, qparams)) is not None
-        orders = {} if on_mesh else orders or {}
-        run = functools.partial(
-            integer_execution, plan, has_integer_io=has_integer_io, orders=orders, is_named=not has_derivative
-        )
+    platform = "cpu" if implementation in ANYWHERE else platform
+    how = How(
+        implementation, report, platform, has_integer_io, keeps_nan, is_fused, has_derivative, orders or {}
+    )  # fmt: skip
+    return engine_of(plan).executed(fn, plan, qparams, args, kwargs, how)
 
-        def results(leaves: list[Any], qparams: QParams) -> list[Any]:
-            now = dataclasses.replace(traced, leaves=leaves)
-            outs, how, why = integer_results(run, now, qparams, implementation, platform)
-            if implementation not in (None, "cpu") or platform not in (None, "cpu"):
-                said = [(row.path, how, why) for row in plan]
-            else:
-                said = kernel_lines(plan, now, qparams, orders, how, why, on_mesh=on_mesh)
-            if implementation == "cpu" and (left := next((line for line in said if line[1] != "cpu"), None)):
-                raise ValueError(f"implementation 'cpu' cannot run {left[0]}: {left[2]}")
-            if report is not None:
-                report.extend(said)
-            return outs
-
-        outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
-        return jax.tree.unflatten(traced.out_tree, outs)
-    fit = fitted(plan, traced.inventory)
-    rows = {row.path: row for row in fit.rows}
-    prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
-
-    def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
-        states, row = states or {}, rows[op.path]
-        values = [
-            states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
-        ]
-        if not has_derivative or op.is_lookup:
-            return anywhere(op, row, values, states), states
-        return differentiable(op, row, functools.partial(anywhere, op, row), values, states), states
-
-    def anywhere(op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
-        if platform is not None:
-            return on(platform, op, row, values, states)
-        functions = {name: functools.partial(on, name, op, row) for name in PLATFORMS}
-        like = jax.ShapeDtypeStruct(op.eqn.outvars[0].aval.shape, result_dtype(op.eqn))
-        return by_platform(functions, functions["cpu"], like, values, states)
-
-    def on(platform: str, op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
-        note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
-        result, reason = None, f"asked for {implementation}"
-        is_cpu, how = platform == "cpu", "cpu"
-        if implementation not in ANYWHERE:
-            if not is_cpu:
-                result, how, reason = kernel_result(platform, op, row, values, states, implementation, quantized_input)
-            elif implementation in (None, "cpu"):
-                result, reason = (
-                    pair_result(op, row, values, states, keeps_nan=keeps_nan)
-                    if row.weight is None
-                    else native_result(op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=is_fused)
-                )
-            else:
-                reason = f"it is no implementation of execute's on a CPU (platform={platform!r})"
-        if result is not None:
-            reason = reason or ""
-        elif implementation not in (None, *ANYWHERE):
-            raise ValueError(f"implementation {implementation!r} cannot run {op.path}: {reason}")
-        else:
-            operands = [
-                _operand(site, v, states, is_lookup=op.is_lookup) for site, v in zip(row.sites, values, strict=True)
-            ]
-            how = "reference" if implementation == "reference" else "carried"
-            how = how if row.is_integer and is_cpu else "xla"
-            carried = functools.partial(integer_result, carried=implementation != "reference")
-            result = _result(
-                op, *operands, product=carried if is_cpu else functools.partial(int8_result, platform=platform)
-            )
-            left, right = operands
-            if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
-                result = poisoned(Matmul.of(op.eqn), left, right, result)
-        if report is not None:
-            report.append((op.path, how, "; ".join(part for part in (reason, note) if part)))
-        return result
-
-    walk = Walk(traced.inventory, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
-    outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
-    return jax.tree.unflatten(traced.out_tree, outs)
-
-
-_NO_DERIVATIVE = (
-    "lowbit.execute of a full-integer plan has no derivative: differentiate lowbit.simulate, whose values are the same, or pass "
-    "what goes into it through jax.lax.stop_gradient"
-)
-
-_COMPUTED = ("derived", "constant")
 
 _LATE = (
     "put into the kernel's order at the first call; where jax.jit takes qparams as an argument, carried or xla: call "
     "lowbit.prepare(plan, qparams) before"
 )
-
-
-def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
-    if site.spec is None:
-        return value if isinstance(value, QTensor) else plain(value)
-    if site.is_weight:
-        held = float_weight(value)
-        return held if held is not None else value if is_lookup else unpack(value)
-    return quantized_input(site, states.get(site.role, {}), plain(value))
-
-
-def _result(op: Operation, left: Any, right: Any, *, product: Callable[..., Any]) -> Any:
-    if op.is_lookup:
-        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
-    if is_integer_pair(left, right):
-        sides = weight_right(op.eqn, op.weight)
-        operands = sides.operands(left, right)
-        return sides.restore(product(sides.matmul, *operands, result_dtype(op.eqn)))
-    return rebind(op.eqn, [plain(left), plain(right)])[0]

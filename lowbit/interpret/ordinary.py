@@ -1,7 +1,7 @@
 """The engine of ordinary plans: quantized operations on their grids, and whatever is between them as it is."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,30 @@ from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
-from lowbit.plan.rows import Plan, Site
+from lowbit.packed import native
+from lowbit.packed.bits import unpack
+from lowbit.packed.platforms import PLATFORMS, by_platform, viewed
+from lowbit.packed.trees import QParams
+from lowbit.plan.rows import Plan, Row, Site
+from lowbit.program.compat import rebind
 
+from .arithmetic import integer_result, is_integer_pair, result_dtype
 from .codes import with_codes
+from .derivative import differentiable
+from .elsewhere import kernel_result
+from .implementations import ANYWHERE, How
+from .inputs import quantized_input
+from .int8 import int8_result
+from .lookup import lookup
+from .matmul import Matmul
+from .native_route import float_weight, native_result
 from .observe import Grids, States, Watch, observation
 from .operate import compute
 from .operations import Operation
+from .pair_route import pair_result
+from .poison import poisoned
 from .ranks import fitted, with_axes
+from .sides import weight_right
 from .state import (
     CODES,
     QState,
@@ -31,7 +48,7 @@ from .state import (
     statistics_of,
     walked_sites,
 )
-from .trace import Trace
+from .trace import Model, Trace, trace_planned
 from .walk import Walk, plain
 
 
@@ -110,6 +127,14 @@ class Ordinary:
         grids = Grids.of(qstate, codes)
         return observation(fit, traced, watch, states, grids=grids, carried=carried, beside=beside)
 
+    def executed(
+        self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
+    ) -> Any:
+        """Returns ``y`` of a call on packed parameters."""
+        qparams = qparams if how.platform == "cpu" else viewed(plan, qparams)
+        traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=how.has_integer_io)
+        return _executed(plan, traced, qparams, how) if plan.quantized else fn(qparams.params, *args, **kwargs)
+
     def constants(
         self, plan: Plan, traced: Trace, params: Any, qstate: QState, codes: Mapping[str, Any]
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -146,3 +171,88 @@ def _trained(
 
 def _mean_over(sites: dict[str, Any], axis_names: tuple[str, ...]) -> dict[str, Any]:
     return jax.tree.map(lambda x: jax.lax.pmean(x, axis_names), sites)
+
+
+_COMPUTED = ("derived", "constant")
+
+
+def _executed(plan: Plan, traced: Trace, qparams: QParams, how: How) -> Any:
+    implementation, report, keeps_nan = how.implementation, how.report, how.keeps_nan
+    fit = fitted(plan, traced.inventory)
+    rows = {row.path: row for row in fit.rows}
+    prepared = frozenset(key for key, q in qparams.weights().items() if native.is_for(q, "cpu"))
+
+    def at(op: Operation, values: list[Any], states: Any) -> tuple[Any, Any]:
+        states, row = states or {}, rows[op.path]
+        values = [
+            states[s.role] if s.kind in _COMPUTED and s.spec else v for s, v in zip(row.sites, values, strict=True)
+        ]
+        if not how.has_derivative or op.is_lookup:
+            return anywhere(op, row, values, states), states
+        return differentiable(op, row, functools.partial(anywhere, op, row), values, states), states
+
+    def anywhere(op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
+        if how.platform is not None:
+            return on(how.platform, op, row, values, states)
+        functions = {name: functools.partial(on, name, op, row) for name in PLATFORMS}
+        like = jax.ShapeDtypeStruct(op.eqn.outvars[0].aval.shape, result_dtype(op.eqn))
+        return by_platform(functions, functions["cpu"], like, values, states)
+
+    def on(platform: str, op: Operation, row: Row, values: Sequence[Any], states: Any) -> Any:
+        note = "".join(f"the {site.role} is quantized by {site.own_code}" for site in row.sites if site.own_code)
+        result, reason = None, f"asked for {implementation}"
+        is_cpu, name = platform == "cpu", "cpu"
+        if implementation not in ANYWHERE:
+            if not is_cpu:
+                result, name, reason = kernel_result(platform, op, row, values, states, implementation, quantized_input)
+            elif implementation in (None, "cpu"):
+                result, reason = (
+                    pair_result(op, row, values, states, keeps_nan=keeps_nan)
+                    if row.weight is None
+                    else native_result(op, row, values, states, prepared, keeps_nan=keeps_nan, is_fused=how.is_fused)
+                )
+            else:
+                reason = f"it is no implementation of execute's on a CPU (platform={platform!r})"
+        if result is not None:
+            reason = reason or ""
+        elif implementation not in (None, *ANYWHERE):
+            raise ValueError(f"implementation {implementation!r} cannot run {op.path}: {reason}")
+        else:
+            operands = [
+                _operand(site, v, states, is_lookup=op.is_lookup) for site, v in zip(row.sites, values, strict=True)
+            ]
+            name = "reference" if implementation == "reference" else "carried"
+            name = name if row.is_integer and is_cpu else "xla"
+            carried = functools.partial(integer_result, carried=implementation != "reference")
+            result = _result(
+                op, *operands, product=carried if is_cpu else functools.partial(int8_result, platform=platform)
+            )
+            left, right = operands
+            if keeps_nan and is_integer_pair(left, right) and not op.is_lookup:
+                result = poisoned(Matmul.of(op.eqn), left, right, result)
+        if report is not None:
+            report.append((op.path, name, "; ".join(part for part in (reason, note) if part)))
+        return result
+
+    walk = Walk(traced.inventory, at, frozenset(row.path for row in plan.quantized), is_guarded=True)
+    outs, _ = walk.run(traced.leaves, with_axes(plan, fit, qparams.sites))
+    return jax.tree.unflatten(traced.out_tree, outs)
+
+
+def _operand(site: Site, value: Any, states: Mapping[str, Any], *, is_lookup: bool) -> Any:
+    if site.spec is None:
+        return value if isinstance(value, QTensor) else plain(value)
+    if site.is_weight:
+        held = float_weight(value)
+        return held if held is not None else value if is_lookup else unpack(value)
+    return quantized_input(site, states.get(site.role, {}), plain(value))
+
+
+def _result(op: Operation, left: Any, right: Any, *, product: Callable[..., Any]) -> Any:
+    if op.is_lookup:
+        return lookup(op.eqn, left, right) if isinstance(left, QTensor) else op.rebind([left, right])
+    if is_integer_pair(left, right):
+        sides = weight_right(op.eqn, op.weight)
+        operands = sides.operands(left, right)
+        return sides.restore(product(sides.matmul, *operands, result_dtype(op.eqn)))
+    return rebind(op.eqn, [plain(left), plain(right)])[0]

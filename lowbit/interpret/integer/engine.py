@@ -1,21 +1,32 @@
 """The engine of full-integer plans: every step in integers, from the codes of arguments to those of results."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jaxtyping import Array
 
-from lowbit.core.meshes import automatic
+from lowbit.core.meshes import automatic, explicit_mesh
+from lowbit.interpret.derivative import without_derivative
+from lowbit.interpret.elsewhere import integer_results
+from lowbit.interpret.implementations import How
 from lowbit.interpret.observe import Grids, States, Watch
 from lowbit.interpret.state import QState, collected, with_spans_from
-from lowbit.interpret.trace import Trace
+from lowbit.interpret.trace import Model, Trace, trace_planned
+from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
-from .interpretations import freezer, simulation
+from .interpretations import execution, freezer, simulation
 from .interpretations import observation as measured
+from .native import kernel_lines
 from .observe import observation
+
+_NO_DERIVATIVE = (
+    "lowbit.execute of a full-integer plan has no derivative: differentiate lowbit.simulate, whose values are the same, or pass "
+    "what goes into it through jax.lax.stop_gradient"
+)
 
 
 class FullInteger:
@@ -59,6 +70,40 @@ class FullInteger:
             return observation(plan, now, watch, states, **given)
 
         return automatic(look, traced.leaves, floats.leaves, states, qstate, codes, beside)
+
+    def executed(
+        self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
+    ) -> Any:
+        """Returns ``y`` of a call on packed parameters.
+
+        Raises:
+            ValueError: where the named implementation cannot run an operation.
+        """
+        traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=how.has_integer_io)
+        if how.has_derivative:
+            leaves, qparams = without_derivative(_NO_DERIVATIVE, (traced.leaves, qparams))
+            traced = dataclasses.replace(traced, leaves=leaves)
+        on_mesh = explicit_mesh((traced.leaves, qparams)) is not None
+        orders = {} if on_mesh else how.orders
+        run = functools.partial(
+            execution, plan, has_integer_io=how.has_integer_io, orders=orders, is_named=not how.has_derivative
+        )
+
+        def results(leaves: list[Any], qparams: QParams) -> list[Any]:
+            now = dataclasses.replace(traced, leaves=leaves)
+            outs, name, why = integer_results(run, now, qparams, how.implementation, how.platform)
+            if how.implementation not in (None, "cpu") or how.platform not in (None, "cpu"):
+                said = [(row.path, name, why) for row in plan]
+            else:
+                said = kernel_lines(plan, now, qparams, orders, name, why, on_mesh=on_mesh)
+            if how.implementation == "cpu" and (left := next((line for line in said if line[1] != "cpu"), None)):
+                raise ValueError(f"implementation 'cpu' cannot run {left[0]}: {left[2]}")
+            if how.report is not None:
+                how.report.extend(said)
+            return outs
+
+        outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
+        return jax.tree.unflatten(traced.out_tree, outs)
 
     def constants(
         self, plan: Plan, traced: Trace, params: Any, qstate: QState, codes: Mapping[str, Any]
