@@ -15,8 +15,8 @@ from lowbit.core.keywords import check_keywords, merged, shares_keywords
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
 from lowbit.interpret import large
-from lowbit.interpret.engine import engine_of
 from lowbit.interpret.integer import spans
+from lowbit.interpret.interpretation import interpretation_of
 from lowbit.interpret.observe import Grids
 from lowbit.interpret.state import (
     QState,
@@ -142,7 +142,7 @@ def _observer(fn: Model, plan: Plan, *, sequential: bool) -> Callable[..., dict[
     @jax.jit
     def step(params, qstate, statistics, args, kwargs):
         traced = trace_planned(fn, plan, params, args, dict(kwargs))
-        return engine_of(plan).measured(plan, traced, statistics, _so_far(qstate) if sequential else None)
+        return interpretation_of(plan).measured(plan, traced, statistics, _so_far(qstate) if sequential else None)
 
     return step
 

@@ -15,9 +15,9 @@ from lowbit.packed.platforms import PLATFORMS, platform_named, platform_of
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
-from .engine import engine_of
 from .implementations import ANYWHERE, ELSEWHERE, IMPLEMENTATIONS, How
 from .integer.native import FixedOrders, Orders
+from .interpretation import interpretation_of
 from .served import Served
 from .trace import Model
 
@@ -247,7 +247,7 @@ def execution(
     how = How(
         implementation, report, platform, has_integer_io, keeps_nan, is_fused, has_derivative, orders or {}
     )  # fmt: skip
-    return engine_of(plan).executed(fn, plan, qparams, args, kwargs, how)
+    return interpretation_of(plan).executed(fn, plan, qparams, args, kwargs, how)
 
 
 _LATE = (

@@ -1,4 +1,4 @@
-"""The engine of ordinary plans: quantized operations on their grids, and whatever is between them as it is."""
+"""The interpretation of ordinary plans: quantized operations on their grids, and whatever is between them as it is."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ from .walk import Walk, plain
 
 
 class Ordinary:
-    """See `lowbit.interpret.engine.Engine`."""
+    """See `lowbit.interpret.interpretation.Interpretation`."""
 
     beside: frozenset[str] = frozenset(("float", "gradient"))
 

@@ -20,8 +20,8 @@ from lowbit.plan.rows import Plan, Row, Site, Step
 from . import large
 from .codes import checked_codes, with_codes
 from .derive import derivation, has_derived
-from .engine import engine_of
 from .integer import spans
+from .interpretation import interpretation_of
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
 from .trace import Model, trace_planned
 
@@ -95,7 +95,7 @@ def pack(
     for row, site in quantized_sites(plan):
         if site.kind not in ("leaf", "grid"):
             by_path.setdefault(row.path, {})[site.role] = tensors[_name(site)]
-    for path, integers in engine_of(plan).constants(plan, traced, params, qstate, chosen).items():
+    for path, integers in interpretation_of(plan).constants(plan, traced, params, qstate, chosen).items():
         by_path[path] = {**by_path.get(path, {}), **integers}
     return checked(QParams(packed, by_path, plan.fingerprint))
 

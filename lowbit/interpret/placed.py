@@ -9,8 +9,8 @@ import jax
 
 from lowbit.plan.rows import Plan, Row, Site
 
-from .engine import engine_of
 from .integer.weights import check_weights
+from .interpretation import interpretation_of
 from .refusals import Refusals
 from .state import abstract_state
 from .trace import Trace
@@ -117,6 +117,6 @@ def _run(traced: Trace, plan: Plan) -> None:
     def run(leaves: list[Any], state: Any) -> Any:
         now = dataclasses.replace(traced, leaves=leaves)
         given = {"train": False, "key": None, "step": None, "custom_vjp": "body", "codes": {}}
-        return engine_of(plan).simulated(plan, now, state, **given)[0]
+        return interpretation_of(plan).simulated(plan, now, state, **given)[0]
 
     jax.eval_shape(run, traced.avals, abstract_state(plan))

@@ -13,7 +13,7 @@ from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 
 from .codes import checked_codes
-from .engine import engine_of
+from .interpretation import interpretation_of
 from .state import QState, check_state, collected
 from .switch import watched
 from .trace import Model, trace_planned
@@ -132,6 +132,6 @@ def simulation(
     traced = trace_planned(fn, plan, params, args, dict(kwargs))
     if not plan.quantized:
         return fn(params, *args, **kwargs), (collected(plan, {}, {}) if train else qstate)
-    return engine_of(plan).simulated(
+    return interpretation_of(plan).simulated(
         plan, traced, qstate, train=train, key=key, step=step, custom_vjp=custom_vjp, codes=codes or {}
     )

@@ -13,7 +13,7 @@ from lowbit.core.paths import is_match, nearest
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret import observe as walk
 from lowbit.interpret.codes import checked_codes
-from lowbit.interpret.engine import engine_of
+from lowbit.interpret.interpretation import interpretation_of
 from lowbit.interpret.observe import OUTPUT, Watch
 from lowbit.interpret.state import QState, check_state
 from lowbit.interpret.trace import Model, trace_planned
@@ -139,12 +139,12 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
         floats, given = (traced, params)
         if other is not None:
             floats, given = trace_planned(fn, plan, other, args, dict(kwargs)), other
-        kinds = {"kinds": engine_of(plan).beside} if is_quantized else {}
+        kinds = {"kinds": interpretation_of(plan).beside} if is_quantized else {}
         beside, turns = besides.values(fn, plan, floats, watch, loss, given, args, kwargs, **kinds)
         if not is_quantized:
             return walk.observation(plan, traced, watch, states, beside=beside), turns
         how = {"qstate": qstate, "codes": codes, "floats": floats, "beside": beside}
-        return engine_of(plan).observed(plan, traced, watch, states, **how), turns
+        return interpretation_of(plan).observed(plan, traced, watch, states, **how), turns
 
     return step
 

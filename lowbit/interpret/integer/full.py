@@ -1,4 +1,4 @@
-"""The engine of full-integer plans: every step in integers, from the codes of arguments to those of results."""
+"""The interpretation of full-integer plans: every step in integers, from the codes of arguments to those of results."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ _NO_DERIVATIVE = (
 
 
 class FullInteger:
-    """See `lowbit.interpret.engine.Engine`."""
+    """See `lowbit.interpret.interpretation.Interpretation`."""
 
     beside: frozenset[str] = frozenset(("gradient",))
 

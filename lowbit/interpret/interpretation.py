@@ -1,4 +1,4 @@
-"""What computes a plan: one engine for ordinary plans and one for full-integer ones, chosen here for all that uses one."""
+"""What computes a plan: one interpretation for ordinary plans and one for full-integer ones, chosen here for all that use one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
 from .implementations import How
-from .integer.engine import FullInteger
+from .integer.full import FullInteger
 from .observe import Grids, States, Watch
 from .ordinary import Ordinary
 from .state import QState
@@ -17,8 +17,8 @@ from .trace import Model, Trace
 
 
 @runtime_checkable
-class Engine(Protocol):
-    """The interpretations of one kind of plan. Where a call is traced already, it has a quantized operation.
+class Interpretation(Protocol):
+    """What one kind of plan is simulated, measured, observed, executed and packed by. A traced call has a quantized operation.
 
     Attributes:
         beside: what statistics read beside a value that has to be measured in a run before.
@@ -57,9 +57,9 @@ class Engine(Protocol):
         ...
 
 
-_ENGINES: dict[bool, Engine] = {False: Ordinary(), True: FullInteger()}
+_INTERPRETATIONS: dict[bool, Interpretation] = {False: Ordinary(), True: FullInteger()}
 
 
-def engine_of(plan: Plan) -> Engine:
+def interpretation_of(plan: Plan) -> Interpretation:
     """Returns what computes a plan."""
-    return _ENGINES[plan.is_full_integer]
+    return _INTERPRETATIONS[plan.is_full_integer]
