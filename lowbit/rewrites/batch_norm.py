@@ -177,7 +177,8 @@ def _check(norms: tuple[Norm, ...], left: tuple[Left, ...], unfolded: str) -> No
     listed = "".join(f"\n  {each}" for each in left)
     if not norms:
         raise ValueError(
-            f"no batch norm follows an operation here, so there is nothing to fold{':' if left else ''}{listed}"
+            f"no batch norm follows an operation here, so there is nothing to fold; a module in training mode whose statistics are "
+            f"not returned is none that is served: fold it in evaluation (nnx: module.eval()){':' if left else ''}{listed}"
         )
     if left and unfolded == "raise":
         raise ValueError(
