@@ -6,7 +6,7 @@ A weight stays itself through casts, reshapes, transposes, slices and reversals.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,30 @@ def starts(eqn: Any, axes: Axes, before: Starts, reversed_axes: frozenset[int]) 
             if atoms.count(axis) > 1 or axis in reversed_axes:
                 del known[axis]
     return tuple(sorted(known.items()))
+
+
+def along_layers(eqn: Any, layers: int, others: Sequence[Any]) -> Callable[[Any], Any] | None:
+    """Returns what a movement does to the first axes of any array, which count layers; None where it moves others as well.
+
+    Args:
+        eqn: a movement.
+        layers: how many axes count layers.
+        others: operands after the first: where a dynamic slice begins.
+    """
+    name, params, shape = eqn.primitive.name, eqn.params, eqn.invars[0].aval.shape
+    out = eqn.outvars[0].aval.shape
+    if name in ("slice", "dynamic_slice") and out[layers:] == shape[layers:] and params.get("strides") is None:
+        starts = others[:layers] if name == "dynamic_slice" else params["start_indices"][:layers]
+
+        def cut(x: Any) -> Any:
+            rest = [0] * (x.ndim - layers)
+            return lax.dynamic_slice(x, [*starts, *rest], [*out[:layers], *x.shape[layers:]])
+
+        return cut
+    gone = len(shape) - len(out)
+    if 0 < gone <= layers and out == shape[gone:] and shape[:gone] == (1,) * gone and name in ("squeeze", "reshape"):
+        return lambda x: x.reshape(x.shape[gone:])
+    return None
 
 
 def _regroup(axes: Axes, shape: Sequence[int]) -> Axes | None:

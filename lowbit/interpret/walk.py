@@ -97,7 +97,13 @@ def _moved(eqn: Any, weight: QTensor, others: Sequence[Any]) -> QTensor:
     if eqn.primitive.name == "convert_element_type":
         return moves.move(eqn, weight)
     moved = moves.move(eqn, _codes(weight), others)
-    if isinstance(weight, NativeTensor) and weight.ndim == len(weight.axes) and eqn.primitive.name not in moves.CUTTING:
+    if not isinstance(weight, NativeTensor):
+        return moved
+    layers = weight.ndim - len(weight.axes)
+    if layers:
+        take = moves.along_layers(eqn, layers, others)
+        return moved if take is None else weight.layer(moved, take)
+    if eqn.primitive.name not in moves.CUTTING:
         return weight.moved(moved, moves.track(eqn, weight.axes))
     return moved
 

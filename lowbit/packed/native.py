@@ -89,6 +89,18 @@ class NativeTensor(QTensor):
         order = {f.name: getattr(self, f.name) for f in dataclasses.fields(Order)}
         return NativeTensor(**{**fields, **order, "axes": axes})
 
+    def layer(self, weight: QTensor, take: Callable[[Array], Array]) -> "NativeTensor":
+        """Returns the weight after a movement along axes that count layers, in the kernels' order too.
+
+        Args:
+            weight: the moved weight.
+            take: the same movement of any array with those axes in front.
+        """
+        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(QTensor)}
+        order = {f.name: getattr(self, f.name) for f in dataclasses.fields(Order)}
+        moved = jax.tree.map(take, {"matrix": self.matrix, "view": self.view})
+        return NativeTensor(**{**fields, **order, **moved})
+
 
 def why_not(row: Row, site: Site) -> str | None:
     """Returns why an operation's weight cannot go to the native kernels, whatever its layout, or None if it can."""
@@ -136,8 +148,10 @@ def _why_not_whole(row: Row, site: Site) -> str | None:
     atoms = [atom for axis in site.axes for atom in axis]
     if any(axis < 0 for axis, _ in atoms):
         return "data picks a part of the weight, and the kernel's order is one of whole weights"
-    whole = [(i, n) for i, n in enumerate(site.operand.shape) if n > 1 and i >= len(row.stack)]
-    lengths = {i: math.prod(n for axis, n in atoms if axis == i) for i, _ in whole}
+    lengths = {i: math.prod(n for axis, n in atoms if axis == i) for i, _ in atoms}
+    stack = site.operand.stack  # of its axes an index or a scan takes one place: the order has a matrix for each
+    whole = [(i, n) for i, n in enumerate(site.operand.shape) if n > 1 and (i >= stack or i in lengths)]
+    lengths = {i: lengths.get(i, 1) for i, _ in whole}
     is_cut = bool(site.axes) and lengths != dict(whole)
     return MOVED if is_cut or site.flipped else None
 

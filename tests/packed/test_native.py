@@ -150,3 +150,38 @@ def test_a_weight_that_two_operations_contract_along_different_axes():
     got = lb.execute(fn, plan)(qparams, x)
     np.testing.assert_array_equal(got, lb.execute(fn, plan, implementation="reference")(qparams, x))
     np.testing.assert_allclose(got, fn(params, x), atol=1.0)
+
+
+def _by_constants(params, x):
+    for i in (2, -3, 1):  # in Python, from behind, and one of two axes that count layers
+        x = jax.nn.relu(x @ params["w"][i, 1])
+    return x @ params["w"][0][0]
+
+
+def _by_a_loop(params, x):
+    return jax.lax.fori_loop(0, 3, lambda i, x: jax.nn.relu(x @ params["w"][i, i % 2]), x)
+
+
+@pytest.mark.parametrize("fn", [_by_constants, _by_a_loop])
+@pytest.mark.parametrize("rule", ["w8,a8", "w4/g32,a8/dynamic", "w3/g32/int5,a8"])
+def test_layers_that_an_index_takes_run_natively(fn, rule):
+    """As those of a scan do: the integers of the reference, which takes them of the packed leaf."""
+    params, x = {"w": normal(0, 3, 2, 64, 64) / 8}, normal(1, 5, 64)
+    plan, qparams = packed(fn, rule, params, (x,))
+    lines = lb.explain(fn, plan, qparams, x).splitlines()
+    assert {line.split()[1] for line in lines} == {"cpu"}
+    got = lb.execute(fn, plan)(qparams, x)
+    np.testing.assert_array_equal(got, lb.execute(fn, plan, implementation="reference")(qparams, x))
+    np.testing.assert_array_equal(jax.jit(lb.execute(fn, plan))(lb.prepare(plan, qparams), x), got)
+
+
+def test_what_moves_more_than_layers_leaves_the_kernels_order():
+    params, x = {"w": normal(0, 3, 64, 64) / 8}, normal(1, 5, 64)
+
+    def fn(params, x):
+        first = jnp.swapaxes(params["w"], 0, 2)[:, :, 0].T  # one layer, after its axes went apart
+        return x @ first + x @ params["w"][1, ::-1] + x[:, :32] @ params["w"][2, :32]
+
+    plan, qparams = packed(fn, "w8,a8", params, (x,))
+    want = lb.execute(fn, plan, implementation="reference")(qparams, x)
+    np.testing.assert_array_equal(lb.execute(fn, plan)(qparams, x), want)
