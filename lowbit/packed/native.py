@@ -85,9 +85,7 @@ class NativeTensor(QTensor):
         whole = sorted(atom for group in self.axes for atom in group)
         if axes is None or sorted(atom for group in axes for atom in group) != whole:
             return weight
-        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(QTensor)}
-        order = {f.name: getattr(self, f.name) for f in dataclasses.fields(Order)}
-        return NativeTensor(**{**fields, **order, "axes": axes})
+        return _beside(weight, self, axes=axes)
 
     def layer(self, weight: QTensor, take: Callable[[Array], Array]) -> "NativeTensor":
         """Returns the weight after a movement along axes that count layers, in the kernels' order too.
@@ -96,10 +94,13 @@ class NativeTensor(QTensor):
             weight: the moved weight.
             take: the same movement of any array with those axes in front.
         """
-        fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(QTensor)}
-        order = {f.name: getattr(self, f.name) for f in dataclasses.fields(Order)}
-        moved = jax.tree.map(take, {"matrix": self.matrix, "view": self.view})
-        return NativeTensor(**{**fields, **order, **moved})
+        return _beside(weight, self, **jax.tree.map(take, {"matrix": self.matrix, "view": self.view}))
+
+
+def _beside(weight: QTensor, order: Order | NativeTensor, **changes: Any) -> NativeTensor:
+    """A weight, and the fields of its order, some of them changed."""
+    fields = {f.name: getattr(weight, f.name) for f in dataclasses.fields(QTensor)}
+    return NativeTensor(**{**fields, **{f.name: getattr(order, f.name) for f in dataclasses.fields(Order)}, **changes})
 
 
 def why_not(row: Row, site: Site) -> str | None:
@@ -367,9 +368,7 @@ def attached(qparams: QParams, orders: Mapping[str, Order]) -> QParams:
     def one(key: str, q: Any) -> Any:
         if key not in orders or not isinstance(q, QTensor):  # a weight computed from a leaf may be called as it
             return q
-        fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(QTensor)}
-        order = {f.name: getattr(orders[key], f.name) for f in dataclasses.fields(Order)}
-        return NativeTensor(**fields, **order)
+        return _beside(q, orders[key])
 
     params = jax.tree.unflatten(tree, [one(path, leaf) for path, leaf in zip(paths, leaves, strict=True)])
     sites = {
