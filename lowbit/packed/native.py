@@ -150,10 +150,9 @@ def _why_not_whole(row: Row, site: Site) -> str | None:
     if any(axis < 0 for axis, _ in atoms):
         return "data picks a part of the weight, and the kernel's order is one of whole weights"
     lengths = {i: math.prod(n for axis, n in atoms if axis == i) for i, _ in atoms}
-    stack = site.operand.stack  # of its axes an index or a scan takes one place: the order has a matrix for each
-    whole = [(i, n) for i, n in enumerate(site.operand.shape) if n > 1 and (i >= stack or i in lengths)]
-    lengths = {i: lengths.get(i, 1) for i, _ in whole}
-    is_cut = bool(site.axes) and lengths != dict(whole)
+    # Of axes that count layers an index or a scan takes one place: the order has a matrix for each.
+    own = [i for i, n in enumerate(site.operand.shape) if n > 1 and (i >= site.operand.stack or i in lengths)]
+    is_cut = bool(site.axes) and any(lengths.get(i, 1) != site.operand.shape[i] for i in own)
     return MOVED if is_cut or site.flipped else None
 
 
