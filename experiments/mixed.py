@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,9 @@ def experiment(network: Network) -> Experiment:
 
 def _method(network: Network, cell: Cell) -> Method:
     is_trained = cell.recipe == QAT
-    how = {"fit": network.subject.taught, "distill": logits_loss} if is_trained else {"recipe": cell.recipe}
+    how: dict[str, Any] = (
+        {"fit": network.subject.taught, "distill": logits_loss} if is_trained else {"recipe": cell.recipe}
+    )
     if cell.rule is not None:
         return Method(cell.method, _rules(network, lb.lsq(cell.rule) if is_trained else cell.rule), **how)
     assert cell.budget is not None

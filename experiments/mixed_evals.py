@@ -76,7 +76,10 @@ def arrays_of(piece: Any) -> Compared:
 
 
 def sensitivities(
-    rules: Mapping[str, str], candidates: tuple[str, ...], methods: Mapping[str, tuple[str, Any]], measured: int
+    rules: Mapping[str, str | lb.Quantizers],
+    candidates: tuple[str, ...],
+    methods: Mapping[str, tuple[str, Any]],
+    measured: int,
 ) -> Eval:
     """Returns an eval of the float network: a score of every operation and candidate by several methods, and what each measures alone.
 
@@ -92,7 +95,7 @@ def sensitivities(
 
 @dataclasses.dataclass(frozen=True)
 class _Sensitivities:
-    rules: Mapping[str, str]
+    rules: Mapping[str, str | lb.Quantizers]
     candidates: tuple[str, ...]
     methods: Mapping[str, tuple[str, Any]]
     measured: int
