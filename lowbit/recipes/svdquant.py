@@ -159,8 +159,13 @@ def _smoothed(inputs: np.ndarray, rows: np.ndarray, alpha: float) -> Float[np.nd
 
 def _thin(w: np.ndarray, rank: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``A`` and ``B`` of the largest singular values, as they are stored; ``B`` fitted to the stored ``A``."""
-    left, sizes, _ = np.linalg.svd(w, full_matrices=False)
-    a = np.asarray(jnp.asarray(left[:, :rank] * np.sqrt(sizes[:rank]), dtype))
+    is_wide = w.shape[0] <= w.shape[1]
+    powers, vectors = np.linalg.eigh(
+        w @ w.T if is_wide else w.T @ w
+    )  # of the smaller side: a tenth of a whole decomposition
+    sizes = np.sqrt(np.maximum(powers[::-1][:rank], 1e-30))
+    first = vectors[:, ::-1][:, :rank]
+    a = np.asarray(jnp.asarray((first if is_wide else w @ first / sizes) * np.sqrt(sizes), dtype))
     b = np.linalg.lstsq(a.astype(np.float64), w, rcond=None)[0]
     return a, np.asarray(jnp.asarray(b, dtype))
 
