@@ -1,4 +1,5 @@
 // The avx512vnni body. Compiled with its own instruction set (CMakeLists.txt); called only where the machine has it.
+#include <optional>
 #include <vector>
 
 #include "core/conv.h"

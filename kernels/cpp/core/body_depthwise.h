@@ -1,4 +1,4 @@
-// A depthwise convolution of codes that ends in codes, without scratch: x is read where it lies. Of a column of a window the
+// A depthwise convolution of codes without scratch: x is read where it lies. Of a column of a window the
 // taps of four rows are one word of bytes, made once and multiplied into every output position that sees the column. In 32
 // bits modulo 2^32: codes are bytes with 128 more, and what that and the zero point add to a sum is the same for every window.
 // Include after body_conv.h.
@@ -27,7 +27,9 @@ void StackedLines(const Conv& c, int64_t n, int64_t line_begin, int64_t line_end
   const typename V::I outside = V::Set(static_cast<int32_t>(zero * 0x01010101u));
   int8_t border[kLanes];  // a row outside of x
   for (int8_t& each : border) each = static_cast<int8_t>(c.zero());
-  const FixedNumbers<V> numbers(c.tail, n / kLanes);
+  std::optional<FixedNumbers<V>> numbers;
+  if (c.tail.fixed != nullptr) numbers.emplace(c.tail, n / kLanes);
+  const bool tame = numbers || IsTame(c, c.scales + n);
   for (int64_t line = line_begin; line < line_end; ++line) {
     const int64_t b = line / c.out_height, i = line % c.out_height;
     const int8_t* rows[kHigh];
@@ -72,9 +74,19 @@ void StackedLines(const Conv& c, int64_t n, int64_t line_begin, int64_t line_end
         }
       }
       const int64_t m = line * c.out_width + j, valid = c.out_width - j;
+      if (!numbers) {
+        const typename V::F scale = V::LoadF(c.scales + n), x_scale = V::SetF(c.x_scale);
+        typename V::F values[kSide];
+        for (int k = 0; k < kSide; ++k) {
+          const typename V::F value = V::MulF(V::Convert(acc[k]), scale);
+          values[k] = tame ? V::MulF(value, x_scale) : V::Saturate(V::MulF(V::Saturate(value), x_scale));
+        }
+        StoreTile<kSide>(c.tail, c.channels, m, valid, n / kLanes, values);
+        continue;
+      }
 #pragma GCC unroll 8
       for (int k = 0; k < kSide; ++k) {
-        if (k < valid) FixedRow<V>(c.tail, numbers, c.tail.at(m + k) + n * c.tail.channel_stride, count, acc[k]);
+        if (k < valid) FixedRow<V>(c.tail, *numbers, c.tail.at(m + k) + n * c.tail.channel_stride, count, acc[k]);
       }
     }
   }

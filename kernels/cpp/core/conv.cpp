@@ -100,8 +100,8 @@ bool IsDirect(const Conv& c, const Body& body) {
 
 // Whether a depthwise convolution reads x where it lies (body_depthwise.h).
 bool IsStacked(const Conv& c, const Body& body) {
-  return body.depthwise_codes != nullptr && c.tail.fixed != nullptr && c.tail.rounding != Rounding::kDouble &&
-         c.x_type == Type::kS8 && !c.x_channels_first && c.dilation_height == 1 && c.dilation_width == 1 &&
+  const bool ends = c.tail.fixed != nullptr ? c.tail.rounding != Rounding::kDouble : c.x_marks == nullptr && !c.dynamic;
+  return body.depthwise_codes != nullptr && ends && c.x_type == Type::kS8 && !c.x_channels_first && c.dilation_height == 1 && c.dilation_width == 1 &&
          c.kernel_height == c.kernel_width && (c.kernel_width == 3 || c.kernel_width == 5) && c.stride_width <= 2;
 }
 

@@ -173,7 +173,7 @@ struct Body {
   int64_t direct_inputs = 2;
   // Multiplies of 16 channels by an input in a cycle, roughly: of codes, and of floats.
   int64_t codes_a_cycle = 1, floats_a_cycle = 1;
-  // The same as `depthwise` of int8 codes that end in codes, without scratch (body_depthwise.h); or null.
+  // The same as `depthwise` of int8 codes, none of them NaN, without scratch (body_depthwise.h); or null.
   void (*depthwise_codes)(const Conv&, int64_t line_begin, int64_t line_end) = nullptr;
   // Multiplies in tiles, which use weights for all rows of a chunk: rows whose codes take so many bytes, or 0 for all.
   int64_t chunk_bytes = 0;
