@@ -10,7 +10,8 @@ get the file that `lowbit.export` writes of the same plan: where values between 
 every value has a grid (``integer_w8a8``), which is what their own tools make; MiniLM divides by a length, of which there is no
 integer form. ``peer_takes`` is over a peer's faster one. ``distance`` is how far a peer's results are from lowbit's of the
 same plan, in parts of the largest. A network that is not installed is left out by name. ``cp runs/bench_whole/times.json
-experiments/results/bench_whole.json``.
+experiments/results/bench_whole.json``, of another machine ``bench_whole_xeon_amx.json`` or the like, then ``python -m
+experiments.whole_table README.md``.
 """
 
 from collections.abc import Callable

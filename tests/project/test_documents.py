@@ -19,6 +19,7 @@ from experiments import (
     models_table,
     post_training_language_table,
     post_training_table,
+    whole_table,
 )
 from tests.project import rules
 
@@ -74,6 +75,8 @@ def test_tables_are_what_was_measured() -> None:
     for made, where in pages:
         start, end = matrix_table.block(where, made.MARKS)
         assert where[start:end] == made.markdown(json.loads(made.RESULT.read_text()))
+    start, end = matrix_table.block(text, whole_table.MARKS)
+    assert text[start:end] == whole_table.markdown(whole_table.runs())
     with pytest.raises(ValueError, match="once each"):
         matrix_table.block(text.replace(matrix_table.MARKS[1], ""))
 
