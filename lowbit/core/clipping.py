@@ -209,7 +209,7 @@ class Entropy(Clipping):
         two_sided = spec.format.low < 0 or not spec.symmetric
         levels = max(2 ** (spec.format.bits - two_sided), 2)
         often = (~jnp.isnan(values)).astype(jnp.float32) * (1.0 if weights is None else weights)
-        clip = jax.lax.map(lambda row: self._clip(*row, levels), (jnp.abs(values), often))
+        clip = jax.lax.map(lambda row: self._clip(row[0], row[1], levels), (jnp.abs(values), often))
         if spec.symmetric:
             return -clip, clip
         return at_least(jnp.nanmin(values, axis=1), -clip), at_most(jnp.nanmax(values, axis=1), clip)
