@@ -4,7 +4,7 @@ Command::
 
     lowbit run experiments/configs/svdquant_tiny.py
 
-Cosine to float's sentence vectors; products of two activations stay in float. Needs what ``post_training.py`` needs.
+Its minutes on 2 idle cores were not measured (an hour, not to the end, on a busy machine). Cosine to float's sentence vectors; products of two activations stay in float. Needs what ``post_training.py`` needs.
 """
 
 from experiments.post_training import Network, Plan, suite

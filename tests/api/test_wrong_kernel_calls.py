@@ -35,7 +35,7 @@ def right() -> dict[str, dict[str, Any]]:
     packed = lk.pack_matrix(codes, table, bits=4, group=4)
     conv = lk.pack_conv(kernel, one[0], bits=4)
     grid = lk.StaticActivation(jnp.float32(0.05), jnp.int32(3))
-    steps = lk.prepare_steps([("add", one[0]), ("max", 0.0)], 5)
+    steps = lk.prepare_steps([("add", one[0]), ("residual", None), ("max", 0.0)], 5)
     rows = lk.pack_table(codes, jnp.ones((8, 1), jnp.float32), bits=4)
     call = {"x": x, "packed": packed, "activation": "int8", "out_dtype": "float32", "implementation": "cpu", "platform": "cpu"}  # fmt: skip
     after = {"steps": steps, "emit": grid, "keep": True}
@@ -56,9 +56,11 @@ def right() -> dict[str, dict[str, Any]]:
         "status": {},
         "prepare": {"packed": packed, "column_sums": True},
         "restore": {"prepared": lk.prepare(packed)},
-        "fused_conv": {n: v for n, v in window.items() if n != "out_dtype"} | after | {"by_channel": False},
+        "fused_conv": {n: v for n, v in window.items() if n != "out_dtype"} | after
+        | {"by_channel": False, "residual": jnp.ones((2, 5, 6, 5), jnp.float32)},
         "fused_matmul": {n: v for n, v in call.items() if n not in ("out_dtype", "platform")} | after
-        | {"config": lk.CpuConfig(), "keeps_nan": False, "x_columns": False, "y_columns": False},
+        | {"config": lk.CpuConfig(), "keeps_nan": False, "x_columns": False, "y_columns": False,
+           "residual": jnp.ones((3, 5), jnp.float32)},
         "prepare_steps": {"steps": [("add", one[0])], "out": 5, "feature_group_count": 1},
         "gather_rows": {"table": rows, "ids": jnp.array([1, 0]), "out_dtype": "float32"},
         "pack_table": {"codes": codes, "scales": jnp.ones((8, 2), jnp.float32), "bits": 4, "group": 3,
@@ -153,6 +155,7 @@ LEGAL = {
     ("pack_table", "codes", "one fewer"),  # a short last group
     ("unpack_codes", "packed", "one fewer"),  # a column
     ("rounded_product", "a", "one number"), ("rounded_product", "b", "one number"),
+    ("fused_matmul", "residual", "one fewer"), ("fused_conv", "residual", "one fewer"),  # channels: of none nothing is added
 }  # fmt: skip
 """What is wrong elsewhere and right here."""
 

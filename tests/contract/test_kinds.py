@@ -87,7 +87,7 @@ def cases() -> dict[str, list[Case]]:
         nodes.clear()
         traced = trace(network, params, args, {})
         program, specs = program_for(plan, traced), interpretations.specs_of(plan)
-        known, quantized, _ = weights.weights_of(plan, program, traced, qstate, _forward, None)
+        known, quantized, _ = weights.weights_of(plan, program, traced, qstate, _forward)
         grids = {
             path: interpretations.grid_of(site, get(qstate, path, "output")) for path, site in plan.grids().items()
         }
@@ -101,7 +101,7 @@ def cases() -> dict[str, list[Case]]:
         def at(node, values, state):
             path = program.grids[node.out]
             if node.kind == "input":
-                return [interpretations.quantized(env[node.out], arithmetic.found[path], specs[path])], state
+                return [interpretations.quantized(env[node.out], arithmetic.numbers[path], specs[path])], state
             out = arithmetic(node, values)
             if node in program.nodes:  # and in no loop
                 real = [value(x, v) if v in program.grids else x for x, v in zip(values, node.ins, strict=True)]

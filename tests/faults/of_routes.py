@@ -28,8 +28,8 @@ FAULTS = (
     ),
     Fault(
         "a packed model has the derivative of its integers, which is zero",
-        "lowbit/interpret/execute.py",
-        "if not has_derivative or op.is_lookup:",
+        "lowbit/interpret/ordinary.py",
+        "if not how.has_derivative or op.is_lookup:",
         "if True:",
         (
             "tests/interpret/test_derivative.py::test_to_the_input_it_is_that_of_the_product_where_nothing_clips[dot-w8,a8]",

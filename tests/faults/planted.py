@@ -216,7 +216,7 @@ FAULTS = (
     ),
     Fault(
         "NaN at an integer input is a number when served",
-        "lowbit/interpret/execute.py",
+        "lowbit/interpret/ordinary.py",
         "if keeps_nan and is_integer_pair(left, right)",
         "if not keeps_nan and is_integer_pair(left, right)",
         ("tests/interpret/test_nan.py::test_both_operands_of_a_product_of_activations",),
