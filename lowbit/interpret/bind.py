@@ -27,7 +27,7 @@ from .matmul import Matmul
 from .operations import Inventory, Operation
 from .placed import check_moves, check_shared
 from .refusals import Refusals
-from .shapes import axes_of, flipped_of, geometry, producers_of, shape_of, starts_of
+from .shapes import axes_of, cuts_of, flipped_of, geometry, producers_of, shape_of
 from .sides import weight_right
 from .sums import contracted_size
 from .trace import Model, Trace, trace
@@ -173,7 +173,7 @@ def _row(
             shape=shape_of(op, i),
             axes=axes_of(op, i),
             flipped=flipped_of(op, i),
-            starts=starts_of(op, i),
+            cuts=cuts_of(op, i),
         )
         for i in range(2)
     )

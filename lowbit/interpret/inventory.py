@@ -137,9 +137,9 @@ class _Reader:
             if axes is not None and isinstance(first, Picked):
                 return [dataclasses.replace(first, axes=axes)]
             if axes is not None and isinstance(first, Weight):
-                starts = moves.starts(equation.eqn, first.axes, first.starts, first.flipped)
+                cuts = moves.cuts(equation.eqn, first.axes, first.cuts, first.flipped)
                 flipped = moves.flipped(equation.eqn, axes, first.flipped)
-                return [Weight(first.leaf, axes, varies(kinds), flipped, starts)]
+                return [Weight(first.leaf, axes, varies(kinds), flipped, cuts)]
         kinds = self.settled(kinds)
         self.use(equation, kinds)
         return [combine(equation, kinds)] * len(equation.outs)

@@ -29,14 +29,14 @@ class Weight:
         axes: where its axes are now.
         varies: whether it was moved by what differs from turn to turn or from device to device.
         flipped: axes of the leaf whose elements are in reversed order now.
-        starts: where what is left of cut axes of the leaf begins, as far as slices say.
+        cuts: what is left of axes of the leaf that slices cut, as far as they say.
     """
 
     leaf: int
     axes: moves.Axes
     varies: bool = False
     flipped: frozenset[int] = frozenset()
-    starts: moves.Starts = ()
+    cuts: moves.Cuts = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ Atom = tuple[int, int]
 Axes = tuple[tuple[Atom, ...], ...]
 """Which leaf axes make up every axis of a moved weight."""
 
-Starts = tuple[tuple[int, int], ...]
-"""(leaf axis, where it begins), of leaf axes that slices have cut."""
+Cuts = tuple[tuple[int, int, int], ...]
+"""(leaf axis, first element, elements), of leaf axes that slices have cut."""
 
 _SAME, _VARYING = primitives.SAME, primitives.VARYING
 
@@ -85,28 +85,29 @@ def flipped(eqn: Any, axes: Axes, before: frozenset[int]) -> frozenset[int]:
     return before ^ frozenset(axis for i in eqn.params["dimensions"] for axis, _ in axes[i])
 
 
-def starts(eqn: Any, axes: Axes, before: Starts, reversed_axes: frozenset[int]) -> Starts:
-    """Returns where what is left of leaf axes begins after a movement; ``axes`` are those before it.
+def cuts(eqn: Any, axes: Axes, before: Cuts, reversed_axes: frozenset[int]) -> Cuts:
+    """Returns what is left of leaf axes that are cut, after a movement; ``axes`` are those before it.
 
     An axis of which several parts are cut, or that is in reversed order, is left out: nothing is said of it.
 
     Example:
         >>> closed = jax.make_jaxpr(lambda w: w[2])(jnp.zeros((3, 4, 5)))
-        >>> starts(closed.eqns[0], leaf_axes((3, 4, 5)), (), frozenset())
-        ((0, 2),)
+        >>> cuts(closed.eqns[0], leaf_axes((3, 4, 5)), (), frozenset())
+        ((0, 2, 1),)
     """
     if eqn.primitive.name != "slice":
         return before
-    known, atoms = dict(before), [axis for group in axes for axis, _ in group]
+    known = {axis: (start, count) for axis, start, count in before}
+    atoms = [axis for group in axes for axis, _ in group]
     for group, first, n, whole in zip(
         axes, eqn.params["start_indices"], eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape, strict=True
     ):
         if n != whole:
             axis = group[0][0]
-            known[axis] = known.get(axis, 0) + int(first)
+            known[axis] = known.get(axis, (0, whole))[0] + int(first), int(n)
             if atoms.count(axis) > 1 or axis in reversed_axes:
                 del known[axis]
-    return tuple(sorted(known.items()))
+    return tuple(sorted((axis, *cut) for axis, cut in known.items()))
 
 
 def along_layers(eqn: Any, layers: int, others: Sequence[Any]) -> Callable[[Any], Any] | None:

@@ -63,10 +63,10 @@ def flipped_of(op: Operation, index: int) -> tuple[int, ...]:
     return tuple(sorted(kind.flipped)) if isinstance(kind, Weight) else ()
 
 
-def starts_of(op: Operation, index: int) -> tuple[tuple[int, int], ...]:
-    """Returns where what an operand takes of cut axes of its leaf begins: `lowbit.plan.rows.Site.starts`."""
+def cuts_of(op: Operation, index: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns what an operand takes of axes of its leaf that slices cut: `lowbit.plan.rows.Site.cuts`."""
     kind = op.kinds[index]
-    return kind.starts if isinstance(kind, Weight) else ()
+    return kind.cuts if isinstance(kind, Weight) else ()
 
 
 def producers_of(inventory: Inventory) -> dict[str, tuple[str, ...]]:

@@ -62,8 +62,9 @@ def _placed(row: Row, statistic: Statistic, state: Any) -> Any:
     weight = row.weight
     assert weight is not None
     layers = weight.operand.shape[: weight.operand.stack]
-    cut = {axis: start for axis, start in weight.starts if axis < len(layers)}
-    left = tuple(n for axis, n in enumerate(layers) if axis not in cut)
+    cuts = {axis: (start, count) for axis, start, count in weight.cuts if axis < len(layers)}
+    taken = [cuts.get(axis, (0, n))[1] for axis, n in enumerate(layers)]
+    left = tuple(n for axis, n in enumerate(taken) if axis not in cuts or n > 1)  # of the others an index takes one
     fits = [
         kept
         for kept in itertools.combinations(range(len(row.stack)), len(left))
@@ -79,13 +80,14 @@ def _placed(row: Row, statistic: Statistic, state: Any) -> Any:
     else:
         return None
     fresh = statistic.init(observed(row.operation, row, "input"))
-    for axis, start in sorted(cut.items()):
-        n = layers[axis]
-        state = jax.tree.map(lambda x, y, axis=axis, start=start, n=n: _at(x, y, axis, start, n), state, fresh)
+    for axis, (start, count) in sorted(cuts.items()):
+        place = functools.partial(_at, axis=axis, start=start, layers=layers[axis], is_one=count == 1)
+        state = jax.tree.map(place, state, fresh)
     return state
 
 
-def _at(x: jax.Array, fresh: jax.Array, axis: int, start: int, count: int) -> jax.Array:
-    """An array at one place of a new axis, what nothing was seen of at the others."""
-    others = jnp.broadcast_to(fresh, (*x.shape[:axis], count, *x.shape[axis:]))
-    return others.at[(slice(None),) * axis + (start,)].set(x)
+def _at(x: jax.Array, fresh: jax.Array, *, axis: int, start: int, layers: int, is_one: bool) -> jax.Array:
+    """An array at its place of an axis of layers, which it has not where it is of one; what nothing was seen of elsewhere."""
+    x = jnp.expand_dims(x, axis) if is_one else x
+    others = jnp.broadcast_to(fresh, (*x.shape[:axis], layers, *x.shape[axis + 1 :]))
+    return jax.lax.dynamic_update_slice_in_dim(others, x, start, axis)

@@ -36,8 +36,8 @@ class Site:
         axes: of a leaf: what makes up every axis of ``shape``, as ``(axis of the leaf, elements)``, the slowest first; where
             data picked the leaf's matrix, axes that count what was picked are below 0.
         flipped: axes of the leaf that the operation takes in reversed order, as kernels of transposed convolutions are.
-        starts: of axes of the leaf that slices cut, and where what the operation takes of them begins, as ``(axis, start)``;
-            neither compared nor saved.
+        cuts: what the operation takes of axes of the leaf that slices cut, as ``(axis, first element, elements)``; neither
+            compared nor saved.
     """
 
     role: str
@@ -52,7 +52,7 @@ class Site:
     shape: tuple[int | None, ...] = dataclasses.field(default=(), compare=False)
     axes: tuple[tuple[tuple[int, int], ...], ...] = dataclasses.field(default=(), compare=False)
     flipped: tuple[int, ...] = dataclasses.field(default=(), compare=False)
-    starts: tuple[tuple[int, int], ...] = dataclasses.field(default=(), compare=False)
+    cuts: tuple[tuple[int, int, int], ...] = dataclasses.field(default=(), compare=False)
 
     @property
     def method(self) -> str:

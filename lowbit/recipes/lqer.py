@@ -93,6 +93,22 @@ def _beside(product: Product, equation: Any, values: list[Any], own: Any) -> Any
     return whole + product.through(product.data(values), own["a"], own["b"]).astype(whole.dtype)
 
 
+def damped(
+    moment: Float[np.ndarray, "matrix inner inner"] | None, inner: int, damping: float
+) -> Float[np.ndarray, "inner inner"]:
+    """Returns ``H`` of the one matrix with a share of its mean added to the diagonal, float64; the identity where it says nothing."""
+    h = np.eye(inner) if moment is None else moment[0].astype(np.float64)
+    mean = np.mean(np.diag(h))
+    return h + damping * mean * np.eye(inner) if mean > 0 else np.eye(inner)
+
+
+def fitted(
+    a: Float[np.ndarray, "inner rank"], left: Float[np.ndarray, "inner columns"], h: Float[np.ndarray, "inner inner"]
+) -> Float[np.ndarray, "rank columns"]:
+    """Returns the ``B`` for which ``A B`` is nearest to what is left, in the norm of ``H``: least squares, float64."""
+    return np.linalg.lstsq(a.T @ h @ a, a.T @ h @ left, rcond=1e-12)[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class LowRankRemainder(Remainder):
     """``A`` and ``B`` of what rounding leaves.
@@ -113,19 +129,15 @@ class LowRankRemainder(Remainder):
     ) -> tuple[dict[str, Any], Float[np.ndarray, "matrix inner columns"]]:
         (a, b) = (next(path for path in own if path.endswith(f"/{end}")) for end in "ab")
         left = off[0].astype(np.float64)
-        h = np.eye(len(left)) if moment is None else moment[0].astype(np.float64)
-        mean = np.mean(np.diag(h))
-        h = h + self.damping * mean * np.eye(len(h)) if mean > 0 else np.eye(len(h))
+        h = damped(moment, len(left), self.damping)
         values, vectors = np.linalg.eigh(h)
         root = np.sqrt(np.maximum(values, 1e-12 * values[-1]))
         turned, sizes, _ = np.linalg.svd((root[:, None] * vectors.T) @ left, full_matrices=False)
         rank = own[a].shape[1]
         share = np.sqrt(sizes[:rank])
         first = np.asarray(jnp.asarray((vectors / root) @ turned[:, :rank] * share, own[a].dtype))
-        thin = first.astype(np.float64)
-        # The stored A is rounded: B is fitted to it, in the norm of H.
-        second = np.linalg.lstsq(thin.T @ h @ thin, thin.T @ h @ left, rcond=1e-12)[0]
-        last = np.asarray(jnp.asarray(second, own[b].dtype))
+        thin = first.astype(np.float64)  # as it is stored, rounded: B is fitted to it
+        last = np.asarray(jnp.asarray(fitted(thin, left, h), own[b].dtype))
         back = thin @ last.astype(np.float64)
         return {a: first, b: last}, back[None].astype(np.float32)
 

@@ -37,6 +37,7 @@ from lowbit.rewrites.products import Altered, Product, products, with_own
 from lowbit.rewrites.scaling import Model
 
 from .gptq import GPTQ
+from .lqer import damped, fitted
 from .recipe import Recipe, Remainder
 
 ROOT = "svdquant"
@@ -160,9 +161,7 @@ def _smoothed(inputs: np.ndarray, rows: np.ndarray, alpha: float) -> Float[np.nd
 def _thin(w: np.ndarray, rank: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``A`` and ``B`` of the largest singular values, as they are stored; ``B`` fitted to the stored ``A``."""
     is_wide = w.shape[0] <= w.shape[1]
-    powers, vectors = np.linalg.eigh(
-        w @ w.T if is_wide else w.T @ w
-    )  # of the smaller side: a tenth of a whole decomposition
+    powers, vectors = np.linalg.eigh(w @ w.T if is_wide else w.T @ w)
     sizes = np.sqrt(np.maximum(powers[::-1][:rank], 1e-30))
     first = vectors[:, ::-1][:, :rank]
     a = np.asarray(jnp.asarray((first if is_wide else w @ first / sizes) * np.sqrt(sizes), dtype))
@@ -213,11 +212,8 @@ class FittedPart(Remainder):
         (first, second) = (next(path for path in own if path.endswith(f"/{end}")) for end in "ab")
         a, b = (np.asarray(own[path], np.float64) for path in (first, second))
         left = off[0].astype(np.float64)
-        h = np.eye(len(left)) if moment is None else moment[0].astype(np.float64)
-        h = h + self.damping * np.mean(np.diag(h)) * np.eye(len(h)) if np.any(h) else np.eye(len(h))
-        moved = np.asarray(
-            jnp.asarray(b + np.linalg.lstsq(a.T @ h @ a, a.T @ h @ left, rcond=1e-12)[0], own[second].dtype)
-        )
+        h = damped(moment, len(left), self.damping)
+        moved = np.asarray(jnp.asarray(b + fitted(a, left, h), own[second].dtype))
         return {**own, second: moved}, (a @ (moved.astype(np.float64) - b))[None].astype(np.float32)
 
 

@@ -33,6 +33,11 @@ def moments(fn):
     return seen["w"]["input"]
 
 
+def by_a_scan(params, x):
+    """Over the last two of the layers."""
+    return lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["w"][1:])[0]
+
+
 def layers():
     """The inputs of the layers of `by_constants`, in the order of the leaf."""
     both = np.concatenate([np.asarray(X, np.float64), 2 * np.asarray(X, np.float64)])
@@ -45,6 +50,13 @@ def test_a_layer_that_a_constant_index_takes_has_the_moment_of_its_own_inputs():
     for i, rows in enumerate(layers()):
         np.testing.assert_allclose(seen["gram"][i, 0], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(seen["channel_max"][i, 0], np.abs(rows).max(axis=0), rtol=1e-6)
+
+
+def test_a_scan_over_a_part_of_the_layers_has_their_moments():
+    both = np.concatenate([np.asarray(X, np.float64), 2 * np.asarray(X, np.float64)])
+    after = np.tanh(both @ np.asarray(PARAMS["w"][1], np.float64))
+    for got, rows in zip(moments(by_a_scan)["gram"], (np.zeros_like(both), both, after), strict=True):
+        np.testing.assert_allclose(got[0], rows.T @ rows / len(rows), rtol=1e-5, atol=1e-6)
 
 
 def test_layers_that_data_picks_share_the_moment_of_all_turns():
