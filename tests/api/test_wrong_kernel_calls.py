@@ -155,7 +155,7 @@ LEGAL = {
     ("pack_table", "codes", "one fewer"),  # a short last group
     ("unpack_codes", "packed", "one fewer"),  # a column
     ("rounded_product", "a", "one number"), ("rounded_product", "b", "one number"),
-    ("fused_matmul", "residual", "one fewer"), ("fused_conv", "residual", "one fewer"),  # channels: of none nothing is added
+    ("fused_matmul", "residual", "one fewer"), ("fused_conv", "residual", "one fewer"),  # channels: zeros stand for those it has not
 }  # fmt: skip
 """What is wrong elsewhere and right here."""
 
