@@ -128,7 +128,9 @@ class _Helper:
             return "no process can be started to run it: see standard error"
 
     def _started(self) -> "subprocess.Popen[bytes]":
-        if self.process is None or self.process.poll() is not None:
+        if self.process is not None and self.process.poll() is not None:
+            self.stop()  # its pipes are closed here: a pipe that is collected open warns wherever that happens to be
+        if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-W", "ignore", "-m", "lowbit.export.child"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), start_new_session=True,

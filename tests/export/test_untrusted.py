@@ -201,8 +201,13 @@ def test_a_crash_is_a_finding(folder, monkeypatch):
     helper = process._helper()
     assert verify.verify(folder, ["xla"]).rows[0].status == "exact"
     assert helper.process is not None
-    helper.process.kill()  # the helper died between two runs
+    died = helper.process
+    died.kill()  # the helper died between two runs
+    died.wait()
     assert verify.verify(folder, ["xla"]).rows[0].status == "exact"
+
+    assert died.stdin.closed
+    assert died.stdout.closed
 
     def crashes(session):
         process._kill(session)
