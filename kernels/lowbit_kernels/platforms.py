@@ -6,7 +6,9 @@ compilation). `by_platform` keeps a function for each platform and traces the on
 
 import contextvars
 import functools
+import platform as system
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -79,6 +81,17 @@ def compute_capability() -> str | None:
     if kind == _kind("cuda"):
         return str(getattr(jax.devices("cuda")[0], "compute_capability", "unknown"))
     return "9.0" if any(name in kind for name in ("H100", "H200", "H800", "H20", "GH200")) else "unknown"
+
+
+@functools.cache
+def processor() -> str:
+    """Returns the name of the processor as the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, system.processor() or system.machine())
 
 
 Function = Callable[..., Any]

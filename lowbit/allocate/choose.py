@@ -230,7 +230,8 @@ def allocate(
         ties: what has one candidate: ``"weights"`` (operations that share one, which cannot do without), ``"inputs"`` (that read
             one value, where candidates differ in inputs: query, key and value), ``"sums"`` (whose results are added).
         groups: further groups, of globs over paths.
-        times: ``{path: {candidate: milliseconds}}``; measured here where the budget asks for them and none are given.
+        times: ``{path: {candidate: milliseconds}}``; where the budget asks for them and none are given, they are read from this
+            machine's table (``lowbit bench operations``), and what it lacks is measured.
         seconds: after which the best choice so far is taken.
 
     Returns:

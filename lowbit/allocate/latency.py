@@ -1,4 +1,7 @@
-"""Milliseconds of every operation with every candidate, on the kernel that `lowbit.execute` would run: measured, never guessed."""
+"""Milliseconds of every operation with every candidate, on the kernel that `lowbit.execute` would run: measured, never guessed.
+
+What was measured is kept in the table of this machine (`lowbit.allocate.timetable`), which `lowbit bench operations` fills and prints.
+"""
 
 import math
 import time
@@ -18,6 +21,10 @@ from lowbit.packed.native import prepare
 from lowbit.plan.rows import Row
 
 from .candidates import Candidate
+from .timetable import Entry, Timetable
+
+_ADDRESS = " at 0x"
+"""In the text of a parameter that has none of its own: it names an object of this process, so another must not find it."""
 
 
 def measured(
@@ -25,19 +32,23 @@ def measured(
     candidates: Sequence[Candidate],
     *,
     repeats: int = 10,
+    again: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Returns ``{path: {candidate: milliseconds}}``: every operation alone, at the shapes it was bound with.
 
-    Operations alike are measured once. The least of ``repeats`` runs counts.
+    Operations alike are measured once, and kept in this machine's table, where the next call finds them. The least of
+    ``repeats`` runs counts.
 
     Args:
         rows: of a plan from `lowbit.bind`.
         candidates: of `lowbit.allocate.candidates.candidates_of`.
         repeats: runs of each.
+        again: measure what the table holds too, and replace it.
         progress: called with the number of operations done.
     """
-    known: dict[Any, float] = {}
+    table = Timetable()
+    known: dict[str, float] = {}
     times: dict[str, dict[str, float]] = {}
     for count, row in enumerate(rows):
         times[row.path] = {}
@@ -45,15 +56,25 @@ def measured(
             if row.path not in candidate.fits:
                 continue
             now = next(each for each in candidate.plan.rows if each.path == row.path)
-            eqn = row.operation.eqn
-            shapes = tuple((tuple(v.aval.shape), str(v.aval.dtype)) for v in eqn.invars)
-            like = (eqn.primitive.name, shapes, str(eqn.params), tuple(site.method for site in now.sites))
-            if like not in known:
-                known[like] = _milliseconds(now, repeats)
-            times[row.path][candidate.name] = known[like] * math.prod(row.stack)
+            text, entry = _described(now)
+            if text not in known:
+                kept = None if again else table.lookup(text)
+                known[text] = _milliseconds(now, repeats) if kept is None else kept
+                if kept is None and _ADDRESS not in text:
+                    table.keep({text: Entry(**entry, ms=known[text])})
+            times[row.path][candidate.name] = known[text] * math.prod(row.stack)
         if progress is not None:
             progress(count + 1)
     return times
+
+
+def _described(row: Row) -> tuple[str, dict[str, Any]]:
+    """All that decides how long an operation takes, as text; and what a reader of the table wants of it."""
+    eqn = row.operation.eqn
+    shapes = [f"{v.aval.dtype}{list(v.aval.shape)}" for v in eqn.invars]
+    quantizers = [site.method or "float" for site in row.sites]
+    operation = f"{eqn.primitive.name} {' '.join(shapes)}"
+    return f"{operation} {eqn.params} {quantizers}", {"operation": operation, "quantizers": quantizers}
 
 
 def _milliseconds(row: Row, repeats: int) -> float:

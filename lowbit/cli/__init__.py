@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from lowbit.core.aligned import shown
 
@@ -20,30 +19,21 @@ from . import runs as _runs
 from .changes import changed as changed
 from .errors import UsageError as UsageError
 from .errors import in_file_of
+from .parsing import Parser
 
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, MemoryError)
 """What bad input, missing data and missing packages raise; anything else is a defect and keeps its traceback."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def _print_message(self, message: str, file: Any = None) -> None:
-        if message:
-            (file or sys.stderr).write(message)  # argparse itself swallows what a full disk says
-
-    def error(self, message: str) -> NoReturn:
-        name = self.prog
-        raise UsageError(f"{message} (see {name} --help)")
-
-
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of all commands."""
-    top = _Parser(
+    top = Parser(
         prog="lowbit",
         description="Low-bit quantization in JAX: what you train is what you serve.",
         epilog="example: lowbit run experiments/configs/demo.py --set seeds=0",
     )
     top.add_argument("--version", action="store_true", help="print the version and stop")
-    words = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    words = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     run = words.add_parser(
         "run",
@@ -177,17 +167,20 @@ def parser() -> argparse.ArgumentParser:
 
     bench = words.add_parser(
         "bench",
-        help="time the packed kernels beside their peers, and tune them for this machine",
+        help="time the packed kernels beside their peers, or a model's operations with every candidate, on this machine",
         description=(
-            "Run python -m lowbit_kernels.bench: kernels, ONNX Runtime, torch and XLA, interleaved (those not installed "
-            "are left out, by name). With --tune: time and check the kernels' options and write the table they read."
+            "kernels: run python -m lowbit_kernels.bench: kernels, ONNX Runtime, torch and XLA, interleaved (those not installed "
+            "are left out, by name); with --tune, time and check the kernels' options and write the table they read. "
+            "operations: time every operation of a model alone with every candidate, and keep the times in this machine's table, "
+            "which lowbit allocate --milliseconds reads."
         ),
-        epilog="example: lowbit bench kernels --tune --case w4a8; lowbit bench kernels --help lists the flags",
+        epilog="examples: lowbit bench kernels --tune --case w4a8; "
+        "lowbit bench operations model.py:build --data model.py:batches --candidate w8,a8; each has --help of its own",
         add_help=False,
     )
-    bench.add_argument("-h", "--help", action="store_true", help="show this text, or that of kernels")
-    bench.add_argument("what", choices=("kernels",), nargs="?", help="what to time")
-    bench.add_argument("flags", nargs=argparse.REMAINDER, help="flags of python -m lowbit_kernels.bench")
+    bench.add_argument("-h", "--help", action="store_true", help="show this text, or that of what is timed")
+    bench.add_argument("what", choices=("kernels", "operations"), nargs="?", help="what to time")
+    bench.add_argument("flags", nargs=argparse.REMAINDER, help="flags of it")
     bench.set_defaults(do=_commands.bench)
     return top
 

@@ -49,7 +49,9 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
 def allocate(chosen: argparse.Namespace) -> None:
     """Allocates bits in the model of ``FILE.py:FUNCTION``."""
     import lowbit as lb
+    from lowbit.allocate.candidates import candidates_of, decided
     from lowbit.allocate.choose import allocation, check_budget
+    from lowbit.allocate.latency import measured
     from lowbit.core import atomic
 
     budget = lb.budget(**{unit: value for unit in UNITS if (value := getattr(chosen, unit)) is not None})
@@ -77,10 +79,22 @@ def allocate(chosen: argparse.Namespace) -> None:
             fn, plan, params, batches, candidates=chosen.candidate, method=chosen.method, loss=loss, cache=out / "scored",
             progress=lambda done: progress("candidates", done, len(chosen.candidate)),
         )  # fmt: skip
-        allocated = allocation(plan, scores, budget=budget, target=chosen.target)
+        times = None
+        if chosen.milliseconds is not None:
+            rows = decided(plan)
+            times = measured(
+                rows, candidates_of(plan, scores.candidates, chosen.target),
+                progress=lambda done: progress("times", done, len(rows)),
+            )  # fmt: skip
+        allocated = allocation(plan, scores, budget=budget, target=chosen.target, times=times)
         unit = next(iter(budget.limits))
         front = lb.pareto(
-            plan, scores, unit=unit, target=chosen.target, progress=lambda done: progress("front", done, 24)
+            plan,
+            scores,
+            unit=unit,
+            target=chosen.target,
+            times=times,
+            progress=lambda done: progress("front", done, 24),
         )
     qparams = lb.pack(allocated.plan, params, lb.calibrate(fn, allocated.plan, params, batches))
     size = lb.save(out / "packed.safetensors", allocated.plan, qparams)

@@ -79,10 +79,17 @@ def verify(chosen: argparse.Namespace) -> int:
 
 
 def bench(chosen: argparse.Namespace) -> None:
-    """Runs the benchmark of the kernels."""
+    """Runs the benchmark of the kernels, or that of a model's operations."""
     if chosen.what is None:
-        raise UsageError("bench what? lowbit bench kernels (lowbit bench kernels --help lists the flags)")
+        raise UsageError(
+            "bench what? lowbit bench kernels, or lowbit bench operations (each with --help lists its flags)"
+        )
     flags = ["--help"] * chosen.help + chosen.flags
+    if chosen.what == "operations":
+        from .operations import times
+
+        times(flags)
+        return
     command = [sys.executable, "-m", "lowbit_kernels.bench", *flags]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     if "BrokenPipeError" in done.stderr:

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from lowbit_kernels.platforms import processor
+
 PACKAGES = (
     "lowbit", "lowbit-kernels", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors",
     "iree-base-compiler", "iree-base-runtime",
@@ -24,7 +26,12 @@ def environment() -> dict[str, Any]:
     device = jax.devices()[0]
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "device": {"platform": device.platform, "kind": device.device_kind, "cpu": _cpu(), "cores": os.cpu_count()},
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "cpu": processor(),
+            "cores": os.cpu_count(),
+        },
         "system": platform.platform(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         **_commit(),
@@ -42,14 +49,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _commit() -> dict[str, Any]:

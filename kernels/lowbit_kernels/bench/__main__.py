@@ -12,7 +12,6 @@ import datetime as dt
 import functools
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -38,6 +37,7 @@ from lowbit_kernels.bench import peers
 from lowbit_kernels.bench.timing import interleave, ratio
 from lowbit_kernels.bench.tune import table_path, tune
 from lowbit_kernels.cpu import library
+from lowbit_kernels.platforms import processor
 from lowbit_kernels.shapes import CONVS, LAYERS, MatmulShape
 
 CASES = ("machine", "w4a8", "stream", "w8a8", "w4a8 integer scales", "w4a16", "conv")
@@ -289,13 +289,8 @@ def machine(threads: int) -> dict[str, float]:
 
 @functools.cache
 def device() -> str:
-    """Name of the processor."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return f"{names[0] if names else platform.processor()} x{os.cpu_count()}"
+    """Name of the processor, and how many cores."""
+    return f"{processor()} x{os.cpu_count()}"
 
 
 @functools.cache

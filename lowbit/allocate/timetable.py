@@ -1,0 +1,113 @@
+"""Times of operations measured on this machine, kept in the user's cache: none is measured twice, and none is guessed.
+
+A table is of one processor, its number of cores, the instruction set of the kernels, the kernels' library, jax and the device that
+runs: where one of them changes, another table is begun. Several processes may write one.
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import jax
+
+from lowbit.core import atomic
+from lowbit_kernels.cpu.library import ISA_VARIABLE, status
+from lowbit_kernels.platforms import processor
+
+VARIABLE = "LOWBIT_TIMES"
+"""The variable that names another folder."""
+
+
+class Entry(TypedDict):
+    """What is kept of an operation: primitive and shapes, quantizers of its sites, milliseconds."""
+
+    operation: str
+    quantizers: list[str]
+    ms: float
+
+
+def folder() -> Path:
+    """Returns where tables are: ``$LOWBIT_TIMES``, else ``lowbit/times`` in the user's cache folder."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit" / "times"
+
+
+def machine() -> dict[str, str]:
+    """Returns what a table is of."""
+    native = status()
+    return {
+        "processor": processor(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
+        "instruction set": os.environ.get(ISA_VARIABLE) or next(iter(native.isas), "none"),
+        "kernels": _hash_of(native.path) if native.path else f"none: {native.reason}",
+        "jax": jax.__version__,
+    }
+
+
+@functools.cache
+def _hash_of(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+class Timetable:
+    """A table of this machine, in a file of `folder`.
+
+    Attributes:
+        path: the file; it is made when the first time is kept.
+    """
+
+    def __init__(self) -> None:
+        self._machine = machine()
+        name = hashlib.sha256(json.dumps(self._machine, sort_keys=True).encode()).hexdigest()[:16]
+        self.path = folder() / f"{name}.json"
+        self._entries = self._read()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def lookup(self, text: str) -> float | None:
+        """Returns the milliseconds kept of an operation's whole description, or None."""
+        entry = self._entries.get(_key(text))
+        return None if entry is None else entry["ms"]
+
+    def keep(self, entries: Mapping[str, Entry]) -> None:
+        """Writes what was measured, by the whole description, beside what other processes kept meanwhile.
+
+        A cache that cannot be written is none: what was measured counts all the same.
+        """
+        if not entries:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._entries = self._read() | {_key(text): entry for text, entry in entries.items()}
+                content = {"machine": self._machine, "entries": self._entries}
+                atomic.write_file(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        except OSError:
+            self._entries = self._entries | {_key(text): entry for text, entry in entries.items()}
+
+    def _read(self) -> dict[str, Entry]:
+        try:
+            content = json.loads(self.path.read_text())
+            entries = {
+                key: Entry(operation=str(e["operation"]), quantizers=list(e["quantizers"]), ms=float(e["ms"]))
+                for key, e in content["entries"].items()
+                if 0 < float(e["ms"]) < float("inf")
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or not one of these tables
+            return {}
+        return entries if content.get("machine") == self._machine else {}
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
