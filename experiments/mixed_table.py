@@ -146,11 +146,15 @@ def _predicted(found: Mapping[str, Any]) -> list[str]:
 def _flash(found: Mapping[str, Any]) -> list[str]:
     heads = ["a thermostat's program", "bytes of flash", "of RAM", "mean error, degrees", "as `lb.execute`"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in found["rows"]:
-        last = row["rounds"][-1]
-        what = f"within {row['budget']:,} bytes" if "budget" in row else f"uniform `{row['rule']}`"
-        same = "same bits" if last["is_same"] else "**differs**"
-        lines.append(f"| {what} | {last['flash_bytes']:,} | {last['ram_bytes']:,} | {last['MAE C']:.2f} | {same} |")
+    for name, row in found["rows"].items():
+        measured = row["measured"]
+        if "device" not in measured:  # the float network
+            continue
+        kind, _, value = name.partition("_")
+        what = f"within {int(value):,} bytes" if kind == "within" else f"uniform `{value[:2]},{value[2:]}`"
+        flash, ram = (measured["device"][key]["mean"] for key in ("flash_bytes", "ram_bytes"))
+        same = "**differs**" if measured["difference"]["device"]["share"]["mean"] else "same bits"
+        lines.append(f"| {what} | {flash:,.0f} | {ram:,.0f} | {row['mean']:.2f} | {same} |")
     return lines
 
 

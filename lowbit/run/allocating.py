@@ -5,9 +5,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 import lowbit as lb
 from lowbit.allocate.budget import Budget
 from lowbit.allocate.choose import allocation
+from lowbit.allocate.compiled import fitting
 from lowbit.allocate.evolution import evolve
 from lowbit.plan.rows import Plan
 
@@ -38,7 +41,16 @@ def allocated(
             cache=job.folder.path / SCORED, progress=bar,
         )  # fmt: skip
     budget = asked.budget if isinstance(asked.budget, Budget) else asked.budget(plan)
-    if asked.generations:
+    rounds: list[dict[str, Any]] = []
+    if asked.compiled:
+        assert asked.target is not None
+        state, *x = batches[0]
+        best, programs = fitting(
+            fn, plan, params, batches, scores, args=(state, *jax.tree.map(lambda x: x[:1], x)), budget=budget, target=asked.target,
+            progress=lambda each: job.screen.say(f"{name}: {each.weights:,} bytes of weights, {each.flash:,} of flash"),
+        )  # fmt: skip
+        rounds = [program._asdict() for program in programs]
+    elif asked.generations:
         bar = job.screen.start(f"{name} generations", asked.generations)
         best = evolve(
             fn, plan, params, batches, scores, budget=budget, target=asked.target, generations=asked.generations,
@@ -47,6 +59,7 @@ def allocated(
     else:
         best = allocation(plan, scores, budget=budget, target=asked.target)
     said = {"choice": best.choice, "scores": json.loads(dataclasses.replace(scores, seconds=0.0).json())}
+    said |= {"rounds": rounds} if rounds else {}
     write_json(job.folder.piece(name) / ALLOCATED, said)  # without times: made again, the same bits
     if asked.trained is None:
         return best.plan

@@ -82,6 +82,8 @@ class Allocation:
         loss: of `lowbit.sensitivity`.
         generations: of evolution (`lowbit.allocate.evolution.evolve`), which begins with what the scores choose; 0: none.
         trained: ``trained(candidate)`` is the quantizer that learns in its place, such as `lowbit.lsq`; or None.
+        compiled: ``budget``'s bytes of flash are those of the whole program that the target's compiler makes of a full-integer
+            plan, code and all, in place of weights and scales alone; a plan is compiled, and bits are chosen again, until it fits.
     """
 
     candidates: tuple[Any, ...]
@@ -91,6 +93,11 @@ class Allocation:
     loss: Callable[[Any], Any] | str | None = None
     generations: int = 0
     trained: Callable[[str], Quantizers] | None = None
+    compiled: bool = False
+
+    def __post_init__(self):
+        if self.compiled and (self.target is None or self.generations or self.trained):
+            raise ValueError("Allocation(compiled=True) needs target=, and takes neither generations= nor trained=")
 
 
 @dataclasses.dataclass(frozen=True)
