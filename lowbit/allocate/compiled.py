@@ -23,7 +23,7 @@ from .scores import Scores
 ROUNDS = 10
 
 
-class Program(NamedTuple):
+class Binary(NamedTuple):
     """A program that was compiled on the way.
 
     Attributes:
@@ -47,8 +47,8 @@ def fitting(
     args: tuple[Any, ...],
     budget: Budget,
     target: str,
-    progress: Callable[[Program], None] | None = None,
-) -> tuple[Allocation, tuple[Program, ...]]:
+    progress: Callable[[Binary], None] | None = None,
+) -> tuple[Allocation, tuple[Binary, ...]]:
     """Returns the allocation whose compiled program is within ``budget``'s bytes of flash, and every program on the way to it.
 
     Args:
@@ -72,7 +72,7 @@ def fitting(
         raise ValueError(f"target must be one that takes C: {', '.join(TOOLCHAINS)}, got {target!r}")
     if not plan.is_full_integer:
         raise ValueError("plan must be full-integer: bind with integer=True")
-    left, programs = float(budget.flash), list[Program]()
+    left, programs = float(budget.flash), list[Binary]()
     for _ in range(ROUNDS):
         try:
             best = allocation(plan, scores, budget=dataclasses.replace(budget, flash=left), target=target)
@@ -84,7 +84,7 @@ def fitting(
                 f"the smallest program that was compiled is {over:,.0f} bytes over {budget.flash:,}: {error}"
             ) from error
         flash, ram = _measured(fn, best.plan, params, batches, args, target)
-        programs.append(Program(int(best.lines[0].costs["flash"]), flash, ram))
+        programs.append(Binary(int(best.lines[0].costs["flash"]), flash, ram))
         if progress is not None:
             progress(programs[-1])
         if flash <= budget.flash:
