@@ -18,8 +18,10 @@ from lowbit.run import Eval
 from lowbit.run.allocating import SCORED
 from lowbit.run.evals.column import Column, mean
 from lowbit.run.experiment import FLOAT
+from lowbit.run.floats import float_outputs
 from lowbit.run.folder import TIMES
-from lowbit.run.pieces import Piece, calibration, float_outputs, promised
+from lowbit.run.job import calibration
+from lowbit.run.pieces import Piece, promised
 from lowbit.run.samples import arguments, chosen
 
 ARRAYS = "compared.npz"

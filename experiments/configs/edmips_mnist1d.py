@@ -16,9 +16,8 @@ and 3.95. The cheap bit leaves 4, 4 and 3 bits (4, 4, 4 for one seed), the dear 
 import jax
 
 import lowbit as lb
-from experiments.base import QAT, inner, on_mnist1d
+from experiments.base import LONGER, QAT, SETTLED, inner, mean_width, on_mnist1d
 from lowbit.core.quantizer import QState
-from lowbit.learn.price import price
 from lowbit.plan.rows import Plan
 from lowbit.quantizers.edmips import edmips
 from lowbit.run import Fit, Method
@@ -29,19 +28,21 @@ WIDTHS = Fit(epochs=QAT.epochs, batch=QAT.batch, lr=QAT.lr, step_lr=5e-3)
 
 def cheap(plan: Plan, params: object, qstate: QState) -> jax.Array:
     """A bit costs 0.02 of loss."""
-    return 0.02 * price(plan, qstate)
+    return 0.02 * mean_width(plan, qstate)
 
 
 def dear(plan: Plan, params: object, qstate: QState) -> jax.Array:
     """A bit costs 0.2 of loss."""
-    return 0.2 * price(plan, qstate)
+    return 0.2 * mean_width(plan, qstate)
 
 
 _MIXED = edmips("w6/tensor", among=(2, 3, 4, 6, 8), temperature=2.0, decay=0.998)
 
 config = on_mnist1d(
     "edmips_mnist1d",
-    Method("lsq_w4", inner(lb.lsq("w4")), QAT),
-    Method("edmips_cheap", inner(_MIXED), WIDTHS, penalty=cheap),
-    Method("edmips_dear", inner(_MIXED), WIDTHS, penalty=dear),
+    Method("lsq_w4", inner(lb.lsq("w4/tensor")), LONGER),
+    Method("lsq_w3", inner(lb.lsq("w3/tensor")), LONGER),
+    Method("lsq_w2", inner(lb.lsq("w2/tensor")), LONGER),
+    Method("edmips_cheap", inner(_MIXED), WIDTHS, penalty=cheap, settled=SETTLED),
+    Method("edmips_dear", inner(_MIXED), WIDTHS, penalty=dear, settled=SETTLED),
 )

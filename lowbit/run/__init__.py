@@ -36,6 +36,7 @@ from .experiment import Experiment as Experiment
 from .experiment import Fit as Fit
 from .experiment import Method as Method
 from .experiment import Model as Model
+from .experiment import Settled as Settled
 from .experiment import Suite as Suite
 from .metric import ACCURACY as ACCURACY
 from .metric import Metric as Metric

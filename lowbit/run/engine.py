@@ -18,11 +18,12 @@ import jax
 
 from . import report
 from .experiment import Experiment, Method, Suite
+from .floats import network
 from .folder import TIMES, RunFolder
 from .identity import joined
 from .job import Job
 from .keys import eval_key, key_of, name_of
-from .pieces import Piece, check_rules, make_piece, measure_piece, network
+from .pieces import Piece, check_rules, make_piece, measure_piece
 from .results import Measured, Results
 from .samples import arguments
 from .screen import Screen, console

@@ -10,7 +10,7 @@ import optax
 
 from lowbit.allocate.budget import Budget
 from lowbit.core.quantizer import Quantizers
-from lowbit.plan.rows import Plan
+from lowbit.plan.rows import Plan, Row
 from lowbit.recipes.recipe import Recipe
 
 from .evals.column import Eval
@@ -101,6 +101,20 @@ class Allocation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Settled:
+    """Training that goes on once widths are learned: each operation keeps the one that `lowbit.harden` made of it.
+
+    Attributes:
+        fit: how long, how fast.
+        quantizers: ``quantizers(row)`` of an operation whose width was learned, of the hardened plan:
+            ``row.weight.spec.format.bits`` is its width.
+    """
+
+    fit: Fit
+    quantizers: Callable[[Row], Quantizers]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """One row of the table: all that is done to the float model, in one place.
 
@@ -120,6 +134,7 @@ class Method:
         rounding: of a full-integer plan.
         distill: ``distill(outputs, outputs of float)`` in place of the experiment's loss, such as
             `lowbit.learn.distill.logits_loss`: the float model teaches and no label is read; or None.
+        settled: training that follows ``fit`` with the widths that it learned, without ``penalty``; or None.
     """
 
     name: str
@@ -134,12 +149,15 @@ class Method:
     integer: bool = False
     rounding: str = "exact"
     distill: Loss | None = None
+    settled: Settled | None = None
 
     def __post_init__(self):
         if self.freeze_norms is not None and (self.freeze_norms < 0 or self.fit is None or self.around):
             raise ValueError(f"{self.name}: freeze_norms is a step >= 0 of quantized training, got {self.freeze_norms}")
         if self.fit is None and (self.penalty or self.around or self.distill):
             raise ValueError(f"{self.name}: penalty, distill and around are for training; give it a fit")
+        if self.settled and (self.fit is None or self.around):
+            raise ValueError(f"{self.name}: settled is training after quantized training: give it a fit, and no around")
         if self.around and (self.penalty or self.distill):
             raise ValueError(
                 f"{self.name}: penalty and distill need quantized training and around is without: give one of them"

@@ -32,8 +32,10 @@ TIMES = "seconds"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 _TRAINING = "train"
-_OWN = (RESULT, _TRAINING)
-"""Of a piece, the file and the folder that carry checks of their own."""
+SETTLED = "settled"
+"""Of a piece: the folder of the training that follows learned widths."""
+_OWN = (RESULT, _TRAINING, SETTLED)
+"""Of a piece, the file and the folders that carry checks of their own."""
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,10 +4,14 @@ import dataclasses
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from .experiment import Experiment
 from .folder import RunFolder, plain
-from .samples import Dataset
-from .screen import Screen
+from .samples import Dataset, arguments, chosen, count
+from .screen import Screen, Training
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,6 +46,14 @@ class Job:
                 said = f"{getattr(writer, '__name__', writer)} writes no more: {type(error).__name__}: {error}"
                 self.screen.say(f"{said} (metrics.jsonl has every line)", style="yellow")
 
+    def training(self, name: str, *, after: int = 0) -> Training:
+        """Returns what a training of a piece tells: bars, and a line of metrics for every epoch, ``after`` so many before it."""
+
+        def log(epoch: int, values: Any) -> None:
+            self.log(name, "epoch", epoch=after + epoch, **values)
+
+        return Training(self.screen, name, log, self.experiment.watch)
+
     @functools.cached_property
     def silent(self) -> set[Any]:
         """Writers that raised."""
@@ -56,3 +68,18 @@ class Job:
     def pieces(self) -> dict[str, Any]:
         """By method, finished pieces of the first seed that this process has made, for evals that take them together."""
         return {}
+
+
+def calibration(job: Job) -> list[tuple[jax.Array, ...]]:
+    """Returns the batches that set input ranges: arguments made of training inputs, without labels."""
+    config = job.experiment
+    inputs = job.data.train.taken(config.calibration_samples).inputs
+    size = min(count(inputs), config.calibration_batch)
+    batches = [chosen(inputs, slice(i, i + size)) for i in range(0, count(inputs) - size + 1, size)]
+    return [tuple(jnp.asarray(x) for x in arguments(each)) for each in batches]
+
+
+def score(job: Job, results: np.ndarray) -> float:
+    """Returns the metric of outputs for the first test inputs."""
+    assert job.experiment.metric is not None
+    return float(job.experiment.metric.of(results, job.data.test.labels[: len(results)]))

@@ -16,22 +16,17 @@ from lowbit.interpret.state import abstract_state, marked
 from lowbit.interpret.with_quantizers import rule_of
 from lowbit.plan.rows import Plan
 from lowbit.recipes.report import Report
-from lowbit.rewrites import batch_norm
 
 from .allocating import allocated
 from .experiment import FLOAT, Fit, Method, Model
+from .floats import fitted, float_model, network
 from .folder import TIMES, plain, write_json
-from .job import Job
-from .keys import float_key, name_of, train_key
-from .losses import float_loss, quantized_loss
+from .job import Job, calibration, score
+from .keys import name_of, train_key
+from .losses import quantized_loss
 from .measure import difference, outputs
-from .samples import Inputs, Split, arguments, chosen, count
-from .screen import Training
-from .training import train
-from .trajectory import trajectory
-
-EPOCH_SAMPLES = 1_000
-"""Test inputs, at most, that the metric of a quantized training is measured on after every epoch."""
+from .quantized import quantized, served, settled_plan
+from .samples import Inputs, arguments, chosen
 
 
 class PromiseError(RuntimeError):
@@ -113,75 +108,6 @@ class Piece:
         return score(self.job, results)
 
 
-def calibration(job: Job) -> list[tuple[jax.Array, ...]]:
-    """Returns the batches that set input ranges: arguments made of training inputs, without labels."""
-    config = job.experiment
-    inputs = job.data.train.taken(config.calibration_samples).inputs
-    size = min(count(inputs), config.calibration_batch)
-    batches = [chosen(inputs, slice(i, i + size)) for i in range(0, count(inputs) - size + 1, size)]
-    return [tuple(jnp.asarray(x) for x in arguments(each)) for each in batches]
-
-
-def score(job: Job, results: np.ndarray) -> float:
-    """Returns the metric of outputs for the first test inputs."""
-    assert job.experiment.metric is not None
-    return float(job.experiment.metric.of(results, job.data.test.labels[: len(results)]))
-
-
-@functools.lru_cache(maxsize=1)
-def network(job: Job, seed: int) -> Model:
-    """Returns the network of a seed as the experiment makes it; the last one is kept."""
-    return job.experiment.model(seed)
-
-
-@functools.lru_cache(maxsize=8)
-def float_model(job: Job, seed: int) -> Model:
-    """Returns the float model of a seed, trained or read back; one worker trains it, the others wait."""
-    config = job.experiment
-    model = network(job, seed)
-    if config.fit is None:
-        return model
-    here = f"seed-{seed}/{FLOAT}"
-    with job.folder.locked(f"{here}/training"):
-        return _fitted(job, model, Method(FLOAT, {}, config.fit), seed, here, float_key(job, seed))
-
-
-@functools.lru_cache(maxsize=2)
-def float_outputs(job: Job, seed: int) -> np.ndarray:
-    """Returns the outputs of the float function of a seed for all test inputs; the last ones are kept."""
-    model = float_model(job, seed)
-    call = jax.jit(model.fn)
-    return outputs(lambda *x: call(model.params, model.state, *x), job.data.test.inputs, job.experiment.test_batch)
-
-
-def _fitted(job: Job, model: Model, method: Method, seed: int, name: str, key: str) -> Model:
-    """The model after float training, or read back."""
-    assert method.fit is not None
-    assert job.experiment.loss is not None
-
-    def evaluate(tree: Any, rest: Any) -> dict[str, float]:
-        call = jax.jit(model.fn)
-        results = outputs(
-            lambda *x: call(tree["params"], rest["state"], *x), job.data.test.inputs, job.experiment.test_batch
-        )
-        return {"metric": score(job, results)}
-
-    scored = evaluate if job.experiment.metric is not None else None
-    tree, rest = train(
-        float_loss(model.fn, model.train_fn, job.experiment.loss),
-        {"params": model.params},
-        {"state": model.state},
-        job.data.train,
-        method.fit,
-        seed=seed,
-        state=job.folder.state(name, key),
-        watch=_watch(job, name),
-        around=method.around,
-        evaluate=scored,
-    )
-    return model._replace(params=tree["params"], state=rest["state"])
-
-
 def check_rules(job: Job, methods: Sequence[Method]) -> None:
     """Raises where the rules of a method do not fit the network: before anything is trained.
 
@@ -195,7 +121,7 @@ def check_rules(job: Job, methods: Sequence[Method]) -> None:
         return
     x, model = calibration(job)[0], network(job, job.experiment.seeds[0])
     for method in checked:
-        fn, params = _served(method, model, x)
+        fn, params = served(method, model, x)
         try:
             plan = lb.bind(fn, method.rules, params, model.state, *x, **_options(method))
             if method.integer and method.fit is not None and method.around is None:
@@ -266,26 +192,17 @@ def _solved(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     return report.fn, plan, model.params, report.state, qparams, report
 
 
-@functools.lru_cache(maxsize=1)
-def _taught(job: Job, seed: int) -> Split:
-    """The training inputs with the float model's outputs in the place of labels."""
-    model, train = float_model(job, seed), job.data.train.taken(job.data.train.size)
-    call = jax.jit(model.fn)
-    right = outputs(lambda *x: call(model.params, model.state, *x), train.inputs, job.experiment.test_batch)
-    return Split(train.inputs, right)
-
-
 def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     """A method whose ranges are measured, and trained where it says so."""
     model, name = float_model(job, seed), name_of(method, seed)
     if method.around is not None:
-        model = _fitted(job, model, method, seed, name, train_key(job, method, seed))
+        model = fitted(job, model, method, seed, name, train_key(job, method, seed))
     batches = calibration(job)
     if method.rewrites is not None:
         rewrites = method.rewrites(*batches[0])
         fn, params, state = lb.chain(*rewrites, batches=batches)(model.fn, model.params, model.state)
         model = Model(fn, params, state)
-    fn, params = _served(method, model, batches[0])
+    fn, params = served(method, model, batches[0])
     plan = lb.bind(fn, method.rules, params, model.state, *batches[0], **_options(method))
     pairs = [(model.state, *x) for x in batches]
     if method.allocate is not None:
@@ -294,53 +211,20 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     qstate = lb.calibrate(fn, plan, params, pairs, key=jax.random.key(seed), progress=bar)
     if method.fit is None or method.around is not None:
         return fn, plan, params, model.state, qstate, None
-    loss = method.distill or job.experiment.loss
-    assert loss is not None
-
-    def evaluate(tree: Any, rest: Any) -> dict[str, Any]:
-        state, now = (
-            {"learn": tree["learn"], "fixed": rest["fixed"]},
-            model._replace(params=tree["params"], state=rest["state"]),
+    key = train_key(job, method, seed)
+    model, qstate = quantized(job, method, model, plan, qstate, method.fit, seed, name, key)
+    fn, params = served(method, model, batches[0])
+    if method.settled is not None:
+        plan = settled_plan(plan, qstate, method.settled)
+        bar = job.screen.start(f"{name} ranges", len(batches))
+        qstate = lb.calibrate(
+            fn, plan, params, [(model.state, *x) for x in batches], key=jax.random.key(seed), progress=bar
         )
-        served, params = _served(method, now, batches[0])
-        if job.experiment.metric is None:
-            return trajectory(plan)(params, state)
-        call = lb.simulate(served, plan)
-        some = chosen(job.data.test.inputs, slice(EPOCH_SAMPLES))
-        results = outputs(
-            lambda *x: call(params, state, rest["state"], *x), some, min(count(some), job.experiment.test_batch)
+        model, qstate = quantized(
+            job, method, model, plan, qstate, method.settled.fit, seed, name, key, is_settled=True
         )
-        return {"metric": score(job, results), **trajectory(plan)(params, state)}
-
-    tree, rest = train(
-        quantized_loss(model.fn, model.train_fn, plan, loss, method.penalty, method.freeze_norms),
-        {"params": model.params, "learn": qstate["learn"]},
-        {"state": model.state, "fixed": qstate["fixed"]},
-        job.data.train if method.distill is None else _taught(job, seed),
-        method.fit,
-        seed=seed,
-        state=job.folder.state(name, train_key(job, method, seed)),
-        watch=_watch(job, name),
-        evaluate=evaluate,
-    )
-    fn, params = _served(method, model._replace(params=tree["params"], state=rest["state"]), batches[0])
-    return fn, plan, params, rest["state"], {"learn": tree["learn"], "fixed": rest["fixed"]}, None
-
-
-def _served(method: Method, model: Model, given: tuple[Any, ...]) -> tuple[Callable[..., Any], Any]:
-    """The function that is quantized and its parameters: the model's, with batch norms folded where the method says so."""
-    if method.freeze_norms is None:
-        return model.fn, model.params
-    fold = batch_norm.fold(*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given))
-    fn, params, _ = fold(model.fn, model.params, model.state)
-    return fn, params
-
-
-def _watch(job: Job, name: str) -> Training:
-    def log(epoch: int, values: Any) -> None:
-        job.log(name, "epoch", epoch=epoch, **values)
-
-    return Training(job.screen, name, log, job.experiment.watch)
+        fn, params = served(method, model, batches[0])
+    return fn, plan, params, model.state, qstate, None
 
 
 def measure_piece(piece: Piece) -> dict[str, Any]:

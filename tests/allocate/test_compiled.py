@@ -70,5 +70,7 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match=r"target must be one that takes C: .*cortex-m4.*, got 'iree'"):
         fitting(model, plan, PARAMS, BATCHES, SCORES, budget=budget, **(GIVEN | {"target": "iree"}))
     only = dataclasses.replace(SCORES, candidates=RULES[:1], values=((9.0,), (90.0,)))
-    with pytest.raises(ValueError, match=r"the smallest program that was compiled is [\d,]+ bytes over 2,600: the budget cannot"):
+    with pytest.raises(
+        ValueError, match=r"the smallest program that was compiled is [\d,]+ bytes over 2,600: the budget cannot"
+    ):
         fitting(model, plan, PARAMS, BATCHES, only, budget=lb.budget(flash=2600), **GIVEN)

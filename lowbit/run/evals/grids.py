@@ -8,7 +8,8 @@ from typing import Any
 from lowbit.core import atomic
 from lowbit.report import figures, panels
 from lowbit.run.folder import RunFolder
-from lowbit.run.pieces import Piece, calibration
+from lowbit.run.job import calibration
+from lowbit.run.pieces import Piece
 
 from .column import Eval
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.run.pieces import Piece, float_outputs, promised
+from lowbit.run.floats import float_outputs
+from lowbit.run.pieces import Piece, promised
 
 from .column import Column, Eval, mean
 
