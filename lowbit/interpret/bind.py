@@ -21,11 +21,12 @@ from .derive import dropped_leaves, has_derived
 from .integer.fixed import ROUNDINGS
 from .integer.interpretations import full_integer
 from .integer.long import MOST
+from .interpretation import interpretation_of
 from .kinds import Address, Data, Derived, Picked, Weight, contraction, leaf_contraction
 from .layout import reach_of_spec
 from .matmul import Matmul
 from .operations import Inventory, Operation
-from .placed import check_moves, check_shared
+from .placed import check_shared
 from .refusals import Refusals
 from .shapes import axes_of, cuts_of, flipped_of, geometry, producers_of, shape_of
 from .sides import weight_right
@@ -131,8 +132,8 @@ def planned(
         )
     elif rounding != "exact":
         raise ValueError(f"rounding={rounding!r} is for full-integer plans: pass integer=True")
-    if not integer or plan.is_full_integer:
-        check_moves(traced, plan, refused)
+    if plan.quantized and plan.is_full_integer == integer:
+        interpretation_of(plan).check(plan, traced, refused)
     refused.check()
     _warn_constants(plan.rows)
     if not integer and has_derived(plan.rows):

@@ -9,15 +9,15 @@ import jax
 
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
-from lowbit.packed import arguments, fixed_calls, native
+from lowbit.packed import arguments, native
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.platforms import PLATFORMS, platform_named, platform_of
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
-from .implementations import ANYWHERE, ELSEWHERE, IMPLEMENTATIONS, How
-from .integer.native import FixedOrders, Orders
+from .implementations import ANYWHERE, IMPLEMENTATIONS, How
 from .interpretation import interpretation_of
+from .kernel_orders import KernelOrders, Orders
 from .served import Served
 from .trace import Model
 
@@ -61,25 +61,21 @@ def execute(
     if implementation == "cpu" and native.status() is not None:
         raise ValueError(f"implementation 'cpu' cannot run: {native.status()}")
     arguments.check(fn=fn, plan=plan)
-    if implementation in ELSEWHERE and plan.is_full_integer:
-        raise ValueError(
-            f"implementation {implementation!r} has no kernels for full-integer plans; use 'cpu', 'xla', 'carried' or 'reference'"
-        )
+    if implementation in (interpretation := interpretation_of(plan)).lacks:
+        raise ValueError(f"implementation {implementation!r} has no kernels for {interpretation.plans}")
     return _executor(fn, plan, implementation, None if platform is None else platform_named(platform))
 
 
 @functools.lru_cache(maxsize=256)
 def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str | None) -> Callable[..., Any]:
-    is_native = implementation in (None, "cpu") if plan.is_full_integer else implementation not in ANYWHERE
-    fixed = FixedOrders(fn, plan) if plan.is_full_integer else None
-
     def trace_of(qparams, args, kwargs, *, where, is_fused, orders=None):
         return execution(
             fn, plan, qparams, args, kwargs, implementation=implementation, platform=where, is_fused=is_fused,
             has_derivative=not is_fused, orders=orders,
         )  # fmt: skip
 
-    served = Served(plan, trace_of, fixed)
+    orders = interpretation_of(plan).kernel_orders(fn, plan)
+    served = Served(trace_of, orders)
 
     @shares_keywords("lowbit.execute", fn)
     def run(qparams, /, *args, kwargs=None, **keywords):
@@ -94,11 +90,9 @@ def _executor(fn: Model, plan: Plan, implementation: str | None, platform: str |
             raise ValueError(
                 f"platform is {where!r}, and the arrays are on {here}: lower the function for it, or move them"
             )
-        kernels = (where or here) if is_native and (native.status() is None or (where or here) != "cpu") else None
-        if fixed is not None and (kernels != "cpu" or fixed_calls.status() is not None):
-            kernels = None
+        kernels = orders.platform(implementation, where or here)
         if kernels == "cpu" and _is_waiting(qparams):
-            _warn_unprepared(plan, qparams, fixed.late(qparams, args, given) if fixed is not None else None)
+            _warn_unprepared(orders, qparams, args, given)
         return served.prepared(qparams, args, given, where, kernels)(args, given)
 
     return run
@@ -109,37 +103,13 @@ def _is_waiting(arrays: Any) -> bool:
     return any(is_traced(x) for x in jax.tree.leaves(arrays))
 
 
-def _unprepared(plan: Plan, qparams: QParams) -> list[str]:
-    """The operations that the native kernels would take, were their weights in the kernels' order."""
-    if native.status() is not None or plan.is_full_integer:
-        return []
-    weights = qparams.weights()
-    paths = []
-    for row in plan.quantized:
-        site = row.weight
-        if site is not None and site.key in weights and native.why_not(row, site) is None:
-            paths += [] if native.is_for(weights[site.key], "cpu") else [row.path]
-    return paths
-
-
-def _warn_unprepared(plan: Plan, qparams: QParams, late: list[str] | None) -> None:
-    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared.
-
-    Args:
-        plan: the plan.
-        qparams: traced.
-        late: of a full-integer plan: the operations whose weights the kernels would have, were they not traced.
-    """
-    if paths := _unprepared(plan, qparams) if late is None else late:
+def _warn_unprepared(orders: KernelOrders, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared."""
+    if paths := orders.unprepared(qparams, args, kwargs):
         shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        if late is None:
-            how = "so that these operations run in plain XLA, 10 to 40 times slower: call qparams = lowbit.prepare(plan, qparams) "
-            how += "outside jax.jit, or let"
-        else:
-            how = "so that every call puts them there again, or runs dots of few rows in plain XLA, up to 40 times slower: let"
         warnings.warn(
-            f"{shown}: packed weights are traced before they are in the native kernels' order, {how} the jitted function close "
-            f"over qparams",
+            f"{shown}: packed weights are traced before they are in the native kernels' order, {orders.advice} the jitted "
+            f"function close over qparams",
             stacklevel=4,
         )
 
@@ -176,14 +146,12 @@ def explain(
     check_belongs(plan, qparams)
     kwargs = merged(keywords, kwargs)
     arguments.check_call(fn, qparams, args, kwargs)
-    late: list[str] = []
     platform = platform_of(qparams) if platform is None else platform_named(platform)
-    if implementation not in ANYWHERE and not plan.is_full_integer and (native.status() is None or platform != "cpu"):
-        late = _unprepared(plan, qparams) if platform == "cpu" else []
-        qparams = qparams if _is_waiting(qparams) else native.prepare(plan, qparams, platform=platform)
-    orders: Orders = {}
-    if plan.is_full_integer and platform == "cpu" and implementation in (None, "cpu") and fixed_calls.status() is None:
-        orders = FixedOrders(fn, plan)(qparams, args, kwargs)
+    weights, orders, late = interpretation_of(plan).kernel_orders(fn, plan), {}, []
+    if (kernels := weights.platform(implementation, platform)) is not None:
+        late = weights.unprepared(qparams, args, kwargs) if kernels == "cpu" else []
+        orders = weights(qparams, args, kwargs, kernels)
+        qparams = weights.attached(qparams, orders)
     report: list[tuple[str, str, str]] = []
     jax.eval_shape(
         lambda q, a, k: execution(
@@ -191,7 +159,7 @@ def explain(
         ),
         qparams,
         args,
-        merged(keywords, kwargs),
+        kwargs,
     )
     if late and not _is_waiting(qparams):
         report = [(p, how, why or (_LATE if how == "cpu" and p in late else "")) for p, how, why in report]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .integer.native import Orders
+from .kernel_orders import Orders
 
 IMPLEMENTATIONS = ("cpu", "pallas_tpu", "mosaic_gpu", "xla", "carried", "reference")
 ELSEWHERE = ("pallas_tpu", "mosaic_gpu")

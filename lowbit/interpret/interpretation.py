@@ -10,8 +10,10 @@ from lowbit.plan.rows import Plan
 
 from .implementations import How
 from .integer.full import FullInteger
+from .kernel_orders import KernelOrders
 from .observe import Grids, States, Watch
 from .ordinary import Ordinary
+from .refusals import Refusals
 from .state import QState
 from .trace import Model, Trace
 
@@ -21,10 +23,18 @@ class Interpretation(Protocol):
     """What one kind of plan is simulated, measured, observed, executed and packed by. A traced call has a quantized operation.
 
     Attributes:
+        plans: the plans that it is of.
         beside: what statistics read beside a value that has to be measured in a run before.
+        lacks: the implementations that have no kernels for them.
     """
 
+    plans: str
     beside: frozenset[str]
+    lacks: tuple[str, ...]
+
+    def check(self, plan: Plan, traced: Trace, refused: Refusals) -> None:
+        """Notes weights of a plan that was just placed which cannot be computed with: part of `lowbit.bind`."""
+        ...
 
     def simulated(
         self, plan: Plan, traced: Trace, qstate: QState, *, train: bool, key: Array | None, step: Array | None,
@@ -48,6 +58,14 @@ class Interpretation(Protocol):
         self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
     ) -> Any:
         """Returns ``y`` of `lowbit.execute`; ``qparams`` are the plan's. A plan that quantizes nothing is ``fn``."""
+        ...
+
+    def kernel_orders(self, fn: Model, plan: Plan) -> KernelOrders:
+        """Returns what puts weights of a plan into the kernels' order, and remembers them."""
+        ...
+
+    def needs_program(self, plan: Plan) -> str:
+        """Returns what `lowbit.pack` cannot make without the traced program, and that it needs it; "" where it does not."""
         ...
 
     def constants(

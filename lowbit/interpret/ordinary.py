@@ -21,6 +21,7 @@ from lowbit.program.compat import rebind
 from .arithmetic import integer_result, is_integer_pair, result_dtype
 from .codes import with_codes
 from .derivative import differentiable
+from .derive import has_derived
 from .elsewhere import kernel_result
 from .implementations import ANYWHERE, How
 from .inputs import quantized_input
@@ -32,8 +33,11 @@ from .observe import Grids, States, Watch, observation
 from .operate import compute
 from .operations import Operation
 from .pair_route import pair_result
+from .placed import check_moves
 from .poison import poisoned
+from .prepared import Prepared
 from .ranks import fitted, with_axes
+from .refusals import Refusals
 from .sides import weight_right
 from .state import (
     CODES,
@@ -55,7 +59,18 @@ from .walk import Walk, plain
 class Ordinary:
     """See `lowbit.interpret.interpretation.Interpretation`."""
 
+    plans = "ordinary plans"
     beside: frozenset[str] = frozenset(("float", "gradient"))
+    lacks: tuple[str, ...] = ()
+
+    def check(self, plan: Plan, traced: Trace, refused: Refusals) -> None:
+        """Notes every weight whose scale cannot follow it to its operation."""
+
+        def run(plan: Plan, traced: Trace, qstate: QState) -> Any:
+            given = {"train": False, "key": None, "step": None, "custom_vjp": "body", "codes": {}}
+            return self.simulated(plan, traced, qstate, **given)[0]
+
+        check_moves(plan, traced, refused, run)
 
     def simulated(
         self, plan: Plan, traced: Trace, qstate: QState, *, train: bool, key: Array | None, step: Array | None,
@@ -134,6 +149,14 @@ class Ordinary:
         qparams = qparams if how.platform == "cpu" else viewed(plan, qparams)
         traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=how.has_integer_io)
         return _executed(plan, traced, qparams, how) if plan.quantized else fn(qparams.params, *args, **kwargs)
+
+    def kernel_orders(self, fn: Model, plan: Plan) -> Prepared:
+        """Returns what puts weights of a plan into the kernels' order, and remembers them."""
+        return Prepared(plan)
+
+    def needs_program(self, plan: Plan) -> str:
+        """Returns which of its parts are computed anew: derived weights."""
+        return "derived weights need" if has_derived(plan.rows) else ""
 
     def constants(
         self, plan: Plan, traced: Trace, params: Any, qstate: QState, codes: Mapping[str, Any]

@@ -19,7 +19,7 @@ from lowbit.plan.rows import Plan, Row, Site, Step
 
 from . import large
 from .codes import checked_codes, with_codes
-from .derive import derivation, has_derived
+from .derive import derivation
 from .integer import spans
 from .interpretation import interpretation_of
 from .state import PARTS, QState, check_state, get, layer_operand, quantized_sites, quantizer_of
@@ -105,9 +105,9 @@ def _traced(plan: Plan, fn: Model | None, params: Any, args: Sequence[Any], kwar
     if fn is not None:
         traced = trace_planned(fn, plan, params, args, dict(kwargs or {}))
         return traced.bare
-    if plan.program is not None or not (plan.is_full_integer or has_derived(plan.rows)):
+    why = interpretation_of(plan).needs_program(plan)
+    if plan.program is not None or not why:
         return plan.program
-    why = "integer constants need" if plan.is_full_integer else "derived weights need"
     raise ValueError(
         f"{why} the traced function, which a plan read from a file does not hold: pass fn=, args=, or bind again"
     )

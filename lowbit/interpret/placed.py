@@ -2,17 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from lowbit.plan.rows import Plan, Row, Site
 
-from .integer.weights import check_weights
-from .interpretation import interpretation_of
 from .refusals import Refusals
-from .state import abstract_state
+from .state import QState, abstract_state
 from .trace import Trace
 
 
@@ -69,33 +67,33 @@ def _per_tensor(rule: Any) -> Any:
     return ",".join(["/".join([name, "tensor", *options]), *rest])
 
 
-def check_moves(traced: Trace, plan: Plan, refused: Refusals) -> None:
+Simulated = Callable[[Plan, Trace, QState], Any]
+"""``(plan, trace, qstate) -> result`` of `lowbit.simulate`."""
+
+
+def check_moves(plan: Plan, traced: Trace, refused: Refusals, simulated: Simulated) -> None:
     """Runs a simulation abstractly, and notes every weight whose scale cannot follow it.
 
     Args:
+        plan: an ordinary plan; operations that are refused already are left in float.
         traced: what the plan was bound to.
-        plan: the plan; operations that are refused already are left in float.
         refused: where refusals are noted.
+        simulated: computes a simulation.
     """
-    if not plan.quantized:
-        return
-    if plan.is_full_integer:
-        refused.attempt("", lambda: check_weights(plan, traced))
-        return
     kept = _only(plan, {row.path for row in plan.rows if row.path not in refused.by_path})
-    for row, error in _failing(traced, kept, kept.quantized):
+    for row, error in _failing(traced, kept, kept.quantized, simulated):
         refused.add(row.path, f"{row.path} ({row.source}): {error}", {row.path: "keep"})
 
 
-def _failing(traced: Trace, plan: Plan, rows: Sequence[Row]) -> list[tuple[Row, ValueError]]:
+def _failing(traced: Trace, plan: Plan, rows: Sequence[Row], simulated: Simulated) -> list[tuple[Row, ValueError]]:
     """The operations whose weight does not arrive: halves that fail are halved again, so that few runs find them."""
     try:
-        _run(traced, _only(plan, {row.path for row in rows}))
+        _run(traced, _only(plan, {row.path for row in rows}), simulated)
     except ValueError as error:
         if len(rows) == 1:
             return [(rows[0], error)]
         half = len(rows) // 2
-        failing = [*_failing(traced, plan, rows[:half]), *_failing(traced, plan, rows[half:])]
+        failing = [*_failing(traced, plan, rows[:half], simulated), *_failing(traced, plan, rows[half:], simulated)]
         return failing or [(rows[0], error)]
     return []
 
@@ -110,13 +108,11 @@ def _only(plan: Plan, paths: set[str]) -> Plan:
     return dataclasses.replace(plan, rows=tuple(row if row.path in paths else bare(row) for row in plan.rows))
 
 
-def _run(traced: Trace, plan: Plan) -> None:
+def _run(traced: Trace, plan: Plan, simulated: Simulated) -> None:
     if not plan.quantized:
         return
 
     def run(leaves: list[Any], state: Any) -> Any:
-        now = dataclasses.replace(traced, leaves=leaves)
-        given = {"train": False, "key": None, "step": None, "custom_vjp": "body", "codes": {}}
-        return interpretation_of(plan).simulated(plan, now, state, **given)[0]
+        return simulated(plan, dataclasses.replace(traced, leaves=leaves), state)
 
     jax.eval_shape(run, traced.avals, abstract_state(plan))

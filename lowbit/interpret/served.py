@@ -1,32 +1,19 @@
 """The calls of `lowbit.execute`: what is made of packed parameters once, and served as long as their arrays live."""
 
-import dataclasses
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lowbit.core.checks import is_traced
-from lowbit.core.meshes import explicit_mesh
-from lowbit.packed import native
-from lowbit.packed.arena import Layout, Placed, arranged, array_of
+from lowbit.packed.arena import Layout, arranged
 from lowbit.packed.platforms import by_platform
 from lowbit.packed.trees import QParams
-from lowbit.plan.rows import Plan
-from lowbit.program.read import read
 
-from . import fuse
+from .kernel_orders import KernelOrders, Orders, TraceOf
 from .near import Near
-from .prepared import Prepared
-
-Trace = Callable[..., Any]
-"""``(qparams, args, kwargs, where=, is_fused=) -> result``: `where` is the platform it is traced for."""
-
-Fixed = Callable[[QParams, Sequence[Any], Mapping[str, Any]], Mapping[str, Any]]
-"""``(qparams, args, kwargs) -> {path: weight in the kernels' order}``."""
 
 Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
 """``(args, kwargs) -> result``."""
@@ -38,14 +25,12 @@ class Served:
     A call with the arrays of the last one costs a look at their identities: containers may have changed, arrays cannot.
 
     Args:
-        plan: the plan.
         trace_of: one call, under jit.
-        fixed: of a full-integer plan: its operations on the native kernels.
+        orders: the plan's weights in the kernels' order.
     """
 
-    def __init__(self, plan: Plan, trace_of: Trace, fixed: Fixed | None = None):
-        self.trace_of, self.fixed = trace_of, fixed
-        self.orders = Prepared(plan)
+    def __init__(self, trace_of: TraceOf, orders: KernelOrders):
+        self.trace_of, self.orders = trace_of, orders
         self.compiled: dict[Any, Any] = {}
         self.last: _Last | None = None
 
@@ -73,16 +58,14 @@ class Served:
             where: the platform that it is traced for; None is chosen when lowered.
             kernels: into whose kernels' order weights are put where they are not yet; None for none.
         """
-        orders: Mapping[str, Any] = {}
-        if kernels is not None:
-            orders = self.orders(qparams, kernels) if self.fixed is None else self.fixed(qparams, args, kwargs)
+        orders: Orders = {} if kernels is None else self.orders(qparams, args, kwargs, kernels)
         leaves, tree = jax.tree.flatten(qparams)
         held, order_tree = jax.tree.flatten(orders)
         arrays = [*leaves, *jax.tree.leaves((args, kwargs))]
         stays = where is not None and all(isinstance(x, jax.Array) for x in leaves) and not any(map(is_traced, arrays))
         layout, arena = Layout(len(leaves) + len(held)), None
         if stays and where == kernels == "cpu":
-            layout, arena = arranged(self.orders.plan, qparams, leaves, held, orders)
+            layout, arena = arranged([*leaves, *held], self.orders.read_alone(qparams, orders))
         key = tree, order_tree, layout, where, kernels
         if key not in self.compiled:
             self.compiled[key] = self.compile(tree, order_tree, layout, where, kernels)
@@ -100,25 +83,21 @@ class Served:
         def compiled(others, arena, args, kwargs):
             arrays = layout.together(others, arena)
             qparams, orders = jax.tree.unflatten(tree, arrays[:count]), jax.tree.unflatten(order_tree, arrays[count:])
-            fixed = orders if self.fixed is not None else None
-            qparams = native.attached(qparams, orders) if orders and fixed is None else qparams
+            given = self.orders.attached(qparams, orders), args, kwargs
 
-            def plain(given, fixed):
-                del fixed
+            def plain(given, orders):
+                del orders
                 return self.trace_of(*given, where=where, is_fused=False)
 
-            def on_cpu(given, fixed):
-                if fixed is not None:
-                    return self.trace_of(*given, where="cpu", is_fused=False, orders=fixed)
-                return fused(functools.partial(self.trace_of, where="cpu"), *given)
+            def on_cpu(given, orders):
+                qparams, args, kwargs = given
+                return self.orders.on_cpu(self.trace_of, qparams, args, kwargs, orders)
 
-            given = qparams, args, kwargs
             if kernels != "cpu":  # nothing is placed
-                return plain(given, fixed)
+                return plain(given, orders)
             if where is not None:
-                return on_cpu(given, fixed)
-            like = jax.eval_shape(plain, given, fixed)
-            return by_platform({"cpu": on_cpu}, plain, like, given, fixed)
+                return on_cpu(given, orders)
+            return by_platform({"cpu": on_cpu}, plain, jax.eval_shape(plain, given, orders), given, orders)
 
         return compiled
 
@@ -154,63 +133,3 @@ class _Last:
 
         self.owner = weakref.ref(qparams, part)
         self.refs = [weakref.ref(leaf, forget) for leaf in leaves]
-
-
-def fused(trace_of: Trace, qparams: QParams, args: Any, kwargs: Any) -> Any:
-    """Returns one call's result, what follows its products being inside their native calls: the same bits, and gradients.
-
-    The derivative is that of the operations one by one, as `lowbit.interpret.derivative` has it.
-    """
-    count = len(jax.tree.leaves(qparams))
-    flat, tree = jax.tree.flatten((qparams, args, kwargs))
-    arenas = [x.arena for x in flat if isinstance(x, Placed)][:1]
-
-    def one_by_one(*flat: Any) -> Any:
-        return trace_of(*jax.tree.unflatten(tree, map(array_of, flat)), is_fused=False)
-
-    def products(*flat: Any) -> Any:
-        return trace_of(*jax.tree.unflatten(tree, flat), is_fused=True)
-
-    apart = [x for x in flat if not isinstance(x, Placed)]
-    if explicit_mesh(apart) is not None:  # every product's results are spread in their types again: none joins another
-        return one_by_one(*flat)
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Placed) else x for x in flat]
-    closed, out_shapes = jax.make_jaxpr(products, return_shape=True)(*shapes)
-    program = read(closed, fixed=count)
-    if not fuse.has_product(program):
-        return one_by_one(*flat)
-    out_tree = jax.tree.structure(out_shapes)
-    # What nothing reads, such as the packed form of a prepared weight, is no argument: each costs time in every call.
-    read_here = [i for i, v in enumerate(program.inputs) if v in program.readers or _is_key(flat[i])]
-    avals = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) if not _is_key(x) else None for x in shapes]
-    passed = [i for i in read_here if not isinstance(flat[i], Placed)]
-
-    def whole(given: Sequence[Any]) -> list[Any]:
-        *others, arena = given if arenas else (*given, None)
-        values: dict[int, Any] = dict(zip(passed, others, strict=True))
-        values |= {i: dataclasses.replace(x, arena=arena) for i in read_here if isinstance(x := flat[i], Placed)}
-        return [values[i] if i in values else jnp.zeros(a.shape, a.dtype) for i, a in enumerate(avals)]  # pyright: ignore[reportOptionalMemberAccess] (of keys, which are all read)
-
-    @jax.custom_vjp
-    def run(*given: Any) -> Any:
-        return jax.tree.unflatten(out_tree, fuse.run(program, whole(given)))
-
-    def forward(*given: Any) -> Any:
-        return run(*given), given
-
-    def backward(given: Any, gradient: Any) -> Any:
-        moving = [i for i, x in enumerate(given) if jnp.issubdtype(x.dtype, jnp.inexact)]
-
-        def of_moving(*values: Any) -> Any:
-            now = dict(zip(moving, values, strict=True))
-            return one_by_one(*whole([now.get(i, x) for i, x in enumerate(given)]))
-
-        gradients = dict(zip(moving, jax.vjp(of_moving, *(given[i] for i in moving))[1](gradient), strict=True))
-        return tuple(gradients.get(i) for i in range(len(given)))
-
-    run.defvjp(forward, backward)
-    return run(*(flat[i] for i in passed), *arenas)
-
-
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.extended)

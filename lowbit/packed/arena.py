@@ -47,20 +47,15 @@ class Layout:
         return [placed[i] if i in placed else next(rest) for i in range(self.count)]
 
 
-def arranged(
-    plan: Plan, qparams: QParams, leaves: Sequence[Any], held: Sequence[Any], orders: Mapping[str, Any]
-) -> tuple[Layout, Any]:
-    """Returns where arrays are, and their arena; None for the latter where there are not several small ones.
+def of_native_calls(plan: Plan, qparams: QParams, orders: Mapping[str, Any]) -> list[bool]:
+    """Returns, for every array of an ordinary plan's packed parameters and then of the orders, whether native calls alone read it.
 
-    What native calls read goes into it: weights in the kernels' order, their packed forms, and the grids of inputs. Parameters
-    that stay in float are read by other operations, and those of stacked layers by the loop over these, which would have to
-    cut them out.
+    That are weights in the kernels' order, their packed forms, and the grids of inputs. Parameters that stay in float are read
+    by other operations, and those of stacked layers by the loop over these.
 
     Args:
         plan: of the call.
-        qparams: packed parameters, concrete.
-        leaves: its arrays.
-        held: those of the orders.
+        qparams: packed parameters.
         orders: weights in the kernels' order, by key.
     """
     stacked = {row.path for row in plan.rows if row.stack}
@@ -73,10 +68,17 @@ def arranged(
     for part in (qparams.sites, orders):
         for path in sorted(part):
             own += [path not in stacked] * len(jax.tree.leaves(part[path]))
-    if plan.is_full_integer:  # what is packed is read by other operations
-        own = [False] * len(leaves) + [True] * len(held)
-    arrays = [*leaves, *held]
-    chosen = [i for i, x in enumerate(arrays) if own[i] and is_placeable(x, SMALL)]
+    return own
+
+
+def arranged(arrays: Sequence[Any], read_alone: Sequence[bool]) -> tuple[Layout, Any]:
+    """Returns where arrays are, and their arena; None for the latter where there are not several small ones.
+
+    Args:
+        arrays: those of packed parameters, then those of their kernels' orders, concrete.
+        read_alone: of each, whether native calls alone read it: an operation of XLA's would have to cut it out.
+    """
+    chosen = [i for i, x in enumerate(arrays) if read_alone[i] and is_placeable(x, SMALL)]
     devices = {device for i in chosen for device in arrays[i].devices()}
     if len(chosen) < 2 or len(devices) > 1:
         return Layout(len(arrays)), None

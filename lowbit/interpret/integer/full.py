@@ -11,8 +11,9 @@ from jaxtyping import Array
 from lowbit.core.meshes import automatic, explicit_mesh
 from lowbit.interpret.derivative import without_derivative
 from lowbit.interpret.elsewhere import integer_results
-from lowbit.interpret.implementations import How
+from lowbit.interpret.implementations import ELSEWHERE, How
 from lowbit.interpret.observe import Grids, States, Watch
+from lowbit.interpret.refusals import Refusals
 from lowbit.interpret.state import QState, collected, with_spans_from
 from lowbit.interpret.trace import Model, Trace, trace_planned
 from lowbit.packed.trees import QParams
@@ -20,8 +21,9 @@ from lowbit.plan.rows import Plan
 
 from .interpretations import execution, freezer, simulation
 from .interpretations import observation as measured
-from .native import kernel_lines
+from .native import FixedOrders, kernel_lines
 from .observe import observation
+from .weights import check_weights
 
 _NO_DERIVATIVE = (
     "lowbit.execute of a full-integer plan has no derivative: differentiate lowbit.simulate, whose values are the same, or pass "
@@ -32,7 +34,13 @@ _NO_DERIVATIVE = (
 class FullInteger:
     """See `lowbit.interpret.interpretation.Interpretation`."""
 
+    plans = "full-integer plans"
     beside: frozenset[str] = frozenset(("gradient",))
+    lacks: tuple[str, ...] = ELSEWHERE
+
+    def check(self, plan: Plan, traced: Trace, refused: Refusals) -> None:
+        """Notes the first weight whose codes cannot be put where an operation reads them."""
+        refused.attempt("", lambda: check_weights(plan, traced))
 
     def simulated(
         self, plan: Plan, traced: Trace, qstate: QState, *, train: bool, key: Array | None, step: Array | None,
@@ -104,6 +112,14 @@ class FullInteger:
 
         outs = automatic(results, traced.leaves, qparams, like=list(traced.jaxpr.out_avals))
         return jax.tree.unflatten(traced.out_tree, outs)
+
+    def kernel_orders(self, fn: Model, plan: Plan) -> FixedOrders:
+        """Returns what puts weights of a plan into the kernels' order, and remembers them."""
+        return FixedOrders(fn, plan)
+
+    def needs_program(self, plan: Plan) -> str:
+        """Returns which of its parts are computed anew: what integers are computed with."""
+        return "integer constants need"
 
     def constants(
         self, plan: Plan, traced: Trace, params: Any, qstate: QState, codes: Mapping[str, Any]

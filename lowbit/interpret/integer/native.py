@@ -14,9 +14,10 @@ from jaxtyping import Array
 from lowbit.core.checks import is_traced
 from lowbit.core.meshes import explicit_mesh
 from lowbit.core.spec import Spec
+from lowbit.interpret.kernel_orders import Orders, TraceOf
 from lowbit.interpret.prepared import apart
 from lowbit.interpret.trace import Model, Trace, trace_planned
-from lowbit.packed import fixed_calls
+from lowbit.packed import fixed_calls, native
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 from lowbit.program.read import Value
@@ -29,9 +30,6 @@ from .ops import kind_named
 from .ops.scan import Turns
 from .plans import program_for
 from .weights import weight_places
-
-Orders = Mapping[str, Any]
-"""By path: of operations a weight in the kernels' order, of sums their numbers."""
 
 Native = Callable[..., Any]
 """From the codes of inputs to those of the result, or to a `Later`."""
@@ -237,14 +235,35 @@ def _weights(plan: Plan, traced: Trace, qparams: QParams) -> Iterator[tuple[Node
 
 
 class FixedOrders:
-    """The weights of the last packed parameters in the kernels' order, as long as their arrays live."""
+    """The weights of the last packed parameters in the kernels' order: `lowbit.interpret.kernel_orders.KernelOrders`."""
+
+    advice = (
+        "so that every call puts them there again, or runs dots of few rows in plain XLA, up to 40 times slower: let"
+    )
 
     def __init__(self, fn: Model, plan: Plan):
         self.fn, self.plan = fn, plan
         self.sources: tuple[weakref.ref[Any], ...] = ()
         self.orders: dict[str, Any] = {}
 
-    def late(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    def platform(self, implementation: str | None, platform: str) -> str | None:
+        """Returns ``"cpu"``, where nothing else is asked for: there are kernels of a CPU only."""
+        is_asked = platform == "cpu" and implementation in (None, "cpu")
+        return "cpu" if is_asked and native.status() is None and fixed_calls.status() is None else None
+
+    def attached(self, qparams: QParams, orders: Orders) -> QParams:
+        """Returns the parameters as they are: the orders are given beside them."""
+        return qparams
+
+    def on_cpu(self, trace_of: TraceOf, qparams: QParams, args: Any, kwargs: Any, orders: Orders) -> Any:
+        """Returns one call's result, the operations that have an order on the kernels."""
+        return trace_of(qparams, args, kwargs, where="cpu", is_fused=False, orders=orders)
+
+    def read_alone(self, qparams: QParams, orders: Orders) -> list[bool]:
+        """Returns which arrays native calls alone read: the orders; what is packed is read by other operations."""
+        return [False] * len(jax.tree.leaves(qparams)) + [True] * len(jax.tree.leaves(orders))
+
+    def unprepared(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """Returns the operations that the kernels can run, and whose weights they would have, were they not traced."""
         if explicit_mesh(jax.tree.leaves(qparams)) is not None:
             return []
@@ -254,7 +273,7 @@ class FixedOrders:
     def _traced(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
         return trace_planned(self.fn, self.plan, qparams.params, args, dict(kwargs))
 
-    def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], platform: str) -> Orders:
         """Returns the orders, made anew in every call where parameters are traced; none where they lie on an explicit mesh."""
         arrays = jax.tree.leaves(qparams)
         if explicit_mesh(arrays) is not None:
