@@ -49,9 +49,21 @@ class Interpretation(Protocol):
 
     def observed(
         self, plan: Plan, traced: Trace, watch: Watch, states: States, *, qstate: QState, codes: Mapping[str, Any],
-        floats: Trace, beside: Mapping[str, Any],
+        floats: Trace, beside: Mapping[str, Any], is_alone: bool = False,
     ) -> States:  # fmt: skip
-        """Returns the states of what is watched after one quantized batch; ``floats`` is the call of the float model."""
+        """Returns the states of what is watched after one quantized batch.
+
+        Args:
+            plan: the plan.
+            traced: the call.
+            watch: what is looked at.
+            states: before the batch.
+            qstate: of the plan.
+            codes: chosen for weights; checked.
+            floats: the call of the float model.
+            beside: ``{path: {role: {"float", "gradient" or "ends": array}}}`` of this batch, what `beside` names in it.
+            is_alone: whether every operation is given what the float model has, put on its grids.
+        """
         ...
 
     def executed(

@@ -134,12 +134,16 @@ class Ordinary:
 
     def observed(
         self, plan: Plan, traced: Trace, watch: Watch, states: States, *, qstate: QState, codes: Mapping[str, Any],
-        floats: Trace, beside: Mapping[str, Any],
+        floats: Trace, beside: Mapping[str, Any], is_alone: bool = False,
     ) -> States:  # fmt: skip
         """Returns the states of what is watched after one batch on quantized operands."""
         fit = fitted(plan, traced.inventory)
         carried = with_axes(plan, fit, carried_states(plan, qstate, codes))
         grids = Grids.of(qstate, codes)
+        if is_alone:
+            grids = grids.forced()
+            for path, roles in beside.items():
+                carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
         return observation(fit, traced, watch, states, grids=grids, carried=carried, beside=beside)
 
     def executed(

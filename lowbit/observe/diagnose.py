@@ -17,7 +17,6 @@ from jaxtyping import Array
 from lowbit.core.aligned import aligned
 from lowbit.core.blocks import join, split, spread
 from lowbit.core.keywords import check_keywords
-from lowbit.core.meshes import automatic
 from lowbit.core.metrics import decibels
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
@@ -26,11 +25,10 @@ from lowbit.core.statistics import NotFinite
 from lowbit.interpret import observe as walk
 from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.execute import explain
-from lowbit.interpret.integer.observe import observation as integer_observation
-from lowbit.interpret.observe import OUTPUT, Grids, Watch
+from lowbit.interpret.interpretation import interpretation_of
+from lowbit.interpret.observe import OUTPUT, Watch
 from lowbit.interpret.packing import pack
-from lowbit.interpret.ranks import fitted, with_axes
-from lowbit.interpret.state import QState, carried_states, check_state
+from lowbit.interpret.state import QState, check_state
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.packed import arguments
 from lowbit.packed.trees import QParams
@@ -178,9 +176,7 @@ def diagnose(
     def step(states: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not first:
             first.append((args, keywords))
-        sums = (_integer_stepper if plan.is_full_integer else _stepper)(fn, plan)(
-            params, qstate, qparams.sites, args, keywords, chosen
-        )
+        sums = _stepper(fn, plan)(params, qstate, qparams.sites, args, keywords, chosen)
         return sums if states is None else jax.tree.map(_joined, states, sums)
 
     resumed = Resumed(cache, f"diagnose {plan.fingerprint}", (params, qstate, qparams))
@@ -236,33 +232,29 @@ def _watches(plan: Plan) -> list[Watch]:
 @functools.lru_cache(maxsize=64)
 def _stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
     """Returns ``(params, qstate, served inputs, args, kwargs, codes) -> {path: {role: {name: state}}}`` of one batch."""
-    watches = _watches(plan)
+    captured, noisy, clipped = _watches(plan)
+    interpretation = interpretation_of(plan)
 
     @jax.jit
     def step(params, qstate, served, args, kwargs, codes):
         traced = trace_planned(fn, plan, params, args, dict(kwargs))
-        starts = [walk.empty(watch, plan, traced) for watch in watches]
-        floats = walk.observation(plan, traced, watches[0], starts[0])
-        beside: dict[str, Any] = {
-            path: {role: {"float": each["captured"][0]} for role, each in roles.items()}
-            for path, roles in floats.items()
-        }
-        for path, role, _ in watches[2].places:
-            beside[path][role]["ends"] = _ends(plan[path], role, served[path][role])
-        fit = fitted(plan, traced.inventory)
-        carried = with_axes(plan, fit, carried_states(plan, qstate, codes))
-        for path, roles in beside.items():
-            carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
-        grids = Grids.of(qstate, codes)
-        forced = grids.forced()
-        given = {"carried": carried, "beside": beside}
-        accumulated = walk.observation(fit, traced, watches[1], starts[1], grids=grids, **given)
-        alone = walk.observation(fit, traced, watches[1], starts[1], grids=forced, **given)
-        beyond = walk.observation(fit, traced, watches[2], starts[2], grids=forced, **given)
-        turns = {
-            path: {role: jnp.max(each["captured"][1]) for role, each in roles.items()} for path, roles in floats.items()
-        }
-        return _state_of(watches[1], accumulated, alone, beyond, turns)
+        beside: dict[str, Any] = {}
+        turns: dict[str, Any] = {}
+        if "float" in interpretation.beside:
+            floats = walk.observation(plan, traced, captured, walk.empty(captured, plan, traced))
+            for path, roles in floats.items():
+                beside[path] = {role: {"float": each["captured"][0]} for role, each in roles.items()}
+                turns[path] = {role: jnp.max(each["captured"][1]) for role, each in roles.items()}
+        for path, role, _ in clipped.places:
+            ends = _ends(plan[path], role, served)
+            beside.setdefault(path, {}).setdefault(role, {})["ends"] = ends
+
+        def seen(watch: Watch, *, is_alone: bool) -> Any:
+            given = {"qstate": qstate, "codes": codes, "floats": traced, "beside": beside, "is_alone": is_alone}
+            return interpretation.observed(plan, traced, watch, walk.empty(watch, plan, traced), **given)
+
+        looks = seen(noisy, is_alone=False), seen(noisy, is_alone=True), seen(clipped, is_alone=True)
+        return _state_of(noisy, *looks, turns)
 
     return step
 
@@ -282,40 +274,13 @@ def _state_of(watch: Watch, accumulated: Any, alone: Any, beyond: Any, turns: Ma
     return by_path
 
 
-@functools.lru_cache(maxsize=64)
-def _integer_stepper(fn: Model, plan: Plan) -> Callable[..., Any]:
-    """Returns `_stepper` of a full-integer plan, whose float values are computed beside the integers: in loops too."""
-    _, noisy, clipped = _watches(plan)
-
-    @jax.jit
-    def step(params, qstate, served, args, kwargs, codes):
-        traced = trace_planned(fn, plan, params, args, dict(kwargs))
-
-        def look(leaves, qstate, served, codes):
-            now, ends = dataclasses.replace(traced, leaves=leaves), {}
-            for path, role, _ in clipped.places:
-                grid = next(site.key for site in plan[path].sites if site.role == role)
-                ends.setdefault(path, {})[role] = {"ends": _ends(plan[path], role, served[grid])}
-
-            def seen(watch: Watch, *, is_alone: bool) -> Any:
-                given = {"qstate": qstate, "codes": codes, "beside": ends, "is_alone": is_alone}
-                return integer_observation(plan, now, watch, walk.empty(watch, plan, now), **given)
-
-            looks = seen(noisy, is_alone=False), seen(noisy, is_alone=True), seen(clipped, is_alone=True)
-            return _state_of(noisy, *looks, {})
-
-        return automatic(look, traced.leaves, qstate, served, codes)
-
-    return step
-
-
 def _ends(row: Row, role: str, served: Mapping[str, Any]) -> Array:
     """Where the values of an input begin to be clipped, layer by layer: ``[*layers, 2]``."""
     site = next(site for site in row.sites if site.role == role)
     assert site.spec is not None
-    numbers = site.spec.format
-    scale = served["scale"].astype(jnp.float32).reshape(row.stack)
-    zero = served["zero"].astype(jnp.float32).reshape(row.stack) if "zero" in served else jnp.zeros_like(scale)
+    numbers, grid = site.spec.format, served[site.key] if site.kind == "grid" else served[row.path][role]
+    scale = grid["scale"].astype(jnp.float32).reshape(row.stack)
+    zero = grid["zero"].astype(jnp.float32).reshape(row.stack) if "zero" in grid else jnp.zeros_like(scale)
     low, high = (rounded_product(end - zero, scale) for end in (numbers.low - 0.5, numbers.high + 0.5))
     return jnp.stack([low, high], axis=-1)
 

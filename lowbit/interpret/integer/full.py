@@ -68,13 +68,13 @@ class FullInteger:
 
     def observed(
         self, plan: Plan, traced: Trace, watch: Watch, states: States, *, qstate: QState, codes: Mapping[str, Any],
-        floats: Trace, beside: Mapping[str, Any],
+        floats: Trace, beside: Mapping[str, Any], is_alone: bool = False,
     ) -> States:  # fmt: skip
         """Returns the states of what is watched after one batch, the float model computed beside."""
 
         def look(leaves: Any, float_leaves: Any, states: Any, qstate: Any, codes: Any, beside: Any) -> States:
             now, right = (dataclasses.replace(t, leaves=x) for t, x in ((traced, leaves), (floats, float_leaves)))
-            given = {"qstate": qstate, "codes": codes, "floats": right, "beside": beside}
+            given = {"qstate": qstate, "codes": codes, "floats": right, "beside": beside, "is_alone": is_alone}
             return observation(plan, now, watch, states, **given)
 
         return automatic(look, traced.leaves, floats.leaves, states, qstate, codes, beside)
