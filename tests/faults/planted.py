@@ -55,7 +55,7 @@ FAULTS = (
         "lowbit/quantizers/lsq.py",
         "1.0 / math.sqrt(count * steps)",
         "1.0 / math.sqrt(steps)",
-        ("tests/quantizers/test_methods.py::test_lsq_golden",),
+        ("tests/quantizers/test_lsq.py::test_lsq_golden",),
     ),
     Fault(
         "levels are not clipped to the format",
@@ -240,7 +240,7 @@ FAULTS = (
         "lowbit/quantizers/tqt.py",
         "jnp.where((whole < low) | (whole > high), bound, x)",
         "jnp.where((x < low) | (x > high), bound, x)",
-        ("tests/quantizers/test_gradients.py::test_tqt_of_inputs",),
+        ("tests/quantizers/test_tqt.py::test_tqt_of_inputs",),
     ),
     Fault(
         "zeros are plus and minus one in a format without zero",

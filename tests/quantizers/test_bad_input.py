@@ -1,6 +1,7 @@
 """Impossible combinations are refused when built: the argument, what it got, what it may be."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,10 @@ def test_every_refusal_says_what_it_got(name):
             refusals[text] = str(error)
     says = re.compile(r"got|fixes its block|one level left")
     assert not {text: message for text, message in refusals.items() if not says.search(message)}
+
+
+def test_every_method_has_its_file():
+    """A new quantizer brings its equations, in a file of its own name."""
+    assert set(factories()) == {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")} - {
+        "bad_input"
+    }

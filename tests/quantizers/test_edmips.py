@@ -11,8 +11,7 @@ import lowbit as lb
 from lowbit.core.spec import Operand
 from lowbit.learn.price import price
 from lowbit.quantizers.edmips import edmips
-from tests.quantizers.test_fracbits import grid
-from tests.quantizers.test_learned_specs import INPUT, PARAMS, G, X, close, model
+from tests.quantizers.learned import INPUT, PARAMS, G, X, close, grid, model
 
 AMONG, LOGITS = (2, 4, 8), np.array([[[0.5, -0.25, 1.0]], [[-1.0, 0.75, 0.25]]])
 

@@ -11,16 +11,7 @@ import lowbit as lb
 from lowbit.core.spec import Operand
 from lowbit.learn.price import price
 from lowbit.quantizers.fracbits import fracbits
-from tests.quantizers.test_learned_specs import INPUT, PARAMS, G, X, close, model
-
-
-def grid(x: np.ndarray, reach: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``Q_b(x)`` of signed integers and ``dQ_b/dreach`` of a learned step (LSQ, Eqs. 2 and 3), in float64."""
-    step, top = reach * 2.0 ** (1 - bits), 2.0 ** (bits - 1)
-    place = x / step
-    level = np.clip(np.round(place), -top, top - 1)
-    slope = np.where((place > -top) & (place < top - 1), level - place, level)
-    return level * step, slope * 2.0 ** (1 - bits)
+from tests.quantizers.learned import INPUT, PARAMS, G, X, close, grid, model
 
 
 def test_values_and_gradients_are_the_papers():
