@@ -29,21 +29,10 @@ from lowbit.plan.rows import Plan
 class Weighted(Total):
     """``sum (g (x - y))^2`` of a result ``x``, beside the stack of the float one, ``y``, and the gradient, ``g``."""
 
-    @property
-    def name(self) -> str:
-        return "weighted"
-
-    @property
-    def is_of_product(self) -> bool:
-        return True
-
-    @property
-    def is_exact(self) -> bool:
-        return False
-
-    @property
-    def beside(self) -> str:
-        return "pair"
+    name = "weighted"
+    is_of_product = True
+    is_exact = False
+    beside = "pair"
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros((), jnp.float32)
@@ -55,18 +44,8 @@ class Weighted(Total):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pair(Statistic):
-    """Wants the float values and the gradient of a result."""
-
-    kind: str
-
-    @property
-    def name(self) -> str:
-        return self.kind
-
-    @property
-    def beside(self) -> str:
-        return self.kind
+class _Wanted(Statistic):
+    """Keeps nothing itself: the values it is beside are wanted of a result or an operand."""
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros((), jnp.float32)
@@ -78,15 +57,25 @@ class _Pair(Statistic):
         return state
 
 
+@dataclasses.dataclass(frozen=True)
+class _Float(_Wanted):
+    name = beside = "float"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradient(_Wanted):
+    name = beside = "gradient"
+
+
 @functools.lru_cache(maxsize=16)
 def float_pass(fn: Model, plan: Plan, loss: Callable[..., Any] | None) -> Callable[..., Any]:
     """Returns ``(params, key, args, kwargs) -> floats, turns``: operands, results and gradients of one batch, jitted."""
     wanted: dict[str, dict[str, Any]] = {}
     for row in plan.quantized:
-        wanted[row.path] = {OUTPUT: (_Pair("float"), _Pair("gradient"))}
+        wanted[row.path] = {OUTPUT: (_Float(), _Gradient())}
         for site in row.sites:
             if site.kind != "leaf" and not (row.primitive == "gather" and not site.is_weight):
-                wanted[row.path][site.role] = (_Pair("float"),)
+                wanted[row.path][site.role] = (_Float(),)
     watch = Watch.of(wanted)
 
     @jax.jit

@@ -22,9 +22,7 @@ class Histogram(Total):
     ``[bins]``; infinity and NaN at the ends), and how many values there were (uint32 ``[bins]``, at most 2**32 - 1 each).
     """
 
-    @property
-    def name(self) -> str:
-        return "histogram"
+    name = "histogram"
 
     def init(self, operand: Operand) -> State:
         return jnp.zeros(2**_BITS, jnp.uint32)

@@ -58,6 +58,9 @@ class RowSum(Statistic):
 
     most: int = 0
 
+    is_of_product = True
+    is_exact = False
+
     def taken(self, x: Shaped[Array, "..."], operand: Operand) -> Float[Array, "matrix row inner"]:
         """Returns the rows of an operand that are summed over, float32."""
         rows = row_view(operand, type(self).__name__).rows(x)
@@ -66,14 +69,6 @@ class RowSum(Statistic):
     def step(self, rows: int) -> int:
         """Returns how far apart the rows lie that are taken of so many: odd, to pass through all columns of an image of 2^n."""
         return rows // self.most | 1 if 0 < self.most < rows else 1
-
-    @property
-    def is_of_product(self) -> bool:
-        return True
-
-    @property
-    def is_exact(self) -> bool:
-        return False
 
     @abc.abstractmethod
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
@@ -126,9 +121,7 @@ class Gram(SecondMoment):
     change ``D [K, N]`` of the weight makes in the result is ``tr(D^T H D)``. Products are taken in float32.
     """
 
-    @property
-    def name(self) -> str:
-        return "gram"
+    name = "gram"
 
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         return _outer(rows, rows)
@@ -142,13 +135,8 @@ class Cross(SecondMoment):
     two are one.
     """
 
-    @property
-    def name(self) -> str:
-        return "cross"
-
-    @property
-    def beside(self) -> str:
-        return "float"
+    name = "cross"
+    beside = "float"
 
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         assert beside is not None
@@ -170,20 +158,15 @@ class GuidedGram(SecondMoment):
 
     groups: int = 1
 
+    name = "guided_gram"
+    beside = "gradient"
+
     def __post_init__(self):
         if self.groups < 1:
             raise ValueError(f"groups must be at least 1, got {self.groups}")
 
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
         return matrices * self.groups, inner, inner
-
-    @property
-    def name(self) -> str:
-        return "guided_gram"
-
-    @property
-    def beside(self) -> str:
-        return "gradient"
 
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         results = getattr(operand, "results", None)
@@ -208,9 +191,7 @@ def groups_of(outputs: int, groups: int) -> Int[np.ndarray, " out"]:
 class ChannelMean(RowSum):
     """The mean of every entry of an operation's input rows: float32 ``[matrix, K]``."""
 
-    @property
-    def name(self) -> str:
-        return "channel_mean"
+    name = "channel_mean"
 
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
         return matrices, inner
@@ -223,16 +204,11 @@ class ChannelMean(RowSum):
 class FloatMean(RowSum):
     """The mean of every entry of an operation's input rows in the float model: float32 ``[matrix, K]``."""
 
-    @property
-    def name(self) -> str:
-        return "float_mean"
+    name = "float_mean"
+    beside = "float"
 
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
         return matrices, inner
-
-    @property
-    def beside(self) -> str:
-        return "float"
 
     def total(self, rows: Float[Array, "matrix row inner"], operand: Operand, beside: Array | None) -> Array:
         assert beside is not None
@@ -243,9 +219,7 @@ class FloatMean(RowSum):
 class Tokens(RowSum):
     """How many of an operation's input rows hold anything but zeros: float32 ``[matrix]``, exact below 2^24 a matrix."""
 
-    @property
-    def name(self) -> str:
-        return "tokens"
+    name = "tokens"
 
     def shape(self, matrices: int, inner: int) -> tuple[int, ...]:
         return (matrices,)
@@ -261,13 +235,8 @@ class Tokens(RowSum):
 class ChannelMax(Statistic):
     """The largest magnitude of every entry of an operation's input rows: float32 ``[matrix, K]``, exact."""
 
-    @property
-    def name(self) -> str:
-        return "channel_max"
-
-    @property
-    def is_of_product(self) -> bool:
-        return True
+    name = "channel_max"
+    is_of_product = True
 
     def init(self, operand: Operand) -> State:
         return jnp.zeros(row_view(operand, type(self).__name__).size, jnp.float32)

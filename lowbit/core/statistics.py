@@ -6,7 +6,7 @@ also inside scans and loops, and `Statistic.across` reduces them over the mesh a
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,34 +32,26 @@ class Statistic(abc.ABC):
     layer: a leading stack axis of the operand is mapped over.
     """
 
-    @property
-    @abc.abstractmethod
-    def name(self) -> str:
-        """The key under which the finished value reaches `Quantizer.init`."""
+    name: ClassVar[str]
+    """The key under which the finished value reaches `Quantizer.init`."""
 
-    @property
-    def is_of_product(self) -> bool:
-        """Whether it is of what the operation multiplies: in a quantized model, of the operand on its own grid.
+    is_of_product: ClassVar[bool] = False
+    """Whether it is of what the operation multiplies: in a quantized model, of the operand on its own grid.
 
-        Else it is of what comes before that grid, which is what ranges are found from. In float the two are one.
-        """
-        return False
+    Else it is of what comes before that grid, which is what ranges are found from. In float the two are one.
+    """
 
-    @property
-    def beside(self) -> str:
-        """What `update` gets as ``beside=``, or "" for nothing.
+    beside: ClassVar[str] = ""
+    """What `update` gets as ``beside=``, or "" for nothing.
 
-        ``"float"``: the same operand in the float model; ``"gradient"``: the gradient of the loss by the operation's result.
-        """
-        return ""
+    ``"float"``: the same operand in the float model; ``"gradient"``: the gradient of the loss by the operation's result.
+    """
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether batches in any order, folded or merged, give the same state to the last bit.
+    is_exact: ClassVar[bool] = True
+    """Whether batches in any order, folded or merged, give the same state to the last bit.
 
-        Sums of floats give it within a bound, and moving averages depend on the order: that is what they are.
-        """
-        return True
+    Sums of floats give it within a bound, and moving averages depend on the order: that is what they are.
+    """
 
     @abc.abstractmethod
     def init(self, operand: Operand) -> State:
@@ -94,9 +86,7 @@ def _scale_shape(granularity: Granularity, operand: Operand) -> tuple[int, ...]:
 class NotFinite(Statistic):
     """Whether there has been NaN or infinity, how many batches, and whether any value was not 0: of every site, lest it goes unseen."""
 
-    @property
-    def name(self) -> str:
-        return "not_finite"
+    name = "not_finite"
 
     def init(self, operand: Operand) -> State:
         return jnp.zeros((), bool), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
@@ -155,9 +145,7 @@ class Extremes(Statistic):
 class MinMax(Extremes):
     """Smallest and largest value per block over all batches."""
 
-    @property
-    def name(self) -> str:
-        return "minmax"
+    name = "minmax"
 
     def update(self, state: State, x: Shaped[Array, "..."], operand: Operand, *, beside: Array | None = None) -> State:
         if x.size == 0:
@@ -180,17 +168,12 @@ class MovingMinMax(Extremes):
 
     decay: float = 0.9
 
+    name = "moving_minmax"
+    is_exact = False
+
     def __post_init__(self):
         if not 0.0 <= self.decay < 1.0:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")
-
-    @property
-    def name(self) -> str:
-        return "moving_minmax"
-
-    @property
-    def is_exact(self) -> bool:
-        return False
 
     def _decayed(self, batches: Array) -> Array:
         return jnp.float32(self.decay) ** batches.astype(jnp.float32)
@@ -237,17 +220,12 @@ class Sample(Statistic):
 
     size: int = 16384
 
+    name = "sample"
+    is_exact = False
+
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
-
-    @property
-    def name(self) -> str:
-        return "sample"
-
-    @property
-    def is_exact(self) -> bool:
-        return False
 
     def init(self, operand: Operand) -> State:
         """Returns the state: values, how many have been seen (float32: a share is asked of it), and batches."""

@@ -28,13 +28,11 @@ class Ends(Statistic):
 
     size: int = 512
 
+    name = "ends"
+
     def __post_init__(self):
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
-
-    @property
-    def name(self) -> str:
-        return "ends"
 
     def init(self, operand: Operand) -> State:
         """Returns the state: the largest values, the smallest with their sign changed, and a count (float32)."""

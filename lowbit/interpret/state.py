@@ -34,13 +34,8 @@ _SPANS = "spans of "
 class Values(Statistic):
     """The values themselves, of the last batch: what a derived weight starts from."""
 
-    @property
-    def name(self) -> str:
-        return "values"
-
-    @property
-    def is_exact(self) -> bool:
-        return False
+    name = "values"
+    is_exact = False
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros(operand.shape, operand.dtype)

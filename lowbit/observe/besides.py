@@ -25,13 +25,8 @@ from .perturbed import perturbed
 class Captured(Statistic):
     """The values of one batch, and how often there were some: more than once in a loop, where only the last are left."""
 
-    @property
-    def name(self) -> str:
-        return "captured"
-
-    @property
-    def is_exact(self) -> bool:
-        return False
+    name = "captured"
+    is_exact = False
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros(operand.shape, operand.dtype), jnp.zeros((), jnp.int32)

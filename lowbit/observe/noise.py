@@ -14,21 +14,10 @@ from lowbit.core.statistics import Total
 class Noise(Total):
     """Sums of squares: of the float values, and of how far the quantized ones are from them."""
 
-    @property
-    def name(self) -> str:
-        return "noise"
-
-    @property
-    def is_of_product(self) -> bool:
-        return True
-
-    @property
-    def is_exact(self) -> bool:
-        return False
-
-    @property
-    def beside(self) -> str:
-        return "float"
+    name = "noise"
+    is_of_product = True
+    is_exact = False
+    beside = "float"
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros((2,), jnp.float32)
@@ -43,13 +32,8 @@ class Noise(Total):
 class Beyond(Total):
     """How many values lie beyond the ends of a grid by more than half a step, and how many there are."""
 
-    @property
-    def name(self) -> str:
-        return "beyond"
-
-    @property
-    def beside(self) -> str:
-        return "ends"
+    name = "beyond"
+    beside = "ends"
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros((2,), jnp.float32)
