@@ -24,42 +24,20 @@ from jaxtyping import Float
 from lowbit.core.ranges import MSE
 from lowbit.interpret.bind import bind
 from lowbit.program.evaluate import again
-from lowbit.rewrites.given import Given
 from lowbit.rewrites.products import Altered, Product, products, with_own
 from lowbit.rewrites.scaling import first_batch
 from lowbit.rewrites.traced import trace_model
 
 from .gptq import GPTQ
 from .recipe import Recipe, Remainder
+from .thin import ThinProducts, damped, fitted
 
 ROOT = "low_rank"
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRank(Given):
-    """The rewrite: ``(x A) B`` beside every product with a weight that will be quantized, ``A`` and ``B`` zeros.
-
-    Attributes:
-        rank: at most.
-        bits: that ``A`` and ``B`` may take per weight; one of rank 1 is always there.
-        dtype: of both.
-        rules: of what will be quantized, as `lowbit.bind` takes them; `lowbit.quantize` gives its own.
-    """
-
-    rank: int = 32
-    bits: float = 0.5
-    dtype: str = "bfloat16"
-    rules: Any = dataclasses.field(default="w4", repr=False)
-
-    def __post_init__(self):
-        if self.rank < 1 or not self.bits > 0:
-            raise ValueError(f"rank must be at least 1 and bits positive, got {self.rank} and {self.bits}")
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
-            raise ValueError(f"dtype must be one of floats, got {self.dtype!r}")
-
-    def ruled(self, rules: Any) -> "LowRank":
-        """Returns the same rewrite with rules."""
-        return dataclasses.replace(self, rules=rules)
+class LowRank(ThinProducts):
+    """The rewrite: ``(x A) B`` beside every product with a weight that will be quantized, ``A`` and ``B`` zeros."""
 
     def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Altered, Any, Any]:
         if self.batches is None:
@@ -76,10 +54,9 @@ class LowRank(Given):
                 continue
             shape = traced.params[product.leaf].shape
             inner, outer = shape[product.inner], shape[1 - product.inner]
-            each = 8.0 * jnp.dtype(self.dtype).itemsize * (inner + outer) / (inner * outer)
-            rank = max(1, min(self.rank, int(self.bits / each), inner, outer))
+            rank, bits = self.rank_of(inner, outer)
             own[product.path] = {"a": jnp.zeros((inner, rank), self.dtype), "b": jnp.zeros((rank, outer), self.dtype)}
-            lines.append(f"{product.path} -> low rank {rank}: {rank * each:.2f} bits per weight")
+            lines.append(f"{product.path} -> low rank {rank}: {bits:.2f} bits per weight")
         left = {
             path: others.get(path, "it is read by no product with a matrix") for path in quantized if path not in own
         }
@@ -91,22 +68,6 @@ class LowRank(Given):
 def _beside(product: Product, equation: Any, values: list[Any], own: Any) -> Any:
     whole = again(equation, values)[0]
     return whole + product.through(product.data(values), own["a"], own["b"]).astype(whole.dtype)
-
-
-def damped(
-    moment: Float[np.ndarray, "matrix inner inner"] | None, inner: int, damping: float
-) -> Float[np.ndarray, "inner inner"]:
-    """Returns ``H`` of the one matrix with a share of its mean added to the diagonal, float64; the identity where it says nothing."""
-    h = np.eye(inner) if moment is None else moment[0].astype(np.float64)
-    mean = np.mean(np.diag(h))
-    return h + damping * mean * np.eye(inner) if mean > 0 else np.eye(inner)
-
-
-def fitted(
-    a: Float[np.ndarray, "inner rank"], left: Float[np.ndarray, "inner columns"], h: Float[np.ndarray, "inner inner"]
-) -> Float[np.ndarray, "rank columns"]:
-    """Returns the ``B`` for which ``A B`` is nearest to what is left, in the norm of ``H``: least squares, float64."""
-    return np.linalg.lstsq(a.T @ h @ a, a.T @ h @ left, rcond=1e-12)[0]
 
 
 @dataclasses.dataclass(frozen=True)

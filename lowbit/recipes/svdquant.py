@@ -32,46 +32,31 @@ from lowbit.interpret.bind import bind
 from lowbit.plan.rows import Row
 from lowbit.program.evaluate import again
 from lowbit.program.taps import Place
-from lowbit.rewrites.given import Given
 from lowbit.rewrites.products import Altered, Product, products, with_own
 from lowbit.rewrites.scaling import Model
 
 from .gptq import GPTQ
-from .lqer import damped, fitted
 from .recipe import Recipe, Remainder
+from .thin import ThinProducts, damped, fitted
 
 ROOT = "svdquant"
 
 
 @dataclasses.dataclass(frozen=True)
-class LowRankPart(Given):
+class LowRankPart(ThinProducts):
     """The rewrite: ``(x^ A) B`` beside ``x^ R``.
 
     Attributes:
-        rank: at most.
-        bits: that ``A`` and ``B`` may take per weight; one of rank 1 is always there.
-        dtype: of both.
         steps: exponents tried, evenly spaced in [0, 1].
-        rules: of what will be quantized, as `lowbit.bind` takes them; `lowbit.quantize` gives its own.
     """
 
-    rank: int = 32
-    bits: float = 0.5
-    dtype: str = "bfloat16"
     steps: int = 11
     rules: Any = dataclasses.field(default="w4,a4", repr=False)
 
     def __post_init__(self):
-        if self.rank < 1 or not self.bits > 0 or self.steps < 2:
-            raise ValueError(
-                f"rank must be at least 1, bits positive and steps at least 2, got {self.rank}, {self.bits} and {self.steps}"
-            )
-        if not jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating):
-            raise ValueError(f"dtype must be one of floats, got {self.dtype!r}")
-
-    def ruled(self, rules: Any) -> "LowRankPart":
-        """Returns the same rewrite with rules."""
-        return dataclasses.replace(self, rules=rules)
+        super().__post_init__()
+        if self.steps < 2:
+            raise ValueError(f"steps must be at least 2, got {self.steps}")
 
     def __call__(self, fn: Callable[..., Any], params: Any, state: Any) -> tuple[Altered, Any, Any]:
         model = Model(fn, params, state, self.batches, "svdquant")
@@ -114,8 +99,7 @@ class LowRankPart(Given):
         spec = next((other.spec for other in row.sites if not other.is_weight), None)
         w = leaf if product.inner == 0 else leaf.T
         inner, outer = w.shape
-        each = 8.0 * jnp.dtype(self.dtype).itemsize * (inner + outer) / (inner * outer)
-        rank = max(1, min(self.rank, int(self.bits / each), inner, outer))
+        rank, _ = self.rank_of(inner, outer)
         largest, power = inputs["largest"], inputs["power"]
         tried = []
         for alpha in np.linspace(0.0, 1.0, self.steps):

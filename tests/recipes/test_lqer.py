@@ -1,60 +1,39 @@
 """`lqer` in float64: what is left is the singular values that are dropped, and what is served is ``x Q + (x A) B``."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.recipes.lookup import named
 from lowbit.recipes.lqer import LowRank, LowRankRemainder
 from tests.program.nets import NETS
-
-SIZE = 64
-
-
-def network(p, x):
-    return jax.nn.relu(x @ p["first"]["w"] + p["first"]["b"]) @ p["second"].T + x @ p["third"]
+from tests.recipes.thin import SIZE, case_of, network, parts, quantized
 
 
 @pytest.fixture(scope="module")
 def case():
-    rng = np.random.default_rng(0)
-    drawn = {
-        "first": {"w": rng.standard_t(5, size=(SIZE, 48)), "b": rng.normal(size=48)},
-        "second": rng.standard_t(5, size=(32, 48)),
-        "third": rng.standard_t(5, size=(SIZE, 32)),
-    }
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), drawn)
-    mixed = rng.normal(size=(SIZE, SIZE)) * np.geomspace(3, 0.05, SIZE)
-    return params, [(jnp.asarray(rng.normal(size=(200, SIZE)) @ mixed, jnp.float32),) for _ in range(2)]
+    def mixed(rng):
+        by = rng.normal(size=(SIZE, SIZE)) * np.geomspace(3, 0.05, SIZE)
+        return lambda x: x @ by
+
+    return case_of(lambda rng, inner, outer: rng.standard_t(5, size=(inner, outer)), mixed)
 
 
-def made(case, rules, **changes):
-    params, batches = case
-    recipe = dataclasses.replace(named("lqer"), rewrite=LowRank(**changes))
-    return lb.quantize(network, params, rules, batches=batches, recipe=recipe)
+def quantized_by(case, rules, **changes):
+    return quantized("lqer", LowRank(**changes), case, rules)
 
 
 @pytest.fixture(scope="module")
 def exact(case):
     """``A`` and ``B`` in float32, of rank 6: ``third`` stays in float."""
-    return made(case, {"third": "keep", "**": "w3"}, rank=6, bits=100.0, dtype="float32")
-
-
-def parts(qparams, path):
-    """``Q``, ``A``, ``B`` in float64."""
-    own = qparams.params["low_rank"][path]
-    q = np.asarray(qparams.weights()[path].dequantize(), np.float64)
-    return q, *(np.asarray(own[k], np.float64) for k in "ab")
+    return quantized_by(case, {"third": "keep", "**": "w3"}, rank=6, bits=100.0, dtype="float32")
 
 
 def test_what_is_left_is_the_singular_values_that_are_dropped(case, exact):
     """``tr((E - AB)^T H (E - AB)) = sum of sigma_i^2, i > 6`` of ``S E``, ``S^T S = H`` by Cholesky, for the first layer."""
     params, batches = case
-    q, a, b = parts(exact[0], "first/w")
+    q, a, b = parts(exact[0], "low_rank", "first/w", "ab")
     x = np.concatenate([np.asarray(x, np.float64) for (x,) in batches])
     h = x.T @ x / len(x)
     h += LowRankRemainder().damping * np.mean(np.diag(h)) * np.eye(SIZE)
@@ -70,7 +49,7 @@ def test_what_is_served_is_two_thin_products_beside_the_packed_one(case, exact):
     params, batches = case
     qparams, plan, report = exact
     x = np.asarray(batches[0][0], np.float64)
-    (q1, a1, b1), (q2, a2, b2) = (parts(qparams, path) for path in ("first/w", "second"))
+    (q1, a1, b1), (q2, a2, b2) = (parts(qparams, "low_rank", path, "ab") for path in ("first/w", "second"))
     third, bias = (np.asarray(v, np.float64) for v in (params["third"], params["first"]["b"]))
     y = np.maximum(x @ q1 + x @ a1 @ b1 + bias, 0)
     want = y @ q2.T + y @ a2 @ b2 + x @ third
@@ -82,7 +61,7 @@ def test_the_report_is_of_the_whole_and_counts_its_bits(case, exact):
     params, batches = case
     qparams, _, report = exact
     lines = {line.path: line for line in report.lines}
-    q, a, b = parts(qparams, "first/w")
+    q, a, b = parts(qparams, "low_rank", "first/w", "ab")
     w = np.asarray(params["first"]["w"], np.float64)
     x = np.concatenate([np.asarray(x, np.float64) for (x,) in batches])
     lost = np.sum((x @ (w - q - a @ b)) ** 2)

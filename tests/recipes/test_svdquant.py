@@ -1,63 +1,41 @@
 """`svdquant` in float64: what is taken out is the largest singular values, and what is served is ``x^ Q(R) + (x^ A) B``."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.recipes.lookup import named
 from lowbit.recipes.svdquant import FittedPart, LowRankPart
-
-SIZE = 64
-
-
-def network(p, x):
-    return jax.nn.relu(x @ p["first"]["w"] + p["first"]["b"]) @ p["second"].T + x @ p["third"]
+from tests.recipes.thin import SIZE, case_of, network, parts, quantized
 
 
 @pytest.fixture(scope="module")
 def case():
     """Three input channels 40 times the others, and weights of one large direction beside small ones."""
-    rng = np.random.default_rng(0)
 
-    def weight(inner, outer):
+    def weight(rng, inner, outer):
         return rng.normal(size=(inner, 1)) @ rng.normal(size=(1, outer)) + 0.3 * rng.normal(size=(inner, outer))
 
-    drawn = {
-        "first": {"w": weight(SIZE, 48), "b": rng.normal(size=48)},
-        "second": weight(48, 32).T,
-        "third": weight(SIZE, 32),
-    }
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), drawn)
-    spread = np.where(np.arange(SIZE) % 30 == 7, 40.0, 1.0)
-    return params, [(jnp.asarray(rng.normal(size=(200, SIZE)) * spread, jnp.float32),) for _ in range(2)]
+    return case_of(weight, lambda rng: lambda x: x * np.where(np.arange(SIZE) % 30 == 7, 40.0, 1.0))
 
 
-def made(case, rules, **changes):
-    params, batches = case
-    recipe = dataclasses.replace(named("svdquant"), rewrite=LowRankPart(**changes))
-    return lb.quantize(network, params, rules, batches=batches, recipe=recipe)
+def quantized_by(case, rules, **changes):
+    return quantized("svdquant", LowRankPart(**changes), case, rules)
 
 
 @pytest.fixture(scope="module")
 def exact(case):
     """``A`` and ``B`` in float32, of rank 2: ``third`` stays in float."""
-    return made(case, {"third": "keep", "**": "w8"}, rank=2, bits=100.0, dtype="float32")
+    return quantized_by(case, {"third": "keep", "**": "w8"}, rank=2, bits=100.0, dtype="float32")
 
 
-def parts(qparams, path):
-    """``1 / s``, ``Q(R)``, ``A``, ``B`` in float64."""
-    own = qparams.params["svdquant"][path]
-    q = np.asarray(qparams.weights()[path].dequantize(), np.float64)
-    return np.asarray(own["factors"], np.float64), q, *(np.asarray(own[k], np.float64) for k in "ab")
+NAMES = ("factors", "a", "b")
 
 
 def test_what_is_rounded_is_the_smoothed_weight_without_its_largest_directions(case, exact):
     w = np.asarray(case[0]["first"]["w"], np.float64)
-    factors, q, a, _ = parts(exact[0], "first/w")
+    q, factors, a, _ = parts(exact[0], "svdquant", "first/w", NAMES)
     left, sizes, right = np.linalg.svd(w / factors[:, None], full_matrices=False)
     np.testing.assert_allclose(a @ np.linalg.pinv(a), left[:, :2] @ left[:, :2].T, atol=1e-4)  # the same directions
     rest = left[:, 2:] * sizes[2:] @ right[2:]
@@ -69,7 +47,7 @@ def test_what_is_rounded_is_the_smoothed_weight_without_its_largest_directions(c
 def test_what_rounding_leaves_is_fitted_once_more(case, exact):
     """``B`` is the least squares fit to ``W^ - Q(R)`` in the norm of the inputs: nothing is left along ``A``."""
     params, batches = case
-    factors, q, a, b = parts(exact[0], "first/w")
+    q, factors, a, b = parts(exact[0], "svdquant", "first/w", NAMES)
     x = np.concatenate([np.asarray(x, np.float64) for (x,) in batches]) * factors
     h = x.T @ x / len(x)
     h += FittedPart().damping * np.mean(np.diag(h)) * np.eye(SIZE)
@@ -82,7 +60,7 @@ def test_what_is_served_is_two_thin_products_beside_the_packed_one(case, exact):
     params, batches = case
     qparams, plan, report = exact
     x = np.asarray(batches[0][0], np.float64)
-    (t1, q1, a1, b1), (t2, q2, a2, b2) = (parts(qparams, path) for path in ("first/w", "second"))
+    (q1, t1, a1, b1), (q2, t2, a2, b2) = (parts(qparams, "svdquant", path, NAMES) for path in ("first/w", "second"))
     third, bias = (np.asarray(v, np.float64) for v in (params["third"], params["first"]["b"]))
     y = np.maximum(x * t1 @ q1 + x * t1 @ a1 @ b1 + bias, 0)
     want = y * t2 @ q2.T + y * t2 @ a2 @ b2 + x @ third
@@ -125,7 +103,7 @@ def test_a_convolution_stays_and_is_named():
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"bits": 0.0}, {"dtype": "int8"}, {"steps": 1}])
 def test_bad_hyper_parameters_are_named(wrong):
-    with pytest.raises(ValueError, match=r"rank must be at least 1|dtype must be one of floats"):
+    with pytest.raises(ValueError, match=r"(rank|steps) must be at least|dtype must be one of floats"):
         LowRankPart(**wrong)
     with pytest.raises(ValueError, match="has no batches"):
         LowRankPart()(lambda p, s, x: x, {}, {})
