@@ -18,7 +18,7 @@ MARKS = (
     "<!-- post-training: written by python -m experiments.post_training_table README.md -->",
     "<!-- end of post-training -->",
 )
-RECIPES = ("rtn", "gptq", "centered", "ocs", "brecq", "auto")
+RECIPES = ("rtn", "gptq", "centered", "ocs", "brecq", "nwq", "auto")
 
 NOTE = (
     "Numbers are of `lowbit.execute` on packed parameters, on data that no calibration has seen; bits with scales. Brackets: 95 % "

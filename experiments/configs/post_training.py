@@ -14,6 +14,7 @@ from experiments.post_training import Network, Plan, suite
 from experiments.post_training_subjects import TINY, faces, mobilenet, sentences
 
 _PLAIN = ("rtn", "auto", "gptq")
+_WHOLE = (*_PLAIN, "nwq")
 _WITH_BLOCKS = (*_PLAIN, "brecq")
 """`brecq` where `auto` is not that already, as it is for 3 bits, and for 4 with 8-bit inputs."""
 _WITH_MEANS = (*_PLAIN, "centered")
@@ -52,7 +53,7 @@ _TRIED = {
 }
 _TINY_PLANS = {
     name: tuple(
-        Plan(plan, {"**": rule}, bar, _WITH_BLOCKS if plan == "W8A8" else _PLAIN, tried=_TRIED.get(name, {}).get(plan, ""))
+        Plan(plan, {"**": rule}, bar, (*_WITH_BLOCKS, "nwq") if plan == "W8A8" else _WHOLE, tried=_TRIED.get(name, {}).get(plan, ""))
         for plan, rule, bar in zip(("W8A8", "W4A8"), ("w8,a8", "w4,a8"), bars, strict=True)
     )
     for name, bars in {
@@ -79,7 +80,7 @@ config = suite(
         (
             Plan("W8 per tensor", {"**": "w8/tensor"}, 97),
             Plan("W4", {"**": "w4"}, 96),
-            Plan("W4A8", {"**": "w4,a8"}, 95, tried=_FACES),
+            Plan("W4A8", {"**": "w4,a8"}, 95, _WHOLE, tried=_FACES),
         ),
     ),
     Network(
