@@ -24,7 +24,7 @@ NOTE = (
     "Numbers are of `lowbit.execute` on packed parameters, on data that no calibration has seen; bits with scales. Brackets: 95 % "
     "by a bootstrap over photographs, images or sentences. *: reaches the bar; -: not asked for. `auto`: GPTQ, after "
     "smoothing for W8A8, after equalization where a weight has one scale, and before learned blocks for W3 and W4A8 (cells made since "
-    "`brecq` is). 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
+    "`brecq` is; small networks in W4A8 are learned as a whole now, as by `nwq`: their cells of `auto` are older). 8-bit inputs are affine, one static scale per tensor. MobileNetV2: top-1 on ten crops of each of 20 "
     "labelled photographs; BlazeFace: 200 crops of faces and background; MiniLM: mean cosine to float's vectors on sentences "
     "of the Brown corpus; MLPerf Tiny: agreement with float's class on 2,000 inputs, of the auto-encoder the correlation of "
     "anomaly scores with float's."

@@ -4,11 +4,14 @@
   moves into the weights (`lowbit.rewrites.smooth`), which have bits to spare.
 * Else, weights with one scale for all channels: channels are equalized, relu6 with bounds by channel (`lowbit.rewrites.equalize`).
 * Else, integers of 3 bits or fewer, or of 4 whose inputs have static ranges: blocks are learned after GPTQ (``brecq``). On ResNet-8 in 4
-  bits with 8-bit inputs that takes the logits from 19.3 to 21.0 dB; a block that it does not help stays as GPTQ left it.
+  bits with 8-bit inputs that takes the logits from 19.3 to 21.0 dB; a block that it does not help stays as GPTQ left it. Where inputs have
+  static ranges and the weights are few (`SMALL`), the whole network is one block (``nwq``).
 * Else nothing: every channel has its own scale, and the solver takes care of the rest.
 
 What is picked is said in the report.
 """
+
+import math
 
 from lowbit.core.spec import Spec, Tensor
 from lowbit.plan.rows import Plan
@@ -18,7 +21,11 @@ from lowbit.rewrites.smooth import smooth
 
 from .brecq import recipe as brecq
 from .gptq import recipe as gptq
+from .nwq import recipe as nwq
 from .recipe import Recipe
+
+SMALL = 1 << 18
+"""Weights of a network that is learned as a whole: of this order are the networks of MLPerf Tiny."""
 
 
 def pick(plan: Plan) -> Recipe:
@@ -33,6 +40,8 @@ def pick(plan: Plan) -> Recipe:
     if shared:
         return recipe.named("auto", f"{shared} weights have one scale", rewrite=chain(equalize(bounds=True)))
     few = [spec for spec in weights if spec.format.is_integer and spec.format.bits <= (4 if static else 3)]
+    if few and static and (total := _size(plan)) <= SMALL:
+        return nwq().named("auto", f"{total} weights, of few bits: the whole network is learned")
     if few:
         return brecq().named("auto", f"{len(few)} weights have few bits: blocks are learned")
     return recipe.named("auto", "every channel has its own scales")
@@ -40,6 +49,12 @@ def pick(plan: Plan) -> Recipe:
 
 def _has_bits_to_spare(spec: Spec) -> bool:
     return spec.format.is_integer and spec.format.bits >= 8
+
+
+def _size(plan: Plan) -> int:
+    """Entries of the weights that are quantized, those of several operations once."""
+    sites = {row.weight.key: row.weight for row in plan.rows if row.weight is not None and row.weight.spec is not None}
+    return sum(math.prod(site.operand.shape) for site in sites.values())
 
 
 def recipe() -> Recipe:

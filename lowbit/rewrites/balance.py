@@ -167,7 +167,7 @@ def _place(product: Product) -> Place:
     return Place(product.address, 1 - product.side, is_operand=True)
 
 
-def _inputs(end: End, seen: Mapping[str, np.ndarray], size: int, factors: np.ndarray) -> dict[str, np.ndarray]:
+def _inputs(end: End, seen: Mapping[str, Any], size: int, factors: np.ndarray) -> dict[str, np.ndarray]:
     """Statistics of the channels that an end reads, as factors have left them."""
     largest, power = (by_channel(end, seen[name], size, np.maximum) for name in ("largest", "power"))
     low = -by_channel(end, -np.minimum(seen["low"], 0.0), size, np.maximum)

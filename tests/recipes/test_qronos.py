@@ -93,9 +93,12 @@ def test_auto_picks_by_plan_and_says_so(case):
         said[rule] = str(pick(plan))
     assert "rewrite=" not in said["w4"]
     assert "blocks=" not in said["w4"] + said["w4/tensor"] + said["w8,a8"]
-    for rule in ("w3", "w4,a8"):
-        assert "blocks=Reconstruction" in said[rule]
-        assert "3 weights have few bits" in said[rule]
+    assert "blocks=Reconstruction" in said["w3"]
+    assert "3 weights have few bits" in said["w3"]
+    count = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
+    assert f"{count} weights, of few bits: the whole network is learned" in said["w4,a8"]
+    wide = lb.bind(lambda p, x: x @ p, {"**": "w4,a8"}, jnp.zeros((1024, 257)), jnp.zeros((2, 1024)))
+    assert "1 weights have few bits: blocks are learned" in str(named("auto").pick(wide))
     assert "Equalize" in said["w4/tensor"]
     assert "3 weights have one scale" in said["w4/tensor"]
     assert "Smooth" in said["w8,a8"]
