@@ -155,12 +155,12 @@ def _multiplied(product: Product, equation: Any, values: list[Any], own: Any) ->
 
 def _rows(plan: Plan) -> dict[str, Row]:
     """The first operation of every weight that is quantized, by leaf path."""
-    found: dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     for row in plan.rows:
         site = row.weight
         if site is not None and site.kind == "leaf" and site.spec is not None and row.primitive != "gather":
-            found.setdefault(site.key, row)
-    return found
+            rows.setdefault(site.key, row)
+    return rows
 
 
 def _place(product: Product) -> Place:
@@ -266,9 +266,9 @@ class _Reader:
 
     def rows(self, size: int) -> np.ndarray:
         """The largest weight of every channel."""
-        found = np.zeros(size + 1)
-        np.maximum.at(found, self.channels, self.scales.w.max(axis=2))
-        return found[:-1]
+        largest = np.zeros(size + 1)
+        np.maximum.at(largest, self.channels, self.scales.w.max(axis=2))
+        return largest[:-1]
 
     @property
     def worth(self) -> float:

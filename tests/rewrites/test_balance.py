@@ -59,10 +59,10 @@ def test_it_loses_no_more_than_any_smoothing(rules):
 
     asked = {"b": rules, "**": "keep"}
     scaled, new, _ = balance(rules=asked, batches=[(x,)])(fn, params, {})
-    found = error(scaled, new, asked, x)
+    left = error(scaled, new, asked, x)
     tried = [smooth(alpha, batches=[(x,)])(fn, params, {})[1] for alpha in np.linspace(0, 1, 11)]
-    assert found < 1.1 * min(error(fn, p, asked, x) for p in tried)
-    assert found < 0.7 * error(fn, params, asked, x)
+    assert left < 1.1 * min(error(fn, p, asked, x) for p in tried)
+    assert left < 0.7 * error(fn, params, asked, x)
 
 
 def residual(p, s, x):
