@@ -26,13 +26,17 @@ _RESNET = {
     ),
     "W4A8": (
         "Weights alone 86.95 (logits 20.7 dB). Tried: `qronos` 87.05 (22.7 dB) and `adaround` for weights alone 85.65, on 1,024 "
-        "calibration images; `brecq` with 200 steps a block 87.5 (21.0 dB), `gptq` 86.2 (19.3 dB), on 512 and the first 1,000 inputs."
+        "calibration images; `brecq` with 200 steps a block 87.5 (21.0 dB), `gptq` 86.2 (19.3 dB), on 512 and the first 1,000 inputs. The "
+        "whole network learned, unbalanced, judged on held-out calibration crops: 300 steps at a rate of 0.001 on 768 crops take 21.0 dB to "
+        "24.1, agreement from 85.2 to 86.3; 600 at 0.003 on 512 take 20.1 dB to 21.3 and agreement from 86.9 to 85.4."
     ),
 }
 _KEYWORDS = {
     "W8A8": (
         "By nearest: weights alone 98.8 (logits 40.3 dB); 16-bit inputs of any one operation 97.35 at most, of all 98.8; ranges by least "
-        "squares 97.7, by row at run time 97.3. Tried: `centered` 97.4, `qronos` 95.25."
+        "squares 97.7, by row at run time 97.3. Tried: `centered` 97.4, `qronos` 95.25. On held-out calibration "
+        "inputs: `gptq` 37.8 dB (1,152 inputs, judged on 384); channels balanced before it 42.7 dB (512, judged on 1,000), the whole network "
+        "learned then, 600 steps at a rate of 0.003, 44.0 dB, without drop 44.2."
     ),
     "W4A8": "Tried: `centered` 88.5, `qronos` 83.95.",
 }
