@@ -19,7 +19,25 @@ class Pool {
   virtual ~Pool() = default;
   virtual int64_t threads() const = 0;
   virtual void Schedule(std::function<void()> task) = 0;
+  // Whether a thread is awake and takes a task at once.
+  virtual bool is_warm() const { return false; }
 };
+
+// A moment of a loop that waits.
+inline void Pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Threads for work of so many cycles, or nearly: one where it is less than what handing over a part of it costs, which of a
+// thread that sleeps is `asleep` cycles.
+inline int64_t ThreadsFor(const Pool* pool, int64_t threads, double cycles, double asleep) {
+  constexpr double kAwake = 1 << 13;
+  return pool == nullptr || cycles < (pool->is_warm() ? kAwake : asleep) ? 1 : threads;
+}
 
 // Calls fn(0) .. fn(count - 1), each once, on this thread and on up to `threads - 1` others.
 //
@@ -56,9 +74,7 @@ void ParallelFor(Pool* pool, int64_t threads, int64_t count, const Fn& fn) {
   drain(*state);
   for (int spins = 0; state->done.load(std::memory_order_acquire) < count; ++spins) {
     if (spins < 2000) {
-#if defined(__x86_64__)
-      _mm_pause();
-#endif
+      Pause();
     } else {
       std::this_thread::yield();
     }

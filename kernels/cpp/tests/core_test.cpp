@@ -3,17 +3,16 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
-#include <mutex>
+#include <memory>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "core/conv.h"
+#include "core/crew.h"
 #include "core/isa.h"
 #include "core/matmul.h"
 #include "core/parallel.h"
@@ -30,48 +29,6 @@ using namespace lowbit;
   } while (0)
 
 namespace {
-
-// A pool of the simplest kind: a queue and workers.
-class Workers : public Pool {
- public:
-  explicit Workers(int count) {
-    for (int i = 0; i < count; ++i) threads_.emplace_back([this] { Work(); });
-  }
-  ~Workers() override {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-    }
-    ready_.notify_all();
-    for (auto& thread : threads_) thread.join();
-  }
-  int64_t threads() const override { return static_cast<int64_t>(threads_.size()); }
-  void Schedule(std::function<void()> task) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    tasks_.push_back(std::move(task));
-    ready_.notify_one();
-  }
-
- private:
-  void Work() {
-    for (;;) {
-      std::function<void()> task;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        ready_.wait(lock, [this] { return stop_ || !tasks_.empty(); });
-        if (tasks_.empty()) return;
-        task = std::move(tasks_.front());
-        tasks_.pop_front();
-      }
-      task();
-    }
-  }
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  std::deque<std::function<void()>> tasks_;
-  bool stop_ = false;
-  std::vector<std::thread> threads_;
-};
 
 // A pool whose workers never come.
 class Dead : public Pool {
@@ -346,7 +303,8 @@ void TestConv(Pool* pool) {
 }
 
 void TestParallelFor() {
-  Workers pool(3);
+  Crew pool(4);
+  EXPECT(pool.threads() == 4);
   for (int64_t count : {0, 1, 2, 7, 1000}) {
     std::vector<std::atomic<int>> hits(count);
     ParallelFor(&pool, 4, count, [&](int64_t i) { hits[i].fetch_add(1); });
@@ -360,9 +318,30 @@ void TestParallelFor() {
   EXPECT(done == 100);
 }
 
+// Threads sleep after a while, and are woken; a task that nobody takes any more is kept by none.
+void TestCrew() {
+  for (int pause : {0, 5}) {
+    Crew pool(3);
+    std::atomic<int> done{0};
+    for (int i = 1; i <= 6; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(pause));
+      pool.Schedule([&] { done.fetch_add(1); });
+      for (int waited = 0; pause > 0 && done.load() < i; ++waited) {
+        EXPECT(waited < 10000);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    }
+  }
+  Crew none(1);  // without threads, as a forked process finds them
+  auto held = std::make_shared<int>(0);
+  for (int i = 0; i < 100; ++i) none.Schedule([held] {});
+  EXPECT(held.use_count() == 1);
+  EXPECT(!none.is_warm());
+}
+
 // Every worker of the pool is itself a caller: a call that waited for tasks not yet started would hang here.
 void TestNoDeadlock() {
-  Workers pool(2);
+  Crew pool(3);
   std::atomic<int> total{0};
   for (int round = 0; round < 50; ++round) {
     ParallelFor(&pool, 2, 4, [&](int64_t) { ParallelFor(&pool, 2, 8, [&](int64_t) { total.fetch_add(1); }); });
@@ -387,8 +366,9 @@ int main() {
   std::printf("best instruction set: %s\n", IsaName(BestIsa()));
   TestFlush();
   TestParallelFor();
+  TestCrew();
   TestNoDeadlock();
-  Workers pool(3);
+  Crew pool(4);
   TestBodies(&pool);
   TestWeightOnly(&pool, 7, 90, 40, false);
   TestWeightOnly(&pool, 50, 1100, 96, false);  // in tiles, of weights unpacked in two parts
