@@ -106,6 +106,13 @@ def _holds_product(equation: Equation) -> bool:
 
 
 class _Run:
+    """One evaluation of a program: which operations follow each product is settled before, and what they read is computed when asked for.
+
+    Args:
+        program: with products that are single equations.
+        env: its inputs' values; placed ones are cut out of the arena only where an operation of XLA reads them.
+    """
+
     def __init__(self, program: Program, env: dict[Value, Any]):
         self.program = program
         self.placed = {value: x for value, x in env.items() if isinstance(x, Placed)}

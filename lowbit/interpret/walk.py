@@ -114,6 +114,13 @@ def _codes(weight: QTensor) -> QTensor:
 
 
 class _Run:
+    """One evaluation of a program in which operations are replaced and carry their states; loops and branches with none run as they are.
+
+    Args:
+        walk: what is done at an operation, and which may be.
+        operations: those that are replaced, by address.
+    """
+
     def __init__(self, walk: Walk, operations: Mapping[Address, Operation]):
         self.walk = walk
         self.operations = operations

@@ -274,7 +274,7 @@ def constant(value: Any) -> Value:
 
 @dataclasses.dataclass
 class _Reading:
-    """One list of equations, as it grows."""
+    """One list of equations as it grows, those of inlined calls included; other bodies get lists of their own."""
 
     equations: list[Equation]
     inlined: Collection[str]

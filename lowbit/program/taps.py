@@ -68,6 +68,8 @@ def tapped(
 
 
 class _Run:
+    """One evaluation of a program in which values at places are seen, and operands there exchanged; scopes without any run as they are."""
+
     def __init__(self, places: frozenset[Place], changes: frozenset[Place]):
         self.places = places
         self.operands = changes

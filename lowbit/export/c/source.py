@@ -127,6 +127,8 @@ def compiled(
 
 
 class _Writer:
+    """The C of one program: its stages as functions over one arena, the tables they read, and the header for callers."""
+
     def __init__(self, graph: CProgram, name: str, inputs: Sequence[Port], outputs: Sequence[Port]):
         self.name, self.inputs, self.outputs = name, tuple(inputs), tuple(outputs)
         self.scheduler = Scheduler(graph)

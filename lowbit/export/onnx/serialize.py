@@ -1,4 +1,8 @@
-"""A graph as the bytes of an ONNX file, through the `onnx` package."""
+"""A graph as the bytes of an ONNX file, through the `onnx` package.
+
+Tried with `onnx-ir` 1.1, a graph of 4-bit codes, a cast and two results comes out the same to the byte, with some 30 lines fewer here: it
+packs codes itself. It is not used: it needs sympy, and `onnx` beside it for the check of what was written.
+"""
 
 import importlib
 import importlib.metadata

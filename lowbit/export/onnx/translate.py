@@ -77,6 +77,8 @@ def _constant(g: Graph, value: Any) -> Value:
 
 
 class _Translation:
+    """The evaluation of a program whose values are edges of an ONNX graph: an equation adds the operators that it has there."""
+
     def __init__(self, g: Graph):
         self.g = g
         self.handlers = handlers()
