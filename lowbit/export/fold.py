@@ -23,6 +23,7 @@ from jax import lax
 
 from lowbit.interpret.kinds import is_smaller
 from lowbit.program import compat, primitives
+from lowbit.program.eqn import Eqn
 from lowbit.program.evaluate import evaluate
 from lowbit.program.read import Equation, Program
 from lowbit.program.read import read as read_program
@@ -208,7 +209,7 @@ def _flatten(program: _Program, read: Program, args: Sequence[Any]) -> list[Any]
     return evaluate(read, args, {"broadcast_in_dim": spread}, equation, lambda v: _leaf(v.value))
 
 
-def _small_divisor(program: _Program, eqn: Any, values: Sequence[Any]) -> Any:
+def _small_divisor(program: _Program, eqn: Eqn, values: Sequence[Any]) -> Any:
     """What a float32 division divides by, its shape and axes, where that is smaller than the result; else None."""
     name = eqn.primitive.name
     if name != "div" or name not in program.rewritten or eqn.outvars[0].aval.dtype != jnp.float32:
@@ -225,13 +226,13 @@ def _small_divisor(program: _Program, eqn: Any, values: Sequence[Any]) -> Any:
     return None
 
 
-def _is_known(program: _Program, eqn: Any, values: Sequence[Any]) -> bool:
+def _is_known(program: _Program, eqn: Eqn, values: Sequence[Any]) -> bool:
     """Whether an equation depends on constants alone, and may be computed here."""
     is_constant = all(isinstance(v, Known) for v in values) and not eqn.effects and not _is_symbolic(eqn)
     return is_constant and eqn.primitive.name not in program.kept
 
 
-def _is_symbolic(eqn: Any) -> bool:
+def _is_symbolic(eqn: Eqn) -> bool:
     """Whether a result's shape is not known when exporting: it cannot be a constant."""
     return any(not isinstance(n, int) for var in eqn.outvars for n in var.aval.shape)
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowbit.program import compat, primitives
+from lowbit.program.eqn import Eqn
 
 
-def rebind(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def rebind(eqn: Eqn, values: Sequence[Any]) -> list[Any]:
     """Returns the results of an equation, for export."""
     if is_depthwise(eqn):
         return [depthwise(eqn, *values)]
@@ -25,7 +26,7 @@ REWRITTEN = primitives.WINDOWED | {"div"}
 """What this file writes in its own way; divisions are found by `lowbit.export.fold`."""
 
 
-def _single_steps(eqn: Any) -> dict[int, int]:
+def _single_steps(eqn: Eqn) -> dict[int, int]:
     """The axes of a windowed operation's result that have one element and yet a stride, and which stride that is."""
     if eqn.primitive.name not in primitives.WINDOWED:
         return {}
@@ -36,7 +37,7 @@ def _single_steps(eqn: Any) -> dict[int, int]:
     return {axis: i for i, axis in enumerate(axes) if shape[axis] == 1 and strides[i] > 1}
 
 
-def _unstrided(eqn: Any, values: Sequence[Any], axes: dict[int, int]) -> Any:
+def _unstrided(eqn: Eqn, values: Sequence[Any], axes: dict[int, int]) -> Any:
     """Returns a windowed operation with stride 1 along axes of which its result keeps the first element.
 
     IREE 3.13 rejects a window that steps along an axis of one step and leaves a rest ("'linalg.generic' op inferred input/output
@@ -69,7 +70,7 @@ def quotient(shape: tuple[int, ...], small: tuple[int, ...], axes: tuple[int, ..
     return jax.make_jaxpr(product)(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, small)))
 
 
-def is_depthwise(eqn: Any) -> bool:
+def is_depthwise(eqn: Eqn) -> bool:
     """Returns whether an equation is a convolution of every channel by itself, one result each."""
     if eqn.primitive.name != "conv_general_dilated":
         return False
@@ -79,7 +80,7 @@ def is_depthwise(eqn: Any) -> bool:
     return groups > 1 and is_single and eqn.params["batch_group_count"] == 1
 
 
-def depthwise(eqn: Any, x: Any, kernel: Any) -> Any:
+def depthwise(eqn: Eqn, x: Any, kernel: Any) -> Any:
     """Returns a depthwise convolution as a sum of shifted products; exact in integers.
 
     IREE 3.13 accumulates ``stablehlo.convolution`` with one input and one output channel per group into memory that it

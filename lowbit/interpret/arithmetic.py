@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
+from lowbit.program.eqn import Eqn
 
 from .epilogue import Accumulator, scaled, scaled_groups, scaled_groups_at_once, scaled_sum, to_float
 from .layout import Layout, grouped_layout, layout_of, reach_of
@@ -206,6 +207,6 @@ def right_to_result(dimension_numbers: Any, kept: Array, left_rank: int) -> Arra
     return out.reshape([*(kept.shape[i] for i in rb), *[1] * left_free, *(kept.shape[i] for i in free)])
 
 
-def result_dtype(eqn: Any) -> Any:
+def result_dtype(eqn: Eqn) -> Any:
     """Returns the dtype of an equation's result."""
     return eqn.outvars[0].aval.dtype

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jax import lax
 
 from lowbit.core.paths import common_prefix, derived_path
 from lowbit.program import primitives
+from lowbit.program.eqn import Eqn
 from lowbit.program.evaluate import evaluate
 from lowbit.program.read import Equation, Program
 
@@ -336,7 +336,7 @@ class _Reader:
         return now
 
 
-def _can_pick(eqn: Any) -> bool:
+def _can_pick(eqn: Eqn) -> bool:
     """Whether what is out of range, if anything, becomes NaN or the nearest: a weight's scale can say these."""
     fill = eqn.params.get("fill_value")
     return fill is None or math.isnan(fill) or eqn.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP

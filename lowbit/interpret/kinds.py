@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lowbit.program import primitives
+from lowbit.program.eqn import Eqn
 from lowbit.program.read import Equation
 
 from . import moves
@@ -238,7 +239,7 @@ def is_smaller(shape: Sequence[Any], full: Sequence[Any]) -> bool:
     return [n for n in shape if n != 1] != [n for n in full if n != 1]
 
 
-def contraction(eqn: Any, index: int, picked: Sequence[int] = ()) -> tuple[int, ...]:
+def contraction(eqn: Eqn, index: int, picked: Sequence[int] = ()) -> tuple[int, ...]:
     """Returns the contracted axes of operand ``index`` of an operation, in the operand's own order.
 
     Those of a look-up's table are the axes that a scale is shared along: all that it does not pick from; where it picks
@@ -256,7 +257,7 @@ def contraction(eqn: Any, index: int, picked: Sequence[int] = ()) -> tuple[int, 
     return tuple(sorted(spec[1:]))
 
 
-def leaf_contraction(eqn: Any, index: int, axes: moves.Axes, picked: Sequence[int] = ()) -> tuple[int, ...] | None:
+def leaf_contraction(eqn: Eqn, index: int, axes: moves.Axes, picked: Sequence[int] = ()) -> tuple[int, ...] | None:
     """Returns the contracted axes in leaf coordinates, or None where a leaf axis is contracted only in part.
 
     Args:

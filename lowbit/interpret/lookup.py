@@ -12,11 +12,12 @@ from jaxtyping import Array
 from lowbit.core.qtensor import QTensor
 from lowbit.packed.bits import unpack
 from lowbit.program.compat import rebind
+from lowbit.program.eqn import Eqn
 
 from . import picks
 
 
-def lookup(eqn: Any, table: QTensor, indices: Sequence[Any]) -> Array:
+def lookup(eqn: Eqn, table: QTensor, indices: Sequence[Any]) -> Array:
     """Returns the part of ``table`` that ``eqn`` picks, dequantized.
 
     Indices out of range become what ``eqn`` makes of them: its fill value where it fills, the last row where it clips.
@@ -35,11 +36,11 @@ def lookup(eqn: Any, table: QTensor, indices: Sequence[Any]) -> Array:
     return jnp.where(inside == 1, picked, jnp.asarray(fill, picked.dtype))
 
 
-def _fills(eqn: Any) -> bool:
+def _fills(eqn: Eqn) -> bool:
     return eqn.params.get("mode") == lax.GatherScatterMode.FILL_OR_DROP
 
 
-def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
+def pick(eqn: Eqn, table: QTensor, indices: Sequence[Any]) -> QTensor:
     """Returns the part of ``table`` that ``eqn`` picks, quantized as the table is.
 
     What is out of range has a scale of NaN where ``eqn`` fills.
@@ -85,7 +86,7 @@ def pick(eqn: Any, table: QTensor, indices: Sequence[Any]) -> QTensor:
     )
 
 
-def part(eqn: Any, x: Array, indices: Sequence[Any], shape: Sequence[int], **changes: Any) -> Array:
+def part(eqn: Eqn, x: Array, indices: Sequence[Any], shape: Sequence[int], **changes: Any) -> Array:
     """Returns what ``eqn`` picks of an array that broadcasts to its table, or is shorter along axes that it takes whole.
 
     Args:
@@ -103,11 +104,11 @@ def part(eqn: Any, x: Array, indices: Sequence[Any], shape: Sequence[int], **cha
     return rebind(eqn, [x, *indices], slice_sizes=sizes, **changes)[0]
 
 
-def _cut(eqn: Any, shape: Sequence[int]) -> list[int]:
+def _cut(eqn: Eqn, shape: Sequence[int]) -> list[int]:
     """The axes of a table that are not taken whole, or that an index replaces."""
     where, sizes = picks.offsets(eqn), eqn.params["slice_sizes"]
     return [i for i, n in enumerate(shape) if sizes[i] != n or i not in where]
 
 
-def _has_mode(eqn: Any) -> bool:
+def _has_mode(eqn: Eqn) -> bool:
     return eqn.primitive.name == "gather"

@@ -8,6 +8,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from lowbit.program.eqn import Eqn
+
 
 @dataclasses.dataclass(frozen=True)
 class Matmul:
@@ -22,7 +24,7 @@ class Matmul:
     params: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, eqn: Any) -> "Matmul":
+    def of(cls, eqn: Eqn) -> "Matmul":
         params = {**eqn.params, "out_sharding": None} if "out_sharding" in eqn.params else eqn.params
         return cls(eqn.primitive, tuple(sorted(params.items(), key=lambda item: item[0])))
 

@@ -15,6 +15,7 @@ from jax import lax
 
 from lowbit.core.qtensor import QTensor
 from lowbit.program import compat, primitives
+from lowbit.program.eqn import Eqn
 
 Atom = tuple[int, int]
 """(leaf axis, elements); a leaf axis cut in parts shows as several atoms."""
@@ -42,7 +43,7 @@ def leaf_axes(shape: Sequence[int]) -> Axes:
     return tuple(((i, n),) if n != 1 else () for i, n in enumerate(shape))
 
 
-def track(eqn: Any, axes: Axes) -> Axes | None:
+def track(eqn: Eqn, axes: Axes) -> Axes | None:
     """Returns the axes after ``eqn``, or None where it is not a movement that a scale can follow."""
     name, params = eqn.primitive.name, eqn.params
     if len(eqn.outvars) != 1:  # a scan whose results are all known has none
@@ -78,14 +79,14 @@ def track(eqn: Any, axes: Axes) -> Axes | None:
     return None
 
 
-def flipped(eqn: Any, axes: Axes, before: frozenset[int]) -> frozenset[int]:
+def flipped(eqn: Eqn, axes: Axes, before: frozenset[int]) -> frozenset[int]:
     """Returns the leaf axes whose elements are in reversed order after a movement; ``axes`` are those after it."""
     if eqn.primitive.name != "rev":
         return before
     return before ^ frozenset(axis for i in eqn.params["dimensions"] for axis, _ in axes[i])
 
 
-def cuts(eqn: Any, axes: Axes, before: Cuts, reversed_axes: frozenset[int]) -> Cuts:
+def cuts(eqn: Eqn, axes: Axes, before: Cuts, reversed_axes: frozenset[int]) -> Cuts:
     """Returns what is left of leaf axes that are cut, after a movement; ``axes`` are those before it.
 
     An axis of which several parts are cut, or that is in reversed order, is left out: nothing is said of it.
@@ -110,7 +111,7 @@ def cuts(eqn: Any, axes: Axes, before: Cuts, reversed_axes: frozenset[int]) -> C
     return tuple(sorted((axis, *cut) for axis, cut in known.items()))
 
 
-def along_layers(eqn: Any, layers: int, others: Sequence[Any]) -> Callable[[Any], Any] | None:
+def along_layers(eqn: Eqn, layers: int, others: Sequence[Any]) -> Callable[[Any], Any] | None:
     """Returns what a movement does to the first axes of any array, which count layers; None where it moves others as well.
 
     Args:
@@ -159,7 +160,7 @@ def _regroup(axes: Axes, shape: Sequence[int]) -> Axes | None:
     return tuple(out) if position == len(atoms) else None
 
 
-def move(eqn: Any, q: QTensor, others: Sequence[Any] = ()) -> QTensor:
+def move(eqn: Eqn, q: QTensor, others: Sequence[Any] = ()) -> QTensor:
     """Returns ``q`` moved by ``eqn``; ``others`` are the values of its further operands (indices of dynamic slices).
 
     Raises:

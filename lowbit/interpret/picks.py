@@ -5,12 +5,13 @@ index, a dynamic slice; `jax.vmap` of a dynamic slice is a gather whose windows 
 """
 
 from collections.abc import Sequence
-from typing import Any
+
+from lowbit.program.eqn import Eqn
 
 from . import moves
 
 
-def picked_axes(eqn: Any, is_data: Sequence[bool]) -> tuple[int, ...]:
+def picked_axes(eqn: Eqn, is_data: Sequence[bool]) -> tuple[int, ...]:
     """Returns the axes of the table that a look-up picks from.
 
     They are the same for one index and for many, and for a window as long as the table: where an index that is data could
@@ -31,7 +32,7 @@ def picked_axes(eqn: Any, is_data: Sequence[bool]) -> tuple[int, ...]:
     return tuple(axes or named[:1])
 
 
-def offsets(eqn: Any) -> dict[int, int]:
+def offsets(eqn: Eqn) -> dict[int, int]:
     """Returns the axis of the result that every axis of the table becomes; one that an index replaces has none."""
     rank = len(eqn.invars[0].aval.shape)
     if eqn.primitive.name == "dynamic_slice":
@@ -42,7 +43,7 @@ def offsets(eqn: Any) -> dict[int, int]:
     return dict(zip(kept, (int(i) for i in numbers.offset_dims), strict=True))
 
 
-def track(eqn: Any, axes: moves.Axes) -> moves.Axes | None:
+def track(eqn: Eqn, axes: moves.Axes) -> moves.Axes | None:
     """Returns the axes of what is picked, or None where a scale cannot follow. Axes that count picks have numbers below 0."""
     out = eqn.outvars[0].aval.shape
     where = offsets(eqn)

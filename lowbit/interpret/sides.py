@@ -10,6 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from lowbit.program.eqn import Eqn
+
 from .matmul import Matmul
 
 
@@ -39,7 +41,7 @@ class Sides:
         return out if self.order is None else jnp.transpose(out, self.order)
 
 
-def weight_right(eqn: Any, weight: int | None) -> Sides:
+def weight_right(eqn: Eqn, weight: int | None) -> Sides:
     """Returns an operation with its weight on the right.
 
     Args:

@@ -22,6 +22,7 @@ from lowbit.packed.bits import unpack
 from lowbit.packed.native import NativeTensor
 from lowbit.packed.trees import Dropped
 from lowbit.program import compat, primitives
+from lowbit.program.eqn import Eqn
 from lowbit.program.evaluate import evaluate, traced
 from lowbit.program.read import Equation, Program
 
@@ -77,7 +78,7 @@ def plain(value: Any) -> Any:
     return unpack(value).dequantize() if isinstance(value, QTensor) else value
 
 
-def reevaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
+def reevaluate(eqn: Eqn, values: Sequence[Any]) -> list[Any]:
     """Returns the results of an equation that is no operation: a quantized weight moves if it can, else it is an array."""
     if eqn.primitive.name in primitives.EACH:
         rest = [not isinstance(v, QTensor | Dropped) for v in values]
@@ -93,7 +94,7 @@ def reevaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     return compat.rebind(eqn, [plain(v) for v in values])
 
 
-def _moved(eqn: Any, weight: QTensor, others: Sequence[Any]) -> QTensor:
+def _moved(eqn: Eqn, weight: QTensor, others: Sequence[Any]) -> QTensor:
     if eqn.primitive.name == "convert_element_type":
         return moves.move(eqn, weight)
     moved = moves.move(eqn, _codes(weight), others)

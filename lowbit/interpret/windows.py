@@ -3,18 +3,18 @@
 import functools
 import itertools
 import math
-from typing import Any
 
 from jax import lax
 from jaxtyping import Array
 
 from lowbit.program import compat
+from lowbit.program.eqn import Eqn
 
 _MOST = 9
 """Values in a window, up to 3 x 3."""
 
 
-def largest(eqn: Any, x: Array) -> Array:
+def largest(eqn: Eqn, x: Array) -> Array:
     """Returns the result of a ``reduce_window_max``, as maxima of strided slices where windows are small and lie inside.
 
     XLA walks windows one by one; maxima of whole slices are vectors, and as the largest of a window is the same in any order,

@@ -14,6 +14,7 @@ from jax.extend import core as jex
 from jax.sharding import AxisType
 
 from . import primitives, ragged
+from .eqn import Eqn
 
 INLINED = ("jit", "remat")
 """Calls (`kind`) that are their body: what is only moved in there is only moved. Others compute what they return."""
@@ -39,7 +40,7 @@ _KINDS = (
 )
 
 
-def kind(eqn: Any) -> str | None:
+def kind(eqn: Eqn) -> str | None:
     """Returns what sort of call an equation is (``jit scan while cond remat custom_jvp custom_vjp shard_map``), or None."""
     name = eqn.primitive.name
     if name in primitives.RAGGED:
@@ -49,7 +50,7 @@ def kind(eqn: Any) -> str | None:
     return next((word for word, names in _KINDS if name in names), name)
 
 
-def bodies(eqn: Any) -> tuple[Body, ...]:
+def bodies(eqn: Eqn) -> tuple[Body, ...]:
     """Returns the bodies of a call: one, or (while) condition and body, or (cond) the branches."""
     what, params = kind(eqn), eqn.params
     if what == "while":
@@ -64,7 +65,7 @@ def bodies(eqn: Any) -> tuple[Body, ...]:
     raise TypeError(f"{eqn.primitive.name} has no body that this version of jax shows: {sorted(params)}")
 
 
-def operands(eqn: Any, index: int) -> list[int]:
+def operands(eqn: Eqn, index: int) -> list[int]:
     """Returns which operands of a call its body ``index`` takes, in order."""
     what, every = kind(eqn), range(len(eqn.invars))
     if what == "cond":
@@ -76,7 +77,7 @@ def operands(eqn: Any, index: int) -> list[int]:
     return [*(every[:n_cond] if index == 0 else every[n_cond : n_cond + n_body]), *carried]
 
 
-def is_unseen(eqn: Any) -> bool:
+def is_unseen(eqn: Eqn) -> bool:
     """Returns whether an equation may hide a matrix multiplication that cannot be read."""
     if kind(eqn) is not None:
         return False
@@ -97,7 +98,7 @@ def _has_matmul(value: Any) -> bool:
     return any(e.primitive.name in _MAY_MULTIPLY or any(_has_matmul(v) for v in e.params.values()) for e in jaxpr.eqns)
 
 
-def rebind(eqn: Any, values: Sequence[Any], **changes: Any) -> list[Any]:
+def rebind(eqn: Eqn, values: Sequence[Any], **changes: Any) -> list[Any]:
     """Returns the results of an equation on other values, its custom derivative rules and parameters kept.
 
     Inside `lowbit.core.meshes.automatic` an equation of an explicit mesh runs on the automatic one: it names no sharding.
@@ -131,7 +132,7 @@ def jaxpr_of(function: Callable[..., Any], shapes: Sequence[Any]) -> Any:
         return jax.make_jaxpr(function)(*shapes)
 
 
-def scan_counts(eqn: Any) -> tuple[int, int]:
+def scan_counts(eqn: Eqn) -> tuple[int, int]:
     """Returns (constants, carries) of a scan; the other operands are scanned over.
 
     jax 0.12 describes the operands by a tree of three parts instead of two numbers.
@@ -145,7 +146,7 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
     raise TypeError(f"this version of jax describes scan by {sorted(params)}, which lowbit does not know")
 
 
-def carried(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
+def carried(eqn: Eqn, values: Sequence[Any]) -> Sequence[Any]:
     """Returns those of the operands of a scan or while that it carries; none of another equation."""
     if kind(eqn) == "scan":
         consts, carries = scan_counts(eqn)
@@ -153,18 +154,18 @@ def carried(eqn: Any, values: Sequence[Any]) -> Sequence[Any]:
     return values[eqn.params["cond_nconsts"] + eqn.params["body_nconsts"] :] if kind(eqn) == "while" else ()
 
 
-def scan(eqn: Any, body: Callable[..., Any], init: Any, xs: Any) -> Any:
+def scan(eqn: Eqn, body: Callable[..., Any], init: Any, xs: Any) -> Any:
     """Returns `lax.scan` with the options of ``eqn`` over another body."""
     params = eqn.params
     return lax.scan(body, init, xs, length=params["length"], reverse=params["reverse"], unroll=params.get("unroll", 1))
 
 
-def remat(eqn: Any, body: Callable[..., Any]) -> Callable[..., Any]:
+def remat(eqn: Eqn, body: Callable[..., Any]) -> Callable[..., Any]:
     """Returns ``body`` rematerialized with the options of ``eqn``."""
     return jax.checkpoint(body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
 
 
-def shard_map(eqn: Any, body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def shard_map(eqn: Eqn, body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """Returns ``body`` mapped over the mesh of ``eqn``."""
     params = eqn.params
     return jax.shard_map(
@@ -177,7 +178,7 @@ def shard_map(eqn: Any, body: Callable[..., Any], in_specs: Any, out_specs: Any)
     )
 
 
-def manual_axes(eqn: Any) -> tuple[str, ...]:
+def manual_axes(eqn: Eqn) -> tuple[str, ...]:
     """Returns the mesh axes that a shard_map splits over."""
     params = eqn.params
     return tuple(params["newly_manual_axes"] if "newly_manual_axes" in params else params["manual_axes"])
@@ -190,13 +191,13 @@ _WRAPPERS = ("contextlib", "functools")
 """Modules of Python's own library whose frames do so too."""
 
 
-def source_line(eqn: Any) -> str:
+def source_line(eqn: Eqn) -> str:
     """Returns where in the user's program an equation was written, ``file.py:12``, or an empty string."""
     frame = _user_frame(eqn)
     return "" if frame is None else f"{os.path.basename(frame[0])}:{frame[1]}"
 
 
-def _user_frame(eqn: Any) -> tuple[str, int] | None:
+def _user_frame(eqn: Eqn) -> tuple[str, int] | None:
     traceback = getattr(eqn.source_info, "traceback", None)
     if traceback is None:
         return None

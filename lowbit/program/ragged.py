@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .eqn import Eqn
 
-def is_read(eqn: Any) -> bool:
+
+def is_read(eqn: Eqn) -> bool:
     """Returns whether a ragged product can be read: rows in groups, and matrices that one axis counts."""
     params = eqn.params
     numbers, rank = params["ragged_dot_dimension_numbers"], len(eqn.invars[2].aval.shape)
@@ -24,7 +26,7 @@ def is_read(eqn: Any) -> bool:
     return is_plain and len(rows) == len(groups) == 1 and rows[0] not in (*left, *batch) and rank in (1, 1 + len(batch))
 
 
-def body(eqn: Any) -> Any:
+def body(eqn: Eqn) -> Any:
     """Returns the closed jaxpr that a ragged product is read as: of its three operands."""
     params = eqn.params
     numbers = params["ragged_dot_dimension_numbers"]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import compat, primitives
+from .eqn import Eqn
 
 CALLS = ("jit", "remat", "custom_jvp", "custom_vjp")
 """Calls of one body with its operands and results: what an evaluation that nobody differentiates inlines."""
@@ -75,7 +76,7 @@ class Equation:
         inlined: the calls that are inlined in its bodies.
     """
 
-    eqn: Any
+    eqn: Eqn
     ins: list[Value]
     outs: list[Value]
     address: tuple[int, ...] = ()

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from lowbit.program.eqn import Eqn
 
-def depthwise(eqn: Any) -> Callable[[Array, Array], Array] | None:
+
+def depthwise(eqn: Eqn) -> Callable[[Array, Array], Array] | None:
     """Returns a function of images and kernels that computes what a convolution's equation does, or None where this cannot.
 
     It can where images are ``[batch, height, width, channel]``, kernels ``[height, width, 1, channel]``, nothing is dilated and

@@ -16,6 +16,7 @@ from jax import lax
 from lowbit.export.composites import fake_quant_p
 from lowbit.interpret.integer.nodes import TABULAR
 from lowbit.program import compat
+from lowbit.program.eqn import Eqn
 from lowbit.program.read import Equation, Value
 
 _ELEMENTWISE = TABULAR | {fake_quant_p.name}
@@ -47,7 +48,7 @@ def as_image(x: Any, axis: int) -> Any:
     return jnp.expand_dims(x, axis)
 
 
-def convolved(eqn: Any, x: Any, kernel: Callable[[int], Any]) -> Image:
+def convolved(eqn: Eqn, x: Any, kernel: Callable[[int], Any]) -> Image:
     """Returns the result of a convolution along one axis.
 
     Args:
@@ -73,7 +74,7 @@ def convolved(eqn: Any, x: Any, kernel: Callable[[int], Any]) -> Image:
     return Image(y, out_axis)
 
 
-def window_axis(eqn: Any) -> int | None:
+def window_axis(eqn: Eqn) -> int | None:
     """Returns the axis of a batch of signals along which an equation has windows; None of any other equation."""
     if not eqn.primitive.name.startswith("reduce_window") or len(eqn.params.get("window_dimensions", ())) != 3:
         return None
@@ -81,7 +82,7 @@ def window_axis(eqn: Any) -> int | None:
     return axes[0] if len(axes) == 1 else None
 
 
-def window_params(eqn: Any, axis: int) -> dict[str, Any]:
+def window_params(eqn: Eqn, axis: int) -> dict[str, Any]:
     """Returns the parameters of an equation with windows, on images whose additional axis is at a place."""
 
     def wider(values: Sequence[Any], one: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from jax import lax
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant, fake_quant_p
 from lowbit.program import compat
+from lowbit.program.eqn import Eqn
 from lowbit.program.evaluate import again, run, turns
 from lowbit.program.read import Equation, Program, Value, read
 
@@ -69,7 +70,7 @@ class _Window:
         spatial: the two axes of height and width.
     """
 
-    eqn: Any
+    eqn: Eqn
     params: Mapping[str, Any]
     x: Any
     axis: int | None
@@ -77,7 +78,7 @@ class _Window:
     value: Any = None
 
     @classmethod
-    def of(cls, eqn: Any, x: Any) -> "_Window | None":
+    def of(cls, eqn: Eqn, x: Any) -> "_Window | None":
         """The sums that an equation makes of images or signals; None of any other equation."""
         axis = window_axis(eqn)
         params = {**eqn.params, **({} if axis is None else window_params(eqn, axis))}
@@ -206,7 +207,7 @@ class Prepared:
         return turns(equation, values, self.run, part, lambda parts: jnp.stack([_plain(y) for y in parts]))
 
 
-def _written(eqn: Any, values: Sequence[Any]) -> Any:
+def _written(eqn: Eqn, values: Sequence[Any]) -> Any:
     return compat.rebind(eqn, [_plain(v) for v in values])[0]
 
 
@@ -214,7 +215,7 @@ def _is_number(value: Value) -> bool:
     return value.is_written and not value.shape
 
 
-def _wider_kernel(eqn: Any, kernel: Any, axis: int) -> Any:
+def _wider_kernel(eqn: Eqn, kernel: Any, axis: int) -> Any:
     """The kernel of a convolution along one axis, as one of images."""
     if not isinstance(kernel, _Weight):
         return jnp.expand_dims(_plain(kernel), axis)
@@ -222,7 +223,7 @@ def _wider_kernel(eqn: Any, kernel: Any, axis: int) -> Any:
     return kernel.rounded() if _is_reshaped_kernel(eqn) else kernel.plain()
 
 
-def _is_reshaped_kernel(eqn: Any) -> bool:
+def _is_reshaped_kernel(eqn: Eqn) -> bool:
     if eqn.primitive.name != "conv_general_dilated":
         return False
     channels = eqn.invars[0].aval.shape[eqn.params["dimension_numbers"].lhs_spec[1]]

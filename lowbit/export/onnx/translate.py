@@ -10,6 +10,7 @@ import numpy as np
 from lowbit.export.composites import NAMES
 from lowbit.program import compat, primitives
 from lowbit.program import evaluate as evaluation
+from lowbit.program.eqn import Eqn
 from lowbit.program.read import Equation, Program, read
 from lowbit.program.read import Value as Read
 from lowbit.program.spellings import SPELLINGS, spelling
@@ -134,7 +135,7 @@ class _Translation:
             raise ValueError(self.refusal(eqn, "bitcast_convert_type"))
         return results
 
-    def keeps(self, eqn: Any, values: Sequence[Value]) -> bool:
+    def keeps(self, eqn: Eqn, values: Sequence[Value]) -> bool:
         """Whether an equation of constants is no work for now: it moves them, or would make codes wide."""
         if eqn.primitive.name in _VIEWS:
             return True
@@ -144,11 +145,11 @@ class _Translation:
         is_many = x.dtype.kind in "iuV" and x.size >= _MANY and out.dtype == jnp.float32
         return is_many and x.array is not None and bits_of(arithmetic.narrowed(x.array).dtype) <= _CODE_BITS
 
-    def computed(self, eqn: Any, values: Sequence[Value]) -> list[Any]:
+    def computed(self, eqn: Eqn, values: Sequence[Value]) -> list[Any]:
         with jax.ensure_compile_time_eval():
             return compat.rebind(eqn, [jnp.asarray(v.array) for v in values])
 
-    def refusal(self, eqn: Any, name: str = "") -> str:
+    def refusal(self, eqn: Eqn, name: str = "") -> str:
         name, where = name or eqn.primitive.name, compat.source_line(eqn)
         at = f" ({where})" if where else ""
         hint = {

@@ -21,6 +21,7 @@ from lowbit.export.universal.values import stored_bits
 from lowbit.interpret.arithmetic import right_to_result
 from lowbit.interpret.integer.compute import left_to_result
 from lowbit.interpret.matmul import Matmul
+from lowbit.program.eqn import Eqn
 
 from . import operations
 from .types import QuantType
@@ -91,7 +92,7 @@ def integers(acc: Array, of: QuantType | None) -> Array:
 
 
 def product(
-    eqn: Any, operands: Sequence[Operand], weight: QTensor | None, at: int, finish: Finish = integers
+    eqn: Eqn, operands: Sequence[Operand], weight: QTensor | None, at: int, finish: Finish = integers
 ) -> Array | None:
     """Returns the int32 accumulator of an operation, zero points taken out; a float result of a float operand.
 
@@ -165,7 +166,7 @@ def _between(numbers: Any, left: Operand, right: Operand, finish: Finish) -> Arr
     return finish(acc - jnp.int32(zero) * left_to_result(numbers, sums, right.x.ndim), of)
 
 
-def _convolution(eqn: Any, image: Operand, kernel: QTensor, finish: Finish) -> Array | None:
+def _convolution(eqn: Eqn, image: Operand, kernel: QTensor, finish: Finish) -> Array | None:
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     count = len(params["window_strides"])
     if params["batch_group_count"] != 1 or count not in (1, 2) or is_depthwise(eqn):

@@ -1,0 +1,37 @@
+"""What is read of an equation of a jaxpr, as a type: jax's own says of a variable only that it has some abstract value."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+
+class Variable(Protocol):
+    """A variable or a literal of a jaxpr: what is read of one everywhere is the shape and dtype in ``aval``."""
+
+    @property
+    def aval(self) -> Any: ...
+
+
+@runtime_checkable
+class Eqn(Protocol):
+    """An equation of a jaxpr, as jax has it or a view of one."""
+
+    @property
+    def primitive(self) -> Any: ...
+
+    @property
+    def params(self) -> dict[str, Any]: ...
+
+    @property
+    def invars(self) -> Sequence[Variable]: ...
+
+    @property
+    def outvars(self) -> Sequence[Variable]: ...
+
+    @property
+    def effects(self) -> Any: ...
+
+    @property
+    def ctx(self) -> Any: ...
+
+    @property
+    def source_info(self) -> Any: ...
