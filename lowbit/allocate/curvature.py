@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.paths import flatten
-from lowbit.interpret.state import get, quantizer_of
+from lowbit.interpret.state import QState, get, quantizer_of
 from lowbit.interpret.trace import Model
 from lowbit.plan.rows import Plan
 
@@ -31,7 +31,7 @@ def weights_of(plan: Plan, params: Any) -> dict[str, Array]:
     return {key: leaves[key] for key in plan.leaf_sites()}
 
 
-def errors(plan: Plan, qstate: Any, weights: Mapping[str, Array]) -> dict[str, Array]:
+def errors(plan: Plan, qstate: QState, weights: Mapping[str, Array]) -> dict[str, Array]:
     """Returns what quantization changes of every weight."""
     by_path = {}
     for key, site in plan.leaf_sites().items():

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 
 from lowbit.interpret.operate import compute
 from lowbit.interpret.operations import Operation
-from lowbit.interpret.state import get, layer_operand, quantizer_of, walked_sites
+from lowbit.interpret.state import QState, get, layer_operand, quantizer_of, walked_sites
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.interpret.walk import Walk, plain
 from lowbit.plan.rows import Plan
 
 
-def masked(fn: Model, plan: Plan, params: Any, qstate: Any, mask: Any, args: Any, kwargs: Any) -> Any:
+def masked(fn: Model, plan: Plan, params: Any, qstate: QState, mask: Any, args: Any, kwargs: Any) -> Any:
     """Returns ``fn`` with the quantized operands of those operations on their grids whose mask is not zero.
 
     Args:
@@ -67,7 +67,7 @@ def one_at_a_time(fn: Model, plan: Plan, measure: Callable[[Any, Any], Any]) -> 
     """
 
     @jax.jit
-    def run(params: Any, qstate: Any, masks: Any, args: Any, kwargs: Any) -> Any:
+    def run(params: Any, qstate: QState, masks: Any, args: Any, kwargs: Any) -> Any:
         right = fn(params, *args, **kwargs)
 
         def one(mask: Any) -> Any:

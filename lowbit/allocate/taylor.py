@@ -19,7 +19,7 @@ from lowbit.core.spec import Operand
 from lowbit.core.statistics import Statistic, Total
 from lowbit.interpret import observe as walk
 from lowbit.interpret.observe import OUTPUT, Grids, Watch
-from lowbit.interpret.state import carried_states
+from lowbit.interpret.state import QState, carried_states
 from lowbit.interpret.trace import Model, trace_planned
 from lowbit.observe import besides
 from lowbit.plan.rows import Plan
@@ -93,7 +93,7 @@ def candidate_pass(fn: Model, plan: Plan) -> Callable[..., Any]:
     watch = Watch.of({row.path: {OUTPUT: (Weighted(),)} for row in plan.quantized})
 
     @jax.jit
-    def run(params: Any, qstate: Any, floats: Any, args: Any, kwargs: Any) -> Any:
+    def run(params: Any, qstate: QState, floats: Any, args: Any, kwargs: Any) -> Any:
         traced = trace_planned(fn, plan, params, args, dict(kwargs))
         carried = carried_states(plan, qstate)
         beside: dict[str, Any] = {}

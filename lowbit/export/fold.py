@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 
 from lowbit.interpret.kinds import is_smaller
 from lowbit.program import compat, primitives
@@ -151,7 +152,7 @@ class _Program:
 
 
 def fold(
-    jaxpr: Any,
+    jaxpr: ClosedJaxpr,
     constants: Sequence[Any] = (),
     *,
     kept: Collection[str] = (),

@@ -64,7 +64,7 @@ class Boundary:
         """Returns the served model from argument codes to codes, compiled once; ``plan`` may have another rounding."""
 
         @jax.jit
-        def run(qparams: Any, codes: Any) -> Any:
+        def run(qparams: QParams, codes: Any) -> Any:
             args = self.call.arguments(codes)
             return execution(self.fn, plan, qparams, args, self.call.kwargs, has_integer_io=True)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.gradients import inclusive
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed.native import NativeTensor
 from lowbit.packed.restored import dequantized
 from lowbit.plan.rows import Row
@@ -23,7 +24,7 @@ from .inputs import quantized_input
 from .operations import Operation
 from .walk import plain
 
-Product = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+Product = Callable[[Args, Kwargs], Any]
 """``(operands, states) -> result``."""
 
 

@@ -2,13 +2,14 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from lowbit.core.checks import is_traced
 from lowbit.core.keywords import merged, shares_keywords
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed import arguments, native
 from lowbit.packed.belongs import check_belongs
 from lowbit.packed.platforms import PLATFORMS, platform_named, platform_of
@@ -103,7 +104,7 @@ def _is_waiting(arrays: Any) -> bool:
     return any(is_traced(x) for x in jax.tree.leaves(arrays))
 
 
-def _warn_unprepared(orders: KernelOrders, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _warn_unprepared(orders: KernelOrders, qparams: QParams, args: Args, kwargs: Kwargs) -> None:
     """Says, when an outer function is traced, that its packed weights are arguments which nobody has prepared."""
     if paths := orders.unprepared(qparams, args, kwargs):
         shown = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
@@ -178,8 +179,8 @@ def execution(
     fn: Model,
     plan: Plan,
     qparams: QParams,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    args: Args,
+    kwargs: Kwargs,
     *,
     implementation: str | None = None,
     report: list[tuple[str, str, str]] | None = None,

@@ -1,10 +1,11 @@
 """What computes a plan: one interpretation for ordinary plans and one for full-integer ones, chosen here for all that use one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array
 
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
@@ -66,9 +67,7 @@ class Interpretation(Protocol):
         """
         ...
 
-    def executed(
-        self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
-    ) -> Any:
+    def executed(self, fn: Model, plan: Plan, qparams: QParams, args: Args, kwargs: Kwargs, how: How) -> Any:
         """Returns ``y`` of `lowbit.execute`; ``qparams`` are the plan's. A plan that quantizes nothing is ``fn``."""
         ...
 

@@ -1,8 +1,9 @@
 """What `lowbit.execute` asks of a kind of plan about weights in the kernels' order: a physical form beside the packed one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed.trees import QParams
 
 TraceOf = Callable[..., Any]
@@ -20,7 +21,7 @@ class KernelOrders(Protocol):
         """Returns whose kernels' order weights are put into, where these are asked for on a platform; None for nobody's."""
         ...
 
-    def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], platform: str) -> Orders:
+    def __call__(self, qparams: QParams, args: Args, kwargs: Kwargs, platform: str) -> Orders:
         """Returns the orders."""
         ...
 
@@ -36,7 +37,7 @@ class KernelOrders(Protocol):
         """Returns, for every array of ``qparams`` and then of ``orders``, whether native calls alone read it."""
         ...
 
-    def unprepared(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    def unprepared(self, qparams: QParams, args: Args, kwargs: Kwargs) -> list[str]:
         """Returns the operations whose weights the kernels of a CPU would take, and that are not in their order before a call."""
         ...
 

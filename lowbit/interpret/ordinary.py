@@ -11,6 +11,7 @@ from lowbit.core.meshes import automatic
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed import native
 from lowbit.packed.bits import unpack
 from lowbit.packed.platforms import PLATFORMS, by_platform, viewed
@@ -146,9 +147,7 @@ class Ordinary:
                 carried.setdefault(path, {})["float"] = {role: each["float"] for role, each in roles.items()}
         return observation(fit, traced, watch, states, grids=grids, carried=carried, beside=beside)
 
-    def executed(
-        self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
-    ) -> Any:
+    def executed(self, fn: Model, plan: Plan, qparams: QParams, args: Args, kwargs: Kwargs, how: How) -> Any:
         """Returns ``y`` of a call on packed parameters."""
         qparams = qparams if how.platform == "cpu" else viewed(plan, qparams)
         traced = trace_planned(fn, plan, qparams.params, args, dict(kwargs), has_codes=how.has_integer_io)
@@ -170,7 +169,7 @@ class Ordinary:
 
 
 def _forward(key: Array | None, step: Array | None, *, train: bool) -> Callable[..., QTensor]:
-    def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+    def forward(site: Site, state: Any, x: Any, operand: Operand) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
             return automatic(functools.partial(_quantized, quantizer, operand), state, x, like=x)

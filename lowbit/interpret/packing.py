@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lowbit.core.checks import not_finite
 from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
+from lowbit.interpret.trace import Args, Trace
 from lowbit.packed import arguments
 from lowbit.packed.belongs import checked
 from lowbit.packed.bits import pack as pack_tensor
@@ -33,7 +34,7 @@ def pack(
     codes: Mapping[str, Any] | None = None,
     *,
     fn: Model | None = None,
-    args: Sequence[Any] = (),
+    args: Args = (),
     kwargs: Mapping[str, Any] | None = None,
 ) -> QParams:
     """Returns the packed model: `QTensor` leaves whose codes take their bits, and the ranges static inputs need.
@@ -100,7 +101,7 @@ def pack(
     return checked(QParams(packed, by_path, plan.fingerprint))
 
 
-def _traced(plan: Plan, fn: Model | None, params: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+def _traced(plan: Plan, fn: Model | None, params: Any, args: Args, kwargs: Mapping[str, Any] | None) -> Any:
     """What the plan was bound to, or another trace of its function; None where neither is needed."""
     if fn is not None:
         traced = trace_planned(fn, plan, params, args, dict(kwargs or {}))
@@ -117,7 +118,7 @@ def _name(site: Site) -> str:
     return f"{site.key}:{site.role}"
 
 
-def _weights(plan: Plan, traced: Any, params: Any, qstate: QState, codes: Mapping[str, Any]) -> dict[str, Any]:
+def _weights(plan: Plan, traced: Trace | None, params: Any, qstate: QState, codes: Mapping[str, Any]) -> dict[str, Any]:
     """The float values of every quantized weight; derived ones computed here, once."""
     leaves = dict(zip(*flatten(params)[:2], strict=True))
     weights, derived = {}, None
@@ -128,6 +129,7 @@ def _weights(plan: Plan, traced: Any, params: Any, qstate: QState, codes: Mappin
             weights[site.key] = leaves[site.key]
             continue
         if derived is None:
+            assert traced is not None  # `_traced` has one where a weight is derived
             derived = derivation(traced, plan.rows)(_as_served(plan, params, qstate, codes))
         weights[site.key] = derived[row.path]
     return weights

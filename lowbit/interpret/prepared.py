@@ -2,13 +2,13 @@
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lowbit.core.checks import is_traced
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed import native
 from lowbit.packed.arena import of_native_calls
 from lowbit.packed.trees import QParams
@@ -41,9 +41,7 @@ class Prepared:
         is_missing = platform == "cpu" and native.status() is not None
         return None if implementation in ANYWHERE or is_missing else platform
 
-    def __call__(
-        self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], platform: str
-    ) -> dict[str, Any]:
+    def __call__(self, qparams: QParams, args: Args, kwargs: Kwargs, platform: str) -> dict[str, Any]:
         """Returns the form of a platform's kernels of every weight that needs one, by key; none under a trace."""
         orders = {}
         for key, (q, row, site) in native.candidates(self.plan, qparams, platform).items():
@@ -72,7 +70,7 @@ class Prepared:
         """Returns which arrays native calls alone read: weights, and the grids of inputs."""
         return of_native_calls(self.plan, qparams, orders)
 
-    def unprepared(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    def unprepared(self, qparams: QParams, args: Args, kwargs: Kwargs) -> list[str]:
         """Returns the operations whose weights are packed only."""
         weights = qparams.weights()
         paths = []

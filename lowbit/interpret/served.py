@@ -2,12 +2,13 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from lowbit.core.checks import is_traced
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed.arena import Layout, arranged
 from lowbit.packed.platforms import by_platform
 from lowbit.packed.trees import QParams
@@ -15,7 +16,7 @@ from lowbit.packed.trees import QParams
 from .kernel_orders import KernelOrders, Orders, TraceOf
 from .near import Near
 
-Call = Callable[[Sequence[Any], Mapping[str, Any]], Any]
+Call = Callable[[Args, Kwargs], Any]
 """``(args, kwargs) -> result``."""
 
 
@@ -34,7 +35,7 @@ class Served:
         self.compiled: dict[Any, Any] = {}
         self.last: _Last | None = None
 
-    def known(self, qparams: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
+    def known(self, qparams: Any, args: Args, kwargs: Kwargs) -> Call | None:
         """Returns the call where these parameters, and as many arguments, were served last; None otherwise."""
         last = self.last
         if last is None or not isinstance(qparams, QParams) or last.given != (len(args), tuple(kwargs)):
@@ -46,9 +47,7 @@ class Served:
             return None
         return functools.partial(last.call, last.layout.apart([*leaves, *last.held]), last.arena)
 
-    def prepared(
-        self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], where: str | None, kernels: str | None
-    ) -> Call:
+    def prepared(self, qparams: QParams, args: Args, kwargs: Kwargs, where: str | None, kernels: str | None) -> Call:
         """Returns the call for packed parameters.
 
         Args:

@@ -1,7 +1,7 @@
 """`simulate`: the model on the grid it will be served on, differentiable."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit.core.keywords import merged, shares_keywords
+from lowbit.interpret.trace import Args, Kwargs
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 
@@ -78,7 +79,7 @@ def _simulator(fn: Model, plan: Plan, *, train: bool, custom_vjp: str, has_codes
         )
         return (y if train else watched(plan, y)), after
 
-    def checked(params: Any, qstate: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def checked(params: Any, qstate: QState, args: Args, kwargs: dict[str, Any]) -> dict[str, Any]:
         arguments.check(params=params)
         check_state(plan, qstate)
         arguments.check_leaves(plan, params)
@@ -118,8 +119,8 @@ def simulation(
     plan: Plan,
     params: Any,
     qstate: QState,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    args: Args,
+    kwargs: Kwargs,
     *,
     train: bool = False,
     key: Array | None = None,

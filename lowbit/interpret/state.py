@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from lowbit.core.meshes import automatic
 from lowbit.core.paths import flatten
+from lowbit.core.quantizer import Quantizer
 from lowbit.core.spec import Operand
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.plan.rows import Plan, Row, Site, Step
@@ -302,7 +303,7 @@ def abstract_state(plan: Plan) -> QState:
 
 
 @functools.lru_cache(maxsize=4096)
-def _abstract(quantizer: Any, operand: Operand, *, is_weight: bool) -> QState:
+def _abstract(quantizer: Quantizer, operand: Operand, *, is_weight: bool) -> QState:
     def start() -> QState:
         if is_weight:
             stats: dict[str, Any] = {"values": jnp.zeros(operand.shape, operand.dtype)}

@@ -1,11 +1,12 @@
 """From a function and example arguments to a jaxpr and its operations."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from lowbit.core.paths import flatten
 from lowbit.core.qtensor import QTensor
@@ -19,6 +20,12 @@ from .inventory import take_inventory
 from .operations import Inventory
 
 Model = Callable[..., Any]
+
+Args = Sequence[Any]
+"""What a model is called with after its parameters, as jax takes it: any tree of arrays each."""
+
+Kwargs = Mapping[str, Any]
+"""Its keyword arguments."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +42,7 @@ class Trace:
         memo: what was computed of all this, by name: no value of the call is in it.
     """
 
-    jaxpr: Any
+    jaxpr: ClosedJaxpr
     inventory: Inventory
     leaves: list[Any]
     paths: list[str]
@@ -72,7 +79,7 @@ def _abstract(leaf: Any) -> Any:
 def trace(
     fn: Model,
     params: Any,
-    args: Sequence[Any],
+    args: Args,
     kwargs: dict[str, Any],
     *,
     has_codes: bool = False,
@@ -121,7 +128,7 @@ def trace(
 
 
 def trace_planned(
-    fn: Model, plan: Plan, params: Any, args: Sequence[Any], kwargs: dict[str, Any], *, has_codes: bool = False
+    fn: Model, plan: Plan, params: Any, args: Args, kwargs: dict[str, Any], *, has_codes: bool = False
 ) -> Trace:
     """Returns the trace of a function whose operations are those of a plan, read as that plan's kind reads it.
 

@@ -16,7 +16,7 @@ from lowbit.interpret.codes import checked_codes
 from lowbit.interpret.interpretation import interpretation_of
 from lowbit.interpret.observe import OUTPUT, Watch
 from lowbit.interpret.state import QState, check_state
-from lowbit.interpret.trace import Model, trace_planned
+from lowbit.interpret.trace import Model, Trace, trace_planned
 from lowbit.packed import arguments
 from lowbit.plan.rows import Plan, Row
 
@@ -149,7 +149,7 @@ def _stepper(fn: Model, plan: Plan, watch: Watch, loss: Any, *, is_quantized: bo
     return step
 
 
-def _watch(plan: Plan, traced: Any, wanted: Any) -> Watch:
+def _watch(plan: Plan, traced: Trace, wanted: Any) -> Watch:
     """What is wanted, by operation; checked."""
     if not isinstance(wanted, Mapping):
         raise TypeError(f"wanted must be {{glob: {{role: statistics}}}}, got {wanted!r:.40} ({type(wanted).__name__})")

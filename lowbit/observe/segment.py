@@ -18,7 +18,7 @@ from lowbit.packed import arguments
 from lowbit.plan.rows import Plan
 from lowbit.program.compat import jaxpr_of
 from lowbit.program.evaluate import again
-from lowbit.program.read import Value, read
+from lowbit.program.read import Program, Value, read
 from lowbit.program.segments import INLINED, Block, cut
 from lowbit.program.taps import Place, tapped
 
@@ -227,7 +227,7 @@ def _match(glob: str, paths: list[str]) -> list[str]:
     return matching
 
 
-def _leaves(block: Block, program: Any, paths: Sequence[str]) -> dict[Value, str]:
+def _leaves(block: Block, program: Program, paths: Sequence[str]) -> dict[Value, str]:
     """The leaves that a block reads: whole, or a layer's part."""
     known = {value: paths[i] for i, value in enumerate(program.inputs[: program.count])}
     slices = {part: whole for loop in block.loops for whole, part in zip(loop.xs, loop.slices, strict=True)}

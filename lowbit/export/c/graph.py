@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from lowbit.program import compat, primitives
 from lowbit.program.evaluate import evaluate
@@ -154,7 +155,7 @@ class CProgram:
         return sorted(needed, key=lambda v: (v.array is None, v.number))  # constants may be made late
 
 
-def read_integers(closed: Any) -> CProgram:
+def read_integers(closed: ClosedJaxpr) -> CProgram:
     """Returns the program of a closed jaxpr.
 
     Raises:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from . import elementwise, movement, sums, types
 from .arena import place, spans
@@ -101,7 +102,7 @@ def ports(inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, An
 
 
 def compiled(
-    jaxpr: Any,
+    jaxpr: ClosedJaxpr,
     name: str,
     inputs: Sequence[Port],
     outputs: Sequence[Port],

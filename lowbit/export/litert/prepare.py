@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 
 from lowbit.core.checks import is_traced
 from lowbit.export.composites import Grid, dequantize, dequantize_p, fake_quant, fake_quant_p
@@ -133,7 +134,7 @@ class Prepared:
         closed: from `lowbit.export.universal.universal_jaxpr`.
     """
 
-    def __init__(self, closed: Any):
+    def __init__(self, closed: ClosedJaxpr):
         self.closed = closed
         self.found: dict[tuple[int, Grid], _Weight] = {}
 

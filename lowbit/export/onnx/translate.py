@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
 from lowbit.export.composites import NAMES
 from lowbit.program import compat, primitives
@@ -52,7 +53,7 @@ def handlers() -> Mapping[str, Handler]:
     return by_name
 
 
-def graph_of(g: Graph, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
+def graph_of(g: Graph, jaxpr: ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
     """Returns the results of a closed jaxpr.
 
     Args:

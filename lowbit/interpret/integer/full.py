@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from lowbit.interpret.implementations import ELSEWHERE, How
 from lowbit.interpret.observe import Grids, States, Watch
 from lowbit.interpret.refusals import Refusals
 from lowbit.interpret.state import QState, collected, with_spans_from
-from lowbit.interpret.trace import Model, Trace, trace_planned
+from lowbit.interpret.trace import Args, Kwargs, Model, Trace, trace_planned
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
 
@@ -72,16 +72,14 @@ class FullInteger:
     ) -> States:  # fmt: skip
         """Returns the states of what is watched after one batch, the float model computed beside."""
 
-        def look(leaves: Any, float_leaves: Any, states: Any, qstate: Any, codes: Any, beside: Any) -> States:
+        def look(leaves: Any, float_leaves: Any, states: Any, qstate: QState, codes: Any, beside: Any) -> States:
             now, right = (dataclasses.replace(t, leaves=x) for t, x in ((traced, leaves), (floats, float_leaves)))
             given = {"qstate": qstate, "codes": codes, "floats": right, "beside": beside, "is_alone": is_alone}
             return observation(plan, now, watch, states, **given)
 
         return automatic(look, traced.leaves, floats.leaves, states, qstate, codes, beside)
 
-    def executed(
-        self, fn: Model, plan: Plan, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], how: How
-    ) -> Any:
+    def executed(self, fn: Model, plan: Plan, qparams: QParams, args: Args, kwargs: Kwargs, how: How) -> Any:
         """Returns ``y`` of a call on packed parameters.
 
         Raises:

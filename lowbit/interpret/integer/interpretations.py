@@ -15,7 +15,7 @@ from lowbit.core.paths import leaf_path
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
 from lowbit.core.rounding import widened
-from lowbit.core.spec import Spec
+from lowbit.core.spec import Operand, Spec
 from lowbit.interpret.codes import with_codes
 from lowbit.interpret.refusals import Refusal, Refusals, Refused
 from lowbit.interpret.state import QState, after_batch, get, layer_operand, quantizer_of, site_key, statistics_of
@@ -123,7 +123,7 @@ def simulation(
     program, sites = program_for(plan, traced), plan.grids()
     states = {path: get(qstate, path, "output") for path in sites}
 
-    def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+    def forward(site: Site, state: Any, x: Any, operand: Operand) -> QTensor:
         quantizer = quantizer_of(site)
         if not train:
             q = quantizer.quantize(state, x, operand)
@@ -305,7 +305,7 @@ def freezer(plan: Plan, traced: Trace) -> Callable[..., dict[str, Any]]:
         now = dataclasses.replace(traced, leaves=leaves)
         program = program_for(plan, now)
 
-        def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+        def forward(site: Site, state: Any, x: Any, operand: Operand) -> QTensor:
             return with_codes(quantizer_of(site).quantize(state, x, operand), codes.get(site.key))
 
         _, weights, _ = weights_of(plan, program, now, qstate, forward)

@@ -4,7 +4,7 @@ import functools
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from lowbit.core.meshes import explicit_mesh
 from lowbit.core.spec import Spec
 from lowbit.interpret.kernel_orders import Orders, TraceOf
 from lowbit.interpret.prepared import apart
-from lowbit.interpret.trace import Model, Trace, trace_planned
+from lowbit.interpret.trace import Args, Kwargs, Model, Trace, trace_planned
 from lowbit.packed import fixed_calls, native
 from lowbit.packed.trees import QParams
 from lowbit.plan.rows import Plan
@@ -263,17 +263,17 @@ class FixedOrders:
         """Returns which arrays native calls alone read: the orders; what is packed is read by other operations."""
         return [False] * len(jax.tree.leaves(qparams)) + [True] * len(jax.tree.leaves(orders))
 
-    def unprepared(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    def unprepared(self, qparams: QParams, args: Args, kwargs: Kwargs) -> list[str]:
         """Returns the operations that the kernels can run, and whose weights they would have, were they not traced."""
         if explicit_mesh(jax.tree.leaves(qparams)) is not None:
             return []
         weights = _weights(self.plan, self._traced(qparams, args, kwargs), qparams)
         return [n.path for n, q, reason in weights if reason is None and any(map(is_traced, jax.tree.leaves(q)))]
 
-    def _traced(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Trace:
+    def _traced(self, qparams: QParams, args: Args, kwargs: Kwargs) -> Trace:
         return trace_planned(self.fn, self.plan, qparams.params, args, dict(kwargs))
 
-    def __call__(self, qparams: QParams, args: Sequence[Any], kwargs: Mapping[str, Any], platform: str) -> Orders:
+    def __call__(self, qparams: QParams, args: Args, kwargs: Kwargs, platform: str) -> Orders:
         """Returns the orders, made anew in every call where parameters are traced; none where they lie on an explicit mesh."""
         arrays = jax.tree.leaves(qparams)
         if explicit_mesh(arrays) is not None:

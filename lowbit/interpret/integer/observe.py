@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
+from lowbit.core.spec import Operand
 from lowbit.core.statistics import NotFinite, Statistic
 from lowbit.interpret.codes import with_codes
 from lowbit.interpret.observe import OUTPUT, States, Watch, is_leaf, of_leaf, updated
@@ -74,7 +75,7 @@ def observation(
     """
     program, rows, wanted = program_for(plan, traced), {row.path: row for row in plan.rows}, watch.by_path()
 
-    def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+    def forward(site: Site, state: Any, x: Any, operand: Operand) -> QTensor:
         return with_codes(quantizer_of(site).quantize(state, x, operand), codes.get(site.key))
 
     known, weights, _ = weights_of(plan, program, traced, qstate, forward)

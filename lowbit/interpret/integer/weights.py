@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from lowbit.core.qtensor import QTensor
 from lowbit.core.quantizer import Quantizer
+from lowbit.core.spec import Operand
 from lowbit.interpret.refusals import Refusals
 from lowbit.interpret.state import QState, after_batch, get, layer_operand, quantizer_of
 from lowbit.interpret.trace import Trace
@@ -80,7 +81,7 @@ def check_weights(plan: Plan, traced: Trace) -> None:
     def run(leaves: list[Any]) -> None:
         now = dataclasses.replace(traced, leaves=leaves)
 
-        def forward(site: Site, state: Any, x: Any, operand: Any) -> QTensor:
+        def forward(site: Site, state: Any, x: Any, operand: Operand) -> QTensor:
             del state
             return _started(quantizer_of(site), operand, x)
 
@@ -108,6 +109,6 @@ def _weights(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _started(quantizer: Quantizer, operand: Any, x: Array) -> QTensor:
+def _started(quantizer: Quantizer, operand: Operand, x: Array) -> QTensor:
     """A weight quantized from its first state: layers alike are traced once."""
     return quantizer.quantize(quantizer.init(operand, {"values": x}, jax.random.key(0)), x, operand)
