@@ -87,7 +87,7 @@ def test_a_run_scores_what_is_executed(first):
     assert "| Small, dB, float 300.0 | W4 | 6.67 |" in text.replace(
         f"float {small['float']['score']:.1f}", "float 300.0"
     )
-    assert "| Other, dB | W3 | - | not measured | - | - | - | - | - | 5 |" in text
+    assert "| Other, dB | W3 | - | not measured | - | - | - | - | - | - | 5 |" in text
     assert "*" not in text.split("\n\n")[0]  # a bar of 100 dB is reached by nobody
 
 
