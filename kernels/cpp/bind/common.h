@@ -1,4 +1,4 @@
-// What the handlers share: XLA's arrays as the core's, and threads. All checks are the core's (core/calls.h).
+// What the handlers share: XLA's arrays as the core's, and its thread pool. All checks are the core's (core/calls.h).
 #pragma once
 
 #include <cstdint>
@@ -8,27 +8,20 @@
 #include <utility>
 
 #include "core/calls.h"
-#include "core/crew.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace lowbit {
 
 namespace ffi = xla::ffi;
 
-// As many threads as XLA's pool has, but the process' own: they are still awake when the next call comes.
 class ThreadPool : public Pool {
  public:
-  explicit ThreadPool(ffi::ThreadPool& pool) : threads_(pool.num_threads()), crew_(Crew::OfProcess()) {}
-  int64_t threads() const override { return threads_; }
-  bool is_warm() const override { return crew_.is_warm(); }
-  void Schedule(std::function<void()> task) override {
-    crew_.Grow(threads_ - 1);
-    crew_.Schedule(std::move(task));
-  }
+  explicit ThreadPool(ffi::ThreadPool& pool) : pool_(pool) {}
+  int64_t threads() const override { return pool_.num_threads(); }
+  void Schedule(std::function<void()> task) override { pool_.Schedule(std::move(task)); }
 
  private:
-  int64_t threads_;
-  Crew& crew_;
+  ffi::ThreadPool& pool_;
 };
 
 inline Type TypeOf(ffi::DataType dtype) {

@@ -201,7 +201,8 @@ void RunDirect(Conv c, const Body& body, uint8_t* at, Pool* pool, int64_t thread
   // In cycles, or nearly: a multiply takes a word of 16 channels, and storing costs as much as 40 of them; in tiles as 10.
   const int64_t positions = c.out_height * c.out_width, storing = together > 4 ? 10 : 40;
   const double image = static_cast<double>(positions * tiles) * static_cast<double>(words + storing);
-  threads = ThreadsFor(pool, threads, image * static_cast<double>(c.batch), 1 << 17);
+  constexpr double kWorthwhile = 1 << 17;  // below, waking a thread costs more than it saves
+  threads = ThreadsFor(image * static_cast<double>(c.batch), kWorthwhile, threads);
   auto run = [&] {
     ForLines(c, at, pool, threads, [&](Conv& own, uint8_t*, int64_t begin, int64_t end) {
       ScopedFlushSubnormals flush;
@@ -252,8 +253,8 @@ void RunOnce(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threa
 
   if (c.depthwise && IsStacked(c, body)) {
     const int64_t out_lines = c.batch * c.out_height, chunk = std::max<int64_t>(1, out_lines / (8 * threads));
-    const double cycles = static_cast<double>(Times(c.rows() * c.channels, c.taps_count())) / 8;
-    ParallelFor(pool, ThreadsFor(pool, threads, cycles, 1 << 16), CeilDivide(out_lines, chunk), [&](int64_t i) {
+    const double work = static_cast<double>(Times(c.rows() * c.channels, c.taps_count()));
+    ParallelFor(pool, ThreadsFor(work, 1 << 19, threads), CeilDivide(out_lines, chunk), [&](int64_t i) {
       ScopedFlushSubnormals flush;
       body.depthwise_codes(c, i * chunk, std::min(out_lines, (i + 1) * chunk));
     });
@@ -261,8 +262,8 @@ void RunOnce(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threa
   }
   if (c.depthwise) {
     c.ring = c.window_lines();
-    const double cycles = static_cast<double>(Times(c.rows() * c.channels, c.taps_count())) / 2;
-    ForLines(c, at, pool, ThreadsFor(pool, threads, cycles, 1 << 15), [&](const Conv& own, uint8_t*, int64_t begin, int64_t end) {
+    const bool small = Times(c.rows() * c.channels, c.taps_count()) < 1 << 16;
+    ForLines(c, at, pool, small ? 1 : threads, [&](const Conv& own, uint8_t*, int64_t begin, int64_t end) {
       ScopedFlushSubnormals flush;
       body.depthwise(own, begin, end);
     });
@@ -287,9 +288,9 @@ void RunOnce(const Conv& conv, void* scratch, Isa isa, Pool* pool, int64_t threa
 
   // A chunk gathers its windows, some at a time, and multiplies them while they are in cache.
   const int64_t most = GatheredRows(c), held = most + kRowPadding;
-  const double cycles = static_cast<double>(Times(Times(p.rows, p.length), p.tiles() * c.groups));
+  const bool small = Times(Times(p.rows, p.length), p.tiles() * c.groups) < 1 << 15;
   auto run = [&] {
-    ForLines(c, at, pool, ThreadsFor(pool, threads, cycles, 1 << 15), [&](Conv& own, uint8_t* slot, int64_t line_begin, int64_t line_end) {
+    ForLines(c, at, pool, small ? 1 : threads, [&](Conv& own, uint8_t* slot, int64_t line_begin, int64_t line_end) {
       ScopedFlushSubnormals flush;
       Quantize(&own, body, line_begin, line_end);
       for (int64_t begin = line_begin * c.out_width; begin < line_end * c.out_width; begin += most) {

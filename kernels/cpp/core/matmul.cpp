@@ -133,8 +133,7 @@ void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   // Quantize: worth other threads only where a row block is more than a few microseconds of work.
   constexpr int64_t kRows = 8;
   const int64_t row_blocks = (p.rows + kRows - 1) / kRows;
-  const int64_t quantizing = ThreadsFor(pool, threads, static_cast<double>(Times(p.rows, p.length)), 1 << 16);
-  ParallelFor(pool, quantizing, row_blocks, [&](int64_t i) {
+  ParallelFor(pool, Times(p.rows, p.length) < 1 << 16 ? 1 : threads, row_blocks, [&](int64_t i) {
     ScopedFlushSubnormals flush;
     const int64_t begin = i * kRows, end = std::min(p.rows, begin + kRows);
     if (!p.x_columns) return body.quantize(p, begin, end);
@@ -153,11 +152,11 @@ void Run(Matmul& p, void* scratch, Isa isa, Pool* pool, int64_t threads) {
   // Multiply. Tiles outermost: a chunk reads its weights once and reuses them over its rows. Rows are cut only where
   // there are too few tiles to feed every thread.
   const int64_t tiles = p.tiles();
-  // In cycles, roughly: reading a weight takes as long as multiplying it by one row. Fewer are not worth another thread.
+  // In cycles, roughly: reading a weight takes as long as multiplying it by one row. Fewer are not worth waking a thread.
   const int64_t rate = p.activation == Activation::kFloat ? body.floats_a_cycle : body.codes_a_cycle;
   const double cycles = std::max(1.0, static_cast<double>(p.rows) / static_cast<double>(rate)) *
                         static_cast<double>(p.length) * static_cast<double>(tiles);
-  threads = ThreadsFor(pool, threads, cycles, 1 << 15);
+  threads = ThreadsFor(cycles, 1 << 15, threads);
   // In tiles, rows whose codes stay in L2 are a chunk, with as many channels as leave some chunks to every thread.
   const int64_t row_bytes = p.activation == Activation::kFloat ? p.codes_stride / 2 : p.codes_stride;
   const int64_t cached = body.chunk_bytes == 0 ? p.rows : std::max<int64_t>(64, body.chunk_bytes / row_bytes / 32 * 32);

@@ -24,7 +24,7 @@ void Run(const Pair& c, Isa isa, Pool* pool, int64_t threads) {
   const int64_t stride = RoundUp(blocks * 4, 64) + 64;
   const int64_t available = pool == nullptr ? 1 : std::max<int64_t>(1, pool->threads());
   threads = threads <= 0 ? available : std::min(threads, available);
-  threads = ThreadsFor(pool, threads, static_cast<double>(Times(Times(batches, c.rows), Times(tiles, blocks))), 1 << 15);
+  if (Times(Times(batches, c.rows), Times(tiles, blocks)) < 1 << 15) threads = 1;  // multiplies: fewer are not worth waking one
   // Rows are cut where there are too few batches to feed every thread: each part writes the right operand's blocks anew.
   const int64_t parts = batches >= threads ? 1 : std::min(CeilDivide(threads, batches), CeilDivide(c.rows, 16));
   const int64_t chunk = RoundUp(CeilDivide(c.rows, parts), 16);

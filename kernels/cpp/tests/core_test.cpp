@@ -6,37 +6,19 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "core/conv.h"
-#include "core/crew.h"
 #include "core/isa.h"
 #include "core/matmul.h"
 #include "core/parallel.h"
 #include "core/view.h"
+#include "pools.h"
 
 using namespace lowbit;
 
-#define EXPECT(condition)                                                          \
-  do {                                                                             \
-    if (!(condition)) {                                                            \
-      std::fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                \
-    }                                                                              \
-  } while (0)
-
 namespace {
-
-// A pool whose workers never come.
-class Dead : public Pool {
- public:
-  int64_t threads() const override { return 8; }
-  void Schedule(std::function<void()> task) override { kept.push_back(std::move(task)); }
-  std::vector<std::function<void()>> kept;
-};
 
 struct Case {
   int64_t rows, length, out, group;
@@ -302,53 +284,6 @@ void TestConv(Pool* pool) {
   }
 }
 
-void TestParallelFor() {
-  Crew pool(4);
-  EXPECT(pool.threads() == 4);
-  for (int64_t count : {0, 1, 2, 7, 1000}) {
-    std::vector<std::atomic<int>> hits(count);
-    ParallelFor(&pool, 4, count, [&](int64_t i) { hits[i].fetch_add(1); });
-    for (auto& hit : hits) EXPECT(hit.load() == 1);
-  }
-  Dead dead;  // nobody comes: the caller does it all, and a late worker finds nothing
-  int done = 0;
-  ParallelFor(&dead, 8, 100, [&](int64_t) { ++done; });
-  EXPECT(done == 100);
-  for (auto& task : dead.kept) task();
-  EXPECT(done == 100);
-}
-
-// Threads sleep after a while, and are woken; a task that nobody takes any more is kept by none.
-void TestCrew() {
-  for (int pause : {0, 5}) {
-    Crew pool(3);
-    std::atomic<int> done{0};
-    for (int i = 1; i <= 6; ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(pause));
-      pool.Schedule([&] { done.fetch_add(1); });
-      for (int waited = 0; pause > 0 && done.load() < i; ++waited) {
-        EXPECT(waited < 10000);
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-    }
-  }
-  Crew none(1);  // without threads, as a forked process finds them
-  auto held = std::make_shared<int>(0);
-  for (int i = 0; i < 100; ++i) none.Schedule([held] {});
-  EXPECT(held.use_count() == 1);
-  EXPECT(!none.is_warm());
-}
-
-// Every worker of the pool is itself a caller: a call that waited for tasks not yet started would hang here.
-void TestNoDeadlock() {
-  Crew pool(3);
-  std::atomic<int> total{0};
-  for (int round = 0; round < 50; ++round) {
-    ParallelFor(&pool, 2, 4, [&](int64_t) { ParallelFor(&pool, 2, 8, [&](int64_t) { total.fetch_add(1); }); });
-  }
-  EXPECT(total.load() == 50 * 4 * 8);
-}
-
 void TestFlush() {
   volatile float tiny = 1e-38f;
   EXPECT(tiny * 0.1f != 0.0f);
@@ -365,10 +300,7 @@ void TestFlush() {
 int main() {
   std::printf("best instruction set: %s\n", IsaName(BestIsa()));
   TestFlush();
-  TestParallelFor();
-  TestCrew();
-  TestNoDeadlock();
-  Crew pool(4);
+  Workers pool(3);
   TestBodies(&pool);
   TestWeightOnly(&pool, 7, 90, 40, false);
   TestWeightOnly(&pool, 50, 1100, 96, false);  // in tiles, of weights unpacked in two parts
