@@ -4,7 +4,8 @@ Command::
 
     lowbit run experiments/configs/allocate_networks.py
 
-Needs what ``post_training.py`` needs; about 40 minutes on 2 idle CPU cores, half of them GPTQ on MobileNetV2; a stopped run goes on.
+Needs what ``post_training.py`` needs; about 40 minutes on 2 idle CPU cores, half of them GPTQ on MobileNetV2, and half an hour of a core more
+for how well MobileNetV2's scores predict; a stopped run goes on.
 ``--only minilm`` runs one network, ``--only '*-rtn'`` one recipe, and ``--only '*/float'`` how well scores predict. ``cp
 runs/allocate_networks/summary.json experiments/results/allocate_networks.json`` and ``python -m experiments.mixed_table
 papers/allocation.md`` write the table.
@@ -35,5 +36,6 @@ config = suite(
     Network(
         "mobilenet_v2", "MobileNetV2", mobilenet(), "top-1 %", _WIDTHS, (Budgeted("w4", ("w4",)), Budgeted("w5", ("w5",))),
         ladder=(3.5, 4.0, 4.5, 6.0), measured=1, generations=30,
+        methods=("taylor kl", "taylor mse", "fisher kl", "sqnr"),  # half an hour of a core; traces and slopes take longer
     ),
 )  # fmt: skip

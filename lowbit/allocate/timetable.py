@@ -20,7 +20,7 @@ from lowbit.core import atomic
 from lowbit_kernels.cpu.library import ISA_VARIABLE, status
 from lowbit_kernels.platforms import processor
 
-VARIABLE = "LOWBIT_TIMES"
+VARIABLE = "LOWBIT_TIMETABLE"
 """The variable that names another folder."""
 
 
@@ -33,7 +33,7 @@ class Entry(TypedDict):
 
 
 def folder() -> Path:
-    """Returns where tables are: ``$LOWBIT_TIMES``, else ``lowbit/times`` in the user's cache folder."""
+    """Returns where tables are: ``$LOWBIT_TIMETABLE``, else ``lowbit/times`` in the user's cache folder."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit" / "times"

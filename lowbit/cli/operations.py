@@ -51,7 +51,7 @@ def _parser() -> Parser:
         prog="lowbit bench operations",
         description=(
             "Time every operation of the model that a function of a Python file builds, alone, in floats and with every candidate, "
-            "on the kernel that lowbit.execute runs. Times are kept in a table of this machine, in $LOWBIT_TIMES or the user's "
+            "on the kernel that lowbit.execute runs. Times are kept in a table of this machine, in $LOWBIT_TIMETABLE or the user's "
             "cache folder, which budgets of milliseconds read: what it lacks is measured then. Run it while nothing else computes."
         ),
         epilog="example: lowbit bench operations model.py:build --data model.py:batches --candidate w4/g32 --candidate w8,a8",
