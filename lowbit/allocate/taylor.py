@@ -43,9 +43,8 @@ class Weighted(Total):
         return state + jnp.sum(jnp.square(slope * (x.astype(jnp.float32) - right)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Wanted(Statistic):
-    """Keeps nothing itself: the values it is beside are wanted of a result or an operand."""
+class _Wanted:
+    """Of a statistic that keeps nothing itself: the values it is beside are wanted of a result or an operand."""
 
     def init(self, operand: Operand) -> Any:
         return jnp.zeros((), jnp.float32)
@@ -58,12 +57,12 @@ class _Wanted(Statistic):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Float(_Wanted):
+class _Float(_Wanted, Statistic):
     name = beside = "float"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Gradient(_Wanted):
+class _Gradient(_Wanted, Statistic):
     name = beside = "gradient"
 
 

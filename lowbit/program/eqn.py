@@ -8,7 +8,9 @@ class Variable(Protocol):
     """A variable or a literal of a jaxpr: what is read of one everywhere is the shape and dtype in ``aval``."""
 
     @property
-    def aval(self) -> Any: ...
+    def aval(self) -> Any:
+        """Its shape and dtype."""
+        ...
 
 
 @runtime_checkable
@@ -16,22 +18,36 @@ class Eqn(Protocol):
     """An equation of a jaxpr, as jax has it or a view of one."""
 
     @property
-    def primitive(self) -> Any: ...
+    def primitive(self) -> Any:
+        """What it does."""
+        ...
 
     @property
-    def params(self) -> dict[str, Any]: ...
+    def params(self) -> dict[str, Any]:
+        """Of the primitive."""
+        ...
 
     @property
-    def invars(self) -> Sequence[Variable]: ...
+    def invars(self) -> Sequence[Variable]:
+        """What it reads."""
+        ...
 
     @property
-    def outvars(self) -> Sequence[Variable]: ...
+    def outvars(self) -> Sequence[Variable]:
+        """What it gives."""
+        ...
 
     @property
-    def effects(self) -> Any: ...
+    def effects(self) -> Any:
+        """What it does besides, such as reading a reference."""
+        ...
 
     @property
-    def ctx(self) -> Any: ...
+    def ctx(self) -> Any:
+        """The configuration that it was traced under."""
+        ...
 
     @property
-    def source_info(self) -> Any: ...
+    def source_info(self) -> Any:
+        """The lines of the model that it comes from."""
+        ...

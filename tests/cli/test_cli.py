@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.configs import allocate_thermostat, demo
+from experiments.configs import demo
 from lowbit import cli
 from lowbit.cli.running import check
 from tests.run import tiny
@@ -140,6 +140,13 @@ def test_a_failed_piece_is_a_status(capsys, tmp_path):
     assert err == ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """A config with a field that begins empty."""
+
+    rules: tuple[str, ...] = ()
+
+
 def test_changes_are_typed():
     config = cli.changed(demo.config, ["seeds=3", "fit.lr=1", "methods.lsq_w4a4.fit.epochs=7", "name=other"])
     assert config.seeds == (3,)
@@ -150,10 +157,9 @@ def test_changes_are_typed():
     assert demo.config == dataclasses.replace(demo.config)
     assert cli.changed(demo.config, ["seeds=(0, 1)"]).seeds == (0, 1)
     assert cli.changed(demo.config, ["train_samples=600"]).train_samples == 600  # None until it is set
-    none = dataclasses.replace(allocate_thermostat.config, uniform=())
-    some = cli.changed(none, ["uniform=w2,w8"])
-    assert some.uniform == ("w2", "w8")  # no items until they are set
-    assert cli.changed(some, ["uniform="]).uniform == ()
+    some = cli.changed(Uniform(), ["rules=w2,w8"])
+    assert some.rules == ("w2", "w8")  # no items until they are set
+    assert cli.changed(some, ["rules="]).rules == ()
     with pytest.raises(cli.UsageError, match="--set seeds=: "):
         cli.changed(demo.config, ["seeds="])
 
