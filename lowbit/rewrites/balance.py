@@ -251,8 +251,9 @@ class _Reader:
     @classmethod
     def of(cls, row: Row, leaf: np.ndarray, channels: np.ndarray, seen: Mapping[str, np.ndarray]) -> "_Reader":
         spec = next((site.spec for site in row.sites if not site.is_weight), None)
-        is_integer = spec is not None and spec.format.is_integer
-        levels = float(spec.format.high - spec.format.low) if is_integer else np.inf
+        levels = np.inf
+        if spec is not None and spec.format.is_integer:
+            levels = float(spec.format.high - spec.format.low)
         low = np.minimum(seen["low"], 0.0)
         rows = _channels(row, channels)[:, :, 0]
         return cls(
