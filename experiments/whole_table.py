@@ -34,7 +34,7 @@ def runs() -> list[dict[str, Any]]:
 def milliseconds(lines: Sequence[Mapping[str, Any]], column: str) -> str:
     """Returns the medians of a column, by growing batch; a dash where it was not measured."""
     times = [line["times"][column]["median_ms"] for line in lines if column in line["times"]]
-    return " / ".join(f"{ms:.2g}" if ms < 100 else f"{ms:.0f}" for ms in times) or "-"
+    return " / ".join(f"{ms:.2g}" if ms < 99.5 else f"{ms:.0f}" for ms in times) or "-"
 
 
 def of_machine(run: Mapping[str, Any]) -> str:
