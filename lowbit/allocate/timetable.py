@@ -5,20 +5,15 @@ runs: where one of them changes, another table is begun. Several processes may w
 """
 
 import fcntl
-import functools
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-import jax
-
 from lowbit.core import atomic
-from lowbit_kernels.cpu.library import ISA_VARIABLE, status
-from lowbit_kernels.platforms import processor
+from lowbit.packed.machine import machine
 
 VARIABLE = "LOWBIT_TIMETABLE"
 """The variable that names another folder."""
@@ -37,25 +32,6 @@ def folder() -> Path:
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit" / "times"
-
-
-def machine() -> dict[str, str]:
-    """Returns what a table is of."""
-    native = status()
-    return {
-        "processor": processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
-        "instruction set": os.environ.get(ISA_VARIABLE) or next(iter(native.isas), "none"),
-        "kernels": _hash_of(native.path) if native.path else f"none: {native.reason}",
-        "jax": jax.__version__,
-    }
-
-
-@functools.cache
-def _hash_of(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 class Timetable:

@@ -10,8 +10,8 @@ import jax
 import lowbit as lb
 from lowbit.allocate.budget import Budget
 from lowbit.allocate.choose import allocation
-from lowbit.allocate.compiled import fitting
 from lowbit.allocate.evolution import evolve
+from lowbit.export.fitting import fitting
 from lowbit.plan.rows import Plan
 
 from .experiment import Allocation

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from lowbit_kernels.platforms import processor
+from lowbit.packed.machine import processor
 
 PACKAGES = (
     "lowbit", "lowbit-kernels", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors",

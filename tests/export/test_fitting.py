@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import lowbit as lb
-from lowbit.allocate.compiled import fitting
 from lowbit.allocate.scores import Scores
+from lowbit.export.fitting import fitting
 
 RNG = np.random.default_rng(0)
 PARAMS = {name: jnp.asarray(RNG.normal(size=(64, 64)), jnp.float32) for name in ("a", "b")}

@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lowbit.allocate.budget import Budget
+from lowbit.allocate.choose import Allocation, allocation
+from lowbit.allocate.scores import Scores
 from lowbit.calibrate.fold import calibrate
-from lowbit.export.bundle import export
-from lowbit.export.c.run import TOOLCHAINS, run_cases
 from lowbit.interpret.packing import pack
 from lowbit.plan.rows import Plan
 
-from .budget import Budget
-from .choose import Allocation, allocation
-from .scores import Scores
+from .bundle import export
+from .c.run import TOOLCHAINS, run_cases
 
 ROUNDS = 10
 
