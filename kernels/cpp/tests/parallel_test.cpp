@@ -19,12 +19,12 @@ void TestParallelFor() {
     ParallelFor(&pool, 4, count, [&](int64_t i) { hits[i].fetch_add(1); });
     for (auto& hit : hits) EXPECT(hit.load() == 1);
   }
-  Dead dead;  // nobody comes: the caller does it all, and a late worker finds nothing
-  int done = 0;
-  ParallelFor(&dead, 8, 100, [&](int64_t) { ++done; });
-  EXPECT(done == 100);
+  Dead dead;  // nobody of its own comes: the caller and who waits in a seat do it all, and a late worker finds nothing
+  std::atomic<int> done{0};
+  ParallelFor(&dead, 8, 100, [&](int64_t) { done.fetch_add(1); });
+  EXPECT(done.load() == 100);
   for (auto& task : dead.kept) task();
-  EXPECT(done == 100);
+  EXPECT(done.load() == 100);
 }
 
 // Every worker of the pool is itself a caller: a call that waited for tasks not yet started would hang here.
