@@ -8,10 +8,11 @@ Needs what ``edge_thermostat.py`` needs; a stopped run goes on; about 3 minutes 
 experiments/results/allocate_thermostat.json`` and ``python -m experiments.mixed_table papers/allocation.md`` write the table.
 """
 
+import dataclasses
+
 import lowbit as lb
-from experiments.data import temperature
-from experiments.models import forecaster
-from lowbit.run import Allocation, Experiment, Fit, Method, Metric, absolute_error, device
+from experiments.configs import edge_thermostat
+from lowbit.run import Allocation, Method, device
 
 _TARGET, _RULES = "cortex-m4", ("w2,a8", "w4,a8", "w8,a8")
 
@@ -22,18 +23,14 @@ def _within(limit: int) -> Method:
     return Method(f"within_{limit}", {"**": _RULES[-1]}, integer=True, allocate=asked)
 
 
-config = Experiment(
+config = dataclasses.replace(
+    edge_thermostat.config,
     name="allocate_thermostat",
-    data=temperature.load,
-    model=forecaster.build,
-    metric=Metric("MAE C", forecaster.mean_error, digits=3),
-    loss=absolute_error,
-    fit=Fit(epochs=12, batch=64, lr=1e-3),
     methods=(
         *(_within(limit) for limit in (10_000, 16_000, 20_000)),
         *(Method("uniform_" + rule.replace(",", ""), {"**": rule}, integer=True) for rule in _RULES),
     ),
     seeds=(0,),
-    calibration_batch=100,
+    baseline=None,
     evals=(device(_TARGET, samples=20, digits=3),),
 )

@@ -61,7 +61,7 @@ def measured(
                 kept = None if again else table.lookup(text)
                 known[text] = _milliseconds(now, repeats) if kept is None else kept
                 if kept is None and _ADDRESS not in text:
-                    table.keep({text: Entry(**entry, ms=known[text])})
+                    table.keep(text, Entry(**entry, ms=known[text]))
             times[row.path][candidate.name] = known[text] * math.prod(row.stack)
         if progress is not None:
             progress(count + 1)

@@ -1,14 +1,13 @@
 """Times of operations measured on this machine, kept in the user's cache: none is measured twice, and none is guessed.
 
-A table is of one processor, its number of cores, the instruction set of the kernels, the kernels' library, jax and the device that
-runs: where one of them changes, another table is begun. Several processes may write one.
+A table is of one processor, its number of cores, the instruction set of the kernels, the kernels' library, lowbit, jax and the device
+that runs: where one of them changes, another table is begun. Several processes may write one.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -55,22 +54,21 @@ class Timetable:
         entry = self._entries.get(_key(text))
         return None if entry is None else entry["ms"]
 
-    def keep(self, entries: Mapping[str, Entry]) -> None:
-        """Writes what was measured, by the whole description, beside what other processes kept meanwhile.
+    def keep(self, text: str, entry: Entry) -> None:
+        """Writes what was measured of a whole description, beside what other processes kept meanwhile.
 
         A cache that cannot be written is none: what was measured counts all the same.
         """
-        if not entries:
-            return
+        now = {_key(text): entry}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.with_suffix(".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                self._entries = self._read() | {_key(text): entry for text, entry in entries.items()}
+                self._entries = self._read() | now
                 content = {"machine": self._machine, "entries": self._entries}
                 atomic.write_file(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
         except OSError:
-            self._entries = self._entries | {_key(text): entry for text, entry in entries.items()}
+            self._entries = self._entries | now
 
     def _read(self) -> dict[str, Entry]:
         try:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -13,7 +14,7 @@ from lowbit_kernels.platforms import processor as processor
 
 
 def machine() -> dict[str, str]:
-    """Returns processor, cores, system, device, instruction set, the kernels' library and jax, as text."""
+    """Returns processor, cores, system, device, instruction set, the kernels' library, and versions, as text."""
     native = status()
     return {
         "processor": processor(),
@@ -22,6 +23,7 @@ def machine() -> dict[str, str]:
         "device": f"{jax.default_backend()} {jax.devices()[0].device_kind}",
         "instruction set": os.environ.get(ISA_VARIABLE) or next(iter(native.isas), "none"),
         "kernels": _hash_of(native.path) if native.path else f"none: {native.reason}",
+        "lowbit": importlib.metadata.version("lowbit"),
         "jax": jax.__version__,
     }
 

@@ -212,7 +212,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
     if method.fit is None or method.around is not None:
         return fn, plan, params, model.state, qstate, None
     key = train_key(job, method, seed)
-    model, qstate = quantized(job, method, model, plan, qstate, method.fit, seed, name, key)
+    model, qstate = quantized(job, method, model, plan, qstate, seed, name, key)
     fn, params = served(method, model, batches[0])
     if method.settled is not None:
         plan = settled_plan(plan, qstate, method.settled)
@@ -220,9 +220,7 @@ def _bound(job: Job, method: Method, seed: int) -> tuple[Any, ...]:
         qstate = lb.calibrate(
             fn, plan, params, [(model.state, *x) for x in batches], key=jax.random.key(seed), progress=bar
         )
-        model, qstate = quantized(
-            job, method, model, plan, qstate, method.settled.fit, seed, name, key, is_settled=True
-        )
+        model, qstate = quantized(job, method, model, plan, qstate, seed, name, key, is_settled=True)
         fn, params = served(method, model, batches[0])
     return fn, plan, params, model.state, qstate, None
 

@@ -11,7 +11,7 @@ from lowbit.core.quantizer import QState
 from lowbit.plan.rows import Plan, Row
 from lowbit.rewrites import batch_norm
 
-from .experiment import Fit, Method, Model, Settled
+from .experiment import Method, Model, Settled
 from .floats import float_model
 from .folder import SETTLED
 from .job import Job, calibration, score
@@ -31,7 +31,6 @@ def quantized(
     model: Model,
     plan: Plan,
     qstate: QState,
-    fit: Fit,
     seed: int,
     name: str,
     key: str,
@@ -46,16 +45,21 @@ def quantized(
         model: parameters to begin with.
         plan: of the function that is served.
         qstate: its state to begin with.
-        fit: how long, how fast.
         seed: of the order of samples.
         name: of the piece.
         key: of its training state.
-        is_settled: whether widths were learned before, so that the method's penalty is paid.
+        is_settled: whether this is the training that follows learned widths: by `Method.settled`, without the penalty that moved
+            them, with norms as the first training left them.
     """
     loss = method.distill or job.experiment.loss
     assert loss is not None
-    given = calibration(job)[0]
-    penalty = None if is_settled else method.penalty
+    given, first = calibration(job)[0], method.fit
+    assert first is not None
+    fit, part, before, penalty, freeze = first, name, 0, method.penalty, method.freeze_norms
+    if is_settled:
+        assert method.settled is not None
+        fit, part, before, penalty = method.settled.fit, f"{name}/{SETTLED}", first.epochs, None
+        freeze = None if freeze is None else 0
 
     def evaluate(tree: Any, rest: Any) -> dict[str, Any]:
         state, now = (
@@ -72,10 +76,8 @@ def quantized(
         )
         return {"metric": score(job, results), **trajectory(plan)(params, state)}
 
-    before = method.fit.epochs if is_settled and method.fit is not None else 0
-    part = f"{name}/{SETTLED}" if is_settled else name
     tree, rest = train(
-        quantized_loss(model.fn, model.train_fn, plan, loss, penalty, method.freeze_norms),
+        quantized_loss(model.fn, model.train_fn, plan, loss, penalty, freeze),
         {"params": model.params, "learn": qstate["learn"]},
         {"state": model.state, "fixed": qstate["fixed"]},
         job.data.train if method.distill is None else taught(job, seed),

@@ -63,22 +63,23 @@ def test_a_file_that_is_no_table_is_measured_over(counted, content):
     timetable.folder().mkdir(parents=True)
     Timetable().path.write_text(content)
     assert Timetable().lookup("x") is None
-    Timetable().keep({"x": ENTRY})
+    Timetable().keep("x", ENTRY)
     assert Timetable().lookup("x") == 0.5
 
 
 @pytest.mark.parametrize("ms", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_time_that_cannot_be_is_not_read(counted, ms):
     table = Timetable()
-    table.keep({"x": ENTRY | {"ms": ms}, "y": ENTRY})
+    table.keep("x", ENTRY | {"ms": ms})
+    table.keep("y", ENTRY)
     assert Timetable().lookup("x") is None
     assert Timetable().lookup("y") == 0.5
 
 
 def test_two_writers_keep_what_both_measured(counted):
     ours, theirs = Timetable(), Timetable()  # both read before one wrote
-    theirs.keep({"theirs": ENTRY})
-    ours.keep({"ours": ENTRY})
+    theirs.keep("theirs", ENTRY)
+    ours.keep("ours", ENTRY)
     assert {Timetable().lookup(name) for name in ("ours", "theirs")} == {0.5}
     assert json.loads(ours.path.read_text())["machine"] == timetable.machine()
 
