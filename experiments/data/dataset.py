@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from lowbit.core import folders
 from lowbit.core.atomic import replacing as atomic
 
 
@@ -20,7 +21,7 @@ def cache_folder() -> Path:
     """Returns where fetched files are kept: ``$LOWBIT_DATA``, else ``lowbit`` in the user's cache folder."""
     if chosen := os.environ.get("LOWBIT_DATA"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit"
+    return folders.cache_folder()
 
 
 def package_file(module: str, relative: str, *, install: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lowbit.core import atomic
+from lowbit.core.folders import cache_folder
 from lowbit.packed.machine import machine
 
 VARIABLE = "LOWBIT_TIMETABLE"
@@ -30,7 +31,7 @@ def folder() -> Path:
     """Returns where tables are: ``$LOWBIT_TIMETABLE``, else ``lowbit/times`` in the user's cache folder."""
     if chosen := os.environ.get(VARIABLE):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit" / "times"
+    return cache_folder() / "times"
 
 
 class Timetable:

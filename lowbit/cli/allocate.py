@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .parsing import add_candidates
 from .quantize import _function, _model, _rules, _screen
 
 UNITS = ("bits", "bytes", "macs", "bops", "milliseconds", "flash", "ram")
@@ -24,15 +25,7 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
         ),
         epilog="example: lowbit allocate model.py:build --data model.py:batches --candidate w2/g32 --candidate w4 --bits 3.5 --out out",
     )
-    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="what builds the model")
-    parser.add_argument("--data", metavar="FILE.py:FUNCTION", required=True, help="what yields calibration batches")
-    parser.add_argument(
-        "--candidate", metavar="RULE", action="append", required=True, help="such as w4; may be repeated"
-    )
-    parser.add_argument(
-        "--rules", metavar="[GLOB=]RULE", action="append",
-        help="what is quantized at all, such as head/*=keep; may be repeated (default: everything)",
-    )  # fmt: skip
+    add_candidates(parser, "what yields calibration batches")
     parser.add_argument("--method", metavar="NAME", default="taylor", help="of lowbit.sensitivity (default: taylor)")
     parser.add_argument(
         "--loss", metavar="FILE.py:FUNCTION|mse|kl", help="of the model's result (default for taylor and fisher: mse, without labels)"
@@ -40,7 +33,6 @@ def add(words: "argparse._SubParsersAction[Any]") -> None:
     for unit in UNITS:
         parser.add_argument(f"--{unit}", metavar="N", type=float, help=f"budget of {unit}")
     parser.add_argument("--target", metavar="NAME", help="only what this target holds")
-    parser.add_argument("--integer", action="store_true", help="a full-integer plan")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder of the results")
     parser.add_argument("--report", action="store_true", help="also write report.html, and its pictures as PNG")
     parser.set_defaults(do=allocate)

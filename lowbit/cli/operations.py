@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .errors import UsageError
-from .parsing import Parser
+from .parsing import Parser, add_candidates
 from .quantize import _function, _model, _rules, _screen
 
 FLOAT = "keep"
@@ -56,17 +56,6 @@ def _parser() -> Parser:
         ),
         epilog="example: lowbit bench operations model.py:build --data model.py:batches --candidate w4/g32 --candidate w8,a8",
     )
-    parser.add_argument("model", metavar="FILE.py:FUNCTION", help="what builds the model")
-    parser.add_argument(
-        "--data", metavar="FILE.py:FUNCTION", required=True, help="what yields batches; the first gives the shapes"
-    )
-    parser.add_argument(
-        "--candidate", metavar="RULE", action="append", required=True, help="such as w8,a8; may be repeated"
-    )
-    parser.add_argument(
-        "--rules", metavar="[GLOB=]RULE", action="append",
-        help="what is quantized at all, such as head/*=keep; may be repeated (default: everything)",
-    )  # fmt: skip
-    parser.add_argument("--integer", action="store_true", help="a full-integer plan")
+    add_candidates(parser, "what yields batches; the first gives the shapes")
     parser.add_argument("--again", action="store_true", help="measure what the table holds too, and replace it")
     return parser

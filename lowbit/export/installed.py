@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from lowbit.core.folders import cache_folder
 from lowbit.targets.target import Target
 
 
@@ -13,7 +14,7 @@ def tools_folder() -> Path:
     """Returns where programs of other machines are: ``$LOWBIT_TOOLS``, else ``lowbit/tools`` in the user's cache folder."""
     if chosen := os.environ.get("LOWBIT_TOOLS"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit" / "tools"
+    return cache_folder() / "tools"
 
 
 def missing(target: Target) -> str:

@@ -127,7 +127,7 @@ class Balance(Given):
         self, size: int, readers: Sequence["_Reader"], makers: Sequence["_Maker"]
     ) -> tuple[Float[np.ndarray, " channels"], float]:
         """The factors with the least expected noise, and what it is over that without."""
-        reach = np.max([reader.reach for reader in readers], axis=0)
+        reach = np.max([reader.largest for reader in readers], axis=0)
         rows = np.max([reader.rows(size) for reader in readers], axis=0)
         is_live = (reach > 0) & (rows > 0)
         if not is_live.any():
@@ -261,10 +261,6 @@ class _Reader:
             spec is None or not spec.symmetric,
         )  # fmt: skip
 
-    @property
-    def reach(self) -> np.ndarray:
-        return self.largest
-
     def rows(self, size: int) -> np.ndarray:
         """The largest weight of every channel."""
         largest = np.zeros(size + 1)
@@ -300,7 +296,6 @@ class _Maker:
     Attributes:
         scales: of the weight.
         channels: of every entry; -1 of those that make none.
-        size: how many channels there are.
     """
 
     scales: _Scales
