@@ -70,7 +70,7 @@ def test_a_file_that_is_no_table_is_measured_over(counted, content):
 @pytest.mark.parametrize("ms", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_time_that_cannot_be_is_not_read(counted, ms):
     table = Timetable()
-    table.keep("x", ENTRY | {"ms": ms})
+    table.keep("x", Entry(operation="dot_general", quantizers=["float"], ms=ms))
     table.keep("y", ENTRY)
     assert Timetable().lookup("x") is None
     assert Timetable().lookup("y") == 0.5
